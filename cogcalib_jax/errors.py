@@ -1,0 +1,44 @@
+"""The error a user's mistake raises, and how an entry point ends.
+
+Exit codes: 0 done, 2 a user's mistake told in one line on stderr, 130 interrupted, 141 the reader
+of a pipe went away. Every other exception is a bug of this project and keeps its traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one line: what, where, what to do."""
+
+
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run an entry point and turn its ending into an exit code.
+
+    Args:
+        main: receives the arguments without the program's name; None counts as 0.
+        argv: the arguments; `sys.argv[1:]` where absent.
+
+    Returns:
+        The exit code, for `sys.exit`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = main(arguments) or 0
+        # A closed pipe shows itself only when the buffer is written: here, where it is caught,
+        # and not while the interpreter shuts down.
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) is gone. What is still buffered must go nowhere, or the
+        # interpreter's own flush at exit complains about the same pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,25 @@
+"""Settings every test relies on; they must stand before jax is imported for the first time."""
+
+import os
+from pathlib import Path
+
+# Eight simulated devices, so that every sharding is tested on any machine. Only the CPU: results
+# must not depend on the accelerator that happens to be present.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real checkpoints, tokenizers and rows beside the repository, where present."""
+    folder = REPOSITORY.parent / "shared" / "realdata"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/realdata beside the repository")
+    return folder
