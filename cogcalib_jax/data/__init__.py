@@ -1,0 +1,1 @@
+"""Rows, splits, prompts, token ids and batches."""

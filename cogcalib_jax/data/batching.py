@@ -1,0 +1,206 @@
+"""Encoded rows as padded arrays.
+
+Padded lengths come from a few buckets chosen once, and every other axis is fixed for a whole
+split, so a split compiles once per bucket. Which rows a training batch holds is a pure function
+of (seed, step): resuming needs no iterator state.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+
+
+class Batch(NamedTuple):
+    """Numpy arrays of one batch: B rows of T input tokens, A answer positions, K options."""
+
+    input_ids: np.ndarray
+    """[B, T] int32: prompt and completion without its last token, right-padded with 0"""
+    lengths: np.ndarray
+    """[B] int32: real tokens of each row of input_ids"""
+    positions: np.ndarray
+    """[B, A] int32: index of the hidden state that predicts each target"""
+    targets: np.ndarray
+    """[B, A] int32: tokens of the completion"""
+    loss_mask: np.ndarray
+    """[B, A] float32: 1 where a target is real"""
+    option_ids: np.ndarray
+    """[B, K] int32: the options' tokens; K = 0 where any option of the split has several"""
+    option_mask: np.ndarray
+    """[B, K] float32: 1 where an option exists"""
+    answer: np.ndarray
+    """[B] int32: index of the right option"""
+    row: np.ndarray
+    """[B] int32: index of the example in its split"""
+    weight: np.ndarray
+    """[B] float32: 0 for a row that only fills the batch (a copy of a real one)"""
+
+
+def train_batch(
+    encoded: Sequence[Encoded], seed: int, step: int, batch_size: int, buckets: Sequence[int]
+) -> Batch:
+    """The batch of `step`: a pure function of its arguments.
+
+    The stream of rows is one permutation of the split after the other, cut into batches, so every
+    row occurs exactly once per epoch; a batch may hold the end of one epoch and the start of the
+    next. Pass an `EncodedSplit`: for any other sequence its shapes are worked out at every call.
+    """
+    split = EncodedSplit.of(encoded)
+    rows = epoch_rows(len(split), seed, step, batch_size)
+    picks = [(row, split[row].answer) for row in rows]
+    return _batch(split, picks, batch_size, buckets, split.answer_tokens)
+
+
+def epoch_rows(n_rows: int, seed: int, step: int, batch_size: int) -> list[int]:
+    """Row numbers of training batch `step`; see `train_batch`."""
+    if n_rows == 0:
+        raise ValueError("a training batch needs at least one row")
+    first = step * batch_size
+    return [
+        int(_permutation(n_rows, seed, position // n_rows)[position % n_rows])
+        for position in range(first, first + batch_size)
+    ]
+
+
+# Two epochs meet in one batch; a handful also serves train and validation streams side by side.
+@lru_cache(maxsize=8)
+def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(
+        n_rows
+    )
+
+
+def eval_batches(
+    encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
+) -> Iterator[Batch]:
+    """Every row once with its right answer, shortest first; the last batch is filled up.
+
+    With single-token options this scores every option in one pass; with options of several tokens
+    it gives the right answer's loss only, and `option_batches` scores the options.
+    """
+    split = EncodedSplit.of(encoded)
+    for rows in _by_length(split.lengths, batch_size):
+        picks = [(row, split[row].answer) for row in rows]
+        yield _batch(split, picks, batch_size, buckets, split.answer_tokens)
+
+
+def option_batches(
+    encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Every (row, option) once, targets = that option's tokens; with the options' indices [B]."""
+    split = EncodedSplit.of(encoded)
+    picks = [(row, option) for row, e in enumerate(split) for option in range(len(e.completions))]
+    lengths = np.array(
+        [len(split[r].prompt_ids) + len(split[r].completion_ids[o]) - 1 for r, o in picks]
+    )
+    for chosen in _by_length(lengths, batch_size):
+        part = [picks[i] for i in chosen]
+        batch = _batch(split, part, batch_size, buckets, split.option_tokens)
+        options = [option for _, option in part]
+        options += options[-1:] * (batch_size - len(options))
+        yield batch, np.array(options, dtype=np.int32)
+
+
+def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
+    """Indices in order of length (ties in order of index), cut into batches."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size].tolist()
+
+
+def _batch(
+    split: EncodedSplit,
+    picks: Sequence[tuple[int, int]],
+    batch_size: int,
+    buckets: Sequence[int],
+    answer_axis: int,
+) -> Batch:
+    """The batch of (row, option) picks, filled up to `batch_size` with copies of the last pick."""
+    weight = np.zeros(batch_size, np.float32)
+    weight[: len(picks)] = 1.0
+    picks = [*picks, *[picks[-1]] * (batch_size - len(picks))]
+    sequences = [split[row].prompt_ids + split[row].completion_ids[option] for row, option in picks]
+    lengths = np.array([len(ids) - 1 for ids in sequences], np.int32)
+    option_axis = split.options if split.option_tokens == 1 else 0
+
+    input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
+    positions = np.zeros((batch_size, answer_axis), np.int32)
+    targets = np.zeros((batch_size, answer_axis), np.int32)
+    loss_mask = np.zeros((batch_size, answer_axis), np.float32)
+    option_ids = np.zeros((batch_size, option_axis), np.int32)
+    option_mask = np.zeros((batch_size, option_axis), np.float32)
+    for i, ((row, option), ids) in enumerate(zip(picks, sequences, strict=True)):
+        example = split[row]
+        input_ids[i, : lengths[i]] = ids[:-1]
+        completion = example.completion_ids[option]
+        n = len(completion)
+        targets[i, :n] = completion
+        positions[i, :n] = np.arange(len(ids) - n - 1, len(ids) - 1)
+        loss_mask[i, :n] = 1.0
+        if option_axis:
+            k = len(example.completion_ids)
+            option_ids[i, :k] = [ids[0] for ids in example.completion_ids]
+            option_mask[i, :k] = 1.0
+    return Batch(
+        input_ids=input_ids,
+        lengths=lengths,
+        positions=positions,
+        targets=targets,
+        loss_mask=loss_mask,
+        option_ids=option_ids,
+        option_mask=option_mask,
+        answer=np.array([split[row].answer for row, _ in picks], np.int32),
+        row=np.array([row for row, _ in picks], np.int32),
+        weight=weight,
+    )
+
+
+def _bucket(length: int, buckets: Sequence[int]) -> int:
+    fitting = [bucket for bucket in buckets if bucket >= length]
+    if not fitting:
+        raise ValueError(f"{length} tokens fit into none of the buckets {tuple(buckets)}")
+    return min(fitting)
+
+
+def length_buckets(
+    lengths: Sequence[int] | np.ndarray, max_buckets: int = 12, multiple: int = 8
+) -> tuple[int, ...]:
+    """The padded lengths that waste the fewest tokens if every row is padded to the next one.
+
+    Args:
+        lengths: input lengths of the rows, any order, at least one.
+        max_buckets: the most padded lengths, and so the most compiled shapes.
+        multiple: every padded length is a multiple of this.
+
+    Returns:
+        Increasing padded lengths; the last one holds the longest row.
+
+    Exact, by dynamic programming over the distinct multiples that occur.
+    """
+    rounded = -(-np.asarray(lengths, dtype=np.int64) // multiple) * multiple
+    sizes, counts = np.unique(rounded, return_counts=True)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    n = len(sizes)
+    # cost[j]: padded tokens of all rows up to size j - 1 with the buckets used so far; a bucket at
+    # size j - 1 that follows one at size i - 1 pads rows[j] - rows[i] rows to sizes[j - 1].
+    cost = np.concatenate([[0.0], sizes * rows[1:].astype(float)])
+    choices = []
+    for _ in range(min(max_buckets, n) - 1):
+        table = np.full((n + 1, n + 1), np.inf)
+        for j in range(1, n + 1):
+            table[j, :j] = cost[:j] + sizes[j - 1] * (rows[j] - rows[:j])
+        choices.append(table.argmin(axis=1))
+        cost = np.concatenate([[0.0], table.min(axis=1)[1:]])
+    buckets = []
+    end = n
+    for previous in reversed(choices):
+        if end == 0:
+            break
+        buckets.append(int(sizes[end - 1]))
+        end = int(previous[end])
+    if end:
+        buckets.append(int(sizes[end - 1]))
+    return tuple(sorted(buckets))

@@ -1,0 +1,53 @@
+"""What to read, how to split it and how to write it as a prompt."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cogcalib_jax.configlib import check
+from cogcalib_jax.data.world import WorldConfig
+
+MAX_CALIBRATION_ROWS = 500
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The task, its rows, its splits and its prompts."""
+
+    task: str = "world"
+    """Name of a task in the registry (cogcalib_jax/data/registry.py)."""
+    path: str | None = None
+    """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
+    prompt: str = "auto"
+    """Name of a prompt template (cogcalib_jax/data/prompts.py); auto is the task's own."""
+    max_length: int = 300
+    """Most tokens of a prompt with its longest option; longer passages lose their middle."""
+    calibration_rows: int | None = None
+    """Rows carved from train for threshold and temperature; none: 15 %, at most 500."""
+    validation_rows: int | None = None
+    """Rows for validation; none: the official split whole, or 15 % of train, at most 500."""
+    style_fraction: float = 0.1
+    """Share of the remaining training rows that is kept for style adaptation."""
+    train_rows: int | None = None
+    """Most rows for style adaptation and fine-tuning together; none uses all."""
+    test_rows: int | None = None
+    """Most test rows; none uses all."""
+    split_seed: int = 0
+    """Decides which rows go where; the world has a seed of its own."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """The knowledge world (task world only)."""
+
+    def __post_init__(self) -> None:
+        check(self.task != "", "task", "must be the name of a task")
+        check(self.max_length >= 8, "max_length", "must be at least 8 tokens")
+        check(
+            self.calibration_rows is None or 2 <= self.calibration_rows <= MAX_CALIBRATION_ROWS,
+            "calibration_rows",
+            f"must be from 2 to {MAX_CALIBRATION_ROWS}, or none",
+        )
+        for name in ("validation_rows", "train_rows", "test_rows"):
+            rows = getattr(self, name)
+            check(rows is None or rows >= 1, name, "must be at least 1, or none")
+        check(0 < self.style_fraction < 1, "style_fraction", "must be between 0 and 1")
+        check(self.split_seed >= 0, "split_seed", "must be at least 0")

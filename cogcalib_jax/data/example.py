@@ -1,0 +1,101 @@
+"""The shapes rows take on their way from a data set to a batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+class BadRow(Exception):
+    """A row that cannot be used. The message says why; whoever reads rows adds where."""
+
+
+class NoLabel(BadRow):
+    """A row without an answer, as in the unlabelled test splits of the Hub."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with a closed set of answers."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    """index of the right choice"""
+    passage: str = ""
+    group: str | None = None
+    """rows of one group never lie in two splits (twin sentences, questions about one person)"""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """JSON-able facts about the row, carried into predictions"""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows by use; disjoint in rows, duplicate questions and groups."""
+
+    style: tuple[Example, ...]
+    train: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    """what was left out and why, a line each, to be shown to the user"""
+
+    def items(self) -> tuple[tuple[str, tuple[Example, ...]], ...]:
+        """(name, rows) of the five splits."""
+        names = ("style", "train", "calibration", "validation", "test")
+        return tuple((name, getattr(self, name)) for name in names)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as text and token ids: ids(prompt + completion) = prompt_ids + completion_ids."""
+
+    id: str
+    prompt: str
+    """the exact text, already truncated"""
+    completions: tuple[str, ...]
+    """the exact text appended to the prompt for each option"""
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[tuple[int, ...], ...]
+    answer: int
+    example: Example
+
+
+class EncodedSplit(tuple[Encoded, ...]):
+    """A tuple of encoded rows that remembers what batches need to know about all of them.
+
+    Shapes of batches depend on the split and not on the rows drawn, so that one split compiles
+    once per padded length; with 100,000 rows that must not be worked out at every step.
+    """
+
+    @classmethod
+    def of(cls, rows: Iterable[Encoded]) -> "EncodedSplit":
+        """`rows` themselves where they are a split already, else a copy that is one."""
+        return rows if isinstance(rows, cls) else cls(rows)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[rows] int32: input length with the longest option (its last token is no input)."""
+        return np.array(
+            [len(row.prompt_ids) + max(map(len, row.completion_ids)) - 1 for row in self],
+            dtype=np.int32,
+        )
+
+    @cached_property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest right answer."""
+        return max((len(row.completion_ids[row.answer]) for row in self), default=0)
+
+    @cached_property
+    def option_tokens(self) -> int:
+        """Tokens of the longest option."""
+        return max((len(ids) for row in self for ids in row.completion_ids), default=0)
+
+    @cached_property
+    def options(self) -> int:
+        """The largest number of options of a row."""
+        return max((len(row.completion_ids) for row in self), default=0)
