@@ -1,0 +1,143 @@
+"""What every metric does with its rows before any arithmetic: check, widen to float64, pad.
+
+Metrics are small reductions over many rows and are compared with other people's float64
+implementations, so they run in float64 on the host's CPU device whatever accelerator trains the
+model. Both choices are made per call, never in JAX's global configuration.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cogcalib_jax.errors import UserError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# A float32 softmax may return 1 + 6e-8; that is rounding. 1.01 is a mistake.
+PROBABILITY_SLACK = 1e-6
+# Sums of bfloat16 probabilities miss 1 by a few thousandths; unnormalised scores miss it by more.
+SUM_SLACK = 1e-2
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+class InvalidRows(UserError, ValueError):
+    """Rows that no metric can be computed from; the message names the first offending row."""
+
+
+def cpu_float64(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Run `function` with 64-bit types on this process's CPU device, leaving JAX's config alone."""
+
+    @functools.wraps(function)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def padded_length(rows: int) -> int:
+    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes an octave.
+
+    Padded rows carry weight 0. Without them every new number of rows (57 MMLU subjects, say) would
+    compile every metric again; with them at most a quarter of the work is wasted.
+    """
+    step = 16
+    while rows > 8 * step:
+        step *= 2
+    return max(64, -(-rows // step) * step)
+
+
+def pad_rows(values: NDArray) -> NDArray:
+    """Append zeros along axis 0 up to `padded_length`."""
+    missing = padded_length(len(values)) - len(values)
+    return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+
+
+def _refuse(bad: NDArray[np.bool_], values: NDArray, name: str, requirement: str) -> None:
+    """Raise for the first row in which `bad` [rows, ...] holds anywhere."""
+    if not bad.any():
+        return
+    row, *column = (int(i) for i in np.argwhere(bad)[0])
+    where = f"row {row}" + (f", option {column[0]}" if column else "")
+    raise InvalidRows(f"{name}, {where}: {values[tuple([row, *column])]} {requirement}")
+
+
+def check_probabilities(values: ArrayLike, name: str, ndim: int) -> FloatArray:
+    """Return `values` as float64 in [0, 1]; refuse other shapes, no rows, NaN, and other ranges."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim:
+        raise InvalidRows(f"{name} has shape {array.shape}: expected {ndim} axes, rows first")
+    if len(array) == 0:
+        raise InvalidRows(f"{name} has no rows: a metric needs at least one")
+    # Written so that NaN, for which every comparison is false, is refused too.
+    inside = (array >= -PROBABILITY_SLACK) & (array <= 1 + PROBABILITY_SLACK)
+    _refuse(~inside, array, name, "is not a probability (must be a number from 0 to 1)")
+    return np.clip(array, 0.0, 1.0)
+
+
+def check_correct(correct: ArrayLike) -> FloatArray:
+    """Return correctness [rows] as float64 0 and 1."""
+    hits = check_probabilities(correct, "correct", 1)
+    _refuse((hits != 0) & (hits != 1), hits, "correct", "is neither 0 nor 1")
+    return hits
+
+
+def check_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return confidence [rows] and correctness [rows] as float64."""
+    confidence = check_probabilities(confidence, "confidence", 1)
+    hits = check_correct(correct)
+    if len(hits) != len(confidence):
+        raise InvalidRows(f"confidence has {len(confidence)} rows and correct has {len(hits)}")
+    return confidence, hits
+
+
+def check_mask(option_mask: ArrayLike, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask [rows, options] of the options that exist, from a mask or counts [rows]."""
+    mask = np.asarray(option_mask)
+    if mask.shape == shape[:1]:
+        counts = mask
+        _refuse((counts < 1) | (counts > shape[1]), counts, "option count", f"not in 1..{shape[1]}")
+        return np.arange(shape[1]) < counts[:, None]
+    if mask.shape != shape:
+        raise InvalidRows(
+            f"option_mask has shape {mask.shape}: expected {shape}, or option counts {shape[:1]}"
+        )
+    mask = mask != 0
+    _refuse(~mask.any(axis=1), mask.sum(axis=1), "option_mask", "options exist: a row needs one")
+    return mask
+
+
+def check_options(
+    option_probs: ArrayLike, option_mask: ArrayLike, answers: ArrayLike, *, complete: bool = True
+) -> tuple[FloatArray, NDArray[np.bool_], IntArray]:
+    """Return probabilities [rows, options], mask [rows, options] and answers [rows], checked.
+
+    With `complete` the options of a row sum to 1; otherwise they sum to at most 1 and the rest
+    belongs to every string that is no option. Options that do not exist must have probability 0.
+    """
+    name = "option_probs" if complete else "vocab_option_probs"
+    probs = check_probabilities(option_probs, name, 2)
+    mask = check_mask(option_mask, probs.shape)
+    _refuse(~mask & (probs != 0), probs, name, "is given to an option that does not exist")
+    total = probs.sum(axis=1)
+    too_much = total > 1 + SUM_SLACK
+    too_little = complete & (total < 1 - SUM_SLACK)
+    _refuse(
+        too_much | too_little, total, f"sum of {name}", f"is not {'' if complete else 'at most '}1"
+    )
+    answers = np.asarray(answers)
+    if answers.shape != probs.shape[:1]:
+        raise InvalidRows(f"answers has shape {answers.shape}: expected {probs.shape[:1]}")
+    if not np.issubdtype(answers.dtype, np.integer):
+        raise InvalidRows(f"answers has dtype {answers.dtype}: expected integer option indices")
+    _refuse((answers < 0) | (answers >= probs.shape[1]), answers, "answers", "is no option's index")
+    exists = mask[np.arange(len(mask)), answers]
+    _refuse(~exists, answers, "answers", "is the index of an option that does not exist")
+    return probs, mask, answers.astype(np.int64)

@@ -1,0 +1,113 @@
+"""Every metric of one task in one dictionary: what `eval.json` holds."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cogcalib_jax.metrics.calibration import (
+    ece,
+    ece_classwise,
+    ece_debiased,
+    ece_equal_mass,
+    ece_noise_floor,
+    ece_smooth,
+    mce,
+)
+from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
+from cogcalib_jax.metrics.resampling import bootstrap_intervals
+from cogcalib_jax.metrics.rows import FloatArray, IntArray, check_options
+from cogcalib_jax.metrics.scores import (
+    accuracy,
+    brier_per_row,
+    mean_confidence,
+    nll_per_row,
+    top_label,
+    vocab_brier_per_row,
+    vocab_nll_per_row,
+)
+
+
+def _calibration_summary(
+    confidence: FloatArray, correct: FloatArray, bins: int, draws: int, seed: int
+) -> dict[str, Any]:
+    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed)
+    observed = ece(confidence, correct, bins=bins)
+    return {
+        "ece": observed,
+        "ece_noise_floor": {"mean": floor.mean, "p95": floor.p95},
+        "ece_p_value": floor.p_value(observed),
+        "auroc": auroc(confidence, correct),
+        "confidence": mean_confidence(confidence),
+        "accuracy": accuracy(correct),
+    }
+
+
+def _vocab_summary(
+    vocab_option_probs: ArrayLike,
+    option_mask: NDArray[np.bool_],
+    answers: IntArray,
+    prediction: IntArray,
+    bins: int,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    probs, _, _ = check_options(vocab_option_probs, option_mask, answers, complete=False)
+    correct = (prediction == answers).astype(np.float64)
+    confidence = probs[np.arange(len(probs)), prediction]
+    scores = {
+        "nll": float(vocab_nll_per_row(vocab_option_probs, option_mask, answers).mean()),
+        "brier": float(vocab_brier_per_row(vocab_option_probs, option_mask, answers).mean()),
+    }
+    return _calibration_summary(confidence, correct, bins, draws, seed) | scores
+
+
+def summarize(
+    option_probs: ArrayLike,
+    option_mask: ArrayLike,
+    answers: ArrayLike,
+    vocab_option_probs: ArrayLike | None = None,
+    *,
+    bins: int = 15,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """All metrics of one task, as written to `eval.json`: JSON-able, None where undefined, no NaN.
+
+    Args:
+        option_probs: [rows, options], each row summing to 1.
+        option_mask: [rows, options] or counts [rows]. answers: [rows].
+        vocab_option_probs: [rows, options] probabilities under the vocabulary's softmax, or None;
+            the confidence there is that of the prediction made from `option_probs`.
+        bins: equal-width bins of the calibration errors. seed: of simulation and resampling.
+        resamples: bootstrap resamples, and draws of the noise floor.
+    """
+    probs, mask, answers = check_options(option_probs, option_mask, answers)
+    prediction, confidence, correct = top_label(probs, mask, answers)
+    nll_rows = nll_per_row(option_probs, mask, answers)
+    brier_rows = brier_per_row(option_probs, mask, answers)
+    intervals = bootstrap_intervals(
+        confidence,
+        correct,
+        {"nll": nll_rows, "brier": brier_rows},
+        resamples=resamples,
+        seed=seed,
+    )
+    vocab = None
+    if vocab_option_probs is not None:
+        vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, bins, resamples, seed)
+    return {
+        "n": len(answers),
+        **_calibration_summary(confidence, correct, bins, resamples, seed),
+        "ece_debiased": ece_debiased(confidence, correct, bins=bins),
+        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=bins),
+        "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
+        "ece_smooth": ece_smooth(confidence, correct),
+        "mce": mce(confidence, correct, bins=bins),
+        "nll": float(nll_rows.mean()),
+        "brier": float(brier_rows.mean()),
+        "aurc": aurc(confidence, correct),
+        "coverage_at_90": coverage_at_accuracy(confidence, correct, 0.9),
+        "vocab": vocab,
+        "ci95": {k: intervals[k] for k in ("accuracy", "nll", "brier", "auroc", "confidence")},
+    }
