@@ -124,7 +124,7 @@ def _batch(
     picks = [*picks, *[picks[-1]] * (batch_size - len(picks))]
     sequences = [split[row].prompt_ids + split[row].completion_ids[option] for row, option in picks]
     lengths = np.array([len(ids) - 1 for ids in sequences], np.int32)
-    option_axis = split.options if split.option_tokens == 1 else 0
+    option_axis = split.options if split.single_token_options else 0
 
     input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
     positions = np.zeros((batch_size, answer_axis), np.int32)

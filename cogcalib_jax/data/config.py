@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cogcalib_jax.configlib import check
+from cogcalib_jax.data.prompts import PROMPTS
+from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
@@ -39,14 +41,26 @@ class DataConfig:
     """The knowledge world (task world only)."""
 
     def __post_init__(self) -> None:
-        check(self.task != "", "task", "must be the name of a task")
+        check(self.task in TASKS, "task", f"must be a task (allowed: {', '.join(TASKS)})")
+        prompts = ("auto", *PROMPTS)
+        check(self.prompt in prompts, "prompt", f"must be a prompt (allowed: {', '.join(prompts)})")
+        task = TASKS[self.task]
+        if isinstance(task, MadeTask):
+            check(self.path is None, "path", f"must be none: task {self.task} makes its own rows")
+        elif task.hub is None:
+            check(self.path is not None, "path", f"must name a file or folder for task {self.task}")
         check(self.max_length >= 8, "max_length", "must be at least 8 tokens")
         check(
             self.calibration_rows is None or 2 <= self.calibration_rows <= MAX_CALIBRATION_ROWS,
             "calibration_rows",
             f"must be from 2 to {MAX_CALIBRATION_ROWS}, or none",
         )
-        for name in ("validation_rows", "train_rows", "test_rows"):
+        check(
+            self.train_rows is None or self.train_rows >= 2,
+            "train_rows",
+            "must be at least 2 (one for style adaptation, one for fine-tuning), or none",
+        )
+        for name in ("validation_rows", "test_rows"):
             rows = getattr(self, name)
             check(rows is None or rows >= 1, name, "must be at least 1, or none")
         check(0 < self.style_fraction < 1, "style_fraction", "must be between 0 and 1")

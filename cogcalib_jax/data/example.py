@@ -99,3 +99,10 @@ class EncodedSplit(tuple[Encoded, ...]):
     def options(self) -> int:
         """The largest number of options of a row."""
         return max((len(row.completion_ids) for row in self), default=0)
+
+    @cached_property
+    def single_token_options(self) -> bool:
+        """Whether every option is one token, and another one for every option of a row."""
+        return all(len(ids) == 1 for row in self for ids in row.completion_ids) and all(
+            len(set(row.completion_ids)) == len(row.completion_ids) for row in self
+        )

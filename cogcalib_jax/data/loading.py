@@ -1,0 +1,149 @@
+"""From a DataConfig to examples: read, refuse what cannot be used, split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cogcalib_jax.data import sources
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
+from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
+from cogcalib_jax.data.sources import Row
+from cogcalib_jax.data.splits import Official, limit_test, make_splits
+from cogcalib_jax.data.tasks.fields import check
+from cogcalib_jax.errors import UserError
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """The five splits of a task.
+
+    Args:
+        config: the task, where its rows are, and sizes.
+        seed: the run's seed; decides the world (stored rows are split by `config.split_seed`).
+
+    Raises:
+        UserError: rows that cannot be read or used, splits that are missing, unlabelled or small.
+    """
+    task = TASKS[config.task]
+    if isinstance(task, MadeTask):
+        return task.build(config.world, seed)
+    names = _split_names(task, config)
+    notes: list[str] = []
+    official = {name: _read(task, split, config, notes) for name, split in names.items()}
+    if task.group is not None:
+        official = _grouped(task, official)
+    splits = make_splits(
+        Official(official["train"], official.get("validation"), official.get("test")), config
+    )
+    return Splits(**dict(splits.items()), notes=(*notes, *splits.notes))
+
+
+def load_test(config: DataConfig, seed: int) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """The test split alone, and notes: for evaluation of what was trained elsewhere.
+
+    A `config.path` that is one file is the test set as a whole.
+
+    Raises:
+        UserError: as `load_splits`.
+    """
+    task = TASKS[config.task]
+    if isinstance(task, MadeTask):
+        splits = task.build(config.world, seed)
+        return splits.test, splits.notes
+    notes: list[str] = []
+    names = {"test": "test"} if _is_file(config) else _split_names(task, config)
+    if "test" not in names:
+        raise UserError(
+            f"{config.path}: no test.jsonl or validation.jsonl (or .parquet) to evaluate on; "
+            "add one, or pass the file itself with --data.path FILE"
+        )
+    return limit_test(_read(task, names["test"], config, notes), config), tuple(notes)
+
+
+def _is_file(config: DataConfig) -> bool:
+    return config.path is not None and Path(config.path).is_file()
+
+
+def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
+    """Our split -> the stored split it is read from; what is missing is carved from train."""
+    if task.hub is not None:
+        if _is_file(config):
+            raise UserError(
+                f"{config.path}: task {config.task} needs the folder of its official splits "
+                "(one file is enough only for evaluation and for --data.task custom)"
+            )
+        if task.labelled_test:
+            return {"train": "train", "validation": "validation", "test": "test"}
+        return {"train": "train", "test": "validation"}
+    if _is_file(config):
+        return {"train": "train"}
+    folder = Path(config.path or "")
+    names = {"train": "train"}
+    if folder.is_dir() and sources.split_files(folder, "validation"):
+        names["validation"] = "validation"
+    if folder.is_dir() and sources.split_files(folder, "test"):
+        names["test"] = "test"
+    elif "validation" in names:
+        # As for the tasks whose test split is unlabelled.
+        names["test"] = names.pop("validation")
+    return names
+
+
+def _grouped(task: RowTask, official: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    """The same rows with their groups, found over all splits together."""
+    grouped = iter(task.group([e for examples in official.values() for e in examples]))
+    return {name: [next(grouped) for _ in examples] for name, examples in official.items()}
+
+
+def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> list[Example]:
+    """The usable rows of one stored split."""
+    if config.path is None:
+        assert task.hub is not None  # DataConfig holds that a task without a Hub has a path
+        rows, source = sources.read_hub(task.hub, split), f"{task.hub.name} {split}"
+    elif _is_file(config):
+        rows, source = sources.read_file(Path(config.path)), config.path
+    else:
+        name = task.hub.config if task.hub else None
+        rows = sources.read_files(Path(config.path), split, name)
+        source = f"{config.path} {split}"
+    if not rows:
+        raise UserError(f"{source}: has no rows")
+    examples, refused = _examples(task, rows)
+    if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
+        raise UserError(
+            f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
+            "used: give a labelled file of that name, or leave it out where the task allows it"
+        )
+    if not refused:
+        return examples
+    where, reason = refused[0]
+    if config.on_bad_row == "error" or not examples:
+        more = f" (and {len(refused) - 1} more such rows)" if len(refused) > 1 else ""
+        raise UserError(
+            f"{where}: {reason}{more}; mend it"
+            + ("" if not examples else " or leave such rows out with --data.on-bad-row skip")
+        )
+    notes.append(
+        f"{source}: {len(refused)} of {len(rows)} rows cannot be used and were left out; "
+        f"the first: {where}: {reason}"
+    )
+    return examples
+
+
+def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[tuple[str, BadRow]]]:
+    """Usable rows, and the others with where they are and why they are refused."""
+    examples: list[Example] = []
+    refused: list[tuple[str, BadRow]] = []
+    seen: dict[str, str] = {}
+    for row in rows:
+        try:
+            if isinstance(row.content, BadRow):
+                raise row.content
+            example = check(task.read(row.content, row.number))
+            if example.id in seen:
+                raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
+        except BadRow as reason:
+            refused.append((row.where, reason))
+        else:
+            seen[example.id] = row.where
+            examples.append(example)
+    return examples, refused

@@ -1,0 +1,191 @@
+"""Who goes where: official rows become five splits that share no row, question or group.
+
+Rows are first joined into *components*: rows with the same question (normalised passage, question
+and set of choices) or the same group, and whatever these are joined with in turn, over all
+official splits. A component then goes into one split as a whole, so an overlap cannot arise,
+whatever the sizes and seed. A component that holds a test row belongs to the test set: its rows
+in other splits are left out, and likewise for official validation rows against train.
+"""
+
+import unicodedata
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
+from cogcalib_jax.data.example import Example, Splits
+from cogcalib_jax.data.tasks.fields import normalise
+from cogcalib_jax.errors import UserError
+
+# WinoGrande S has 640 rows: 500 for calibration alone would leave nothing to train on.
+_CARVED_SHARE = 0.15
+_CARVED_TEST_SHARE = 0.2
+_MAX_CARVED_TEST = 2000
+
+
+class Official(NamedTuple):
+    """The rows as published; a split that is None is carved from train."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example] | None
+    test: Sequence[Example] | None
+
+
+def make_splits(official: Official, config: DataConfig) -> Splits:
+    """The five splits, deterministic in the rows and `config.split_seed`.
+
+    Rows keep their order within a split. The seed draws the carved rows and, where there is a
+    limit, which rows it keeps; a limit on one split changes nothing in the others.
+
+    Raises:
+        UserError: too few training rows for the splits asked for.
+    """
+    train, validation, notes = _without_overlap(official)
+    if official.validation is not None and not validation:
+        raise UserError(
+            f"task {config.task}: every validation row repeats a test question or shares its "
+            "group; give other validation rows, or none (they are then carved from train)"
+        )
+    deck = _shuffled(_components(train), config.split_seed, stream=0)
+    sizes = _carved_sizes(official, len(train), config)
+    left = len(train) - sum(sizes.values())
+    if left < 2 or min(sizes.values()) < 1:
+        parts = ", ".join(f"{rows} {name}" for name, rows in sizes.items())
+        raise UserError(
+            f"task {config.task}: {len(train)} training rows are too few for {parts} and at least "
+            "2 rows for style adaptation and fine-tuning; give more rows or lower "
+            "--data.calibration-rows and --data.validation-rows"
+        )
+    carved: dict[str, list[int]] = {}
+    for name, rows in sizes.items():
+        carved[name], deck = _deal(deck, rows)
+    pool, _ = _deal(deck, config.train_rows or len(train))
+    style_rows = min(max(1, round(config.style_fraction * len(pool))), max(len(pool) - 1, 0))
+    # Dealt anew from whole components, since the limit may have dropped some.
+    chosen = set(pool)
+    carved["style"], rest = _deal([c for c in deck if c[0] in chosen], style_rows)
+    carved["train"] = [row for component in rest for row in component]
+    for name, rows in carved.items():
+        if not rows:
+            raise UserError(
+                f"task {config.task}: no row is left for {name}: {len(train)} training rows lie in "
+                f"{len(_components(train))} groups, which are kept whole; give more groups"
+            )
+        if name in sizes and len(rows) < sizes[name]:
+            notes.append(f"{name}: {len(rows)} of {sizes[name]} rows, since groups are kept whole")
+    splits = {name: tuple(train[i] for i in sorted(rows)) for name, rows in carved.items()}
+    if official.validation is not None:
+        splits["validation"] = _limit(validation, config.validation_rows, config.split_seed, 1)
+    if official.test is not None:
+        splits["test"] = limit_test(official.test, config)
+    return Splits(**splits, notes=tuple(notes))
+
+
+def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ...]:
+    """At most `config.test_rows` of the test rows."""
+    return _limit(test, config.test_rows, config.split_seed, 2)
+
+
+def question_key(example: Example) -> Hashable:
+    """Equal for two rows that ask the same: case, white space and order of choices aside."""
+    parts = (example.passage, example.question, *sorted(map(_fold, example.choices)))
+    return ("question", *map(_fold, parts))
+
+
+def _fold(text: str) -> str:
+    return normalise(unicodedata.normalize("NFKC", text))
+
+
+def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[str, int]:
+    """Rows to be carved from train, by split."""
+    sizes = {}
+    share = round(_CARVED_SHARE * n_train)
+    if official.test is None:
+        sizes["test"] = config.test_rows or min(
+            _MAX_CARVED_TEST, round(_CARVED_TEST_SHARE * n_train)
+        )
+    if official.validation is None:
+        sizes["validation"] = config.validation_rows or min(MAX_CALIBRATION_ROWS, share)
+    sizes["calibration"] = config.calibration_rows or min(MAX_CALIBRATION_ROWS, share)
+    return sizes
+
+
+def _without_overlap(official: Official) -> tuple[list[Example], list[Example], list[str]]:
+    """Train and validation rows that share no component with a later split, and what was lost."""
+    validation, test = official.validation or (), official.test or ()
+    rows = [*official.train, *validation, *test]
+    n_train, n_before_test = len(official.train), len(official.train) + len(validation)
+    kept_train, kept_validation = [], []
+    lost = {("train", "test"): 0, ("train", "validation"): 0, ("validation", "test"): 0}
+    for component in _components(rows):
+        # Indices are sorted, so the last one tells the component's latest split.
+        of_test = component[-1] >= n_before_test
+        of_validation = component[-1] >= n_train
+        for i in component:
+            if i < n_train and (of_test or of_validation):
+                lost["train", "test" if of_test else "validation"] += 1
+            elif i < n_train:
+                kept_train.append(i)
+            elif i < n_before_test and of_test:
+                lost["validation", "test"] += 1
+            elif i < n_before_test:
+                kept_validation.append(i)
+    notes = [
+        f"{name}: {n} of {len(getattr(official, name))} rows left out, since they repeat a "
+        f"question of the {later} split or share its group"
+        for (name, later), n in lost.items()
+        if n
+    ]
+    return [rows[i] for i in sorted(kept_train)], [rows[i] for i in sorted(kept_validation)], notes
+
+
+def _components(rows: Sequence[Example]) -> list[list[int]]:
+    """Indices of rows that belong together, each list and the lists themselves in order."""
+    parent = list(range(len(rows)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[Hashable, int] = {}
+    for i, row in enumerate(rows):
+        keys = [question_key(row)] + ([("group", row.group)] if row.group is not None else [])
+        for key in keys:
+            a, b = sorted((root(i), root(first.setdefault(key, i))))
+            parent[b] = a
+    components: dict[int, list[int]] = {}
+    for i in range(len(rows)):
+        components.setdefault(root(i), []).append(i)
+    return list(components.values())
+
+
+def _deal(deck: list[list[int]], rows: int) -> tuple[list[int], list[list[int]]]:
+    """Components off the deck, in its order, as long as they fit into `rows`; and the rest."""
+    taken: list[int] = []
+    rest = []
+    for component in deck:
+        if len(taken) + len(component) <= rows:
+            taken += component
+        else:
+            rest.append(component)
+    return taken, rest
+
+
+def _shuffled(components: list[list[int]], seed: int, stream: int) -> list[list[int]]:
+    return [components[i] for i in _rng(seed, stream).permutation(len(components))]
+
+
+def _limit(
+    rows: Sequence[Example], limit: int | None, seed: int, stream: int
+) -> tuple[Example, ...]:
+    if limit is None or limit >= len(rows):
+        return tuple(rows)
+    chosen = np.sort(_rng(seed, stream).permutation(len(rows))[:limit])
+    return tuple(rows[i] for i in chosen)
+
+
+def _rng(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))

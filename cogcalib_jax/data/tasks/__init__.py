@@ -1,0 +1,1 @@
+"""One file per schema: a stored row becomes an `Example`."""

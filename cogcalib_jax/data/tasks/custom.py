@@ -1,0 +1,64 @@
+"""One's own questions: {"question", "choices": [...], "answer", "passage"?, "group"?, "id"?}."""
+
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from cogcalib_jax.data.example import BadRow, Example
+from cogcalib_jax.data.tasks.fields import clean, content_id, labelled, normalise, text, texts
+
+_YES_NO = {True: ("yes", "true"), False: ("no", "false")}
+_FIELDS = ("question", "choices", "answer", "passage", "group", "id")
+
+
+def read_custom(row: Mapping[str, Any], number: int) -> Example:
+    """`answer` is the text of a choice, its letter ("A"), its index from 0, or true/false.
+
+    Fields beyond the named ones are kept in `extra`.
+    """
+    question = text(row, "question")
+    choices = texts(row.get("choices"), "choices")
+    passage = clean(row["passage"], "passage") if row.get("passage") else ""
+    if len({normalise(choice) for choice in choices}) != len(choices):
+        raise BadRow("two of its choices are equal")
+    return Example(
+        id=_name(row, "id") or content_id(number, passage, question, *choices),
+        question=question,
+        choices=choices,
+        answer=_answer(labelled(row, "answer"), choices),
+        passage=passage,
+        group=_name(row, "group"),
+        extra={key: value for key, value in row.items() if key not in _FIELDS},
+    )
+
+
+def _name(row: Mapping[str, Any], field: str) -> str | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return clean(value, field)
+
+
+def _answer(answer: Any, choices: Sequence[str]) -> int:
+    texts = [normalise(choice) for choice in choices]
+    if isinstance(answer, bool):
+        found = {texts.index(word) for word in _YES_NO[answer] if word in texts}
+    elif isinstance(answer, int):
+        found = {answer} & set(range(len(choices)))
+    elif isinstance(answer, str):
+        found = {i for i, choice in enumerate(texts) if choice == normalise(answer)}
+        letters = ascii_uppercase[: len(choices)]
+        if len(answer.strip()) == 1 and answer.strip() in letters:
+            found.add(letters.index(answer.strip()))
+    else:
+        found = set()
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise BadRow(f"answer {answer!r} is the letter of one choice and the text of another")
+    raise BadRow(
+        f"answer {answer!r:.60} is no choice: give the text of a choice, its letter "
+        f'("A"), or its index from 0 to {len(choices) - 1} as a number'
+    )

@@ -1,0 +1,86 @@
+"""Reading the fields of a row, with a reason where one cannot be used."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cogcalib_jax.data.example import BadRow, Example, NoLabel
+
+# A value of "" or -1 is how the Hub stores the answers of its unlabelled test splits.
+_UNLABELLED = (None, "", -1, "-1")
+
+
+def text(row: Mapping[str, Any], name: str) -> str:
+    """A text field, without outer white space; must hold something."""
+    if name not in row:
+        raise BadRow(f"has no field {name!r} (its fields are: {', '.join(map(str, row))})")
+    return clean(row[name], name)
+
+
+def clean(value: Any, name: str) -> str:
+    """`value` as a text that a tokenizer can take."""
+    if not isinstance(value, str):
+        raise BadRow(f"{name!r} must be a text, is {value!r:.60}")
+    if not value.strip():
+        raise BadRow(f"{name!r} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{name!r} holds half a character (a lone surrogate)") from None
+    return value.strip()
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """A list of texts."""
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"{name!r} must be a list of texts, is {value!r:.60}")
+    return tuple(clean(item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def labelled(row: Mapping[str, Any], name: str) -> Any:
+    """The answer field.
+
+    Raises:
+        NoLabel: absent or empty.
+    """
+    answer = row.get(name)
+    # True == 1 and False == 0, so membership alone would also compare booleans with -1.
+    if not isinstance(answer, bool) and answer in _UNLABELLED:
+        raise NoLabel(f"has no answer ({name} is {answer!r})")
+    return answer
+
+
+def position(label: Any, labels: Sequence[str], name: str) -> int:
+    """Where `label`, a text or a whole number, stands among `labels`."""
+    key = str(label).strip() if isinstance(label, str | int) else label
+    if isinstance(label, bool) or key not in labels:
+        raise BadRow(f"{name} {label!r:.60} is none of the labels {', '.join(labels)}")
+    return labels.index(key)
+
+
+def content_id(number: int, *parts: str) -> str:
+    """An id for rows without one: their number in the file and a hash of their content."""
+    digest = hashlib.sha256("\x1f".join(parts).encode("utf-8")).hexdigest()
+    return f"{number:05d}-{digest[:8]}"
+
+
+def normalise(value: str) -> str:
+    """Case and white space do not make two texts different."""
+    return " ".join(value.casefold().split())
+
+
+def check(example: Example) -> Example:
+    """`example` itself.
+
+    Raises:
+        BadRow: fewer than two choices, an answer outside them, or one that stands twice. Two
+            equal *wrong* choices pass: official OpenBookQA rows have them (train 10-317).
+    """
+    if len(example.choices) < 2:
+        raise BadRow(f"has {len(example.choices)} choices; at least 2 are needed")
+    if not 0 <= example.answer < len(example.choices):
+        raise BadRow(f"answer {example.answer} is not from 0 to {len(example.choices) - 1}")
+    choices = [normalise(choice) for choice in example.choices]
+    if choices.count(choices[example.answer]) > 1:
+        raise BadRow(f"the right choice {example.choices[example.answer]!r:.60} stands there twice")
+    return example
