@@ -5,6 +5,7 @@ of a pipe went away. Every other exception is a bug of this project and keeps it
 """
 
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,22 +24,33 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     Returns:
         The exit code, for `sys.exit`.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = main(arguments) or 0
+        code = _run(main, list(sys.argv[1:] if argv is None else argv))
         # A closed pipe shows itself only when the buffer is written: here, where it is caught,
         # and not while the interpreter shuts down.
         sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        if not _reader_is_gone():  # some other pipe: a bug, or a worker that died
+            raise
+        # What is still buffered must go nowhere, or the interpreter's own flush at exit complains
+        # about the same pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    try:
+        return main(argv) or 0
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
+        print("error:", *str(error).split(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) is gone. What is still buffered must go nowhere, or the
-        # interpreter's own flush at exit complains about the same pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+
+
+def _reader_is_gone() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are reported unasked
+    return bool(poll.poll(0))

@@ -1,0 +1,29 @@
+"""Strict YAML presets and dotted command-line overrides onto nested frozen dataclasses.
+
+Knows no field of any room. A plain scalar of a preset and a word of the command line are the same
+thing here: text that the field's type gives its meaning to. So `1e-4` is a number where a number
+is wanted, `on` stays a word where text is wanted, and both sources are told the same errors in
+the same words: source, dotted field, the value, and what is allowed.
+
+    values.py        text and the types of fields
+    fields.py        what a config dataclass tells about itself, and what its checks raise
+    presets.py       YAML in and out
+    command_line.py  `--section.field value`
+    loading.py       both laid over the defaults and built once
+    help.py          `--help`
+"""
+
+from cogcalib_jax.configlib.fields import FieldError, check, field_docs
+from cogcalib_jax.configlib.loading import Loaded, from_yaml, load_config
+from cogcalib_jax.configlib.presets import to_dict, to_yaml
+
+__all__ = [
+    "FieldError",
+    "Loaded",
+    "check",
+    "field_docs",
+    "from_yaml",
+    "load_config",
+    "to_dict",
+    "to_yaml",
+]

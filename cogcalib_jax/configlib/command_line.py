@@ -1,0 +1,60 @@
+"""The command line: `--section.field value`, `--section.field=value`, bare `--flag` for a bool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cogcalib_jax.configlib.fields import leaves, unknown_key
+from cogcalib_jax.configlib.values import allowed, show
+from cogcalib_jax.errors import UserError
+
+SOURCE = "command line"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line taken apart."""
+
+    words: dict[str, str]
+    """Dotted path -> its word; where an option is given twice, the last one counts."""
+    preset: str | None
+    """The file given with --config."""
+    wants_help: bool
+
+
+def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
+    """Take the arguments for the config `cls` apart (UserError where one is no option of it)."""
+    kinds = dict(leaves(cls))
+    words: dict[str, str] = {}
+    preset, wants_help = None, False
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--help", "-h"):
+            wants_help = True
+            continue
+        if not argument.startswith("--"):
+            raise UserError(
+                f"{SOURCE}: unexpected argument {show(argument)}; "
+                "options are written --section.field value (--help lists them)"
+            )
+        option, assigned, word = argument.partition("=")
+        path = option[2:].replace("-", "_")
+        inside = [f"--{leaf}" for leaf in kinds if leaf.startswith(f"{path}.")]
+        if inside:
+            raise UserError(
+                f"{SOURCE}: {path} is a section; give one of its fields: {', '.join(inside)}"
+            )
+        if path != "config" and path not in kinds:
+            raise unknown_key(cls, path, SOURCE)
+        if not assigned and rest and not rest[0].startswith("--"):
+            word = rest.pop(0)
+        elif not assigned and kinds.get(path) is bool:
+            word = "true"
+        elif not assigned or (path == "config" and not word):
+            wanted = "a preset file" if path == "config" else allowed(kinds[path])
+            raise UserError(f"{SOURCE}: {option} needs a value: {wanted}")
+        if path == "config":
+            preset = word
+        else:
+            words[path] = word
+    return Arguments(words, preset, wants_help)

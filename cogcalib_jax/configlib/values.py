@@ -1,0 +1,167 @@
+"""Text and the types of fields: conversion, what is allowed, and how a value is shown."""
+
+import json
+import math
+import re
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+class Text(str):
+    """A plain YAML scalar or a word of the command line; a quoted YAML string is a str."""
+
+
+class Refused(Exception):
+    """The value is not of the field's type; the message says what would have been."""
+
+
+_NAMES = {  # type -> (as an error says it, as the help says it)
+    str: ("text", "TEXT"),
+    int: ("a whole number", "INT"),
+    float: ("a number", "FLOAT"),
+    bool: ("true or false", "[true|false]"),
+    Path: ("a path", "PATH"),
+    NoneType: ("none", "none"),
+}
+
+
+def plain(text: str) -> Text | None:
+    """A word as it stands unquoted in a preset or on the command line."""
+    return None if text.lower() in ("null", "~") else Text(text)
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """`value` as the field type `kind`.
+
+    Args:
+        kind: bool, int, float, str, Path, Literal, tuple, or a union of these with None.
+        value: as it was written: Text, str (quoted), None, or a list or dict of these.
+
+    Raises:
+        Refused: the message follows "must be".
+    """
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        for member in _members(kind):
+            try:
+                return convert(member, value)
+            except Refused:
+                continue
+    elif origin is Literal:
+        for choice in get_args(kind):
+            if value == choice or (isinstance(value, Text) and value == _choice(choice)):
+                return choice
+    elif origin is tuple:
+        return _convert_items(kind, value)
+    elif kind is str and isinstance(value, str):
+        return str(value)
+    elif kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    elif kind is NoneType and value is None:
+        return None
+    elif isinstance(value, Text):
+        if kind is NoneType and value.lower() == "none":
+            return None
+        if kind is bool and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if kind is int and _INTEGER.fullmatch(value):
+            return int(value)
+        if kind is float and (number := _number(value)) is not None:
+            return number
+    raise Refused(allowed(kind))
+
+
+def allowed(kind: Any) -> str:
+    """What a field of this type accepts, as errors say it after "must be"."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return ", or ".join(map(allowed, _members(kind, none_last=True)))
+    if origin is Literal:
+        return f"one of {', '.join(map(_choice, get_args(kind)))}"
+    if origin is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return f"a list with commas between, each {allowed(kinds[0])}"
+        return f"{len(kinds)} values with commas between: {', '.join(map(allowed, kinds))}"
+    return _NAMES[kind][0]
+
+
+def metavar(kind: Any) -> str:
+    """The same for the help, as short as a word of the command line."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return "|".join(map(metavar, _members(kind, none_last=True)))
+    if origin is Literal:
+        return "{" + ",".join(map(_choice, get_args(kind))) + "}"
+    if origin is tuple:
+        return ",".join("..." if item is Ellipsis else metavar(item) for item in get_args(kind))
+    return _NAMES[kind][1]
+
+
+def show(value: Any) -> str:
+    """A value on one line, in the notation of the command line; text that could be taken for
+    something else is quoted."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        clear = is_word(value) or (isinstance(value, Text) and value and value.isprintable())
+        text = value if clear else json.dumps(value, ensure_ascii=not value.isprintable())
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, list | tuple):
+        return ",".join(map(show, value)) or "[]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
+    return "none" if value is None else str(value)
+
+
+def is_word(text: str) -> bool:
+    """Whether neither a YAML reader nor a field's type can take this for anything but text."""
+    # none unsets an optional field; yes, no, on ... are booleans of YAML 1.1.
+    taken = ("none", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    word = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII)
+    return bool(word) and text.lower() not in taken and _number(text) is None
+
+
+# Nineteen digits hold every 64-bit number; int() itself raises from some thousand digits on.
+_INTEGER = re.compile(r"[-+]?[0-9]([0-9_]{0,17}[0-9])?")
+
+
+def _number(text: str) -> float | None:
+    """The number a text stands for. Not-a-number counts as none: it would slip through checks."""
+    try:
+        number = float(re.sub(r"^([-+]?)\.inf$", r"\1inf", text, flags=re.IGNORECASE))
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _choice(choice: Any) -> str:
+    """A member of a Literal as one writes it: "none" is text here, without quotes."""
+    return show(Text(choice) if isinstance(choice, str) else choice)
+
+
+def _members(union: Any, none_last: bool = False) -> list[Any]:
+    """A union's members in the order they are tried: a literal "none" before the absent value,
+    and that before text, which would take every word."""
+    rank = {Literal: 0, NoneType: 3 if none_last else 1}
+    return sorted(get_args(union), key=lambda kind: rank.get(get_origin(kind) or kind, 2))
+
+
+def _convert_items(kind: Any, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str):
+        inside = value.strip().removeprefix("[").removesuffix("]").strip()
+        words = [word.strip() for word in inside.split(",")] if inside else []
+        value = [plain(word) if word else None for word in words]
+    kinds = get_args(kind)
+    if isinstance(value, list) and kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if not isinstance(value, list) or len(kinds) != len(value):
+        raise Refused(allowed(kind))
+    converted = []
+    for place, (item_kind, item) in enumerate(zip(kinds, value, strict=True), 1):
+        try:
+            converted.append(convert(item_kind, item))
+        except Refused as refused:
+            raise Refused(f"{allowed(kind)} (item {place} is {show(item)})") from refused
+    return tuple(converted)
