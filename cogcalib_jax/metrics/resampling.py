@@ -86,6 +86,18 @@ def weighted_auroc(
     return jax.vmap(one)(counts)
 
 
+@jax.jit
+def weighted_ece(gap: jax.Array, bin_of_row: jax.Array, counts: jax.Array) -> jax.Array:
+    """ECE [chunk] under counts [chunk, rows].
+
+    Args:
+        gap: [rows] confidence - correct. bin_of_row: [rows, bins] one-hot.
+    """
+    weights = counts.astype(jnp.float64)
+    per_bin = weights @ (bin_of_row * gap[:, None])
+    return jnp.abs(per_bin).sum(axis=1) / weights.sum(axis=1)
+
+
 def sorted_for_auroc(
     confidence: FloatArray, correct: FloatArray
 ) -> tuple[NDArray, FloatArray, NDArray, NDArray]:
