@@ -1,0 +1,1 @@
+"""The decoder: one core for the Llama, Mistral and Qwen families, with LoRA and generation."""

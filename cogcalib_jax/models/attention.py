@@ -1,0 +1,97 @@
+"""Causal grouped-query attention, by the name of the implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cogcalib_jax.errors import UserError
+
+# (query [b, t, heads, d], key [b, s, kv_heads, d], value [b, s, kv_heads, d],
+#  mask: bool [1|b, t, s], true where a query sees a key, or None for plain causal attention,
+#  lengths: int32 [b] of right-padded rows, or None) -> [b, t, heads, d]
+Attention = Callable[
+    [jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None], jax.Array
+]
+
+
+def visible(positions: jax.Array, keys: int, window: jax.Array | int) -> jax.Array:
+    """Which of the keys at positions 0..keys-1 each query sees, bool `[1|b, t, keys]`.
+
+    positions: of the queries, int32 `[1|b, t]`. window: how many positions a query sees, its own
+    included; 0 means all before it. May be traced, so that layers can differ under a scan.
+    """
+    distance = positions[:, :, None] - jnp.arange(keys, dtype=jnp.int32)
+    return (distance >= 0) & ((distance < window) | (window == 0))
+
+
+def xla_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    lengths: jax.Array | None,
+) -> jax.Array:
+    """Plain matrix products on any device; scores and softmax in float32.
+
+    `lengths` changes nothing here: causality already hides right padding from real tokens.
+    """
+    batch, time, heads, dim = query.shape
+    kv_heads = key.shape[2]
+    if mask is None:
+        mask = visible(jnp.arange(time, dtype=jnp.int32)[None], time, 0)
+    grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * dim**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
+    return mixed.reshape(batch, time, heads, dim)
+
+
+def cudnn_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    lengths: jax.Array | None,
+) -> jax.Array:
+    """cuDNN's fused attention: no `[time, time]` array, padding skipped; bfloat16 or float16."""
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else mask[:, None],
+        is_causal=mask is None,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+
+
+ATTENTION: dict[str, Attention] = {"xla": xla_attention, "cudnn": cudnn_attention}
+
+
+def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
+    """Refuse an implementation that this dtype or the mesh's devices cannot run.
+
+    It never falls back to another one. The platform is the mesh's, not the default backend's, so
+    that a model can be planned for devices that are not there.
+    """
+    if name not in ATTENTION:
+        raise UserError(f"attention: {name!r} is not one of {', '.join(ATTENTION)}")
+    if name != "cudnn":
+        return
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if device.platform not in ("gpu", "cuda"):
+        raise UserError(
+            f"attention: 'cudnn' needs an NVIDIA GPU but the mesh is made of {device.platform};"
+            " use 'xla'"
+        )
+    if jnp.dtype(dtype).name not in ("bfloat16", "float16"):
+        raise UserError(
+            f"attention: 'cudnn' needs bfloat16 or float16 but the model is {jnp.dtype(dtype).name};"
+            " set the model's dtype to bfloat16 or use 'xla'"
+        )

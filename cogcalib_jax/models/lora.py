@@ -1,0 +1,132 @@
+"""A linear layer in Hugging Face orientation, with PEFT's low-rank adapter on it where asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cogcalib_jax.configlib import check
+
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
+ALL_LINEAR = "all-linear"
+LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021): W + alpha / rank * B A, with W frozen."""
+
+    rank: int = 8
+    """rows of A, columns of B"""
+    alpha: float = 16.0
+    """the update is scaled by alpha / rank"""
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "lm_head")
+    """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
+    dropout: float = 0.0
+    """share of A's inputs that is dropped while training"""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "rank", "must be an integer of at least 1")
+        check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", "must be a positive number")
+        check(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+        check(len(self.targets) > 0, "targets", f"must name a layer ({', '.join(LORA_TARGETS)})")
+        unknown = [name for name in self.targets if name not in LORA_TARGETS]
+        check(
+            not unknown,
+            "targets",
+            f"must name layers of the model; {', '.join(unknown)} matches none"
+            f" (allowed: {', '.join(LORA_TARGETS)})",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The projections `targets` names, with all-linear written out."""
+        expanded = set(self.targets) - {ALL_LINEAR}
+        if ALL_LINEAR in self.targets:
+            expanded |= set(LAYER_PROJECTIONS)
+        return frozenset(expanded)
+
+
+class Linear(nnx.Module):
+    """y = x W^T + b (+ scale * B A x): weight `[*stack, out, in]`, bias `[*stack, out]`,
+    lora_A `[*stack, rank, in]` and lora_B `[*stack, out, rank]`.
+
+    `stack` is the leading axis of a pile of layers that a scan takes apart. Weight and bias are
+    Params in `dtype`; A and B are LoRAParams in float32 whatever the dtype, and the adapter is
+    computed in float32 from inputs cast up, as PEFT does. PEFT's initial values: A uniform in
+    +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero. `weight=False` leaves the weight out, for a
+    head that shares the embedding.
+    """
+
+    def __init__(
+        self,
+        stack: tuple[int, ...],
+        out_features: int,
+        in_features: int,
+        *,
+        bias: bool = False,
+        weight: bool = True,
+        lora: LoraConfig | None = None,
+        initializer_range: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.scale = 0.0 if lora is None else lora.scale
+        self.dropout = 0.0 if lora is None else lora.dropout
+        # NNX fixes whether an attribute holds data when it is first set: each is set once.
+        shape = (*stack, out_features, in_features)
+        self.weight = normal_param(shape, initializer_range, dtype, rngs) if weight else None
+        self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
+        self.lora_A = None if lora is None else _lora_a(stack, lora.rank, in_features, rngs)
+        self.lora_B = None if lora is None else _lora_b(stack, lora.rank, out_features)
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """x `[..., in]` -> `[..., out]` in x's dtype, for a layer without `stack`.
+
+        dropout_key: None keeps all of A's inputs.
+        """
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        if self.bias is not None:
+            y = y + self.bias[...]
+        if self.lora_A is not None:
+            low = self.lora_input(x, dropout_key)
+            update = jnp.einsum("...r,or->...o", low, self.lora_B[...])
+            y = (y + self.scale * update).astype(x.dtype)
+        return y
+
+    def lora_input(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """A x after dropout, `[..., rank]` float32."""
+        x = x.astype(jnp.float32)
+        if dropout_key is not None and self.dropout > 0:
+            keep = 1 - self.dropout
+            x = jnp.where(jax.random.bernoulli(dropout_key, keep, x.shape), x / keep, 0.0)
+        return jnp.einsum("...i,ri->...r", x, self.lora_A[...])
+
+
+def normal_param(
+    shape: tuple[int, ...], initializer_range: float, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Param:
+    """A base weight drawn from normal(0, initializer_range), as Hugging Face models begin."""
+    noise = jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param((initializer_range * noise).astype(dtype))
+
+
+def _lora_a(stack: tuple[int, ...], rank: int, in_features: int, rngs: nnx.Rngs) -> nnx.LoRAParam:
+    bound = 1 / math.sqrt(in_features)
+    shape = (*stack, rank, in_features)
+    return nnx.LoRAParam(jax.random.uniform(rngs.lora(), shape, jnp.float32, -bound, bound))
+
+
+def _lora_b(stack: tuple[int, ...], rank: int, out_features: int) -> nnx.LoRAParam:
+    return nnx.LoRAParam(jnp.zeros((*stack, out_features, rank), jnp.float32))

@@ -1,0 +1,150 @@
+"""Where a decoder's parameters lie on the mesh, and how they come into being there.
+
+Shapes first, then shardings, then arrays: no parameter exists on one device before it is spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.sharding import named_sharding
+
+# (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
+PROJECTION_AXES: dict[str, tuple[str, str]] = {
+    "q_proj": ("heads", "embed"),
+    "k_proj": ("kv_heads", "embed"),
+    "v_proj": ("kv_heads", "embed"),
+    "o_proj": ("embed", "heads"),
+    "gate_proj": ("mlp", "embed"),
+    "up_proj": ("mlp", "embed"),
+    "down_proj": ("embed", "mlp"),
+    "embed_tokens": ("vocab", "embed"),
+    "lm_head": ("vocab", "embed"),
+}
+
+Path = tuple[str, ...]
+"""a parameter's place in the decoder: ("layers", "self_attn", "q_proj", "weight")"""
+
+
+def logical_axes(path: Path) -> tuple[str | None, ...]:
+    """The names of a parameter's axes, its leading axis of layers included."""
+    stack = ("layers",) if path[0] == "layers" else ()
+    module, kind = path[-2:]
+    if module not in PROJECTION_AXES:
+        return (*stack, None)
+    out_axis, in_axis = PROJECTION_AXES[module]
+    axes = {
+        "weight": (out_axis, in_axis),
+        "bias": (out_axis,),
+        "lora_A": ("rank", in_axis),
+        "lora_B": (out_axis, "rank"),
+    }
+    return (*stack, *axes[kind])
+
+
+def parameter_sharding(
+    config: DecoderConfig, mesh: Mesh, path: Path, shape: tuple[int, ...]
+) -> NamedSharding:
+    """The sharding of one parameter. Heads are only ever cut between heads."""
+    axes = logical_axes(path)
+    heads = {"heads": config.num_heads, "kv_heads": config.kv_heads}
+    units = [heads.get(axis, size) for axis, size in zip(axes, shape, strict=True)]
+    return named_sharding(mesh, axes, units)
+
+
+def abstract_decoder(
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    dtype: jnp.dtype,
+    mesh: Mesh,
+    *,
+    remat: Remat = "none",
+    attention: str = "xla",
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A decoder's structure and, for each parameter, a ShapeDtypeStruct with its sharding.
+
+    Nothing is allocated: a step can be lowered and compiled from this for devices that are not
+    there.
+    """
+
+    def build() -> Decoder:
+        return Decoder(
+            config,
+            lora=lora,
+            dtype=dtype,
+            rngs=nnx.Rngs(0),
+            remat=remat,
+            attention=attention,
+            mesh=mesh,
+        )
+
+    graphdef, state = nnx.split(nnx.eval_shape(build))
+
+    def place(path: Path, leaf: nnx.Variable) -> nnx.Variable:
+        shape = leaf.get_value()
+        sharding = parameter_sharding(config, mesh, path, shape.shape)
+        return leaf.replace(jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding))
+
+    return graphdef, map_parameters(place, state)
+
+
+def map_parameters(
+    function: Callable[[Path, nnx.Variable], nnx.Variable], state: nnx.State
+) -> nnx.State:
+    """`function(path, variable)` over a state of parameters."""
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state([(path, function(path, leaf)) for path, leaf in flat])
+
+
+def random_decoder(
+    config: DecoderConfig,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    mesh: Mesh,
+    seed: int,
+    remat: Remat = "none",
+    attention: str = "xla",
+) -> Decoder:
+    """A decoder with random weights: normal(0, initializer_range), norms 1, biases 0, LoRA as
+    PEFT begins. The same values on every mesh."""
+    graphdef, abstract = abstract_decoder(
+        config, lora, dtype, mesh, remat=remat, attention=attention
+    )
+    state = _initialise(config, lora, dtype, abstract, seed, ...)
+    return nnx.merge(graphdef, state)
+
+
+def random_lora(
+    config: DecoderConfig, lora: LoraConfig, abstract: nnx.State, seed: int
+) -> nnx.State:
+    """Fresh LoRA parameters for an abstract decoder, without making the base's."""
+    return _initialise(config, lora, jnp.float32, abstract, seed, nnx.LoRAParam)
+
+
+def _initialise(
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    dtype: jnp.dtype,
+    abstract: nnx.State,
+    seed: int,
+    wanted: type[nnx.Variable] | type(...),
+) -> nnx.State:
+    """The `wanted` kind of parameters, each made where it lies."""
+    shardings = jax.tree.map(lambda x: x.sharding, nnx.filter_state(abstract, wanted))
+
+    def build(key: jax.Array) -> nnx.State:
+        # Two streams, so that an adapter's first values do not depend on how the base was made.
+        params, lora_stream = jax.random.split(key)
+        rngs = nnx.Rngs(params=params, lora=lora_stream)
+        return nnx.state(Decoder(config, lora=lora, dtype=dtype, rngs=rngs), wanted)
+
+    return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))

@@ -1,0 +1,128 @@
+"""Rotary position embedding (Su et al. 2021) and the ways it is stretched to longer contexts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogcalib_jax.configlib import check
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding: base frequency and how it is stretched to longer contexts."""
+
+    theta: float = 10000.0
+    """base of the geometric series of wavelengths"""
+    type: RopeType = "default"
+    """default, linear (positions divided), llama3 (long wavelengths divided), yarn"""
+    factor: float = 1.0
+    """by how much the context is stretched"""
+    original_max_position_embeddings: int | None = None
+    """context length of pretraining (llama3, yarn)"""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths beyond original length / this are divided by `factor`"""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original length / this are kept"""
+    beta_fast: float = 32.0
+    """yarn: dimensions that turn more often than this over the original context are kept"""
+    beta_slow: float = 1.0
+    """yarn: dimensions that turn less often than this are divided by `factor`"""
+    attention_factor: float | None = None
+    """yarn: scale of cosine and sine; unset means 0.1 ln(factor) + 1, as the paper advises"""
+    truncate: bool = True
+    """yarn: whether the bounds of the ramp are rounded outwards to whole dimensions"""
+
+    def __post_init__(self) -> None:
+        check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
+        check(self.theta > 0, "theta", "must be positive")
+        check(self.factor >= 1, "factor", "must be at least 1")
+        check(
+            self.type not in ("llama3", "yarn") or self.original_max_position_embeddings,
+            "original_max_position_embeddings",
+            f"must be given for rope type {self.type}",
+        )
+        check(
+            self.type != "llama3" or self.high_freq_factor > self.low_freq_factor,
+            "high_freq_factor",
+            "must be larger than low_freq_factor",
+        )
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """Radians per position of each rotated pair `[head_dim / 2]` float32, and the scale of both
+    cosine and sine (1 except for yarn).
+
+    llama3: the rule published with Llama 3.1. yarn: Peng et al. 2023, equations 17 to 23.
+    """
+    # float32 throughout: at position 10,000 a different rounding of a frequency shows in the
+    # logits, and the released models were trained with float32 frequencies.
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.float32(rope.theta) ** exponent
+    if rope.type == "linear":
+        return frequencies / np.float32(rope.factor), 1.0
+    if rope.type == "llama3":
+        return _llama3(rope, frequencies), 1.0
+    if rope.type == "yarn":
+        scale = rope.attention_factor
+        if scale is None:
+            scale = yarn_scale(rope.factor)
+        return _yarn(rope, frequencies), scale
+    return frequencies, 1.0
+
+
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's scale of the attention for a stretch by `factor` (equation 22)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    turns = rope.original_max_position_embeddings * frequencies / np.float32(2 * math.pi)
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return ((1 - kept) * frequencies / rope.factor + kept * frequencies).astype(np.float32)
+
+
+def _yarn(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    pairs = frequencies.size
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = rope.original_max_position_embeddings / (times * 2 * math.pi)
+        return pairs * math.log(wavelength) / math.log(rope.theta)
+
+    low, high = pair_that_turns(rope.beta_fast), pair_that_turns(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    if low == high:
+        high += 0.001
+    divided = np.clip((np.arange(pairs, dtype=np.float32) - low) / (high - low), 0.0, 1.0)
+    stretched = frequencies / np.float32(rope.factor)
+    return (stretched * divided + frequencies * (1 - divided)).astype(np.float32)
+
+
+def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine `[..., head_dim / 2]` float32 for integer `positions` `[...]`."""
+    frequencies, scale = inverse_frequencies(rope, head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate heads `x` `[batch, time, heads, head_dim]` by `cos`, `sin` `[1|batch, time, pairs]`.
+
+    Pair i is (i, i + head_dim / 2), the layout of Hugging Face checkpoints. Computed in float32,
+    returned in x's dtype.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Weights in and out: Hugging Face checkpoints and PEFT adapters, without torch."""

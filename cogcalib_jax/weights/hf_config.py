@@ -1,0 +1,283 @@
+"""Hugging Face `config.json` <-> DecoderConfig.
+
+What is not supported is refused by name here, before any weight is read. Remote code is never run:
+only the JSON is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.rope import ROPE_TYPES, RopeConfig, yarn_scale
+from cogcalib_jax.weights.hub import model_folder
+
+# What each family's configuration class in transformers assumes where config.json is silent.
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_QWEN: dict[str, Any] = _COMMON | {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _COMMON
+    | {
+        "num_key_value_heads": None,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "mistral": _COMMON
+    | {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128},
+}
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+SUPPORTED = (
+    "supported are Llama 2, 3, 3.1 and 3.2 (llama), Mistral (mistral), Qwen2 and Qwen2.5 (qwen2)"
+    f" and Qwen3 dense (qwen3), with RoPE of type {', '.join(ROPE_TYPES)}"
+)
+
+
+def read_config(name: str | Path) -> DecoderConfig:
+    """The architecture of a local folder or Hub id.
+
+    Raises UserError for a file that is absent or no JSON object, an unsupported architecture, or
+    values that make no model.
+    """
+    path = model_folder(name, weights=False) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a model's folder holds its config.json")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a JSON object; fetch the file again")
+    return from_hf(raw, str(path))
+
+
+def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
+    """The contents of a config.json -> DecoderConfig; `source` names the file in errors."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"{source}: model_type {family!r} is not supported; {SUPPORTED}")
+    _refuse_unsupported(raw, source)
+    missing = [key for key in REQUIRED if raw.get(key) is None]
+    if missing:
+        raise UserError(f"{source}: {', '.join(missing)} missing; use the model's own config.json")
+    known = FAMILIES[family] | raw
+    if known["hidden_act"] != "silu":
+        raise UserError(
+            f"{source}: hidden_act {known['hidden_act']!r} is not supported; only silu is"
+        )
+    heads = known["num_attention_heads"]
+    eos = known["eos_token_id"]
+    try:
+        return DecoderConfig(
+            model_type=family,
+            vocab_size=known["vocab_size"],
+            hidden_size=known["hidden_size"],
+            intermediate_size=known["intermediate_size"],
+            num_layers=known["num_hidden_layers"],
+            num_heads=heads,
+            kv_heads=known["num_key_value_heads"] or heads,
+            head_dim=known["head_dim"] or known["hidden_size"] // heads,
+            rms_norm_eps=known["rms_norm_eps"],
+            rope=_read_rope(known, source),
+            tie_word_embeddings=known["tie_word_embeddings"],
+            qkv_bias=family == "qwen2" or (family != "mistral" and known["attention_bias"]),
+            out_bias=family in ("llama", "qwen3") and known["attention_bias"],
+            mlp_bias=family == "llama" and known["mlp_bias"],
+            qk_norm=family == "qwen3",
+            sliding_windows=_read_windows(known, source),
+            max_position_embeddings=known["max_position_embeddings"],
+            initializer_range=known["initializer_range"],
+            bos_token_id=known["bos_token_id"],
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+        )
+    except FieldError as error:
+        raise UserError(f"{source}: {error}") from error
+    except TypeError as error:
+        raise UserError(f"{source}: a value has the wrong type ({error})") from error
+
+
+def _refuse_unsupported(raw: dict[str, Any], source: str) -> None:
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{source}: quantised weights are not supported; use the model's bfloat16 checkpoint"
+        )
+    if raw.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise UserError(f"{source}: partial_rotary_factor is not supported; {SUPPORTED}")
+
+
+def _read_rope(known: dict[str, Any], source: str) -> RopeConfig:
+    """Both layouts: `rope_theta` beside `rope_scaling`, and `rope_parameters` of transformers 5."""
+    rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError(f"{source}: a RoPE for each layer type is not supported; {SUPPORTED}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise UserError(f"{source}: RoPE type {kind!r} is not supported; {SUPPORTED}")
+    if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise UserError(f"{source}: partial_rotary_factor is not supported; {SUPPORTED}")
+    theta = rope.get("rope_theta") or known.get("rope_theta") or 10000.0
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind == "linear":
+        return RopeConfig(theta=theta, type=kind, factor=_required(rope, "factor", source))
+    length = (
+        known.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings")
+        or known["max_position_embeddings"]
+    )
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            type=kind,
+            factor=_required(rope, "factor", source),
+            original_max_position_embeddings=length,
+            low_freq_factor=_required(rope, "low_freq_factor", source),
+            high_freq_factor=_required(rope, "high_freq_factor", source),
+        )
+    factor = rope.get("factor") or known["max_position_embeddings"] / length
+    scale, mscale, all_dim = (
+        rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim")
+    )
+    if scale is None and mscale and all_dim:
+        scale = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
+    return RopeConfig(
+        theta=theta,
+        type=kind,
+        factor=factor,
+        original_max_position_embeddings=length,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        attention_factor=scale,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def _required(rope: dict[str, Any], key: str, source: str) -> Any:
+    if rope.get(key) is None:
+        raise UserError(f"{source}: rope parameters lack {key}; use the model's own config.json")
+    return rope[key]
+
+
+def _read_windows(known: dict[str, Any], source: str) -> tuple[int, ...]:
+    layers, family = known["num_hidden_layers"], known["model_type"]
+    if family == "llama":
+        return (0,) * layers
+    window = known["sliding_window"] or 0
+    if family == "mistral":
+        return (window,) * layers
+    if not known["use_sliding_window"]:
+        window = 0
+    kinds = known["layer_types"]
+    if kinds is None:
+        # The first max_window_layers layers see everything.
+        full = known["max_window_layers"]
+        kinds = ["full_attention"] * min(full, layers) + ["sliding_attention"] * (layers - full)
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UserError(f"{source}: layer type {', '.join(unknown)} is not supported; {SUPPORTED}")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """DecoderConfig -> the contents of a config.json.
+
+    Written with `rope_theta` and `rope_scaling`, which transformers 4 and 5 and the tools built on
+    them all read. Raises ValueError for flags this family's configuration has no word for.
+    """
+    family = config.model_type
+    raw: dict[str, Any] = {
+        "architectures": [
+            {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
+            + "ForCausalLM"
+        ],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": _write_rope(config.rope),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": (
+            list(config.eos_token_id)
+            if isinstance(config.eos_token_id, tuple)
+            else config.eos_token_id
+        ),
+    }
+    if family in ("llama", "qwen3"):
+        raw["attention_bias"] = config.qkv_bias
+    if family == "llama":
+        raw["mlp_bias"] = config.mlp_bias
+    window = max(config.sliding_windows)
+    if family == "mistral":
+        raw["sliding_window"] = window or None
+    if family in ("qwen2", "qwen3"):
+        raw["use_sliding_window"] = window > 0
+        raw["sliding_window"] = window or None
+        raw["layer_types"] = [
+            "sliding_attention" if w else "full_attention" for w in config.sliding_windows
+        ]
+        raw["max_window_layers"] = config.num_layers
+    if from_hf(raw, "config.json") != config:
+        raise ValueError(f"a {family} config.json cannot say {config}")
+    return raw
+
+
+def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
+    if rope.type == "default":
+        return None
+    raw: dict[str, Any] = {"rope_type": rope.type, "factor": rope.factor}
+    if rope.type == "linear":
+        return raw
+    raw["original_max_position_embeddings"] = rope.original_max_position_embeddings
+    if rope.type == "llama3":
+        raw["low_freq_factor"] = rope.low_freq_factor
+        raw["high_freq_factor"] = rope.high_freq_factor
+        return raw
+    raw |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
+    if rope.attention_factor is not None:
+        raw["attention_factor"] = rope.attention_factor
+    return raw

@@ -1,0 +1,171 @@
+"""Hugging Face weights <-> a Decoder.
+
+The decoder's parameters carry the checkpoint's own names and orientation, so the map between them
+is a rule: `("layers", "mlp", "up_proj", "weight")` is `model.layers.N.mlp.up_proj.weight` for every
+layer N, stacked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import Path as ParameterPath
+from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
+from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.hf_config import read_config, to_hf
+from cogcalib_jax.weights.hub import model_folder
+from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, open_folder, write_folder
+
+# Buffers that old checkpoints carry and that are computed here.
+IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# What transformers writes where nothing else is asked.
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def tensor_names(path: ParameterPath, layers: int) -> list[str]:
+    """The checkpoint's names of a parameter: one, or one per layer."""
+    if path[0] == "layers":
+        return [f"model.layers.{i}.{'.'.join(path[1:])}" for i in range(layers)]
+    return [".".join(path if path[0] == "lm_head" else ("model", *path))]
+
+
+def load_decoder(
+    name: str | Path,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh,
+    seed: int = 0,
+    remat: Remat = "none",
+    attention: str = "xla",
+) -> Decoder:
+    """A decoder with the weights of a local folder or Hub id, in `dtype`, spread over `mesh`.
+
+    Weights may be stored as bfloat16, float16 or float32. Each device gets exactly the slices it
+    holds, read from the files when it needs them. LoRA parameters, where asked for, begin as
+    PEFT's do, from `seed`. Raises one UserError that lists all missing, unexpected and misshapen
+    tensors, before any is read.
+    """
+    config = read_config(name)
+    folder = model_folder(name)
+    graphdef, abstract = abstract_decoder(
+        config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention
+    )
+    base = nnx.filter_state(abstract, nnx.Not(nnx.LoRAParam))
+    tensors = open_folder(folder)
+    _require_match(folder, tensors, base, config.num_layers, config.tie_word_embeddings)
+
+    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        parts = [tensors[n] for n in tensor_names(path, config.num_layers)]
+        target = leaf.get_value()
+        if path[0] == "layers":
+            return leaf.replace(_stacked_array(parts, target))
+        return leaf.replace(_array(parts[0], target))
+
+    state = map_parameters(read, base)
+    if lora is not None:
+        state = nnx.merge_state(state, random_lora(config, lora, abstract, seed))
+    return nnx.merge(graphdef, state)
+
+
+def _array(tensor: Tensor, target: jax.ShapeDtypeStruct) -> jax.Array:
+    return _from_slices(target, lambda index: tensor.read(index).astype(target.dtype))
+
+
+def _stacked_array(layers: list[Tensor], target: jax.ShapeDtypeStruct) -> jax.Array:
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        chosen = range(*index[0].indices(len(layers)))
+        shape = NamedSharding.shard_shape(target.sharding, target.shape)
+        # Filled in place: a stack of a list would hold every byte twice.
+        out = np.empty((len(chosen), *shape[1:]), target.dtype)
+        for row, layer in enumerate(chosen):
+            out[row] = layers[layer].read(index[1:])
+        return out
+
+    return _from_slices(target, read)
+
+
+def _from_slices(target: jax.ShapeDtypeStruct, read: Any) -> jax.Array:
+    """A global array whose shards `read(index)` gives. Devices that hold the same slice share one
+    reading of it."""
+    slices: dict[tuple, np.ndarray] = {}
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((part.start, part.stop) for part in index)
+        if key not in slices:
+            slices[key] = read(index)
+        return slices[key]
+
+    return jax.make_array_from_callback(target.shape, target.sharding, shard)
+
+
+def _require_match(
+    folder: Path, tensors: dict[str, Tensor], base: nnx.State, layers: int, tied: bool
+) -> None:
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, leaf in nnx.to_flat_state(base):
+        shape = leaf.get_value().shape
+        for name in tensor_names(path, layers):
+            wanted[name] = shape[1:] if path[0] == "layers" else shape
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [
+        name
+        for name in tensors
+        if name not in wanted
+        and not IGNORED.fullmatch(name)
+        # Some checkpoints store the head again although it is the embedding.
+        and not (tied and name == "lm_head.weight")
+    ]
+    wrong = [
+        f"{name} (shape {list(tensors[name].shape)}, config.json says {list(shape)})"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    odd = [
+        f"{name} (dtype {tensors[name].dtype}, allowed {', '.join(DTYPES)})"
+        for name in wanted
+        if name in tensors and tensors[name].dtype not in DTYPES
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": wrong, "unreadable": odd}
+    found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if found:
+        raise UserError(
+            f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"
+            " use the files of one checkpoint"
+        )
+
+
+def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write config.json and the base's weights (LoRA left out) in Hugging Face layout, in the
+    decoder's dtype. `folder` must be new or empty, and appears whole or not at all."""
+    config = decoder.config
+    with whole_folder(Path(folder)) as building:
+        raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}
+        text = json.dumps(raw, indent=2) + "\n"
+        (building / "config.json").write_text(text, encoding="utf-8")
+        base = nnx.state(decoder, nnx.Not(nnx.LoRAParam))
+        write_folder(building, _host_tensors(base, config.num_layers), max_shard_bytes)
+
+
+def _host_tensors(base: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in nnx.to_flat_state(base):
+        array = leaf.get_value()
+        names = tensor_names(path, layers)
+        if path[0] != "layers":
+            yield names[0], np.asarray(array)
+            continue
+        for layer, name in enumerate(names):
+            yield name, np.asarray(array[layer])

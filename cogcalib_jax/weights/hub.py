@@ -1,0 +1,49 @@
+"""A model's name -> a folder on this machine: a path as it is, a Hub id fetched.
+
+Only what is needed is fetched, and nothing that could run code: safetensors, JSON and tokenizer
+files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from cogcalib_jax.errors import UserError
+
+DESCRIPTION_FILES = ("*.json", "tokenizer.model", "merges.txt")
+# Not "*.safetensors": some repositories hold the same weights again as consolidated*.safetensors.
+WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+
+
+def model_folder(name: str | Path, *, weights: bool = True) -> Path:
+    """The folder of `name`, a local folder or a Hub id such as "Qwen/Qwen2.5-0.5B".
+
+    weights: False fetches only configuration and tokenizer, for a look before gigabytes move.
+    Raises UserError when it is neither, or cannot be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    text = str(name)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or folder.exists():
+        raise UserError(
+            f"{name}: no such folder; give a folder with config.json and safetensors files, or a"
+            " Hub id (OWNER/NAME)"
+        )
+    patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else ())
+    try:
+        return Path(snapshot_download(text, allow_patterns=list(patterns)))
+    except (LocalEntryNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"{name}: no such folder, and the Hub cannot be reached to fetch it; go online, or"
+            " download it elsewhere and give its folder"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: no such folder, and the Hub refused it ({reason}); check the name, and log"
+            " in with `hf auth login` if the model is gated"
+        ) from error

@@ -1,0 +1,152 @@
+"""Tensors in a folder of safetensors: one file, or shards with an index; in and out.
+
+Headers are read and checked first; tensor bytes only when a slice is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cogcalib_jax.errors import UserError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor on disk: its header, and a way to read part of it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors names it: F32, BF16, ..."""
+
+    def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
+        """The part at `index`, in the file's dtype; only those bytes are read."""
+        with safe_open(self.file, framework="numpy") as handle:
+            return handle.get_slice(self.name)[index]
+
+
+def open_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
+    if (folder / SINGLE_FILE).exists():
+        return read_header(folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).exists():
+        return _read_index(folder / INDEX_FILE)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"{folder}: holds {pickles[0]} but no safetensors; a pickle can run any code when it"
+            " is opened, so it is refused: convert it with transformers'"
+            " save_pretrained, or use a checkpoint with safetensors"
+        )
+    raise UserError(
+        f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; give a folder with safetensors weights"
+    )
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises UserError for a truncated or damaged file."""
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {
+                name: Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{file}: not a whole safetensors file ({reason}); fetch it again"
+        ) from error
+
+
+def _read_index(index: Path) -> dict[str, Tensor]:
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(placed.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: no index of shards ({error!r}); fetch it again") from error
+    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]
+    if outside:
+        raise UserError(
+            f"{index}: names a file outside its folder ({outside[0]!r}); get the checkpoint from"
+            " its original source"
+        )
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{index.parent}: {len(absent)} of {len(files)} shards missing: {', '.join(absent)};"
+            " fetch them again"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        tensors |= read_header(index.parent / name)
+    lost = sorted(name for name in placed if name not in tensors)
+    if lost:
+        raise UserError(
+            f"{index}: names tensors that no shard holds: {', '.join(lost[:5])}"
+            f"{' ...' if len(lost) > 5 else ''}; fetch the checkpoint again"
+        )
+    return tensors
+
+
+def write_folder(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+) -> None:
+    """Write tensors as one file, or as shards of at most `max_shard_bytes` with an index.
+
+    Only one shard's tensors are in memory at a time.
+    """
+    shards: list[Path] = []
+    placed: dict[str, Path] = {}
+    total = 0
+    for number, shard in enumerate(_cut(tensors, max_shard_bytes), start=1):
+        # How many there will be is only known at the end.
+        path = folder / f"shard-{number}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        shards.append(path)
+        placed |= dict.fromkeys(shard, path)
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(shards) == 1:
+        shards[0].rename(folder / SINGLE_FILE)
+        return
+    names = {}
+    for number, path in enumerate(shards, start=1):
+        names[path] = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / names[path])
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: names[path] for name, path in placed.items()},
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _cut(
+    tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    yield shard
