@@ -1,0 +1,260 @@
+"""Local folders, single files and the Hub: read, refused with the place, or explained."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.errors import UserError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def custom(n, prefix="q"):
+    return [
+        {"question": f"{prefix} {i}?", "choices": ["red", "green"], "answer": i % 2}
+        for i in range(n)
+    ]
+
+
+def write(path, rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path, **fields):
+    return load_splits(DataConfig(**{"task": "custom", "path": str(path), **fields}), seed=0)
+
+
+def test_arc_rows_with_3_4_and_5_options_and_digit_labels():
+    splits = load(FIXTURES / "ai2_arc", task="arc_challenge", calibration_rows=2)
+    rows = {row.id: row for _, part in splits.items() for row in part}
+    assert len(rows) == 15
+    assert {len(row.choices) for row in rows.values()} == {3, 4, 5}
+    answers = {i: rows[i].choices[rows[i].answer] for i in ("Made_3", "Made_4", "Made_5", "Made_6")}
+    assert answers == {
+        "Made_3": "wind",
+        "Made_4": "one year",
+        "Made_5": "root",
+        "Made_6": "boiling",
+    }
+    assert [row.id for row in splits.test] == ["Made_13", "Made_14", "Made_15"]
+    assert [row.id for row in splits.validation] == ["Made_11", "Made_12"]
+
+
+def test_where_the_test_split_is_unlabelled_validation_is_the_test_set():
+    splits = load(FIXTURES / "commonsense_qa", task="commonsense_qa", calibration_rows=2)
+    assert [row.id for row in splits.test] == ["made-0009", "made-0010"]
+    assert len(splits.validation) == 1
+    assert all(len(row.choices) == 5 for row in splits.test)
+    test, _ = load_test(DataConfig(task="commonsense_qa", path=str(FIXTURES / "commonsense_qa")), 0)
+    assert test == splits.test
+
+
+def test_the_world_makes_its_own_splits():
+    config = DataConfig()
+    splits = load_splits(config, seed=3)
+    assert splits == load_splits(config, seed=3) != load_splits(config, seed=4)
+    assert load_test(config, seed=3)[0] == splits.test
+
+
+def test_parquet_and_jsonl_give_the_same_splits(tmp_path):
+    rows = [json.loads(line) for line in (FIXTURES / "ai2_arc/train.jsonl").open()]
+    folder = tmp_path / "ARC-Easy"
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (FIXTURES / f"ai2_arc/{name}.jsonl").open()]
+        half = len(rows) // 2
+        for i, part in enumerate((rows[:half], rows[half:])):
+            file = folder / f"{name}-0000{i}-of-00002.parquet"
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), file)
+    fields = {"task": "arc_easy", "calibration_rows": 2}
+    assert load(tmp_path, **fields) == load(FIXTURES / "ai2_arc", **fields)
+
+
+def test_the_hub_is_read_through_datasets(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        lines = (FIXTURES / f"ai2_arc/{split}.jsonl").open()
+        return datasets.Dataset.from_list([json.loads(line) for line in lines])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    fields = {"task": "arc_challenge", "calibration_rows": 2}
+    assert load_splits(DataConfig(**fields), 0) == load(FIXTURES / "ai2_arc", **fields)
+    assert asked[0] == ("allenai/ai2_arc", "ARC-Challenge", "train")
+
+
+def test_no_network_says_what_to_do():
+    # The tests run with HF_HUB_OFFLINE=1.
+    with pytest.raises(UserError, match="cannot be reached.*--data.path FOLDER"):
+        load_splits(DataConfig(task="openbookqa"), 0)
+
+
+def test_an_unknown_split_of_the_hub_says_what_to_do(monkeypatch):
+    def load_dataset(name, config, split):
+        raise ValueError(f'Unknown split "{split}". Should be one of ["test"].\nmore')
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="split 'train': Unknown split \"train\".*--data.path"):
+        load_splits(DataConfig(task="openbookqa"), 0)
+
+
+def test_an_unlabelled_split_says_so(tmp_path):
+    for name in ("train", "validation"):
+        write(
+            tmp_path / f"{name}.jsonl", (FIXTURES / f"ai2_arc/{name}.jsonl").read_text().split("\n")
+        )
+    lines = (FIXTURES / "commonsense_qa/test.jsonl").read_text()
+    write(tmp_path / "test.jsonl", lines.split("\n"))
+    for on_bad_row in ("error", "skip"):
+        with pytest.raises(UserError, match="none of its 2 rows has an answer"):
+            load(tmp_path, task="arc_easy", on_bad_row=on_bad_row)
+
+
+def test_a_bad_row_is_named_by_file_and_line_or_counted(tmp_path):
+    rows = custom(40)
+    rows[3] = '{"question": "torn'
+    rows[7] = {**rows[7], "answer": "purple"}
+    rows[9] = "[1, 2]"
+    rows[11] = {**rows[11], "answer": None}
+    rows.insert(0, "")
+    file = write(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(UserError, match=r"mine.jsonl:5: is not JSON.*and 3 more.*on-bad-row skip"):
+        load(file)
+    splits = load(file, on_bad_row="skip")
+    assert sum(len(part) for _, part in splits.items()) == 36
+    assert "4 of 40 rows cannot be used" in splits.notes[0]
+    assert "mine.jsonl:5" in splits.notes[0]
+
+
+def test_bytes_that_are_no_text_are_a_bad_row(tmp_path):
+    file = write(tmp_path / "mine.jsonl", custom(30))
+    file.write_bytes(file.read_bytes() + b'{"question": "\xff"}\n')
+    with pytest.raises(UserError, match="mine.jsonl:31: is not UTF-8"):
+        load(file)
+
+
+def test_a_line_separator_inside_a_text_is_no_new_row(tmp_path):
+    rows = custom(30)
+    rows[2]["question"] = "one\u2028two"
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert sum(len(part) for _, part in load(file).items()) == 30
+
+
+def test_an_id_that_stands_twice_is_refused(tmp_path):
+    rows = [{**row, "id": f"r{i % 29}"} for i, row in enumerate(custom(30))]
+    with pytest.raises(UserError, match="mine.jsonl:30: its id 'r0' stands at .*mine.jsonl:1"):
+        load(write(tmp_path / "mine.jsonl", rows))
+
+
+def test_one_custom_file_is_carved_into_all_splits(tmp_path):
+    file = write(tmp_path / "mine.jsonl", custom(100))
+    sizes = {name: len(part) for name, part in load(file).items()}
+    assert sizes == {"style": 5, "train": 45, "calibration": 15, "validation": 15, "test": 20}
+    test, _ = load_test(DataConfig(task="custom", path=str(file)), 0)
+    assert len(test) == 100
+
+
+@pytest.mark.parametrize(
+    ("names", "from_train"),
+    [
+        (("train", "validation", "test"), []),
+        (("train", "validation"), ["validation"]),
+        (("train", "test"), ["validation"]),
+        (("train",), ["test", "validation"]),
+    ],
+)
+def test_a_custom_folder_uses_the_splits_it_has(tmp_path, names, from_train):
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", custom(40, name))
+    splits = load(tmp_path)
+    carved = [n for n in ("test", "validation") if getattr(splits, n)[0].question.startswith("tra")]
+    assert carved == from_train
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "message"),
+    [
+        ({}, {}, "no file for split 'train'.*found nothing"),
+        ({"dev.jsonl": custom(3)}, {}, "expected train.jsonl.*found dev.jsonl"),
+        ({"train.jsonl": []}, {}, "train: has no rows"),
+        ({"train.jsonl": custom(2)}, {"task": "boolq"}, "train.jsonl:1: has no field 'passage'"),
+        ({"train.jsonl": custom(3)}, {}, "3 training rows are too few"),
+        ({"train.parquet": ["no parquet"]}, {}, "train.parquet: is no readable Parquet"),
+        ({"train.jsonl": custom(9), "train.parquet": [""]}, {}, "both .* are there; remove one"),
+    ],
+)
+def test_an_unsuitable_folder_says_what_is_wrong(tmp_path, files, fields, message):
+    for name, rows in files.items():
+        write(tmp_path / name, rows)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, **fields)
+
+
+def test_paths_that_are_not_there_or_not_enough(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="must be a .jsonl or .parquet"):
+        load(write(tmp_path / "mine.csv", ["a,b"]))
+    file = write(tmp_path / "mine.jsonl", custom(9))
+    with pytest.raises(UserError, match="needs the folder of its official splits"):
+        load(file, task="openbookqa")
+    write(tmp_path / "train.jsonl", custom(9))
+    with pytest.raises(UserError, match="to evaluate on"):
+        load_test(DataConfig(task="custom", path=str(tmp_path)), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"task": "nosuch"}, "task"),
+        ({"prompt": "nosuch"}, "prompt"),
+        ({"task": "custom"}, "path"),
+        ({"path": "x"}, "path"),
+        ({"calibration_rows": 501}, "calibration_rows"),
+        ({"calibration_rows": 1}, "calibration_rows"),
+        ({"validation_rows": 0}, "validation_rows"),
+        ({"train_rows": 1}, "train_rows"),
+        ({"test_rows": 0}, "test_rows"),
+        ({"style_fraction": 0.0}, "style_fraction"),
+        ({"style_fraction": 1.0}, "style_fraction"),
+        ({"max_length": 7}, "max_length"),
+        ({"split_seed": -1}, "split_seed"),
+    ],
+)
+def test_a_config_out_of_range_names_the_field(fields, field):
+    with pytest.raises(FieldError) as error:
+        DataConfig(**fields)
+    assert error.value.field == field
+
+
+def test_real_files_have_no_overlap_and_keep_twins_together(realdata):
+    for task, folder in [("openbookqa", "openbookqa"), ("winogrande_s", "winogrande")]:
+        splits = load(realdata / folder, task=task)
+        groups: dict = {}
+        for name, part in splits.items():
+            for row in part:
+                assert groups.setdefault(row.group or row.id, name) == name
+    # The file's first two rows are twins.
+    small = [row for _, part in splits.items() for row in part]
+    twins = [row for row in small if row.question.startswith("Ian volunteered to eat Dennis's")]
+    assert len(twins) == 2
+    assert twins[0].group == twins[1].group
+
+
+def test_boolq_with_its_validation_alone_can_be_evaluated_on(realdata):
+    config = DataConfig(task="boolq", path=str(realdata / "boolq"), test_rows=50)
+    test, notes = load_test(config, 0)
+    assert (len(test), notes) == (50, ())
+    with pytest.raises(UserError, match="no file for split 'train'"):
+        load_splits(config, 0)

@@ -1,0 +1,155 @@
+"""No row, question or group lies in two splits, whatever the rows, sizes and seed."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import Example
+from cogcalib_jax.data.splits import Official, make_splits, question_key
+from cogcalib_jax.errors import UserError
+
+
+def example(name, question, group=None, choices=("yes", "no")):
+    return Example(id=name, question=question, choices=choices, answer=0, group=group)
+
+
+def config(**fields):
+    return DataConfig(task="openbookqa", **fields)
+
+
+def rows_of(splits):
+    return {name: rows for name, rows in splits.items()}
+
+
+@st.composite
+def official_rows(draw):
+    """Rows with many duplicate questions and groups, with and without official splits."""
+
+    def rows(prefix, sizes):
+        n = draw(st.integers(*sizes))
+        return [
+            example(
+                f"{prefix}{i}",
+                f"Question {draw(st.integers(0, 80))}",
+                draw(st.none() | st.integers(0, 40).map(str)),
+            )
+            for i in range(n)
+        ]
+
+    return Official(
+        rows("a", (10, 60)),
+        draw(st.booleans()) and rows("b", (1, 20)) or None,
+        draw(st.booleans()) and rows("c", (1, 20)) or None,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(official_rows(), st.integers(0, 5), st.none() | st.integers(2, 8), st.none() | st.just(5))
+def test_splits_share_no_row_question_or_group(official, seed, calibration, train_rows):
+    sizes = config(split_seed=seed, calibration_rows=calibration, train_rows=train_rows)
+    try:
+        splits = make_splits(official, sizes)
+    except UserError:
+        return
+    where: dict = {}
+    for name, rows in splits.items():
+        assert rows
+        for row in rows:
+            group = [] if row.group is None else [("group", row.group)]
+            for key in [row.id, question_key(row), *group]:
+                assert where.setdefault(key, name) == name, (key, where[key], name)
+    if official.test is not None:
+        assert splits.test == tuple(official.test)
+    if calibration is not None:
+        assert len(splits.calibration) <= calibration
+    if train_rows is not None:
+        assert len(splits.style) + len(splits.train) <= train_rows
+    assert rows_of(make_splits(official, sizes)) == rows_of(splits)
+
+
+def plain(n, prefix="a"):
+    return [example(f"{prefix}{i}", f"{prefix} question {i}") for i in range(n)]
+
+
+def test_sizes_follow_the_config_and_every_row_is_used():
+    splits = make_splits(
+        Official(plain(1000), None, plain(50, "t")),
+        config(calibration_rows=100, validation_rows=200, style_fraction=0.2),
+    )
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    assert sizes == {
+        "style": 140,
+        "train": 560,
+        "calibration": 100,
+        "validation": 200,
+        "test": 50,
+    }
+    assert splits.notes == ()
+
+
+def test_a_small_training_set_gives_only_a_share_away():
+    splits = make_splits(Official(plain(100), None, plain(5, "t")), config())
+    assert (len(splits.calibration), len(splits.validation)) == (15, 15)
+
+
+def test_the_default_calibration_split_has_at_most_500_rows():
+    splits = make_splits(Official(plain(6000), plain(5, "v"), plain(5, "t")), config())
+    assert (len(splits.calibration), len(splits.validation)) == (500, 5)
+
+
+def test_the_seed_moves_rows_and_a_limit_on_one_split_leaves_the_others_alone():
+    official = Official(plain(100), plain(20, "v"), plain(20, "t"))
+    base = make_splits(official, config())
+    assert make_splits(official, config(split_seed=1)).train != base.train
+    limited = make_splits(official, config(test_rows=5, validation_rows=6))
+    assert (limited.style, limited.train, limited.calibration) == (
+        base.style,
+        base.train,
+        base.calibration,
+    )
+    assert (len(limited.test), len(limited.validation)) == (5, 6)
+    assert set(e.id for e in limited.test) < set(e.id for e in base.test)
+
+
+def test_rows_that_repeat_a_test_question_leave_train_and_validation_and_are_counted():
+    train = [*plain(30), example("copy", " T  QUESTION 1 ", choices=("No", "yes"))]
+    validation = [*plain(5, "v"), example("copy2", "t question 2")]
+    splits = make_splits(Official(train, validation, plain(5, "t")), config())
+    ids = {row.id for name, rows in splits.items() if name != "test" for row in rows}
+    assert not ids & {"copy", "copy2"}
+    assert len(splits.test) == 5
+    assert [note.split(" rows")[0] for note in splits.notes] == [
+        "train: 1 of 31",
+        "validation: 1 of 6",
+    ]
+
+
+def test_a_test_question_bars_its_training_twin_even_where_the_limit_drops_it():
+    train = [*plain(30), example("copy", "t question 1")]
+    official = Official(train, None, plain(2, "t"))
+    for seed in range(4):
+        splits = make_splits(official, config(test_rows=1, split_seed=seed))
+        assert all(row.id != "copy" for name, rows in splits.items() for row in rows)
+
+
+def test_leakage_runs_through_chains_of_questions_and_groups():
+    """a (train) has the group of b (train), which asks what c (test) asks."""
+    train = [*plain(30), example("a", "first", "g"), example("b", "second", "g")]
+    splits = make_splits(Official(train, None, [example("c", "second")]), config())
+    assert all(row.id not in "ab" for row in splits.train + splits.style + splits.calibration)
+
+
+def test_too_few_rows_name_the_numbers():
+    with pytest.raises(UserError, match="6 training rows are too few for 5 calibration"):
+        make_splits(Official(plain(6), plain(2, "v"), plain(2, "t")), config(calibration_rows=5))
+    with pytest.raises(UserError, match="0 training rows are too few"):
+        make_splits(Official(plain(3, "t"), plain(2, "v"), plain(3, "t")), config())
+    with pytest.raises(UserError, match="every validation row repeats"):
+        make_splits(Official(plain(30), plain(2, "t"), plain(3, "t")), config())
+
+
+def test_one_large_group_that_cannot_be_dealt_is_an_error():
+    train = [example(f"a{i}", f"question {i}", "all") for i in range(50)]
+    with pytest.raises(UserError, match="in 1 groups"):
+        make_splits(Official(train, plain(2, "v"), plain(2, "t")), config())
