@@ -55,8 +55,9 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: not a valid preset: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not a valid preset: {error}") from error
+    except yaml.reader.ReaderError as error:
+        place = f"character {error.position + 1}"
+        raise UserError(f"{source}: not a valid preset: {error.reason} ({place})") from error
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):

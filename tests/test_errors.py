@@ -1,0 +1,96 @@
+"""How an entry point ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import UserError, run_main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+def start(body: str, **options) -> subprocess.Popen:
+    """A program whose main is `body`, with its output on a pipe."""
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    program = (
+        "import sys\nfrom cogcalib_jax.errors import run_main\n"
+        f"def main(argv):\n{indented}\nsys.exit(run_main(main))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        **options,
+    )
+
+
+def test_returns_what_main_returns_and_zero_for_none():
+    assert run_main(lambda argv: None, []) == 0
+    assert run_main(lambda argv: 7, []) == 7
+
+
+def test_passes_the_arguments_without_the_programs_name(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "3"])
+    run_main(seen.append)
+    run_main(seen.append, ["--given"])
+    assert seen == [["--seed", "3"], ["--given"]]
+
+
+def test_user_error_is_one_line_on_stderr_and_exit_code_2(capsys):
+    assert run_main(raising(UserError("a.yaml: rank = 0:\n  must be\tat least 1")), []) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: a.yaml: rank = 0: must be at least 1\n"
+
+
+def test_field_error_outside_a_config_file_names_its_field(capsys):
+    assert run_main(raising(FieldError("rank", "must be at least 1")), []) == 2
+    assert capsys.readouterr().err == "error: rank: must be at least 1\n"
+
+
+def test_interrupt_exits_130_without_a_traceback(capsys):
+    assert run_main(raising(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_main(raising(ZeroDivisionError()), [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "sys.stdin.readline()\nprint('late')",  # noticed only when the buffer is written
+        "sys.stdin.readline()\nwhile True: print('line', flush=True)",
+    ],
+    ids=["buffered", "flushed"],
+)
+def test_a_reader_that_went_away_ends_the_program_quietly(body):
+    with start(body, stdin=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_bug():
+    with start("raise BrokenPipeError('worker')") as process:
+        assert "BrokenPipeError: worker" in process.stderr.read()
+    assert process.returncode == 1
