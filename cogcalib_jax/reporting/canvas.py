@@ -1,0 +1,100 @@
+"""Figures without pyplot: nothing global is touched, so a report can be written from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+DPI = 110
+INK = "#222222"
+MUTED = "#5F6368"
+GRID = "#E3E5E8"
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with Matplotlib: the same picture on every machine
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "hatch.linewidth": 0.7,
+}
+
+
+@contextmanager
+def project_style() -> Iterator[None]:
+    """The project's settings alone, whatever the user's matplotlibrc says; draw and save inside."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure; inches, at 110 pixels an inch."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def place_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a distance in inches from the figure's left and top edge.
+
+    Automatic layouts gave panels of unequal size beside each other (tick labels differ), so places
+    are computed.
+    """
+    full_width, full_height = figure.get_size_inches()
+    return figure.add_axes(
+        (
+            left / full_width,
+            1 - (top + height) / full_height,
+            width / full_width,
+            height / full_height,
+        )
+    )
+
+
+def headline(figure: Figure, title: str, subtitle: str) -> None:
+    """What one sees, in a sentence, and below it how to read it: the top 0.7 inches."""
+    width, height = figure.get_size_inches()
+    left = 0.12 / width
+    figure.text(left, 1 - 0.12 / height, title, fontsize=13, fontweight="bold", va="top")
+    figure.text(left, 1 - 0.42 / height, subtitle, fontsize=9.5, color=MUTED, va="top")
+
+
+def percent_axis(axis: Axis) -> None:
+    """Shares shown as whole percents; the unit stands in the axis label."""
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+
+
+def light_grid(axes: Axes) -> None:
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.tick_params(length=0)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG with the same bytes for the same content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})

@@ -1,0 +1,221 @@
+"""Run folders as the report sees them: metrics, predictions and logged steps, from files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.metrics import brier_per_row
+from cogcalib_jax.reporting.names import method_key
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a method said about the `n` questions of one task, in file order."""
+
+    ids: tuple[str, ...]
+    correct: np.ndarray
+    """[n] bool: whether the predicted option is the right one"""
+    confidence: np.ndarray
+    """[n] float64: probability of the predicted option among the options"""
+    nll: np.ndarray
+    """[n] float64: nats, -log probability of the right option among the options"""
+    brier: np.ndarray
+    """[n] float64: multiclass Brier score in the sum form"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table."""
+
+    key: str
+    """folder name in a comparison: sft, sft_temperature, cols, ..."""
+    metrics: dict[str, dict[str, Any]]
+    """task -> the numbers of eval.json"""
+    predictions: dict[str, Predictions]
+    """task -> predictions"""
+    steps: tuple[dict[str, Any], ...]
+    """lines of metrics.jsonl; empty for rows derived from another run"""
+    dynamics: tuple[dict[str, Any], ...]
+    """lines of dynamics.jsonl; empty for rows derived from another run"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A comparison of methods, or a single run as a comparison of one."""
+
+    folder: Path
+    methods: tuple[Method, ...]
+    tasks: tuple[str, ...]
+    """in the order they were evaluated; the first is the one that was trained on"""
+    style_end: int | None
+    """last step of the style phase, None where there was none"""
+    configs: dict[str, str]
+    """file, relative to `folder` -> resolved config as the run wrote it"""
+    bins: int
+    """equal-width bins of the ECE in the results"""
+    provenance: dict[str, Any]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a comparison folder (it holds comparison.json) or a single run (eval.json).
+
+    Raises UserError when the folder is neither, when a file is missing or broken, or when the
+    methods of a comparison did not answer the same questions.
+    """
+    if (folder / "comparison.json").is_file():
+        table = _read_json(folder / "comparison.json")
+        methods = tuple(_method(key, folder / key, tasks) for key, tasks in table.items())
+    elif (folder / "eval.json").is_file():
+        tasks = _tasks(_read_json(folder / "eval.json"))
+        methods = (_method(_single_key(folder), folder, tasks),)
+    else:
+        raise UserError(
+            f"{folder}: no comparison.json and no eval.json, so there is nothing to report; give"
+            " the folder of a finished run"
+        )
+    if not methods or not methods[0].metrics:
+        raise UserError(f"{folder}: its results name no method or no task; evaluate the run again")
+    _check_same_questions(folder, methods)
+    configs = _configs(folder, methods)
+    return Run(
+        folder=folder,
+        methods=methods,
+        tasks=tuple(methods[0].metrics),
+        style_end=_style_end(methods),
+        configs=configs,
+        bins=int(_setting(configs, "evaluation", "bins")),
+        provenance=_provenance(folder, methods),
+    )
+
+
+def task_file(task: str) -> str:
+    """File name of a task's predictions."""
+    return f"{task}.jsonl"
+
+
+def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: value for name, value in results.items() if name != "provenance"}
+
+
+def _method(key: str, folder: Path, metrics: dict[str, dict[str, Any]]) -> Method:
+    return Method(
+        key=key,
+        metrics=metrics,
+        predictions={t: _read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
+        steps=_read_lines(folder / "metrics.jsonl"),
+        dynamics=_read_lines(folder / "dynamics.jsonl"),
+    )
+
+
+def _read_predictions(path: Path) -> Predictions:
+    rows = _read_lines(path)
+    if not rows:
+        raise UserError(f"{path}: missing or empty; evaluate the run again (python eval.py)")
+    try:
+        options = np.array([len(row["option_probs"]) for row in rows])
+        probs = np.zeros((len(rows), options.max()))
+        for i, row in enumerate(rows):
+            probs[i, : options[i]] = row["option_probs"]
+        answers = np.array([row["answer"] for row in rows])
+        return Predictions(
+            ids=tuple(row["id"] for row in rows),
+            correct=np.array([row["prediction"] == row["answer"] for row in rows]),
+            confidence=np.array([row["confidence"] for row in rows], float),
+            nll=np.array([row["nll"] for row in rows], float),
+            brier=brier_per_row(probs, options, answers),
+        )
+    except KeyError as error:
+        raise UserError(
+            f"{path}: a row lacks the field {error}; evaluate the run again (python eval.py)"
+        ) from error
+
+
+def _check_same_questions(folder: Path, methods: Sequence[Method]) -> None:
+    """Paired differences mean nothing unless row i is the same question everywhere."""
+    first = methods[0]
+    for method in methods[1:]:
+        if list(method.metrics) != list(first.metrics):
+            raise UserError(
+                f"{folder}/comparison.json: {method.key} and {first.key} were evaluated on"
+                " different tasks; evaluate both on the same ones"
+            )
+        for task, predictions in method.predictions.items():
+            if predictions.ids != first.predictions[task].ids:
+                raise UserError(
+                    f"{folder}: {method.key} and {first.key} answered different questions of"
+                    f" {task}; evaluate both on the same split"
+                )
+
+
+def _style_end(methods: Iterable[Method]) -> int | None:
+    """Methods of a comparison share a style phase, and each of their logs opens with it."""
+    steps = [line["step"] for m in methods for line in m.steps if line.get("phase") == "style"]
+    return max(steps, default=None)
+
+
+def _configs(folder: Path, methods: Iterable[Method]) -> dict[str, str]:
+    paths = [folder / "config.yaml", *(folder / m.key / "config.yaml" for m in methods)]
+    found = {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in paths
+        if path.is_file()
+    }
+    if not found:
+        raise UserError(
+            f"{folder}: no config.yaml, so this is no folder of a run; give one that is"
+        )
+    return found
+
+
+def _setting(configs: dict[str, str], section: str, field: str) -> Any:
+    """A field of the first config that has it; a resolved config holds every field."""
+    for text in configs.values():
+        value = (yaml.safe_load(text).get(section) or {}).get(field)
+        if value is not None:
+            return value
+    raise UserError(f"{', '.join(configs)}: no {section}.{field}, so no config of a finished run")
+
+
+def _provenance(folder: Path, methods: Iterable[Method]) -> dict[str, Any]:
+    for path in (folder, *(folder / m.key for m in methods)):
+        if (path / "eval.json").is_file():
+            return _read_json(path / "eval.json").get("provenance", {})
+    return {}
+
+
+def _single_key(folder: Path) -> str:
+    configs = _configs(folder, ())
+    return method_key(_setting(configs, "method", "term"), _setting(configs, "method", "gate"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}); evaluate the run again"
+        ) from error
+
+
+def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """JSON lines of a file, none where the file does not exist."""
+    if not path.is_file():
+        return ()
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not JSON ({error.msg}); delete the broken line"
+                ) from error
+    return tuple(rows)

@@ -1,0 +1,153 @@
+"""The comparison table, once as cells and then as aligned text or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.reporting.names import long_name, split_key
+
+Metrics = Mapping[str, Any]
+"""The numbers of one task in eval.json."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row."""
+
+    header: tuple[str, ...]
+    """one cell a column; a line break may part it in two"""
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+    """how to read it, one or more lines"""
+
+
+def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
+    """One line a method: each element of `seeds` holds method -> numbers of one task.
+
+    With several seeds a cell is mean ± standard deviation (n - 1) over them. Raises UserError when
+    seeds do not hold the same methods.
+    """
+    columns: list[tuple[str, Callable[[Metrics], float | None], bool]] = [  # bool: a percentage
+        ("accuracy", lambda m: m["accuracy"], True),
+        ("ECE\n(floor: mean / 95 %)", lambda m: m["ece"], False),
+        ("Brier", lambda m: m["brier"], False),
+        ("NLL\n(nats)", lambda m: m["nll"], False),
+        ("AUROC", lambda m: m["auroc"], False),
+        ("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True),
+        ("ECE over\nvocabulary", lambda m: m["vocab"] and m["vocab"]["ece"], False),
+    ]
+    keys = _common_methods(seeds)
+    rows = []
+    rescaled = False
+    for key in keys:
+        metrics = [seed[key] for seed in seeds]
+        cells = [_cell([value(m) for m in metrics], percent) for _, value, percent in columns]
+        cells[1] += f" ({_floor(metrics)})"
+        if split_key(key)[2] == "temperature" and metrics[0]["vocab"]:
+            cells[-1] += "*"
+            rescaled = True
+        rows.append((long_name(key), *cells))
+    sizes = sorted({seed[key]["n"] for seed in seeds for key in keys})
+    n = " to ".join(f"{size:,}" for size in (sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
+    spread = f" in each of {len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else ""
+    notes = [
+        f"n = {n} questions{spread}; scores over the options unless said.",
+        "Floor: the ECE that a calibrated model with these confidences would show by chance at"
+        " this n.",
+    ]
+    if rescaled:
+        notes.append("* a temperature over the options leaves the scores over the vocabulary.")
+    return Table(("method", *(name for name, _, _ in columns)), tuple(rows), "\n".join(notes))
+
+
+def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
+    """The same confidences taken over the whole vocabulary, None where they were not recorded."""
+    if not all(metrics["vocab"] for metrics in results.values()):
+        return None
+    rows = []
+    for key, metrics in results.items():
+        vocab = metrics["vocab"]
+        rows.append(
+            (
+                long_name(key),
+                f"{_cell([vocab['ece']])} ({_floor([vocab])})",
+                *(_cell([vocab[name]]) for name in ("brier", "nll", "auroc")),
+                _cell([vocab["confidence"]], percent=True),
+            )
+        )
+    header = (
+        "method",
+        "ECE\n(floor: mean / 95 %)",
+        "Brier",
+        "NLL\n(nats)",
+        "AUROC",
+        "mean\nconfidence",
+    )
+    note = (
+        'Probability of an option over the whole vocabulary; what is no option counts as "other".'
+    )
+    return Table(header, tuple(rows), note)
+
+
+def as_text(table: Table) -> str:
+    """Aligned plain text for a terminal."""
+    header = [cell.split("\n") for cell in table.header]
+    depth = max(len(lines) for lines in header)
+    head = [[([""] * (depth - len(lines)) + lines)[i] for lines in header] for i in range(depth)]
+    body = [list(row) for row in table.rows]
+    widths = [max(len(row[i]) for row in head + body) for i in range(len(header))]
+    lines = [_aligned(row, widths) for row in head]
+    lines.append("  ".join("-" * width for width in widths))
+    lines += [_aligned(row, widths) for row in body]
+    return "\n".join([*lines, table.note])
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table, its note below."""
+    header = [" ".join(cell.split()) for cell in table.header]
+    marks = [":---", *["---:"] * (len(header) - 1)]
+    lines = [header, marks, *table.rows]
+    escaped = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    ]
+    return "\n".join([*escaped, "", table.note.replace("*", "\\*")])
+
+
+def _common_methods(seeds: Sequence[Mapping[str, Metrics]]) -> list[str]:
+    keys = list(seeds[0])
+    for other in seeds[1:]:
+        if list(other) != keys:
+            raise UserError(
+                f"seeds hold different methods ({', '.join(keys)}; {', '.join(other)}): give runs"
+                " of the same comparison"
+            )
+    return keys
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = (
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _cell(values: Sequence[float | None], percent: bool = False) -> str:
+    """One value, or mean ± standard deviation of several; n/a where one is undefined."""
+    if any(value is None for value in values):
+        return "n/a"
+    scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
+    shown = f"{scale * np.mean(values):.{digits}f}"
+    if len(values) > 1:
+        shown += f" ± {scale * np.std(values, ddof=1):.{digits}f}"
+    return shown + unit
+
+
+def _floor(metrics: Sequence[Metrics]) -> str:
+    floors = [m["ece_noise_floor"] for m in metrics]
+    return " / ".join(f"{np.mean([f[name] for f in floors]):.3f}" for name in ("mean", "p95"))

@@ -1,0 +1,252 @@
+"""What the table shows, in words, and no more than its intervals allow.
+
+Every method is compared with SFT, and each gated method also with its simple rivals: SFT at its
+best validation epoch, SFT with a temperature, and the same term on all data. NLL and Brier decide;
+their p-values form one Holm family over all comparisons of the table. ECE (biased, so without an
+interval) and accuracy are families of their own and only ever add to what NLL and Brier say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cogcalib_jax.reporting.names import GATES, TERMS, is_ours, method_key, short_name, split_key
+from cogcalib_jax.reporting.records import Predictions
+from cogcalib_jax.reporting.tables import Table
+from cogcalib_jax.reporting.words import count
+from cogcalib_jax.significance import PairedDifference, holm, paired_difference
+
+LEVEL = 0.05
+FEWEST_SEEDS = 5
+# The smallest p-value is 2 / (resamples + 1); 4,000 leave room for Holm over 100 comparisons.
+RESAMPLES = 4000
+DECIDING = ("NLL", "Brier")
+FAMILIES = (DECIDING, ("ECE",), ("accuracy",))
+METRICS = tuple(metric for family in FAMILIES for metric in family)
+
+BETTER, WORSE, MIXED, SAME = "better", "worse", "mixed", "same"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another on the same questions; differences are method minus other."""
+
+    method: str
+    other: str
+    differences: Mapping[str, PairedDifference]
+    """NLL, Brier, ECE and accuracy"""
+    claimed: frozenset[str] = frozenset()
+    """metrics whose difference stays beyond noise after Holm's correction"""
+
+    @property
+    def outcome(self) -> str:
+        """What NLL and Brier together allow to say of `method`: better, worse, mixed, same."""
+        signs = {self.differences[m].difference < 0 for m in DECIDING if m in self.claimed}
+        if not signs:
+            return SAME
+        return MIXED if len(signs) == 2 else BETTER if signs.pop() else WORSE
+
+
+def compare(
+    seeds: Sequence[Mapping[str, Predictions]], *, resamples: int = RESAMPLES
+) -> list[Comparison]:
+    """All comparisons of a table, Holm-corrected; each seed maps method -> its predictions.
+
+    Every seed holds the same methods, and all methods of a seed the same questions in one order.
+    """
+    comparisons = [
+        Comparison(method, other, _differences(seeds, method, other, resamples))
+        for method, other in _pairs(seeds[0])
+    ]
+    claims: dict[int, set[str]] = {i: set() for i in range(len(comparisons))}
+    for family in FAMILIES:
+        places = [(i, metric) for i in range(len(comparisons)) for metric in family]
+        adjusted = holm([comparisons[i].differences[m].p_value for i, m in places])
+        for (i, metric), p in zip(places, adjusted, strict=True):
+            if p <= LEVEL:
+                claims[i].add(metric)
+    return [replace(c, claimed=frozenset(claims[i])) for i, c in enumerate(comparisons)]
+
+
+def verdict(
+    comparisons: Sequence[Comparison], metrics: Sequence[Mapping[str, Mapping[str, Any]]]
+) -> list[str]:
+    """The findings in words, one a line; `metrics` holds the numbers of eval.json of each seed.
+
+    With two to four seeds nothing is called beyond noise: `difference_table` shows every seed. A
+    single method has only what can be said of its ECE.
+    """
+    lines = []
+    if 1 < len(metrics) < FEWEST_SEEDS:
+        lines.append(
+            f"{len(metrics)} seeds are too few to call a difference beyond the noise of training."
+        )
+    else:
+        lines += _against_sft([c for c in comparisons if c.other == "sft"])
+        for ours in dict.fromkeys(c.method for c in comparisons if is_ours(c.method)):
+            lines += _against_rivals(ours, comparisons)
+    lines += _at_floor(metrics)
+    if comparisons and len(metrics) == 1:
+        lines.append(
+            "Noise here is that of the test questions; another training seed may differ by more."
+        )
+    if not 1 < len(metrics) < FEWEST_SEEDS:
+        lines += [_gate(c) for c in comparisons if c.other in _ungated(c.method)]
+    return lines
+
+
+def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
+    """Paired differences with their 95 % intervals, None where nothing is compared.
+
+    Two to four seeds are shown one by one: an interval over so few says little.
+    """
+    if not comparisons:
+        return None
+    seeds = len(comparisons[0].differences["NLL"].per_seed)
+    few = 1 < seeds < FEWEST_SEEDS
+    rows = []
+    for c in comparisons:
+        cells = [_cell(c.differences[metric], metric, few) for metric in METRICS]
+        if not few:
+            cells.append(", ".join(m for m in METRICS if m in c.claimed) or "none")
+        rows.append((f"{short_name(c.method)} minus {short_name(c.other)}", *cells))
+    note = f"Paired over the same {count(n, 'question')}; "
+    if few:
+        note += f"one number for each of {seeds} seeds."
+    else:
+        noise = f"{seeds} seeds" if seeds > 1 else "one seed, so without the noise of training"
+        note += (
+            f"{noise}; 95 % intervals.\nBeyond noise: p at most {LEVEL} after Holm's correction"
+            f" over the {len(DECIDING) * len(comparisons)} tests of NLL and Brier, and over those"
+            " of ECE and of accuracy."
+        )
+    units = {"NLL": "NLL\n(nats)", "accuracy": "accuracy\n(points)"}
+    header = ["difference", *(units.get(metric, metric) for metric in METRICS)]
+    return Table(tuple(header if few else [*header, "beyond noise"]), tuple(rows), note)
+
+
+def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
+    present = list(methods)
+    pairs = [(m, "sft") for m in present if m != "sft" and "sft" in present]
+    for ours in filter(is_ours, present):
+        rivals = ("sft_best_epoch", "sft_temperature", *_ungated(ours))
+        pairs += [(ours, rival) for rival in rivals if rival in present]
+    return pairs
+
+
+def _ungated(key: str) -> tuple[str, ...]:
+    """The same term on all data, for a gated method; nothing for any other."""
+    return (method_key(split_key(key)[0], "all"),) if is_ours(key) else ()
+
+
+def _differences(
+    seeds: Sequence[Mapping[str, Predictions]], method: str, other: str, resamples: int
+) -> dict[str, PairedDifference]:
+    def difference(statistic: str, rows: Any) -> PairedDifference:
+        return paired_difference(
+            [rows(seed[method]) for seed in seeds],
+            [rows(seed[other]) for seed in seeds],
+            statistic=statistic,
+            resamples=resamples,
+        )
+
+    return {
+        "NLL": difference("mean", lambda p: p.nll),
+        "Brier": difference("mean", lambda p: p.brier),
+        "ECE": difference("ece", lambda p: (p.confidence, p.correct)),
+        "accuracy": difference("mean", lambda p: p.correct),
+    }
+
+
+def _cell(d: PairedDifference, metric: str, few: bool) -> str:
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 3)
+
+    def show(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"  # + 0.0: no "-0.000"
+
+    if few:
+        return " ".join(show(value) for value in d.per_seed)
+    if metric == "ECE":
+        return show(d.difference)
+    return f"{show(d.difference)} [{show(d.low)}, {show(d.high)}]"
+
+
+def _against_sft(comparisons: Sequence[Comparison]) -> list[str]:
+    words = {
+        BETTER: "Better than SFT beyond noise",
+        WORSE: "Worse than SFT beyond noise",
+        MIXED: "Better than SFT in one score and worse in the other, both beyond noise",
+        SAME: "No difference from SFT beyond noise in NLL or Brier",
+    }
+    return _grouped(words, comparisons, lambda c: short_name(c.method))
+
+
+def _against_rivals(ours: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """What simpler means reach; the same term on all data is the gate's line."""
+    name = short_name(ours)
+    words = {
+        BETTER: f"{name} is better beyond noise than the simpler",
+        WORSE: f"{name} is worse beyond noise than the simpler",
+        MIXED: f"{name} is better in one score and worse in the other than the simpler",
+        SAME: f"As good as {name}, as far as these questions can tell, is the simpler",
+    }
+    simpler = ("sft", *_ungated(ours))
+    chosen = [c for c in comparisons if c.method == ours and c.other not in simpler]
+    return _grouped(words, chosen, lambda c: short_name(c.other))
+
+
+def _grouped(
+    words: Mapping[str, str], comparisons: Sequence[Comparison], name: Callable[[Comparison], str]
+) -> list[str]:
+    """One sentence an outcome, naming whom it holds for and by which metrics."""
+    lines = []
+    for outcome, opening in words.items():
+        those = [f"{name(c)}{_grounds(c)}" for c in comparisons if c.outcome == outcome]
+        if those:
+            lines.append(f"{opening}: {'; '.join(those)}.")
+    return lines
+
+
+def _grounds(c: Comparison) -> str:
+    """In brackets: what lies beyond noise, from the side of the comparison's first method."""
+    parts = []
+    for word, sign in (("lower", -1), ("higher", 1)):
+        those = [m for m in METRICS if m in c.claimed and sign * c.differences[m].difference > 0]
+        if those:
+            parts.append(f"{', '.join(those)} {word}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _gate(c: Comparison) -> str:
+    term = TERMS[split_key(c.method)[0]]
+    words = {
+        BETTER: f"it made {term} better beyond noise{_grounds(c)}",
+        WORSE: f"it made {term} worse beyond noise{_grounds(c)}",
+        MIXED: f"one score better and the other worse, both beyond noise{_grounds(c)}",
+        SAME: f"nothing in NLL or Brier that these questions can show{_grounds(c)}",
+    }[c.outcome]
+    numbers = ", ".join(f"{m} {_cell(c.differences[m], m, False)}" for m in DECIDING)
+    return (
+        f"What the gate added ({short_name(c.method)} minus {term} on {GATES['all']}: {numbers}):"
+        f" {words}."
+    )
+
+
+def _at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Methods whose ECE a calibrated model might show as well, in every seed."""
+    first = metrics[0]
+    names = [
+        short_name(key)
+        for key in first
+        if all(seed[key]["ece_p_value"] > LEVEL for seed in metrics)
+    ]
+    if not names:
+        return []
+    n = next(iter(first.values()))["n"]
+    seeds = f" in each of {len(metrics)} seeds" if len(metrics) > 1 else ""
+    return [
+        f"ECE at its noise floor, not distinguishable from calibrated at n = {n:,}{seeds}:"
+        f" {'; '.join(names)}."
+    ]

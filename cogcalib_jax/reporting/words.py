@@ -1,0 +1,61 @@
+"""Pictures in words: the alternative text of every plot, for those who do not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cogcalib_jax.reporting.names import short_name
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 question", "1,520 questions"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
+    """`results` holds method -> numbers of the task in eval.json."""
+    parts = []
+    for key, m in results.items():
+        floor = m["ece_noise_floor"]
+        sure = "surer than right" if m["confidence"] > m["accuracy"] else "no surer than right"
+        parts.append(
+            f"{short_name(key)}: mean confidence {percent(m['confidence'])}, accuracy"
+            f" {percent(m['accuracy'])}, so {sure} on average; ECE {m['ece']:.3f}, noise floor"
+            f" {floor['mean']:.3f}, 95th percentile {floor['p95']:.3f}."
+        )
+    n = next(iter(results.values()))["n"]
+    opening = f"Reliability diagrams, accuracy against confidence, on {count(n, 'question')} of"
+    return " ".join([f"{opening} {task}.", *parts])
+
+
+def coverage_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
+    """`results` holds method -> numbers of the task in eval.json."""
+    parts = [f"{short_name(key)} {percent(m['coverage_at_90'])}" for key, m in results.items()]
+    return (
+        f"Accuracy against the share of the questions of {task} that is answered, the most"
+        f" confident first. Share answered at 90 % accuracy: {', '.join(parts)}."
+    )
+
+
+def dynamics_text(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """`runs` holds (name of the method, lines of its dynamics.jsonl)."""
+    parts = []
+    for name, lines in runs:
+        for data, seen in (("train", "trained on"), ("validation", "not trained on")):
+            for group in ("known", "unknown"):
+                chosen = [x for x in lines if x["data"] == data and x["group"] == group]
+                if chosen:
+                    first, last = chosen[0], chosen[-1]
+                    parts.append(
+                        f"{name}, {group} questions {seen}: accuracy from"
+                        f" {percent(first['accuracy'])} to {percent(last['accuracy'])}, mean"
+                        f" confidence from {percent(first['confidence'])} to"
+                        f" {percent(last['confidence'])}."
+                    )
+    return " ".join(["Accuracy and mean confidence over training steps.", *parts])

@@ -1,0 +1,109 @@
+"""The table shows the numbers of eval.json, rounded, and nothing else."""
+
+import numpy as np
+import pytest
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.reporting.names import is_ours, long_name, looks, short_name
+from cogcalib_jax.reporting.tables import as_markdown, as_text, comparison_table, vocabulary_table
+
+
+def metrics(ece: float = 0.1594, **changed) -> dict:
+    numbers = {
+        "n": 1520,
+        "accuracy": 0.3812,
+        "ece": ece,
+        "ece_noise_floor": {"mean": 0.0304, "p95": 0.0411},
+        "ece_p_value": 0.001,
+        "brier": 0.7123,
+        "nll": 2.0141,
+        "auroc": 0.7,
+        "confidence": 0.54,
+        "coverage_at_90": 0.1236,
+    }
+    numbers["vocab"] = numbers | {"ece": 0.1451}
+    return numbers | changed
+
+
+def test_cells_are_the_numbers_of_eval_json():
+    table = comparison_table([{"sft": metrics()}])
+    assert table.rows == (
+        ("SFT", "38.1 %", "0.159 (0.030 / 0.041)", "0.712", "2.014", "0.700", "12.4 %", "0.145"),
+    )
+    assert "n = 1,520 questions" in table.note
+
+
+def test_several_seeds_show_mean_and_sample_standard_deviation():
+    values = [0.10, 0.14, 0.18]
+    table = comparison_table([{"sft": metrics(ece=v)} for v in values])
+    sd = np.std(values, ddof=1)
+    assert table.rows[0][2] == f"0.140 ± {sd:.3f} (0.030 / 0.041)"
+    assert "3 seeds" in table.note
+
+
+def test_an_undefined_metric_is_not_a_number_in_disguise():
+    table = comparison_table([{"sft": metrics(auroc=None, vocab=None)}])
+    assert table.rows[0][5] == "n/a"
+    assert table.rows[0][7] == "n/a"
+    assert vocabulary_table({"sft": metrics(vocab=None)}) is None
+
+
+def test_vocabulary_scores_of_a_temperature_are_marked_as_not_rescaled():
+    table = comparison_table([{"sft": metrics(), "sft_temperature": metrics()}])
+    assert [row[-1] for row in table.rows] == ["0.145", "0.145*"]
+    assert "\n* " in table.note
+
+
+def test_seeds_of_different_comparisons_are_refused():
+    with pytest.raises(UserError, match="different methods"):
+        comparison_table([{"sft": metrics()}, {"cols": metrics()}])
+
+
+def test_text_columns_line_up():
+    text = as_text(comparison_table([{"sft": metrics(), "cols": metrics(accuracy=1.0)}]))
+    header, units, rule, sft, cols, *_ = text.split("\n")
+    ends = [i for i, c in enumerate(rule) if c == "-" and rule[i + 1 : i + 2] in ("", " ")]
+    for line in (sft, cols):
+        assert len(line) == len(rule)
+        assert all(line[end + 1 : end + 2] in ("", " ") for end in ends)
+    assert units.startswith("method")
+    assert header.rstrip().endswith("ECE over")
+
+
+def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
+    table = comparison_table([{"a|b": metrics(), "sft_temperature": metrics()}])
+    lines = [line for line in as_markdown(table).split("\n") if line.startswith("|")]
+    assert len(lines) == 4
+    assert {line.replace("\\|", "").count("|") for line in lines} == {9}
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("sft", "SFT"),
+        ("sft_best_epoch", "SFT, best validation epoch"),
+        ("sft_temperature", "SFT + temperature"),
+        ("ls", "LS on all data"),
+        ("cols", "CoLS (ours: LS on known data)"),
+        ("combls", "CoMbLS (ours: MbLS on known data)"),
+        ("cols_temperature", "CoLS + temperature"),
+        ("ls-frozen_labels", "LS on known data, frozen labels"),
+        ("ecp-oracle", "ECP on known data, true labels"),
+        ("something_else", "something_else"),
+        ("strange_temperature", "strange_temperature"),
+    ],
+)
+def test_methods_have_names_for_people(key, name):
+    assert long_name(key) == name
+
+
+def test_only_the_gated_methods_themselves_are_ours():
+    keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
+    assert [key for key in keys if is_ours(key)] == ["cols", "coecp"]
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it():
+    assert looks(["cols"])["cols"] == looks(["sft", "x", "cols"])["cols"]
+    many = ["sft", "sft_best_epoch", "sft_temperature", "ls", "cols", "x", "y", "z"]
+    assert len({(look.color, look.line) for look in looks(many).values()}) == len(many)
+    assert len({short_name(key) for key in many}) == len(many)
