@@ -32,8 +32,7 @@ Tree = dict[str, Any]  # field name -> Given, or a Tree for a section
 def read_file(path: str) -> str:
     """A preset's text (UserError where it cannot be read)."""
     try:
-        # utf-8-sig: editors on Windows put a byte-order mark first.
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); choose a preset with --config FILE"

@@ -69,6 +69,7 @@ def test_hyphens_and_underscores_are_the_same_in_keys(key):
         ("method.weight", "null", None),
         ("method.term", "none", "none"),  # a word of the Literal, not the absent value
         ("method.term", "null", None),
+        ("model.path", "none", None),
         ("name", "on", "on"),
         ("name", "1e5", "1e5"),
         ("name", "true", "true"),

@@ -48,7 +48,7 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
         ("model: 3", "p.yaml:1: model = 3: is a section; write its fields below it (adapter, "
          "path)"),
         ("seed: 1\nname: x\nseed: 2", "p.yaml:3: seed is given twice; keep one of them"),
-        ("run-dir: a\nrun_dir: b", "p.yaml:2: run_dir is given twice; keep one of them"),
+        ("run_dir: a\nrun-dir: b", "p.yaml:2: run_dir is given twice; keep one of them"),
         ("model: {path: a}\nmodel: {path: b}", "p.yaml:2: model is given twice; keep one of them"),
         ("sed: 1", "p.yaml:1: unknown key sed; did you mean seed?"),
         ("name: x\nrank: 1", "p.yaml:2: unknown key rank; did you mean model.adapter.rank?"),
