@@ -92,6 +92,7 @@ def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
         )
     if jnp.dtype(dtype).name not in ("bfloat16", "float16"):
         raise UserError(
-            f"attention: 'cudnn' needs bfloat16 or float16 but the model is {jnp.dtype(dtype).name};"
+            "attention: 'cudnn' needs bfloat16 or float16 but the model is"
+            f" {jnp.dtype(dtype).name};"
             " set the model's dtype to bfloat16 or use 'xla'"
         )

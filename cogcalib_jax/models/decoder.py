@@ -8,6 +8,7 @@ between layers (sliding windows) is an array the scan runs along.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -37,6 +38,19 @@ class KVCache(NamedTuple):
     """`[layers, batch, positions, kv_heads, head_dim]`"""
     values: jax.Array
     """like keys"""
+
+    def write(
+        self, layer: jax.Array, positions: jax.Array, keys: jax.Array, values: jax.Array
+    ) -> KVCache:
+        """With one layer's keys and values `[batch, time, kv_heads, head_dim]` at `positions`
+        `[batch, time]`."""
+
+        # Mapped over rows, so that the compiler sees that no row writes into another's device.
+        @partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
+        def put(store: jax.Array, positions: jax.Array, new: jax.Array) -> jax.Array:
+            return store.at[layer, positions].set(new)
+
+        return KVCache(put(self.keys, positions, keys), put(self.values, positions, values))
 
 
 class Reading(NamedTuple):
@@ -152,8 +166,7 @@ class Attention(Projections):
 
         attend, lengths = ATTENTION[self.attention], reading.lengths
         if cache is not None:
-            slots = (layer, jnp.arange(x.shape[0])[:, None], reading.positions)
-            cache = KVCache(cache.keys.at[slots].set(k), cache.values.at[slots].set(v))
+            cache = cache.write(layer, reading.positions, k, v)
             k, v = cache.keys[layer], cache.values[layer]
             # Queries of length one gain nothing from a fused kernel.
             attend, lengths = xla_attention, None
@@ -320,8 +333,12 @@ class Decoder(nnx.Module):
         return logits
 
     def _head_weight(self) -> jax.Array:
-        tied = self.config.tie_word_embeddings
-        return (self.embed_tokens if tied else self.lm_head).weight[...]
+        return self._table(self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)
+
+    def _table(self, module: Embedding | Linear) -> jax.Array:
+        """Weight `[vocab, hidden]` with whole rows on each device: rows cut over fsdp would make
+        the compiler replicate whatever is looked up in them."""
+        return self._constrain(module.weight[...], ("vocab", None))
 
     def _run(
         self,
@@ -332,7 +349,7 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
-        x = self._constrain(self.embed_tokens.weight[...][input_ids], ("batch", None, None))
+        x = self._constrain(self._table(self.embed_tokens)[input_ids], ("batch", None, None))
         reading = Reading(positions, *rotation(c.rope, c.head_dim, positions), lengths)
         graphdef, stacked = nnx.split(self.layers)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder, Remat
@@ -70,10 +70,7 @@ def load_decoder(
 
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
         parts = [tensors[n] for n in tensor_names(path, config.num_layers)]
-        target = leaf.get_value()
-        if path[0] == "layers":
-            return leaf.replace(_stacked_array(parts, target))
-        return leaf.replace(_array(parts[0], target))
+        return leaf.replace(read_parameter(parts, leaf.get_value(), path[0] == "layers"))
 
     state = map_parameters(read, base)
     if lora is not None:
@@ -81,24 +78,26 @@ def load_decoder(
     return nnx.merge(graphdef, state)
 
 
-def _array(tensor: Tensor, target: jax.ShapeDtypeStruct) -> jax.Array:
-    return _from_slices(target, lambda index: tensor.read(index).astype(target.dtype))
+def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+    """A parameter of `target`'s shape, dtype and sharding from its tensor, or its layers'."""
 
+    def whole(index: tuple[slice, ...]) -> np.ndarray:
+        return parts[0].read(index).astype(target.dtype)
 
-def _stacked_array(layers: list[Tensor], target: jax.ShapeDtypeStruct) -> jax.Array:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        chosen = range(*index[0].indices(len(layers)))
-        shape = NamedSharding.shard_shape(target.sharding, target.shape)
+    def stack(index: tuple[slice, ...]) -> np.ndarray:
+        chosen = range(*index[0].indices(len(parts)))
         # Filled in place: a stack of a list would hold every byte twice.
-        out = np.empty((len(chosen), *shape[1:]), target.dtype)
+        out = np.empty((len(chosen), *target.sharding.shard_shape(target.shape)[1:]), target.dtype)
         for row, layer in enumerate(chosen):
-            out[row] = layers[layer].read(index[1:])
+            out[row] = parts[layer].read(index[1:])
         return out
 
-    return _from_slices(target, read)
+    return _from_slices(target, stack if stacked else whole)
 
 
-def _from_slices(target: jax.ShapeDtypeStruct, read: Any) -> jax.Array:
+def _from_slices(
+    target: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
     """A global array whose shards `read(index)` gives. Devices that hold the same slice share one
     reading of it."""
     slices: dict[tuple, np.ndarray] = {}
@@ -157,11 +156,12 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
         text = json.dumps(raw, indent=2) + "\n"
         (building / "config.json").write_text(text, encoding="utf-8")
         base = nnx.state(decoder, nnx.Not(nnx.LoRAParam))
-        write_folder(building, _host_tensors(base, config.num_layers), max_shard_bytes)
+        write_folder(building, host_tensors(base, config.num_layers), max_shard_bytes)
 
 
-def _host_tensors(base: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in nnx.to_flat_state(base):
+def host_tensors(state: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters under their checkpoint names, one layer at a time."""
+    for path, leaf in nnx.to_flat_state(state):
         array = leaf.get_value()
         names = tensor_names(path, layers)
         if path[0] != "layers":

@@ -1,0 +1,199 @@
+"""Generation with a key-value cache: greedy, or sampling with temperature and top-p.
+
+Prompts are right-padded to a bucket and so is the batch, so one compilation serves every call of
+the same bucket; temperature and top-p are traced. The loop ends when every row has stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.configlib import check
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.decoder import Decoder, KVCache
+from cogcalib_jax.sharding import batch_parts, shard_batch
+
+SHORTEST_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 32
+    """most tokens generated per prompt, the end-of-text token included"""
+    temperature: float = 0.0
+    """0 is greedy: always the likeliest token; else logits are divided by it before sampling"""
+    top_p: float = 1.0
+    """sample only from the likeliest tokens that together reach this probability"""
+
+    def __post_init__(self) -> None:
+        check(self.max_new_tokens >= 1, "max_new_tokens", "must be an integer of at least 1")
+        check(self.temperature >= 0, "temperature", "must be at least 0")
+        check(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+
+
+class Generated(NamedTuple):
+    """What followed one prompt."""
+
+    tokens: tuple[int, ...]
+    """the end-of-text token included where it was reached"""
+    logprobs: tuple[float, ...]
+    """of each token under the model itself: temperature 1, nothing cut off; nats"""
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    seed: int = 0,
+) -> list[Generated]:
+    """Continue each prompt (token ids, at least one) until an end-of-text token or the limit.
+
+    A prompt's greedy continuation does not depend on the prompts beside it. Raises UserError for an
+    empty prompt, or one that leaves no room in the model's context.
+    """
+    if not prompts:
+        return []
+    longest = max(len(prompt) for prompt in prompts)
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise UserError("generate: a prompt has no tokens; begin it with the model's BOS token")
+    room = decoder.config.max_position_embeddings
+    if longest + sampling.max_new_tokens > room:
+        raise UserError(
+            f"generate: a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed"
+            f" the model's context of {room}; shorten the prompt or max_new_tokens"
+        )
+    time = max(SHORTEST_BUCKET, _power_of_two(longest))
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    rows = parts * _power_of_two(-(-len(prompts) // parts))
+    ids = np.zeros((rows, time), np.int32)
+    lengths = np.zeros(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+        lengths[row] = len(prompt)
+    inputs = (ids, lengths) if decoder.mesh is None else shard_batch(decoder.mesh, (ids, lengths))
+
+    graphdef, state = nnx.split(decoder)
+    tokens, logprobs, counts = jax.device_get(
+        _generate(
+            graphdef,
+            sampling.max_new_tokens,
+            sampling.temperature == 0,
+            state,
+            *inputs,
+            np.asarray(decoder.config.eos_token_ids, np.int32),
+            # A greedy run never divides by it.
+            np.float32(sampling.temperature or 1.0),
+            np.float32(sampling.top_p),
+            jax.random.key(seed),
+        )
+    )
+    return [
+        Generated(tuple(tokens[row, :n].tolist()), tuple(logprobs[row, :n].tolist()))
+        for row, n in enumerate(counts[: len(prompts)])
+    ]
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+class _Progress(NamedTuple):
+    step: jax.Array
+    """int32: tokens chosen so far"""
+    logits: jax.Array
+    """`[rows, vocab]` float32 for the next token"""
+    cache: KVCache
+    tokens: jax.Array
+    """int32 `[rows, max_new_tokens]`"""
+    logprobs: jax.Array
+    """float32 like tokens"""
+    counts: jax.Array
+    """int32 `[rows]`: tokens that belong to the row's continuation"""
+    stopped: jax.Array
+    """bool `[rows]`"""
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _generate(
+    graphdef: nnx.GraphDef,
+    max_new_tokens: int,
+    greedy: bool,
+    state: nnx.State,
+    ids: jax.Array,
+    lengths: jax.Array,
+    eos: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """ids `[rows, time]` right-padded; rows of length 0 only fill the batch."""
+    decoder = nnx.merge(graphdef, state)
+    rows, time = ids.shape
+
+    def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
+        if greedy:
+            return jnp.argmax(logits, -1).astype(jnp.int32)
+        kept = keep_top_p(logits / temperature, top_p)
+        return jax.random.categorical(jax.random.fold_in(key, step), kept).astype(jnp.int32)
+
+    def proceed(now: _Progress) -> jax.Array:
+        return (now.step < max_new_tokens) & ~jnp.all(now.stopped)
+
+    def advance(now: _Progress) -> _Progress:
+        token = choose(now.logits, now.step)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(now.logits), token[:, None], -1)[:, 0]
+        counts = now.counts + ~now.stopped
+        stopped = now.stopped | jnp.isin(token, eos)
+        # What padding left in the cache behind a prompt is overwritten before it is ever seen.
+        positions = jnp.minimum(lengths + now.step, time + max_new_tokens - 1)[:, None]
+        hidden, cache = decoder.cached_hidden_states(token[:, None], positions, now.cache)
+        return _Progress(
+            now.step + 1,
+            decoder.logits(hidden[:, 0]),
+            cache,
+            now.tokens.at[:, now.step].set(token),
+            now.logprobs.at[:, now.step].set(logprob),
+            counts,
+            stopped,
+        )
+
+    cache = decoder.empty_cache(rows, time + max_new_tokens)
+    positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (rows, time))
+    hidden, cache = decoder.cached_hidden_states(ids, positions, cache)
+    last = jnp.maximum(lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    end = jax.lax.while_loop(
+        proceed,
+        advance,
+        _Progress(
+            jnp.zeros((), jnp.int32),
+            decoder.logits(hidden),
+            cache,
+            jnp.zeros((rows, max_new_tokens), jnp.int32),
+            jnp.zeros((rows, max_new_tokens), jnp.float32),
+            jnp.zeros(rows, jnp.int32),
+            lengths == 0,
+        ),
+    )
+    return end.tokens, end.logprobs, end.counts
+
+
+def keep_top_p(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+    """Logits `[..., vocab]` with -inf outside the nucleus: the likeliest tokens, taken until their
+    probabilities reach `top_p` (Holtzman et al. 2020). The likeliest token is always kept."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    lowest = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= lowest, logits, -jnp.inf)

@@ -1,0 +1,227 @@
+"""LoRA adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import ALL_LINEAR, LAYER_PROJECTIONS, LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.parameters import Path as ParameterPath
+from cogcalib_jax.models.parameters import map_parameters
+from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.hf_weights import host_tensors, read_parameter, tensor_names
+from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, read_header
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# Settings of PEFT that change what an adapter computes; each is unset in plain LoRA.
+VARIANTS = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+    "velora_config",
+)
+# The base's embedding and head, which PEFT stores beside an adapter that targets them.
+BASE_COPIES = {
+    "lm_head.base_layer.weight": "lm_head",
+    "model.embed_tokens.weight": "embed_tokens",
+    "model.embed_tokens.base_layer.weight": "embed_tokens",
+}
+
+
+def save_adapter(
+    folder: Path, decoder: Decoder, lora_config: LoraConfig, base_name: str | Path
+) -> None:
+    """Write `decoder`'s LoRA parameters so that `peft.PeftModel.from_pretrained` loads them.
+
+    lora_config: what the decoder was built with. base_name: the Hub id or folder of the base, for
+    the reader of the file. An adapter already in `folder` is replaced; it is never half-written.
+    """
+    if decoder.lora != lora_config:
+        raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
+    alpha = lora_config.alpha
+    raw = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_name),
+        "r": lora_config.rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": lora_config.dropout,
+        "target_modules": [name for name in LORA_TARGETS if name in lora_config.modules],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    state = nnx.state(decoder, nnx.LoRAParam)
+    tensors = {
+        f"{PREFIX}{name}.weight": np.ascontiguousarray(array)
+        for name, array in host_tensors(state, decoder.config.num_layers)
+    }
+    with whole_folder(Path(folder), replace=True) as building:
+        text = json.dumps(raw, indent=2) + "\n"
+        (building / CONFIG_FILE).write_text(text, encoding="utf-8")
+        save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def read_lora_config(folder: str | Path) -> LoraConfig:
+    """Rank, alpha, targets and dropout of an adapter.
+
+    Raises UserError for anything but plain LoRA on layers a decoder has.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a folder that PEFT's save_pretrained wrote")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        raise UserError(f"{path}: not a LoRA adapter; only peft_type LORA is supported")
+    variants = [key for key in VARIANTS if raw.get(key)]
+    if raw.get("bias", "none") != "none":
+        variants.append("bias")
+    if variants:
+        raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
+    try:
+        return LoraConfig(
+            rank=raw["r"],
+            alpha=raw["lora_alpha"],
+            targets=_read_targets(raw.get("target_modules"), path),
+            dropout=raw.get("lora_dropout", 0.0),
+        )
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: r and lora_alpha must be numbers ({error!r})") from error
+
+
+def _read_targets(raw: Any, path: Path) -> tuple[str, ...]:
+    if raw == ALL_LINEAR:
+        return LAYER_PROJECTIONS
+    if not isinstance(raw, list) or not raw:
+        raise UserError(
+            f"{path}: target_modules must be a list of names, or all-linear; patterns are not"
+            " supported"
+        )
+    # PEFT may write whole paths; whether all layers are there shows in the tensors.
+    names = {name.rsplit(".", 1)[-1] for name in raw}
+    known = tuple(name for name in LORA_TARGETS if name in names)
+    return known + tuple(sorted(names - set(known)))
+
+
+def load_adapter(folder: str | Path, decoder: Decoder) -> None:
+    """Put the adapter in `folder` in place of `decoder`'s LoRA parameters.
+
+    The decoder is built with `read_lora_config(folder)` or a LoraConfig that agrees with it. Raises
+    one UserError for another rank, alpha or targets, for tensors missing, unexpected or of the
+    wrong shape, and for an adapter that carries the embedding or head of another base.
+    """
+    folder = Path(folder)
+    stored, built = read_lora_config(folder), decoder.lora
+    if built is None:
+        raise UserError(f"{folder}: an adapter needs a model with LoRA layers; give its LoraConfig")
+    different = [
+        f"{name} is {theirs} but the model has {ours}"
+        for name, theirs, ours in (
+            ("rank", stored.rank, built.rank),
+            ("alpha", stored.alpha, built.alpha),
+            ("targets", sorted(stored.modules), sorted(built.modules)),
+        )
+        if theirs != ours
+    ]
+    if different:
+        raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
+
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(
+            f"{file}: no such file; pickled adapters (.bin) are refused, since opening"
+            " one can run any code"
+        )
+    tensors = read_header(file)
+    layers = decoder.config.num_layers
+    state = nnx.state(decoder, nnx.LoRAParam)
+
+    def names(path: ParameterPath) -> list[str]:
+        return [f"{PREFIX}{name}.weight" for name in tensor_names(path, layers)]
+
+    _require_match(file, tensors, state, names)
+    _require_same_base(file, tensors, decoder)
+
+    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        now = leaf.get_value()
+        target = jax.ShapeDtypeStruct(now.shape, now.dtype, sharding=now.sharding)
+        parts = [tensors[name] for name in names(path)]
+        return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
+
+    nnx.update(decoder, map_parameters(read, state))
+
+
+def _require_match(file: Path, tensors: dict[str, Tensor], state: nnx.State, names: Any) -> None:
+    wanted = {
+        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
+        for path, leaf in nnx.to_flat_state(state)
+        for name in names(path)
+    }
+    copies = {PREFIX + name for name in BASE_COPIES}
+    kinds = {
+        "missing": [name for name in wanted if name not in tensors],
+        "unexpected": [name for name in tensors if name not in wanted and name not in copies],
+        "misshapen": [
+            f"{name} {tensors[name].dtype}{list(tensors[name].shape)}, the model has {list(shape)}"
+            for name, shape in wanted.items()
+            if name in tensors
+            and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES)
+        ],
+    }
+    found = [f"{kind}: {', '.join(items)}" for kind, items in kinds.items() if items]
+    if found:
+        raise UserError(f"{file}: does not fit the model; {'; '.join(found)}; use its own base")
+
+
+def _require_same_base(file: Path, tensors: dict[str, Tensor], decoder: Decoder) -> None:
+    for name, module in BASE_COPIES.items():
+        copy = tensors.get(PREFIX + name)
+        if copy is None:
+            continue
+        tied = decoder.config.tie_word_embeddings
+        own = (decoder.embed_tokens if tied else getattr(decoder, module)).weight[...]
+        same = copy.shape == own.shape and np.allclose(
+            # bfloat16 keeps 8 bits: either side may have been stored in it.
+            copy.read().astype(np.float32),
+            np.asarray(own.astype(jnp.float32)),
+            rtol=2**-7,
+            atol=1e-6,
+        )
+        if not same:
+            raise UserError(
+                f"{file}: carries {name} of another base than the model loaded; load the base it"
+                " was trained on"
+            )
