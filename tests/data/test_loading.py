@@ -58,6 +58,23 @@ def test_where_the_test_split_is_unlabelled_validation_is_the_test_set():
     assert test == splits.test
 
 
+def test_a_twin_of_a_winogrande_test_sentence_leaves_train(tmp_path):
+    def row(sentence):
+        return {"sentence": sentence, "option1": "cup", "option2": "box", "answer": "1"}
+
+    twins = [
+        row(f"The cup did not fit the box as the _ was too {size}.") for size in ("big", "wee")
+    ]
+    others = [
+        row(f"Story {i}: {chr(97 + i) * 9} likes _ with {chr(97 + i) * 7}.") for i in range(20)
+    ]
+    write(tmp_path / "winogrande_s.train.jsonl", [twins[0], *others])
+    write(tmp_path / "validation.jsonl", twins[1:])
+    splits = load(tmp_path, task="winogrande_s")
+    assert [row.question[-4:] for row in splits.test] == ["wee."]
+    assert "train: 1 of 21 rows left out" in splits.notes[0]
+
+
 def test_the_world_makes_its_own_splits():
     config = DataConfig()
     splits = load_splits(config, seed=3)
@@ -249,7 +266,7 @@ def test_real_files_have_no_overlap_and_keep_twins_together(realdata):
     small = [row for _, part in splits.items() for row in part]
     twins = [row for row in small if row.question.startswith("Ian volunteered to eat Dennis's")]
     assert len(twins) == 2
-    assert twins[0].group == twins[1].group
+    assert twins[0].group == twins[1].group is not None
 
 
 def test_boolq_with_its_validation_alone_can_be_evaluated_on(realdata):
