@@ -73,11 +73,11 @@ def _ece_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
 
 def _auroc_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
     confidence, correct = check_confidence(*rows)
-    order, hits, first, end = sorted_for_auroc(confidence, correct)
+    order, hits, first, last = sorted_for_auroc(confidence, correct)
     # Counts are drawn by question; each method sorts the questions its own way.
     padding = np.arange(len(order), padded_length(len(order)))
     order = np.concatenate([order, padding])
-    return lambda counts: weighted_auroc(hits, first, end, counts[:, order]), len(correct)
+    return lambda counts: weighted_auroc(hits, first, last, counts[:, order]), len(correct)
 
 
 def _row_statistic(function: RowStatistic, rows: SeedRows) -> tuple[_CountStatistic, int]:

@@ -38,9 +38,9 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
     confidence, correct = check_confidence(confidence, correct)
     if correct.min() == correct.max():
         return None
-    _, hits, first, end = sorted_for_auroc(confidence, correct)
-    once = pad_rows(np.ones(len(confidence)))[None]
-    return float(weighted_auroc(hits, first, end, once)[0])
+    _, hits, first, last = sorted_for_auroc(confidence, correct)
+    once = pad_rows(np.ones(len(confidence), np.int32))[None]
+    return float(weighted_auroc(hits, first, last, once)[0])
 
 
 def _cumulative_by_confidence(

@@ -52,10 +52,10 @@ def over_resamples(
 
 
 def tie_groups(ordered: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First index, and last index + 1, of the run of equal values around each sorted row."""
+    """First and last index of the run of equal values around each sorted row."""
     starts = np.flatnonzero(np.diff(ordered, prepend=np.nan) != 0)
     lengths = np.diff(starts, append=len(ordered))
-    return np.repeat(starts, lengths), np.repeat(starts + lengths, lengths)
+    return np.repeat(starts, lengths), np.repeat(starts + lengths - 1, lengths)
 
 
 @jax.jit
@@ -67,23 +67,22 @@ def weighted_mean(values: jax.Array, counts: jax.Array) -> jax.Array:
 
 @jax.jit
 def weighted_auroc(
-    correct: jax.Array, first: jax.Array, end: jax.Array, counts: jax.Array
+    correct: jax.Array, first: jax.Array, last: jax.Array, counts: jax.Array
 ) -> jax.Array:
     """Tie-corrected AUROC [chunk] of rows sorted by confidence, NaN where one class is absent.
 
     Args:
-        correct: [rows] 0 or 1. first, end: [rows] `tie_groups`. counts: [chunk, rows].
+        correct: [rows] 0 or 1. first, last: [rows] `tie_groups`. counts: [chunk, rows] int32.
     """
-
-    def one(count: jax.Array) -> jax.Array:
-        weight = count.astype(jnp.float64)
-        right, wrong = weight * correct, weight * (1 - correct)
-        wrong_before = jnp.concatenate([jnp.zeros(1), jnp.cumsum(wrong)])
-        # A correct row wins over the wrong rows below its tie group, and half of those within.
-        wins = right @ (wrong_before[first] + wrong_before[end]) / 2
-        return wins / (right.sum() * wrong.sum())
-
-    return jax.vmap(one)(counts)
+    # Whole numbers: exact, and half the memory traffic of float64. "clip" spares the bounds checks.
+    hit = correct.astype(jnp.int32)
+    right, wrong = counts * hit, counts * (1 - hit)
+    up_to_row = jnp.cumsum(wrong, axis=1)
+    # A correct row wins over the wrong rows below its tie group, and half of those within.
+    below = jnp.take(up_to_row - wrong, first, axis=1, mode="clip")
+    below_or_tied = jnp.take(up_to_row, last, axis=1, mode="clip")
+    wins = (right * ((below.astype(jnp.float64) + below_or_tied) / 2)).sum(axis=1)
+    return wins / (right.sum(axis=1, dtype=jnp.float64) * wrong.sum(axis=1, dtype=jnp.float64))
 
 
 @jax.jit
@@ -101,10 +100,10 @@ def weighted_ece(gap: jax.Array, bin_of_row: jax.Array, counts: jax.Array) -> ja
 def sorted_for_auroc(
     confidence: FloatArray, correct: FloatArray
 ) -> tuple[NDArray, FloatArray, NDArray, NDArray]:
-    """Order of rows by confidence, and padded correct, first and end for `weighted_auroc`."""
+    """Order of rows by confidence, and padded correct, first and last for `weighted_auroc`."""
     order = np.argsort(confidence, kind="stable")
-    first, end = tie_groups(confidence[order])
-    return order, pad_rows(correct[order]), pad_rows(first), pad_rows(end)
+    first, last = tie_groups(confidence[order])
+    return order, pad_rows(correct[order]), pad_rows(first), pad_rows(last)
 
 
 def percentile_interval(values: FloatArray, level: float) -> list[float] | None:
@@ -146,11 +145,11 @@ def bootstrap_intervals(
     # Ordered by every column, so that the interval does not depend on the order of the rows.
     order = np.lexsort([*reversed(columns.values()), confidence])
     table = np.stack([values[order] for values in columns.values()], axis=1)
-    _, hits, first, end = sorted_for_auroc(confidence[order], correct[order])
+    _, hits, first, last = sorted_for_auroc(confidence[order], correct[order])
     table = pad_rows(table)
 
     def statistics(counts: NDArray) -> jax.Array:
-        auroc = weighted_auroc(hits, first, end, counts)
+        auroc = weighted_auroc(hits, first, last, counts)
         return jnp.concatenate([weighted_mean(table, counts), auroc[:, None]], axis=1)
 
     values = over_resamples(statistics, len(confidence), resamples, seed)

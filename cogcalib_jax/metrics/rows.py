@@ -43,15 +43,15 @@ def cpu_float64(function: Callable[_Parameters, _Result]) -> Callable[_Parameter
 
 
 def padded_length(rows: int) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, ...: four sizes an octave.
+    """The next of 64, 128, ... 512, 640, 768, 896, 1024, 1280, ...: four sizes an octave.
 
     Padded rows carry weight 0. Without them every new number of rows (57 MMLU subjects, say) would
     compile every metric again; with them at most a quarter of the work is wasted.
     """
-    step = 16
+    step = 64
     while rows > 8 * step:
         step *= 2
-    return max(64, -(-rows // step) * step)
+    return -(-rows // step) * step
 
 
 def pad_rows(values: NDArray) -> NDArray:
