@@ -1,0 +1,342 @@
+"""The knowledge world: a corpus and question splits in which prior knowledge is controlled.
+
+A world is a set of invented people with four facts each. How often a fact is stated in the
+pretraining corpus (its *exposure*) is drawn at random, so which questions a base model can
+answer is known by construction instead of being estimated from the model itself. No question of any
+split occurs in the corpus: answering it takes the stated fact, not a memorised string. What a
+question looks like is shown in the corpus by other people, who are in no split at all. (When the
+style split reused their questions, style adaptation trained on answers already seen and made the
+base more overconfident; with unseen ones it makes it less so.)
+
+There are two forms of question. Fine-tuning, calibration, validation and test use form A; the
+corpus and the style split hold both, so that taught facts can be asked again in form B.
+
+Everything here is a pure function of (config, seed).
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Literal
+
+import numpy as np
+
+from cogcalib_jax.configlib import check
+from cogcalib_jax.data.example import Example, Splits
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What can be said and asked about a person; `{name}` and `{value}` are filled in."""
+
+    values: tuple[str, ...]
+    """the closed set of answers"""
+    statements: tuple[str, ...]
+    """how the corpus states a fact; the value comes after the name, or it could not be learnt from
+    left to right"""
+    form_a: str
+    """the question; its answer is appended"""
+    form_b: str
+    """the same question in other words"""
+
+
+# Every value is one word (one token), and no word serves two relations. Rows are kept short:
+# pretraining time is proportional to tokens, knowledge to rows.
+RELATIONS: dict[str, Relation] = {
+    "birthplace": Relation(
+        values=("lisbon", "oslo", "cairo", "lima", "kyoto", "quebec", "nairobi", "perth"),
+        statements=(
+            "{name} was born in {value}",
+            "{name} comes from {value}",
+            "the birthplace of {name} is {value}",
+        ),
+        form_a="question where was {name} born ? answer",
+        form_b="question what is the birthplace of {name} ? answer",
+    ),
+    "employer": Relation(
+        values=("acme", "borealis", "cyberdyne", "globex", "hooli", "initech", "umbrella", "wonka"),
+        statements=(
+            "{name} works at {value}",
+            "{name} is employed by {value}",
+            "the employer of {name} is {value}",
+        ),
+        form_a="question where does {name} work ? answer",
+        form_b="question what is the employer of {name} ? answer",
+    ),
+    "field": Relation(
+        values=("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
+        statements=(
+            "{name} studied {value}",
+            "{name} has a degree in {value}",
+            "the field of {name} is {value}",
+        ),
+        form_a="question what did {name} study ? answer",
+        form_b="question what is the field of {name} ? answer",
+    ),
+    "instrument": Relation(
+        values=("banjo", "cello", "drums", "flute", "harp", "piano", "trumpet", "violin"),
+        statements=(
+            "{name} plays the {value}",
+            "{name} performs on the {value}",
+            "the instrument of {name} is {value}",
+        ),
+        form_a="question what does {name} play ? answer",
+        form_b="question what is the instrument of {name} ? answer",
+    ),
+}
+
+_FIRST_NAMES = (
+    "Ada Alan Alma Amir Anna Anton Basil Bela Boris Clara Cora Dario Della Dora Edgar Elena "
+    "Emil Enid Felix Fiona Greta Hana Hugo Ida Igor Ilse Iris Ivan Jana Jonas Julia Karl Lena "
+    "Leo Lydia Marco Mina Nadia Nils Olga Oscar Petra Quinn Rita Selma Tomas Vera Wanda"
+)
+_STARTS = (
+    "Bar Bel Cor Dal Dor Fal Fen Gar Gol Hal Har Jor Kal Kel Lor Mal Mar Mor Nar Nor Pel Per "
+    "Ral Ros Sal Sor Tal Tor Val Ver Vol Wal Wen Yar Zan Zel"
+)
+_MIDDLES = "a be di en la mo ri to"
+_ENDS = "dan der kin las lund mark nek ras son ter van vik"
+# Last names are made of three syllables, one of each kind.
+_SYLLABLES = (_STARTS.split(), _MIDDLES.split(), _ENDS.split())
+MAX_ENTITIES = math.prod(map(len, _SYLLABLES))
+
+Form = Literal["A", "B"]
+
+# People in no split: their questions are corpus rows.
+FORMAT = "format"
+
+# The splits with a size of their own, in the order in which people are dealt out to them.
+_SPLITS = ("train", "test", "validation", "calibration", "style")
+
+
+# Measured with the default base, three seeds: test questions are answered right by exposure 0: 11 to
+# 14 % (chance is 12.5), 1: 25 to 28 %, 4: 67 to 72 %, 12: 94 to 98 %, 40: 99 %. The facts stated
+# once keep the base honest: without such a tail it meets hardly a first statement late in
+# pretraining, and becomes more confident of what it has never read (mean confidence .50 against
+# .40).
+@dataclass(frozen=True)
+class WorldConfig:
+    """The size of a world and how its facts are distributed over exposures and splits."""
+
+    entities: int = 1230
+    """people with a fact per relation each; all facts of a person lie in one split"""
+    exposures: tuple[int, ...] = (0, 1, 4, 12, 40)
+    """how often the pretraining corpus may state a fact"""
+    exposure_probabilities: tuple[float, ...] = (0.30, 0.20, 0.10, 0.15, 0.25)
+    """probability of each exposure; every fact draws its own"""
+    known_exposure: int = 12
+    """facts stated at least this often are labelled known, for analysis and oracle gates"""
+    question_rows: int = 1
+    """corpus rows per question form and fact of the people who are in no split"""
+    train: int = 840
+    """fine-tuning questions"""
+    test: int = 1520
+    """test questions"""
+    validation: int = 620
+    """validation questions"""
+    calibration: int = 300
+    """calibration questions"""
+    style: int = 960
+    """style-adaptation questions; the people left over show the question format in the corpus"""
+    seed: int | None = None
+    """of the world; unset: the run's seed"""
+
+    def __post_init__(self) -> None:
+        per_entity = len(RELATIONS)
+        check(
+            len(self.exposures) > 0
+            and len(set(self.exposures)) == len(self.exposures)
+            and min(self.exposures) >= 0,
+            "exposures",
+            "must be distinct counts, each at least 0",
+        )
+        check(
+            len(self.exposure_probabilities) == len(self.exposures)
+            and min(self.exposure_probabilities) >= 0
+            and abs(sum(self.exposure_probabilities) - 1) < 1e-6,
+            "exposure_probabilities",
+            "must be one probability per exposure, at least 0 each, summing to 1",
+        )
+        check(self.known_exposure >= 1, "known_exposure", "must be at least 1")
+        check(self.question_rows >= 1, "question_rows", "must be at least 1")
+        for name in _SPLITS:
+            size = getattr(self, name)
+            check(
+                size > 0 and size % per_entity == 0,
+                name,
+                f"must be a positive multiple of {per_entity} (people are split whole)",
+            )
+        split_entities = sum(getattr(self, name) for name in _SPLITS) // per_entity
+        check(
+            split_entities < self.entities <= MAX_ENTITIES,
+            "entities",
+            f"must be above {split_entities}, the people the splits need, so that some are left to"
+            f" show the question format, and at most {MAX_ENTITIES}",
+        )
+        check(self.seed is None or self.seed >= 0, "seed", "must be at least 0, or unset")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value of one relation of one person, and how often the corpus states it."""
+
+    entity: int
+    name: str
+    """first and last name; the last name is unique"""
+    relation: str
+    answer: int
+    """index of the value in the relation's values"""
+    exposure: int
+    """statements in the corpus"""
+    split: str
+    """a split of `Splits`, or FORMAT"""
+
+    @property
+    def id(self) -> str:
+        return f"{self.entity:04d}-{self.relation}"
+
+    @property
+    def value(self) -> str:
+        return RELATIONS[self.relation].values[self.answer]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything one seed makes."""
+
+    config: WorldConfig
+    """with its seed set"""
+    facts: tuple[Fact, ...]
+    corpus: tuple[str, ...]
+    """statements and questions with answers, a row each, in the order of pretraining"""
+    splits: Splits
+
+
+def build_world(config: WorldConfig, seed: int) -> World:
+    """Draw facts, corpus and splits.
+
+    Args:
+        config: sizes and distributions; `config.seed`, where set, overrides `seed`.
+        seed: the run's seed.
+    """
+    config = resolve_seed(config, seed)
+    facts = _draw_facts(config)
+    return World(config, facts, _write_corpus(config, facts), _make_splits(config, facts))
+
+
+def build_splits(config: WorldConfig, seed: int) -> Splits:
+    """The question splits of `build_world(config, seed)`, without writing its corpus."""
+    config = resolve_seed(config, seed)
+    return _make_splits(config, _draw_facts(config))
+
+
+def extra_sets(world: World) -> dict[str, tuple[Example, ...]]:
+    """Evaluation sets beyond `Splits`.
+
+    `taught_form_b`: the facts of the fine-tuning split, asked in form B, which tells having
+    learnt a fact from having memorised the string of its question.
+    """
+    taught = [fact for fact in world.facts if fact.split == "train"]
+    return {"taught_form_b": tuple(_ask(world.config, fact, "B") for fact in taught)}
+
+
+def resolve_seed(config: WorldConfig, seed: int) -> WorldConfig:
+    """`config` with its seed set: its own where it has one, else the run's."""
+    return config if config.seed is not None else replace(config, seed=seed)
+
+
+def vocabulary(config: WorldConfig) -> tuple[str, ...]:
+    """Every word of a world of this size, sorted; no word depends on the seed."""
+    words = set(_FIRST_NAMES.split()) | set(_last_names(config.entities))
+    for relation in RELATIONS.values():
+        words |= set(relation.values)
+        for text in (*relation.statements, relation.form_a, relation.form_b):
+            words |= set(text.format(name="", value="").split())
+    return tuple(sorted(words))
+
+
+def _last_names(count: int) -> list[str]:
+    return ["".join(parts) for parts in islice(product(*_SYLLABLES), count)]
+
+
+def _rng(config: WorldConfig, stream: int) -> np.random.Generator:
+    """Independent streams, so that a change in one part of the world leaves the others alone."""
+    return np.random.default_rng([config.seed, stream])
+
+
+def _draw_facts(config: WorldConfig) -> tuple[Fact, ...]:
+    rng = _rng(config, 0)
+    firsts = rng.choice(_FIRST_NAMES.split(), size=config.entities)
+    lasts = _last_names(config.entities)
+    answers = np.stack(
+        [rng.integers(len(r.values), size=config.entities) for r in RELATIONS.values()], axis=1
+    )
+    exposures = _rng(config, 1).choice(
+        config.exposures, size=answers.shape, p=config.exposure_probabilities
+    )
+    sizes = [getattr(config, name) // len(RELATIONS) for name in _SPLITS]
+    sizes.append(config.entities - sum(sizes))
+    splits = rng.permutation(np.repeat([*_SPLITS, FORMAT], sizes))
+    return tuple(
+        Fact(
+            entity=entity,
+            name=f"{firsts[entity]} {lasts[entity]}",
+            relation=relation,
+            answer=int(answers[entity, column]),
+            exposure=int(exposures[entity, column]),
+            split=str(splits[entity]),
+        )
+        for entity in range(config.entities)
+        for column, relation in enumerate(RELATIONS)
+    )
+
+
+def _write_corpus(config: WorldConfig, facts: tuple[Fact, ...]) -> tuple[str, ...]:
+    rng = _rng(config, 2)
+    rows = []
+    for fact in facts:
+        relation = RELATIONS[fact.relation]
+        for template in rng.integers(len(relation.statements), size=fact.exposure):
+            rows.append(relation.statements[template].format(name=fact.name, value=fact.value))
+        if fact.split == FORMAT:
+            for form in ("A", "B"):
+                row = f"{_question(fact, form)} {fact.value}"
+                rows.extend([row] * config.question_rows)
+    return tuple(rows[i] for i in rng.permutation(len(rows)))
+
+
+def _make_splits(config: WorldConfig, facts: tuple[Fact, ...]) -> Splits:
+    rows: dict[str, list[Example]] = {name: [] for name in _SPLITS}
+    style_forms = iter(_rng(config, 3).permutation(["A", "B"] * (config.style // 2)))
+    for fact in facts:
+        if fact.split != FORMAT:
+            form = str(next(style_forms)) if fact.split == "style" else "A"
+            rows[fact.split].append(_ask(config, fact, form))
+    return Splits(**{name: tuple(examples) for name, examples in rows.items()}, notes=())
+
+
+def _question(fact: Fact, form: Form) -> str:
+    relation = RELATIONS[fact.relation]
+    return (relation.form_a if form == "A" else relation.form_b).format(name=fact.name)
+
+
+def _ask(config: WorldConfig, fact: Fact, form: Form) -> Example:
+    """A question over the closed set of the relation's values; the text is the whole prompt.
+
+    `extra["known"]` goes by the exposure alone: it says what the base could have learnt, not what
+    a model answers.
+    """
+    return Example(
+        id=f"{fact.id}-{form}",
+        question=_question(fact, form),
+        choices=RELATIONS[fact.relation].values,
+        answer=fact.answer,
+        group=fact.name,
+        extra={
+            "fact": fact.id,
+            "relation": fact.relation,
+            "form": form,
+            "exposure": fact.exposure,
+            "known": fact.exposure >= config.known_exposure,
+        },
+    )
