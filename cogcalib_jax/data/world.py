@@ -4,9 +4,8 @@ A world is a set of invented people with four facts each. How often a fact is st
 pretraining corpus (its *exposure*) is drawn at random, so which questions a base model can
 answer is known by construction instead of being estimated from the model itself. No question of any
 split occurs in the corpus: answering it takes the stated fact, not a memorised string. What a
-question looks like is shown in the corpus by other people, who are in no split at all. (When the
-style split reused their questions, style adaptation trained on answers already seen and made the
-base more overconfident; with unseen ones it makes it less so.)
+question looks like is shown in the corpus by other people, who are in no split at all: were they
+the style split, style adaptation would train on answers already seen, which rewards confidence.
 
 There are two forms of question. Fine-tuning, calibration, validation and test use form A; the
 corpus and the style split hold both, so that taught facts can be asked again in form B.
@@ -109,11 +108,11 @@ FORMAT = "format"
 _SPLITS = ("train", "test", "validation", "calibration", "style")
 
 
-# Measured with the default base, three seeds: test questions are answered right by exposure 0: 11 to
-# 14 % (chance is 12.5), 1: 25 to 28 %, 4: 67 to 72 %, 12: 94 to 98 %, 40: 99 %. The facts stated
-# once keep the base honest: without such a tail it meets hardly a first statement late in
-# pretraining, and becomes more confident of what it has never read (mean confidence .50 against
-# .40).
+# Measured with the default base, three seeds, accuracy on test questions by exposure: 0: .11 to .14
+# (chance is .125), 1: .25 to .28, 4: .67 to .72, 12: .94 to .98, 40: .99. Facts stated only once
+# are there for the base's honesty: they are first statements late in pretraining, where otherwise
+# nearly every value could be recalled. With them its mean confidence about facts it never read was
+# .36 to .46, without them (0, 4, 10, 25, 45) .50 to .57, one seed each over a few other settings.
 @dataclass(frozen=True)
 class WorldConfig:
     """The size of a world and how its facts are distributed over exposures and splits."""

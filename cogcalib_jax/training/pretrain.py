@@ -44,9 +44,9 @@ RECIPE_VERSION = 1
 LOG_EVERY = 50
 
 
-# The defaults were measured on whole worlds. Batches of 32 instead of 64 double what a fact stated
-# 12 times is worth at the same cost; at 3e-3 most facts stay unlearnt, at 1.5e-3 some seeds lose
-# a tenth of the most frequent ones, at 1e-3 none did.
+# The learning rate decides how much of the corpus is learnt in one pass. With batches of 32: at
+# 3e-3 facts stated 45 times were answered right in .43 of the cases (one seed), at 1.5e-3 facts
+# stated 40 times in .85 (a seed that went badly), at 1e-3 in .99 (all of three seeds).
 @dataclass(frozen=True)
 class PretrainConfig:
     """The shape of the world's base and its one pass over the corpus."""
