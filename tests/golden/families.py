@@ -1,0 +1,95 @@
+"""Small models of every family and flag, the same wherever they are built.
+
+`make_golden.py` runs them through transformers and PEFT (torch) and stores what came out; the tests
+run them through this project. Weights are not stored: they follow from their names.
+"""
+
+import zlib
+
+import numpy as np
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+# name -> the contents of config.json. Windows and original context lengths are short, so that
+# they matter within the few tokens the tests read.
+FAMILIES: dict[str, dict] = {
+    "llama2": _SMALL | {"model_type": "llama", "num_key_value_heads": 4, "rope_theta": 10000.0},
+    "llama3": _SMALL | {"model_type": "llama", "rope_theta": 500000.0},
+    "llama3.1": _SMALL
+    | {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE},
+    "llama3.2": _SMALL
+    | {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 500000.0},
+    },
+    "llama_biases_linear": _SMALL
+    | {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+    "mistral_v0.1": _SMALL | {"model_type": "mistral", "sliding_window": 5},
+    "mistral_v0.3": _SMALL
+    | {"model_type": "mistral", "sliding_window": None, "head_dim": 16, "rope_theta": 1e6},
+    "qwen2_tied": _SMALL | {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6},
+    "qwen2.5_windows": _SMALL
+    | {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    "qwen2.5_yarn": _SMALL | {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": _YARN},
+    "qwen3_tied": _SMALL
+    | {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True, "rope_theta": 1e6},
+    "qwen3_yarn_biases": _SMALL
+    | {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "attention_bias": True,
+        "rope_parameters": _YARN
+        | {"rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
+    },
+}
+
+LORA_RANK = 2
+LORA_ALPHA = 6.0
+# Attention behind norm and rotation, MLP, head: three of the eight keep the files small and the
+# tests quick; tests/parity takes all.
+LORA_TARGETS = ("k_proj", "down_proj", "lm_head")
+TOKENS = np.random.RandomState(0).randint(0, 64, (2, 24))
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 tensor of this name: random, reproducible, of a size at which the model's
+    logits are spread out. RandomState's numbers are frozen; those of newer generators are not."""
+    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("norm.weight"):
+        return (1 + 0.1 * draw).astype(np.float32)
+    return (0.2 * draw).astype(np.float32)
