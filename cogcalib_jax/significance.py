@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cogcalib_jax.metrics.calibration import bin_index, ece_noise_floor
 from cogcalib_jax.metrics.resampling import (
+    on_device,
     over_resamples,
     sorted_for_auroc,
     weighted_auroc,
@@ -60,14 +61,14 @@ def _mean_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
         raise InvalidRows(f"values of a seed, row {row}: {values[row]} is not finite")
-    column = pad_rows(values)[:, None]
+    column = on_device(values[:, None])
     return lambda counts: weighted_mean(column, counts)[:, 0], len(values)
 
 
 def _ece_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
     confidence, correct = check_confidence(*rows)
-    gap = pad_rows(confidence - correct)
-    bin_of_row = pad_rows(np.eye(ECE_BINS)[bin_index(confidence, ECE_BINS)])
+    gap = on_device(confidence - correct)
+    bin_of_row = on_device(np.eye(ECE_BINS)[bin_index(confidence, ECE_BINS)])
     return lambda counts: weighted_ece(gap, bin_of_row, counts), len(correct)
 
 

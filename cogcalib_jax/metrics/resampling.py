@@ -20,8 +20,9 @@ from cogcalib_jax.metrics.rows import (
     padded_length,
 )
 
-# Counts held at a time (rows x resamples); some six float64 temporaries of this size are alive.
-_CHUNK_ELEMENTS = 2**23
+# Counts in a chunk (rows x resamples), where rows allow. Measured with 1,000,000 rows: one resample
+# at a time is a third faster than sixteen, whose temporaries leave the cache.
+_CHUNK_ELEMENTS = 2**20
 
 
 def count_chunks(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray]:
@@ -47,8 +48,15 @@ def over_resamples(
 ) -> FloatArray:
     """Evaluate `statistic` (counts [chunk, padded rows] -> [chunk, ...]) on all resamples."""
     rng = np.random.default_rng([seed, 1])
-    chunks = [np.asarray(statistic(counts)) for counts in count_chunks(rows, resamples, rng)]
-    return np.concatenate(chunks)[:resamples]
+    values: list[NDArray] = []
+    running: NDArray | jax.Array | None = None
+    # JAX works on one chunk while NumPy draws the next: the result is fetched one chunk late.
+    for counts in count_chunks(rows, resamples, rng):
+        started = statistic(counts)
+        if running is not None:
+            values.append(np.asarray(running))
+        running = started
+    return np.concatenate([*values, np.asarray(running)])[:resamples]
 
 
 def tie_groups(ordered: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -97,13 +105,18 @@ def weighted_ece(gap: jax.Array, bin_of_row: jax.Array, counts: jax.Array) -> ja
     return jnp.abs(per_bin).sum(axis=1) / weights.sum(axis=1)
 
 
+def on_device(values: NDArray) -> jax.Array:
+    """Padded rows as a JAX array: copied once, where NumPy arrays would be copied every chunk."""
+    return jnp.asarray(pad_rows(values))
+
+
 def sorted_for_auroc(
     confidence: FloatArray, correct: FloatArray
-) -> tuple[NDArray, FloatArray, NDArray, NDArray]:
+) -> tuple[NDArray, jax.Array, jax.Array, jax.Array]:
     """Order of rows by confidence, and padded correct, first and last for `weighted_auroc`."""
     order = np.argsort(confidence, kind="stable")
     first, last = tie_groups(confidence[order])
-    return order, pad_rows(correct[order]), pad_rows(first), pad_rows(last)
+    return order, on_device(correct[order]), on_device(first), on_device(last)
 
 
 def percentile_interval(values: FloatArray, level: float) -> list[float] | None:
@@ -146,7 +159,7 @@ def bootstrap_intervals(
     order = np.lexsort([*reversed(columns.values()), confidence])
     table = np.stack([values[order] for values in columns.values()], axis=1)
     _, hits, first, last = sorted_for_auroc(confidence[order], correct[order])
-    table = pad_rows(table)
+    table = on_device(table)
 
     def statistics(counts: NDArray) -> jax.Array:
         auroc = weighted_auroc(hits, first, last, counts)
