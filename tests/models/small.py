@@ -1,0 +1,82 @@
+"""A decoder small enough to compile in a second, with every flag that changes the computation."""
+
+import zlib
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import abstract_decoder, map_parameters
+from cogcalib_jax.sharding import MeshConfig, make_mesh
+
+SMALL = DecoderConfig(
+    model_type="qwen3",
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    qkv_bias=True,
+    out_bias=True,
+    qk_norm=True,
+    sliding_windows=(0, 3),
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def small_decoder(
+    config: DecoderConfig = SMALL,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Decoder:
+    """Weights drawn by numpy, which costs no compilation. LoRA's B is drawn too: zero, it would
+    leave A without effect and without gradient."""
+    graphdef, state = abstract_decoder(config, lora, dtype, mesh or one_device(), **options)
+
+    def draw(path: tuple[str, ...], leaf: nnx.Variable) -> nnx.Variable:
+        wanted = leaf.get_value()
+        seed = zlib.crc32("/".join(path).encode())
+        values = 0.3 * np.random.RandomState(seed).standard_normal(wanted.shape)
+        if "norm" in path[-2]:
+            values += 1
+        return leaf.replace(jax.device_put(values.astype(wanted.dtype), wanted.sharding))
+
+    return nnx.merge(graphdef, map_parameters(draw, state))
+
+
+def tokens(rows: int = 2, time: int = 9) -> np.ndarray:
+    return np.random.RandomState(7).randint(3, 40, (rows, time)).astype(np.int32)
+
+
+# Compiling is most of these tests' time; optimised code would not pay for itself.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def _forward(graphdef, state, ids, lengths, dropout_key):
+    model = nnx.merge(graphdef, state)
+    hidden = model.hidden_states(ids, lengths=lengths, dropout_key=dropout_key)
+    return hidden, model.logits(hidden)
+
+
+def forward(decoder: Decoder, ids, *, lengths=None, dropout_key=None):
+    """(hidden states, logits), compiled once per structure and shape."""
+    return _forward(*nnx.split(decoder), ids, lengths, dropout_key)

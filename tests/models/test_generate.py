@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models import generate as module
+from cogcalib_jax.models.generate import SamplingConfig, generate, keep_top_p
+from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.weights.hf_weights import load_decoder
+from tests.models.small import SMALL, forward, one_device, small_decoder
+
+PROMPTS = [[5, 9, 30, 4, 22, 8, 17], [11], [7, 7, 3, 21]]
+ENDLESS = replace(SMALL, eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return small_decoder(ENDLESS)
+
+
+@pytest.fixture(scope="module")
+def generated(decoder):
+    return generate(decoder, PROMPTS, SamplingConfig(10))
+
+
+def without_cache(decoder, prompt, steps):
+    """Greedy tokens and their log-probabilities from full forward passes."""
+    ids, logprobs = list(prompt), []
+    for _ in range(steps):
+        padded = np.zeros((1, 24), np.int32)
+        padded[0, : len(ids)] = ids
+        row = np.asarray(forward(decoder, padded)[1][0, len(ids) - 1], np.float64)
+        row -= np.log(np.exp(row - row.max()).sum()) + row.max()
+        ids.append(int(row.argmax()))
+        logprobs.append(row.max())
+    return ids[len(prompt) :], logprobs
+
+
+def test_the_cache_changes_neither_tokens_nor_logprobs(decoder, generated):
+    for prompt, one in zip(PROMPTS, generated, strict=True):
+        tokens, logprobs = without_cache(decoder, prompt, 10)
+        assert list(one.tokens) == tokens
+        np.testing.assert_allclose(one.logprobs, logprobs, atol=1e-4)
+
+
+def test_prompts_do_not_change_each_other(decoder, generated):
+    (alone,) = generate(decoder, PROMPTS[2:], SamplingConfig(10))
+    assert alone.tokens == generated[2].tokens
+
+
+def test_generation_is_the_same_on_every_mesh(generated):
+    spread = small_decoder(ENDLESS, mesh=make_mesh(MeshConfig(2, 2, 2)))
+    for one, many in zip(generated, generate(spread, PROMPTS, SamplingConfig(10)), strict=True):
+        assert one.tokens == many.tokens
+
+
+def test_a_row_ends_with_the_end_of_text_and_the_others_go_on(decoder, generated):
+    # Whatever the first row says third becomes the end of text.
+    stop = generated[0].tokens[2]
+    config = replace(ENDLESS, eos_token_id=(0, stop))
+    stopping = generate(small_decoder(config), PROMPTS, SamplingConfig(10))
+    for free, stopped in zip(generated, stopping, strict=True):
+        ends = [i for i, token in enumerate(free.tokens) if token in (0, stop)]
+        assert stopped.tokens == free.tokens[: ends[0] + 1 if ends else 10]
+        assert len(stopped.logprobs) == len(stopped.tokens)
+    assert len(stopping[0].tokens) <= 3
+
+
+def test_sampling_with_a_tiny_nucleus_is_greedy(decoder, generated):
+    sampled = generate(decoder, PROMPTS, SamplingConfig(10, temperature=1.5, top_p=1e-6))
+    assert [one.tokens for one in sampled] == [one.tokens for one in generated]
+    # Log-probabilities are the model's own, whatever the temperature.
+    np.testing.assert_allclose(sampled[0].logprobs, generated[0].logprobs, atol=1e-5)
+
+
+def test_sampling_follows_the_seed_and_temperature_does_not_recompile(decoder):
+    def texts(temperature, seed):
+        sampling = SamplingConfig(10, temperature=temperature)
+        return [one.tokens for one in generate(decoder, PROMPTS, sampling, seed=seed)]
+
+    first = texts(1.0, 0)
+    compiled = module._generate._cache_size()
+    assert first == texts(1.0, 0)
+    assert first != texts(1.0, 1)
+    assert first != texts(3.0, 0)
+    assert module._generate._cache_size() == compiled
+
+
+def test_prompts_of_one_bucket_share_a_compilation(decoder, generated):
+    compiled = module._generate._cache_size()
+    generate(decoder, [[4] * 12, [5] * 3, [6], [7]], SamplingConfig(10))
+    assert module._generate._cache_size() == compiled
+
+
+def test_the_nucleus_holds_the_likeliest_tokens_that_reach_p():
+    logits = jnp.log(jnp.array([[0.1, 0.5, 0.25, 0.15]]))
+    for top_p, kept in ((0.4, [1]), (0.6, [1, 2]), (0.8, [1, 2, 3]), (1.0, [0, 1, 2, 3])):
+        assert np.flatnonzero(np.isfinite(keep_top_p(logits, top_p))[0]).tolist() == kept
+
+
+def test_no_prompts_give_nothing(decoder):
+    assert generate(decoder, [], SamplingConfig(10)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"), [([[1], []], "no tokens"), ([[1] * 60], "context of 64")]
+)
+def test_prompts_that_cannot_be_continued_are_refused(decoder, prompts, says):
+    with pytest.raises(UserError, match=says):
+        generate(decoder, prompts, SamplingConfig(10))
+
+
+def test_a_real_model_tells_its_story(realdata):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = realdata / "models" / "stories260K"
+    (story,) = generate(load_decoder(folder, mesh=one_device()), [[1]], SamplingConfig(32))
+    text = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).decode(story.tokens)
+    assert text.startswith("Once upon a time, there was a little girl named Lily")

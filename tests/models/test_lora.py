@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig
+
+
+def layer(lora=None, dtype=jnp.float32, stack=(), **options):
+    return Linear(
+        stack, 6, 400, lora=lora, initializer_range=0.02, dtype=dtype, rngs=nnx.Rngs(0), **options
+    )
+
+
+def test_fresh_adapters_begin_as_in_peft():
+    made = layer(LoraConfig(rank=64), stack=(2,))
+    a = np.asarray(made.lora_A[...])
+    assert a.shape == (2, 64, 400)
+    assert made.lora_B.shape == (2, 6, 64)
+    # Kaiming uniform with a = sqrt 5 is U(-1/sqrt(in), 1/sqrt(in)), of variance 1 / (3 in).
+    assert np.abs(a).max() <= 1 / 20
+    assert a.std() == pytest.approx(1 / np.sqrt(3 * 400), rel=0.02)
+    assert not np.any(made.lora_B[...])
+
+
+def test_the_update_is_alpha_over_rank_times_b_a():
+    made = layer(LoraConfig(rank=4, alpha=6.0), bias=True)
+    made.lora_B[...] = jax.random.normal(jax.random.key(1), (6, 4))
+    x = np.random.RandomState(0).standard_normal((3, 400)).astype(np.float32)
+    merged = made.weight[...] + 1.5 * made.lora_B[...] @ made.lora_A[...]
+    np.testing.assert_allclose(made(jnp.asarray(x)), x @ merged.T, atol=1e-5)
+
+
+def test_adapters_stay_in_float32_on_a_bfloat16_base():
+    made = layer(LoraConfig(), jnp.bfloat16)
+    assert made.weight.dtype == jnp.bfloat16
+    assert made.lora_A.dtype == made.lora_B.dtype == jnp.float32
+    assert made(jnp.ones((2, 400), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    made = layer(LoraConfig(rank=1, dropout=0.25))
+    made.lora_A[...] = jnp.ones((1, 400))
+    x = jnp.ones((500, 400))
+    assert np.all(made.lora_input(x, None) == 400)
+    dropped = np.asarray(made.lora_input(x, jax.random.key(0)))
+    assert dropped.mean() == pytest.approx(400, rel=0.01)
+    # Binomial: sqrt(n p / (1 - p)) around the mean.
+    assert dropped.std() == pytest.approx(np.sqrt(400 * 0.25 / 0.75), rel=0.1)
+
+
+def test_all_linear_is_the_seven_projections_without_the_head():
+    assert LoraConfig(targets=("all-linear",)).modules == set(LAYER_PROJECTIONS)
+    both = LoraConfig(targets=("all-linear", "lm_head")).modules
+    assert both == {*LAYER_PROJECTIONS, "lm_head"}
+
+
+def test_a_target_that_matches_nothing_is_refused_with_the_names_there_are():
+    with pytest.raises(FieldError, match="query_key matches none.*q_proj.*lm_head, all-linear"):
+        LoraConfig(targets=("q_proj", "query_key"))
+
+
+@pytest.mark.parametrize("values", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}])
+def test_values_out_of_range_are_refused_by_field(values):
+    with pytest.raises(FieldError, match=next(iter(values))):
+        LoraConfig(**values)
