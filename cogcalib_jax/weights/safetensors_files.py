@@ -80,7 +80,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
 def _read_index(index: Path) -> dict[str, Tensor]:
     try:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(placed.values()))
+        files = sorted({str(file) for file in placed.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: no index of shards ({error!r}); fetch it again") from error
     outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]

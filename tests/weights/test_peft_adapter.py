@@ -1,0 +1,154 @@
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import random_decoder
+from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config, save_adapter
+from tests.models.small import SMALL, one_device, small_decoder
+
+LORA = LoraConfig(rank=3, alpha=4.5, targets=("q_proj", "down_proj", "lm_head"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return small_decoder(lora=LORA)
+
+
+@pytest.fixture
+def folder(decoder, tmp_path):
+    save_adapter(tmp_path / "adapter", decoder, LORA, "org/base")
+    return tmp_path / "adapter"
+
+
+def lora_parameters(decoder):
+    return jax.device_get(nnx.to_pure_dict(nnx.state(decoder, nnx.LoRAParam)))
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(folder, **changes):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path) | changes
+    save_file({name: t for name, t in tensors.items() if t is not None}, path)
+
+
+def test_an_adapter_is_read_back_bit_for_bit_on_any_mesh(decoder, folder):
+    other = small_decoder(lora=LORA, mesh=make_mesh(MeshConfig(1, 4, 2)))
+    graphdef, lora, base = nnx.split(other, nnx.LoRAParam, ...)
+    other = nnx.merge(graphdef, jax.tree.map(jnp.zeros_like, lora), base)
+    load_adapter(folder, other)
+    jax.tree.map(np.testing.assert_array_equal, lora_parameters(other), lora_parameters(decoder))
+
+
+def test_names_and_settings_are_pefts(folder):
+    names = load_file(folder / "adapter_model.safetensors").keys()
+    assert "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight" in names
+    assert "base_model.model.lm_head.lora_B.weight" in names
+    assert len(names) == 2 * (2 * SMALL.num_layers + 1)
+    raw = json.loads((folder / "adapter_config.json").read_text())
+    assert (raw["r"], raw["lora_alpha"], raw["peft_type"]) == (3, 4.5, "LORA")
+    assert raw["base_model_name_or_path"] == "org/base"
+
+
+def test_settings_come_from_the_file(folder):
+    assert read_lora_config(folder) == LORA
+
+
+@pytest.mark.parametrize(
+    ("targets", "modules"),
+    [
+        ("all-linear", LoraConfig(targets=("all-linear",)).modules),
+        (["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"], {"q_proj"}),
+    ],
+)
+def test_pefts_ways_to_write_targets_are_understood(folder, targets, modules):
+    edit_config(folder, target_modules=targets)
+    assert read_lora_config(folder).modules == modules
+
+
+def test_saving_again_replaces_the_adapter(decoder, folder):
+    (folder / "stale.txt").write_text("old")
+    save_adapter(folder, decoder, LORA, "org/other")
+    assert not (folder / "stale.txt").exists()
+    assert "org/other" in (folder / "adapter_config.json").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_dora": True}, "use_dora is not supported"),
+        ({"rank_pattern": {"q_proj": 4}, "use_rslora": True}, "rank_pattern, use_rslora"),
+        ({"bias": "all"}, "bias is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "not a LoRA adapter"),
+        ({"target_modules": ".*q_proj"}, "patterns are not supported"),
+        ({"target_modules": ["query"]}, "query matches none"),
+        ({"r": None}, "r and lora_alpha"),
+    ],
+)
+def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(folder, changes, says):
+    edit_config(folder, **changes)
+    with pytest.raises(UserError, match=says):
+        read_lora_config(folder)
+
+
+def test_another_rank_alpha_or_targets_are_all_named(folder):
+    lora = LoraConfig(rank=2, alpha=16.0, targets=("q_proj",))
+    with pytest.raises(UserError, match="rank is 3 .* 2; alpha is 4.5 .* 16.0; targets is"):
+        load_adapter(folder, small_decoder(lora=lora))
+
+
+def test_a_model_without_lora_cannot_take_an_adapter(folder):
+    with pytest.raises(UserError, match="needs a model with LoRA"):
+        load_adapter(folder, small_decoder())
+
+
+def test_an_adapter_for_a_base_of_another_shape_is_refused(folder):
+    wider = replace(SMALL, hidden_size=32, num_layers=3, sliding_windows=())
+    with pytest.raises(UserError, match=r"missing: .*layers\.2.*; misshapen: .*\[3, 16\]"):
+        load_adapter(folder, small_decoder(wider, lora=LORA))
+
+
+def test_unexpected_tensors_are_named(decoder, folder):
+    edit_tensors(folder, **{"base_model.model.score.weight": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="unexpected: base_model.model.score.weight"):
+        load_adapter(folder, decoder)
+
+
+def test_the_copy_of_the_head_that_peft_adds_tells_another_base(folder):
+    model = random_decoder(SMALL, lora=LORA, mesh=one_device(), seed=0)
+    name = "base_model.model.lm_head.base_layer.weight"
+    head = np.asarray(model.lm_head.weight[...])
+    edit_tensors(folder, **{name: head})
+    load_adapter(folder, model)
+    edit_tensors(folder, **{name: head + 0.1})
+    with pytest.raises(UserError, match="another base"):
+        load_adapter(folder, model)
+
+
+def test_a_failed_load_leaves_the_model_as_it_was(folder):
+    model = small_decoder(lora=LORA)
+    before = lora_parameters(model)
+    edit_tensors(folder, **{"base_model.model.lm_head.lora_A.weight": None})
+    with pytest.raises(UserError, match="missing: base_model.model.lm_head.lora_A.weight"):
+        load_adapter(folder, model)
+    jax.tree.map(np.testing.assert_array_equal, lora_parameters(model), before)
+
+
+def test_a_pickled_adapter_is_refused(decoder, folder):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="refused"):
+        load_adapter(folder, decoder)
