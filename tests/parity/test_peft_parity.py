@@ -1,0 +1,126 @@
+"""Adapters across the border: ours into PEFT, PEFT's into ours, the same logits on both sides."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from cogcalib_jax.models.lora import LoraConfig  # noqa: E402
+from cogcalib_jax.models.parameters import map_parameters  # noqa: E402
+from cogcalib_jax.weights.hf_weights import load_decoder  # noqa: E402
+from cogcalib_jax.weights.peft_adapter import (  # noqa: E402
+    load_adapter,
+    read_lora_config,
+    save_adapter,
+)
+from tests.golden.families import FAMILIES  # noqa: E402
+from tests.golden.make_golden import torch_model  # noqa: E402
+from tests.models.small import forward, one_device  # noqa: E402
+
+TOKENS = np.random.RandomState(5).randint(0, 64, (2, 20))
+TARGETS = {
+    "attention": ("q_proj", "v_proj"),
+    "attention_and_head": ("q_proj", "v_proj", "lm_head"),
+    "all-linear": ("all-linear",),
+    "all-linear_and_head": ("all-linear", "lm_head"),
+}
+
+
+@pytest.fixture(
+    scope="module", params=["llama3", "llama3.2", "qwen3_tied"], ids=["untied", "tied", "qwen3"]
+)
+def base(request, tmp_path_factory):
+    """A family's model in torch, and the folder it is saved in."""
+    raw = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("base")
+    torch_model(raw).save_pretrained(folder)
+    return SimpleNamespace(raw=raw, folder=folder)
+
+
+def randomised(decoder):
+    """B away from zero, so that every adapter shows in the logits."""
+
+    def draw(path, leaf):
+        old = leaf.get_value()
+        values = 0.3 * np.random.RandomState(len("".join(path))).standard_normal(old.shape)
+        return leaf.replace(jax.device_put(values.astype(old.dtype), old.sharding))
+
+    nnx.update(decoder, map_parameters(draw, nnx.state(decoder, nnx.LoRAParam)))
+    return decoder
+
+
+def peft_logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def our_logits(decoder):
+    return np.asarray(forward(decoder, TOKENS.astype(np.int32))[1])
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+def test_peft_gives_our_logits_for_our_adapter(base, targets, tmp_path):
+    lora = LoraConfig(rank=3, alpha=7.0, targets=targets)
+    decoder = randomised(load_decoder(base.folder, lora=lora, mesh=one_device()))
+    save_adapter(tmp_path / "adapter", decoder, lora, base.folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on tied embeddings: nothing is merged here
+        model = peft.PeftModel.from_pretrained(torch_model(base.raw), tmp_path / "adapter")
+    assert np.abs(peft_logits(model) - our_logits(decoder)).max() < 1e-4
+    with model.disable_adapter():
+        assert np.abs(peft_logits(model) - our_logits(decoder)).max() > 1e-2
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+def test_we_give_pefts_logits_for_its_adapter(base, targets, tmp_path):
+    names = (
+        "all-linear" if targets == ("all-linear",) else list(LoraConfig(targets=targets).modules)
+    )
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=names,
+        # PEFT's own way to start with B away from zero.
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(torch_model(base.raw), config)
+        model.save_pretrained(tmp_path)
+    lora = read_lora_config(tmp_path)
+    assert (lora.rank, lora.alpha) == (4, 6)
+    assert lora.modules == LoraConfig(targets=targets).modules
+    decoder = load_decoder(base.folder, lora=lora, mesh=one_device())
+    before = our_logits(decoder)
+    load_adapter(tmp_path, decoder)
+    assert np.abs(peft_logits(model) - our_logits(decoder)).max() < 1e-4
+    assert np.abs(before - our_logits(decoder)).max() > 1e-2
+
+
+def test_fresh_adapters_have_pefts_distribution(base):
+    lora = LoraConfig(rank=64, targets=("down_proj",))
+    decoder = load_decoder(base.folder, lora=lora, mesh=one_device())
+    model = peft.get_peft_model(
+        torch_model(base.raw),
+        peft.LoraConfig(r=64, target_modules=["down_proj"], task_type="CAUSAL_LM"),
+    )
+    parameters = dict(model.named_parameters())
+    theirs = np.concatenate(
+        [p.detach().numpy().ravel() for name, p in parameters.items() if "lora_A" in name]
+    )
+    ours = np.asarray(decoder.layers.mlp.down_proj.lora_A[...]).ravel()
+    assert ours.size == theirs.size
+    quantiles = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(
+        np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=0.01
+    )
+    assert not np.any(decoder.layers.mlp.down_proj.lora_B[...])
