@@ -1,0 +1,1 @@
+"""The compute core: row statistics, forward passes, the jitted step, checkpoints."""

@@ -1,0 +1,110 @@
+"""From a batch to what is known about each example: loss terms, NLL and correctness, option scores.
+
+The same functions serve the training step (with dropout and a term) and every evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.engine.row_stats import RowStats, row_stats
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.objective import example_mean
+from cogcalib_jax.method.terms import TERMS, mask_logits
+from cogcalib_jax.models.decoder import Decoder
+
+
+class ExampleLosses(NamedTuple):
+    """Per example `[batch]`, float32."""
+
+    nll: jax.Array
+    """the example's cross-entropy in `loss.space`: the loss, and what the gate looks at"""
+    correct: jax.Array
+    """1 where the model answers correctly, by the rule of `loss.space`"""
+    cal: jax.Array | None
+    """the method's term in `method.space`, None without a term"""
+
+
+def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """Hidden states `[batch, time, d]` at `positions` `[batch, n]` -> `[batch, n, d]`."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def _scored_hidden(
+    decoder: Decoder, batch: Batch, dropout_key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    trunk_key = head_key = None
+    if dropout_key is not None:
+        trunk_key, head_key = jax.random.split(dropout_key)
+    hidden = decoder.hidden_states(batch.input_ids, lengths=batch.lengths, dropout_key=trunk_key)
+    return gather_positions(hidden, batch.positions), head_key
+
+
+def example_losses(
+    decoder: Decoder,
+    batch: Batch,
+    loss: LossConfig,
+    method: MethodConfig | None = None,
+    dropout_key: jax.Array | None = None,
+) -> ExampleLosses:
+    """Cross-entropy, correctness and (with a method that has a term) the term, per example.
+
+    Vocabulary: an answer is correct when each of its tokens is the argmax under teacher forcing,
+    which equals greedy exact match with the reference. Options: the argmax over the options;
+    needs single-token options (`batch.option_ids` with at least one column).
+    """
+    has_term = method is not None and method.term != "none"
+    term_space = method.space if has_term else None
+    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
+
+    stats: RowStats | None = None
+    if "vocab" in (loss.space, term_space):
+        stats = row_stats(
+            decoder,
+            hidden,
+            batch.targets,
+            method if term_space == "vocab" else None,
+            head_key,
+        )
+    option_logits = None
+    if "options" in (loss.space, term_space):
+        option_logits = decoder.option_logits(hidden[:, 0], batch.option_ids, dropout_key=head_key)
+
+    if loss.space == "options":
+        masked = mask_logits(option_logits, batch.option_mask)
+        answer_logit = jnp.take_along_axis(masked, batch.answer[:, None], -1)[:, 0]
+        nll = jax.nn.logsumexp(masked, -1) - answer_logit
+        correct = jnp.argmax(masked, -1) == batch.answer
+    else:
+        nll = example_mean(stats.nll, batch.loss_mask, loss)
+        correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
+
+    cal = None
+    if term_space == "vocab":
+        cal = example_mean(stats.cal, batch.loss_mask, loss)
+    elif term_space == "options":
+        cal = TERMS[method.term](option_logits, batch.option_mask, method.reduction, method.margin)
+    return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
+
+
+def option_logprobs(decoder: Decoder, batch: Batch, temperature: jax.Array | float) -> jax.Array:
+    """Vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
+
+    The head is linear, so dividing the hidden states divides every vocabulary logit.
+    """
+    hidden, _ = _scored_hidden(decoder, batch, None)
+    hidden = hidden / temperature
+    stats = row_stats(decoder, hidden[:, :1], batch.targets[:, :1])
+    logits = decoder.option_logits(hidden[:, 0], batch.option_ids)
+    return logits - stats.logsumexp
+
+
+def completion_logprob(decoder: Decoder, batch: Batch, temperature: jax.Array | float) -> jax.Array:
+    """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats."""
+    hidden, _ = _scored_hidden(decoder, batch, None)
+    stats = row_stats(decoder, hidden / temperature, batch.targets)
+    return -jnp.sum(stats.nll * batch.loss_mask, -1)

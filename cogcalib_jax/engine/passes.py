@@ -1,0 +1,63 @@
+"""A function of a batch, jitted once and run over a whole split, results in the split's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.sharding import shard_batch
+
+
+class SplitPass:
+    """`function(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape."""
+
+    def __init__(self, model: SplitModel, mesh: Mesh, function: Callable[..., Any]):
+        self._frozen = model.frozen
+        self._mesh = mesh
+        self._run = jax.jit(
+            lambda lora, frozen, batch, *scalars: function(
+                nnx.merge(model.graphdef, lora, frozen), batch, *scalars
+            )
+        )
+
+    def __call__(
+        self, lora: nnx.State, batches: Iterable[Batch], *scalars: float
+    ) -> tuple[np.ndarray, Any]:
+        """Row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
+
+        Results of different batches are padded with NaN to the widest second axis (questions may
+        have 3, 4 or 5 options).
+        """
+        rows, outputs = [], []
+        for batch in batches:
+            keep = batch.weight > 0
+            rows.append(batch.row[keep])
+            output = self._run(lora, self._frozen, shard_batch(self._mesh, batch), *scalars)
+            # Device to host only when the next batch is under way would save little here: the
+            # results are a few floats a row.
+            outputs.append(jax.tree.map(lambda x, keep=keep: fetch(x)[keep], output))
+        return np.concatenate(rows), jax.tree.map(lambda *xs: _concatenate(xs), *outputs)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A possibly multi-host array as numpy on every host."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    if arrays[0].ndim == 1:
+        return np.concatenate(arrays)
+    width = max(a.shape[1] for a in arrays)
+    return np.concatenate(
+        [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=np.nan) for a in arrays]
+    )

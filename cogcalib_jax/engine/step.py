@@ -1,0 +1,199 @@
+"""The jitted training step: forward, gate, loss, gradient of the LoRA parameters, update.
+
+Only LoRA parameters and optimizer state are trained, donated and returned; the base is an input
+that never changes. The threshold and the term's weight are traced scalars, so a refit never
+recompiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.engine.forward import example_losses
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.objective import GateInputs, LossSums, gated_loss
+from cogcalib_jax.models.decoder import Decoder
+
+
+class TrainState(NamedTuple):
+    """What a step changes: a plain pytree, checkpointed as it is."""
+
+    step: jax.Array
+    """int32 scalar: updates made in this phase"""
+    lora: nnx.State
+    opt_state: optax.OptState
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A decoder taken apart: its structure, and the arrays that never change."""
+
+    graphdef: nnx.GraphDef
+    frozen: nnx.State
+
+    def merge(self, lora: nnx.State) -> Decoder:
+        return nnx.merge(self.graphdef, lora, self.frozen)
+
+
+def split_model(decoder: Decoder) -> tuple[SplitModel, nnx.State]:
+    """Decoder -> (structure and frozen base, LoRA parameters).
+
+    LoRAParam is a kind of Param: it must be filtered first, or everything would be trained.
+    """
+    graphdef, lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    if not jax.tree.leaves(lora):
+        raise UserError("model: it has no LoRA parameters, so there is nothing to train")
+    return SplitModel(graphdef, frozen), lora
+
+
+class StepMetrics(NamedTuple):
+    """Float32 scalars, means over the step's examples."""
+
+    loss: jax.Array
+    ce: jax.Array
+    cal: jax.Array
+    gated_fraction: jax.Array
+    known_fraction: jax.Array
+    grad_norm: jax.Array
+
+
+StepFunction = Callable[
+    [TrainState, nnx.State, Batch, jax.Array, GateInputs, jax.Array],
+    tuple[TrainState, StepMetrics],
+]
+
+
+def batch_sums(
+    decoder: Decoder,
+    batch: Batch,
+    labels: jax.Array,
+    method: MethodConfig,
+    loss: LossConfig,
+    gate_inputs: GateInputs,
+    key: jax.Array,
+    dropout: bool,
+) -> LossSums:
+    """The gated loss of one micro-batch as sums; `labels` `[batch]` is fixed knownness."""
+    dropout_key, gate_key = jax.random.split(key)
+    losses = example_losses(decoder, batch, loss, method, dropout_key if dropout else None)
+    return gated_loss(losses.nll, losses.cal, method, gate_inputs, labels, batch.weight, gate_key)
+
+
+def make_train_step(
+    model: SplitModel,
+    optimizer: optax.GradientTransformation,
+    method: MethodConfig,
+    loss: LossConfig,
+    *,
+    dropout: bool,
+) -> StepFunction:
+    """The update function, not yet jitted: `step(state, frozen, batches, labels, gate, key)`.
+
+    `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
+    gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
+    and 4 x 2 are the same update.
+    """
+
+    def step(
+        state: TrainState,
+        frozen: nnx.State,
+        batches: Batch,
+        labels: jax.Array,
+        gate_inputs: GateInputs,
+        key: jax.Array,
+    ) -> tuple[TrainState, StepMetrics]:
+        def loss_sum(lora: nnx.State, batch: Batch, labels: jax.Array, key: jax.Array):
+            decoder = nnx.merge(model.graphdef, lora, frozen)
+            sums = batch_sums(decoder, batch, labels, method, loss, gate_inputs, key, dropout)
+            return sums.loss, sums
+
+        def add_micro_batch(carry, micro):
+            gradient, sums = jax.grad(loss_sum, has_aux=True)(state.lora, *micro)
+            return jax.tree.map(jnp.add, carry, (gradient, sums)), None
+
+        keys = jax.random.split(jax.random.fold_in(key, state.step), labels.shape[0])
+        zero = (
+            jax.tree.map(jnp.zeros_like, state.lora),
+            LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields)),
+        )
+        if labels.shape[0] == 1:
+            # A loop of one would only hide the body from XLA's fusion.
+            (gradient, sums), _ = add_micro_batch(
+                zero, jax.tree.map(lambda x: x[0], (batches, labels, keys))
+            )
+        else:
+            (gradient, sums), _ = jax.lax.scan(add_micro_batch, zero, (batches, labels, keys))
+        examples = jnp.maximum(sums.examples, 1.0)
+        gradient = jax.tree.map(lambda g: g / examples, gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
+        lora = optax.apply_updates(state.lora, updates)
+        metrics = StepMetrics(
+            loss=sums.loss / examples,
+            ce=sums.ce / examples,
+            cal=sums.cal / examples,
+            gated_fraction=sums.gated / examples,
+            known_fraction=sums.known / examples,
+            grad_norm=optax.global_norm(gradient),
+        )
+        return TrainState(state.step + 1, lora, opt_state), metrics
+
+    return step
+
+
+def state_shardings(
+    lora: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shardings of a TrainState: moments lie where their parameters lie, the rest everywhere.
+
+    `lora` may hold arrays or ShapeDtypeStructs with shardings, so that a step can be planned for
+    devices that are not there.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    lora_shardings = jax.tree.map(lambda x: x.sharding, lora)
+    opt_shape = jax.eval_shape(optimizer.init, lora)
+    opt_shardings = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        opt_shape,
+        lora_shardings,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(replicated, lora_shardings, opt_shardings)
+
+
+def jit_train_step(
+    step: StepFunction, shardings: TrainState, frozen: nnx.State, mesh: Mesh
+) -> StepFunction:
+    """`step` compiled for `mesh`; its state is donated and stays where it is.
+
+    Micro-batches arrive sharded over the data axes on their second axis (sharding.shard_batch).
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, frozen_shardings, None, None, replicated, replicated),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def init_state(lora: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh state around `lora`, whose arrays are copied: steps donate theirs."""
+    shardings = state_shardings(lora, optimizer, mesh)
+
+    def build(lora: nnx.State) -> TrainState:
+        lora = jax.tree.map(jnp.copy, lora)
+        return TrainState(jnp.zeros((), jnp.int32), lora, optimizer.init(lora))
+
+    return jax.jit(build, out_shardings=shardings)(lora)

@@ -1,0 +1,1 @@
+"""From a model and a split to predictions, and from predictions to numbers."""

@@ -1,0 +1,78 @@
+"""Metrics of a split's predictions, and the files in which they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.metrics import summarize
+
+VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")
+
+
+def task_metrics(predictions: Predictions, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Everything eval.json says about one task, from its predictions alone."""
+    metrics = summarize(
+        predictions.probs,
+        predictions.mask,
+        predictions.answers,
+        predictions.vocab_probs,
+        bins=config.bins,
+        resamples=config.resamples,
+        seed=seed,
+    )
+    if predictions.temperature != 1.0:
+        metrics["temperature"] = predictions.temperature
+    return metrics
+
+
+def data_hash(encoded: Sequence[Encoded]) -> str:
+    """SHA-256 over ids, texts and answers: equal hashes mean the very same questions."""
+    digest = hashlib.sha256()
+    for e in encoded:
+        digest.update(json.dumps([e.id, e.prompt, e.completions, e.answer]).encode())
+    return digest.hexdigest()
+
+
+def provenance(seed: int, data: dict[str, str]) -> dict[str, Any]:
+    """What is needed to say where numbers came from; no times, no host or user names."""
+    return {
+        "versions": {name: version(name) for name in VERSIONED},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "data_hash": data,
+        "seed": seed,
+        "protocol": "clean",
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, None outside a git checkout."""
+    result = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `path` whole or not at all; NaN is refused (a metric without a value is null)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,123 @@
+"""From a config to what a run works with: base, data as token ids, model on its devices."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data import world
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.engine.step import SplitModel, split_model
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_weights import load_decoder
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; results go to stdout, progress to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def base_path(
+    model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
+) -> str | Path:
+    """Where the base model lies; the world's is built on first use."""
+    if model.path is not None:
+        return model.path
+    say("== The base: a small Llama that has read about a made-up world")
+    return ensure_base(data.world, pretrain, seed)
+
+
+def encode_splits(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> dict[str, EncodedSplit]:
+    """All splits of the task as token ids, by name; notes and sizes are shown."""
+    splits = load_splits(config, seed)
+    encoded, notes = {}, list(splits.notes)
+    for name, examples in splits.items():
+        encoded[name], more = encode_split(name, examples, tokenizer, config)
+        notes.extend(more)
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())
+    say(f"   {config.task}: {sizes} questions")
+    for note in notes:
+        say(f"   note: {note}")
+    return encoded
+
+
+def evaluation_sets(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    test: EncodedSplit,
+    seed: int,
+) -> dict[str, EncodedSplit]:
+    """Task name -> questions: the test split, and what the world offers beside it."""
+    sets = {config.task: test}
+    if config.task == "world":
+        for name, examples in world.extra_sets(world.build_world(config.world, seed)).items():
+            sets[f"world:{name}"], _ = encode_split(name, examples, tokenizer, config)
+    return sets
+
+
+def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) -> None:
+    """Options space reads one token per option: anything else is refused before training."""
+    wanted = [
+        field
+        for field, used in (
+            ("loss.space", config.loss.space == "options"),
+            (
+                "method.space",
+                any(m.term != "none" and m.space == "options" for m in config.methods().values()),
+            ),
+        )
+        if used
+    ]
+    for name, rows in splits.items():
+        if wanted and not single_token_options(rows):
+            raise UserError(
+                f"{wanted[0]} = options: {config.data.task} ({name}) has options of several"
+                " tokens, or two that share one, with this tokenizer; use vocab, or a prompt whose"
+                " options are letters (data.prompt letters)"
+            )
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model on its devices, taken apart for training."""
+
+    mesh: Mesh
+    decoder: Decoder
+    model: SplitModel
+    lora: nnx.State
+
+
+def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
+    """Load the base onto the mesh, with fresh LoRA parameters."""
+    mesh = make_mesh(config.mesh)
+    dtype = config.model.jax_dtype(mesh)
+    decoder = load_decoder(
+        base,
+        lora=lora,
+        dtype=dtype,
+        mesh=mesh,
+        seed=config.seed,
+        remat=config.model.remat,
+        attention=config.model.attention,
+    )
+    model, parameters = split_model(decoder)
+    device = mesh.devices.flat[0].device_kind
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    say(f"   {device}, mesh {shape}, {dtype.name}, attention {config.model.attention}")
+    return Assembled(mesh, decoder, model, parameters)

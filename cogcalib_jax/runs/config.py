@@ -1,0 +1,119 @@
+"""The config of a run: the rooms' configs, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cogcalib_jax.configlib import FieldError, Loaded, check, to_dict
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.engine.checkpoint import CheckpointConfig
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.method.config import ALIASES, LossConfig, MethodConfig
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.pretrain import PretrainConfig
+from cogcalib_jax.weights.config import ModelConfig
+
+# What may differ between the command that started a run and the one that resumes it.
+NOT_IDENTITY = ("run_dir", "resume")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One fine-tuning run, or a comparison of methods from one start."""
+
+    seed: int = 0
+    """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
+    run_dir: str | None = None
+    """folder of the results; unset: runs/NAME-N after the preset's name"""
+    resume: bool = False
+    """continue the run in run_dir from its newest checkpoint"""
+    compare: tuple[str, ...] = ()
+    """methods to train from the same start, each NAME or NAME=WEIGHT; none: method alone"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """the task and its rows"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the base model"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """the trained adapter"""
+    method: MethodConfig = field(default_factory=MethodConfig)
+    """the calibration term and its gate"""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """cross-entropy and the gate's NLL"""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """optimisation"""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """scoring and metrics"""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """devices"""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """what is saved while training"""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """the base of the knowledge world (task world without model.path)"""
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, "seed", "must be an integer of at least 0")
+        check(
+            self.model.path is not None or self.data.task == "world",
+            "model.path",
+            f"must name a base model for task {self.data.task} (a Hub id or a folder)",
+        )
+        check(
+            not self.resume or self.run_dir is not None,
+            "run_dir",
+            "must name the run to resume (--run-dir runs/NAME-N)",
+        )
+        names = [_parse_entry(entry)[0] for entry in self.compare]
+        check(len(set(names)) == len(names), "compare", "must name each method once")
+
+    def methods(self) -> dict[str, MethodConfig]:
+        """Folder name -> resolved method, of everything this run trains."""
+        if not self.compare:
+            return {self.method.label: self.method.resolve()}
+        shared = replace(self.method, name=None, term=None, gate=None)
+        methods = {}
+        for entry in self.compare:
+            name, weight = _parse_entry(entry)
+            weight = shared.weight if weight is None else weight
+            method = replace(shared, name=name, weight=None if name == "sft" else weight)
+            methods[name] = method.resolve()
+        return methods
+
+    def for_method(self, method: MethodConfig) -> RunConfig:
+        """This run's config as if `method` were its only one."""
+        return replace(self, method=replace(method, name=None), compare=())
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued."""
+        return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+
+
+def _parse_entry(entry: str) -> tuple[str, float | None]:
+    """`cols` or `cols=0.3` -> (name, weight)."""
+    name, _, weight = entry.partition("=")
+    allowed = f"must be of {', '.join(ALIASES)}, each with =WEIGHT if wanted (got {entry!r})"
+    check(name in ALIASES, "compare", allowed)
+    if not weight:
+        return name, None
+    try:
+        value = float(weight)
+    except ValueError as error:
+        raise FieldError("compare", allowed) from error
+    check(value >= 0, "compare", f"must have weights of at least 0 (got {entry!r})")
+    return name, value
+
+
+def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:
+    """An explicit method turns a preset's comparison off; asking for both is a contradiction."""
+    methods = sorted(path for path in loaded.explicit if path.split(".")[0] == "method")
+    if not methods or not loaded.config.compare:
+        return loaded.config
+    if "compare" in loaded.explicit:
+        raise UserError(
+            f"command line: --compare and --{methods[0]} contradict each other; give the methods"
+            " of a comparison as NAME or NAME=WEIGHT, or one method alone"
+        )
+    return replace(loaded.config, compare=())

@@ -1,0 +1,57 @@
+"""Run folders: where they lie, when they may be written to, and what they begin with."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.configlib import to_yaml
+from cogcalib_jax.errors import UserError
+
+DEFAULT_ROOT = Path("runs")
+
+
+def open_folder(run_dir: str | None, name: str, resume: bool) -> Path:
+    """The folder of a run: a new one, or on `resume` the one that `run_dir` names.
+
+    Raises UserError when the folder holds something already and `resume` is not set, when there
+    is nothing to resume, or when it cannot be written.
+    """
+    if run_dir is None:
+        folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
+    else:
+        folder = Path(run_dir)
+    if resume:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(
+                f"{folder}: nothing to resume (no config.yaml); leave out --resume to start there"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder}: exists and is not empty; add --resume to continue it, or choose another"
+            " --run-dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be created ({error.strerror}); choose another"
+        ) from error
+    return folder
+
+
+def write_config(folder: Path, config: Any) -> None:
+    """`config.yaml`: every field, resolved; `--config` repeats the run with it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+
+def original_command(folder: Path, program: str, argv: list[str]) -> str:
+    """The command that started the run in `folder`, kept there so that a resumed run reports it."""
+    file = folder / "command.txt"
+    if not file.is_file():
+        file.write_text(shlex.join(["python", program, *argv]) + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()

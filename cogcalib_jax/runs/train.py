@@ -1,0 +1,163 @@
+"""A training run from top to bottom: base, data, style, threshold, fine-tuning, evaluation.
+
+With `compare`, every method starts from the same style-adapted model and sees the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.tokenization import load_tokenizer
+from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.evaluation.predict import write_predictions
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.runs.assemble import (
+    Assembled,
+    assemble_model,
+    base_path,
+    encode_splits,
+    evaluation_sets,
+    require_options_space,
+    say,
+)
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.folder import open_folder, original_command, write_config
+from cogcalib_jax.training.finetune import (
+    FinetuneResult,
+    Trainer,
+    finetune,
+    make_trainer,
+    style_phase,
+)
+from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.weights.peft_adapter import save_adapter
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: everything its methods share."""
+
+    config: RunConfig
+    folder: Path
+    command: str
+    base: str | Path
+    assembled: Assembled
+    trainer: Trainer
+    sets: dict[str, EncodedSplit]
+    """task -> test questions"""
+
+
+def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
+    """Train and evaluate everything `config` asks for; returns the run's folder.
+
+    name: what a default run folder is called after; argv: the command line, kept for the record.
+    """
+    run = _prepare(config, name, argv)
+    style_folder = run.folder / "style"
+    say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
+    start = style_phase(run.trainer, run.assembled.lora, style_folder)
+
+    methods = config.methods()
+    if not config.compare:
+        (method,) = methods.values()
+        _train_method(run, method, start, style_folder, run.folder)
+        return run.folder
+    results: dict[str, dict[str, Any]] = {}
+    for key, method in methods.items():
+        folder = run.folder / key
+        write_config(folder, config.for_method(method))
+        result = _train_method(run, method, start, style_folder, folder)
+        results[key] = _read_results(folder)
+        if key == "sft":
+            results |= _derived_rows(run, folder, result)
+    write_json(run.folder / "comparison.json", results)
+    return run.folder
+
+
+def _prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
+    base = base_path(config.model, config.data, config.pretrain, config.seed)
+    say(f"== Data and model: {config.data.task} with {base}")
+    tokenizer = load_tokenizer(base)
+    splits = encode_splits(config.data, tokenizer, config.seed)
+    require_options_space(config, splits)
+    sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
+    assembled = assemble_model(config, config.lora, base)
+
+    # Only now: until here a mistake leaves nothing behind.
+    folder = open_folder(config.run_dir, name, config.resume)
+    command = original_command(folder, "train.py", argv)
+    if not config.resume:
+        single = not config.compare
+        write_config(folder, config.for_method(config.method.resolve()) if single else config)
+    trainable = Trainable(
+        model=assembled.model,
+        mesh=assembled.mesh,
+        training=config.training,
+        loss=config.loss,
+        checkpoint=config.checkpoint,
+        dropout=config.lora.dropout > 0,
+        seed=config.seed,
+        identity=config.identity(),
+    )
+    training_splits = {key: rows for key, rows in splits.items() if key != "test"}
+    trainer = make_trainer(trainable, config.evaluation, training_splits)
+    return Run(config, folder, command, base, assembled, trainer, sets)
+
+
+def _train_method(
+    run: Run, method: MethodConfig, start: nnx.State, style_folder: Path, folder: Path
+) -> FinetuneResult:
+    """Fine-tune one method into `folder`, evaluate it and write its adapter."""
+    say(
+        f"== {method.label}: term {method.term} on {method.gate}, weight {method.weight:g},"
+        f" {run.trainer.total_steps} updates"
+    )
+    result = finetune(run.trainer, method, start, style_folder, folder)
+    decoder = run.assembled.model.merge(result.lora)
+    save_adapter(folder / "adapter", decoder, run.config.lora, run.base)
+    if not (folder / "eval.json").is_file():
+        _evaluate(run, folder, result.lora, temperature=1.0)
+    return result
+
+
+def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:
+    """The strongest simple rivals, which need no training of their own."""
+    rows = {}
+    calibration = run.trainer.predictor(result.lora, run.trainer.splits["calibration"])
+    say("== Rivals derived from sft: its best validation epoch, and a fitted temperature")
+    for key, lora, temperature in (
+        ("sft_best_epoch", result.best_lora, 1.0),
+        ("sft_temperature", result.lora, fit_temperature(calibration)),
+    ):
+        folder = sft.parent / key
+        if not (folder / "eval.json").is_file():
+            _evaluate(run, folder, lora, temperature)
+        rows[key] = _read_results(folder)
+    return rows
+
+
+def _evaluate(run: Run, folder: Path, lora: nnx.State, temperature: float) -> None:
+    """Score every test set; predictions/ and eval.json."""
+    results: dict[str, Any] = {}
+    for task, encoded in run.sets.items():
+        predictions = run.trainer.predictor(lora, encoded, temperature)
+        write_predictions(folder / "predictions" / f"{task}.jsonl", predictions, encoded)
+        results[task] = {"split": "test"} | task_metrics(
+            predictions, run.config.evaluation, run.config.seed
+        )
+    hashes = {task: data_hash(encoded) for task, encoded in run.sets.items()}
+    results["provenance"] = provenance(run.config.seed, hashes) | {"command": run.command}
+    write_json(folder / "eval.json", results)
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    """Task -> metrics of a finished evaluation."""
+    results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return {task: metrics for task, metrics in results.items() if task != "provenance"}

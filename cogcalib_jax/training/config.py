@@ -1,0 +1,123 @@
+"""How long, how fast and in what order a run trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import optax
+
+from cogcalib_jax.configlib import check
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation of the LoRA parameters; the defaults follow the Laplace-LoRA line of work."""
+
+    epochs: float = 3.0
+    """passes over the fine-tuning split"""
+    max_steps: int | None = None
+    """stop fine-tuning after this many updates, whatever epochs says"""
+    batch_size: int = 8
+    """examples per update, over all devices and micro-batches"""
+    accumulation: int = 1
+    """micro-batches an update's examples are split into, to save memory"""
+    learning_rate: float = 1e-4
+    """peak learning rate of AdamW"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """decay after the warm-up, down to zero at the last step"""
+    warmup_fraction: float = 0.06
+    """share of the updates over which the learning rate rises from zero"""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay on LoRA parameters"""
+    clip_norm: float = 1.0
+    """gradients of a larger global norm are scaled down to it"""
+    style_steps: int | None = None
+    """plain cross-entropy updates before the first threshold; unset: 5 % of the updates"""
+    style_learning_rate: float | None = None
+    """constant learning rate of style adaptation after its warm-up; unset: learning_rate"""
+    refit_every: int | None = None
+    """updates between fits of the threshold; unset: once an epoch"""
+    validate_every: int | None = None
+    """updates between validations and probes; unset: once an epoch"""
+    probe_rows: int = 512
+    """fine-tuning rows whose accuracy and confidence are followed over training; 0 for none"""
+    log_every: int = 10
+    """updates between lines of metrics.jsonl"""
+
+    def __post_init__(self) -> None:
+        check(self.epochs > 0, "epochs", "must be a number above 0")
+        for name in ("max_steps", "refit_every", "validate_every"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "must be an integer of at least 1, or unset")
+        check(
+            self.style_steps is None or self.style_steps >= 0,
+            "style_steps",
+            "must be an integer of at least 0, or unset",
+        )
+        for name in ("batch_size", "accumulation", "log_every"):
+            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check(self.probe_rows >= 0, "probe_rows", "must be an integer of at least 0")
+        check(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            f"must divide batch_size ({self.batch_size})",
+        )
+        check(self.learning_rate > 0, "learning_rate", "must be a number above 0")
+        check(
+            self.style_learning_rate is None or self.style_learning_rate > 0,
+            "style_learning_rate",
+            "must be a number above 0, or unset",
+        )
+        check(0 <= self.warmup_fraction < 1, "warmup_fraction", "must be in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", "must be a number of at least 0")
+        check(self.clip_norm > 0, "clip_norm", "must be a number above 0")
+
+    def finetune_steps(self, rows: int) -> int:
+        """Updates of the fine-tuning phase over `rows` examples."""
+        steps = max(1, math.ceil(self.epochs * rows / self.batch_size))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def style_updates(self, rows: int) -> int:
+        """Updates of style adaptation, given the rows of the fine-tuning split."""
+        if self.style_steps is not None:
+            return self.style_steps
+        return max(1, round(0.05 * self.finetune_steps(rows)))
+
+    def epoch_ends(self, rows: int) -> list[int]:
+        """Updates after which an epoch over `rows` examples is complete, and the last one."""
+        total = self.finetune_steps(rows)
+        ends = [
+            math.ceil(epoch * rows / self.batch_size)
+            for epoch in range(1, math.ceil(self.epochs) + 1)
+        ]
+        return sorted({end for end in ends if end < total} | {total})
+
+
+def learning_rate_schedule(
+    peak: float, kind: Literal["linear", "cosine", "constant"], steps: int, warmup_fraction: float
+) -> optax.Schedule:
+    """Warm-up from zero to `peak`, then the named decay to zero at `steps`."""
+    warmup = round(warmup_fraction * steps)
+    rest = max(1, steps - warmup)
+    decay = {
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[kind]()
+    if warmup == 0:
+        return decay
+    # The first update already moves: it gets peak / warmup, not zero.
+    rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(
+    config: TrainingConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """AdamW on clipped gradients."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )

@@ -1,0 +1,220 @@
+"""The two phases of the method: style adaptation, then gated fine-tuning with threshold refits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.engine.forward import example_losses
+from cogcalib_jax.engine.passes import SplitPass
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.gate import ThresholdFit
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.training.config import learning_rate_schedule
+from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin, run_phase
+from cogcalib_jax.training.refit import example_nll, refit
+from cogcalib_jax.training.validation import Followed, validate
+
+SFT = MethodConfig(name="sft").resolve()
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A run's data and compiled passes, shared by its methods."""
+
+    trainable: Trainable
+    evaluation: EvaluationConfig
+    splits: dict[str, EncodedSplit]
+    """style, train, calibration, validation"""
+    predictor: Predictor
+    losses: SplitPass
+    """per-example (nll, correct) in `loss.space`"""
+
+    @property
+    def total_steps(self) -> int:
+        return self.trainable.training.finetune_steps(len(self.splits["train"]))
+
+    @property
+    def style_steps(self) -> int:
+        return self.trainable.training.style_updates(len(self.splits["train"]))
+
+    def refit(self, lora: nnx.State) -> ThresholdFit:
+        batch = self.evaluation.batch_size
+        return refit(self.losses, lora, self.splits["calibration"], batch)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What one method's fine-tuning leaves behind."""
+
+    lora: nnx.State
+    best_lora: nnx.State
+    """at the lowest validation NLL"""
+    best_epoch: float
+    threshold: float
+
+
+def make_trainer(
+    trainable: Trainable, evaluation: EvaluationConfig, splits: dict[str, EncodedSplit]
+) -> Trainer:
+    def nll_and_correct(decoder: Decoder, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        losses = example_losses(decoder, batch, trainable.loss)
+        return losses.nll, losses.correct
+
+    model, mesh = trainable.model, trainable.mesh
+    return Trainer(
+        trainable,
+        evaluation,
+        splits,
+        predictor=Predictor(model, mesh, evaluation),
+        losses=SplitPass(model, mesh, nll_and_correct),
+    )
+
+
+def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
+    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format."""
+    steps = trainer.style_steps
+    if steps == 0:
+        return lora
+    training = trainer.trainable.training
+    phase = Phase(
+        name="style",
+        method=SFT,
+        encoded=trainer.splits["style"],
+        steps=steps,
+        schedule=learning_rate_schedule(
+            training.style_learning_rate or training.learning_rate,
+            "constant",
+            steps,
+            training.warmup_fraction,
+        ),
+        save_at=frozenset({steps}),
+        folder=folder,
+    )
+    # No threshold yet: nothing counts as known.
+    progress = begin(trainer.trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
+    journal = Journal(folder / "metrics.jsonl")
+    return run_phase(
+        trainer.trainable, phase, progress, [journal], lambda progress, step: progress
+    ).state.lora
+
+
+def finetune(
+    trainer: Trainer, method: MethodConfig, start: nnx.State, style_folder: Path, folder: Path
+) -> FinetuneResult:
+    """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`."""
+    trainable, training = trainer.trainable, trainer.trainable.training
+    train, total, style_steps = trainer.splits["train"], trainer.total_steps, trainer.style_steps
+    ends = training.epoch_ends(len(train))
+    phase = Phase(
+        name="finetune",
+        method=method,
+        encoded=train,
+        steps=total,
+        schedule=learning_rate_schedule(
+            training.learning_rate, training.schedule, total, training.warmup_fraction
+        ),
+        save_at=_moments(trainable.checkpoint.every, total, ends),
+        folder=folder,
+        first_step=style_steps,
+    )
+    first_fit = trainer.refit(start)
+    labels = fixed_labels(trainer, method, start, first_fit.threshold)
+    followed = _followed(trainer, start, first_fit.threshold)
+    journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
+    refit_at = _moments(training.refit_every, total, ends)
+    validate_at = _moments(training.validate_every, total, ends)
+
+    def record_fit(fit: ThresholdFit, step: int) -> None:
+        journal.write(step=style_steps + step, phase="refit", **fit.record(), note=fit.note)
+
+    def pause(progress: Progress, step: int) -> Progress:
+        if step == 0:
+            journal.replace(Journal(style_folder / "metrics.jsonl").read())
+            dynamics.replace([])
+            record_fit(first_fit, 0)
+        elif step in refit_at and method.gate != "frozen_threshold":
+            fit = trainer.refit(progress.state.lora)
+            record_fit(fit, step)
+            progress = progress._replace(threshold=trainable.scalar(fit.threshold))
+        if step == 0 or step in validate_at:
+            nll = validate(
+                trainer.predictor,
+                progress.state.lora,
+                followed,
+                trainer.evaluation.bins,
+                style_steps + step,
+                step * training.batch_size / len(train),
+                journal,
+                dynamics,
+            )
+            # The start is no candidate: a fine-tuned model is what was asked for.
+            if step > 0 and nll < float(progress.best_nll):
+                progress = progress._replace(
+                    best_lora=jax.tree.map(jnp.copy, progress.state.lora),
+                    best_nll=trainable.scalar(nll),
+                    best_step=trainable.scalar(step),
+                )
+        return progress
+
+    progress = begin(trainable, phase, start, first_fit.threshold, labels)
+    progress = run_phase(trainable, phase, progress, [journal, dynamics], pause)
+    return FinetuneResult(
+        lora=progress.state.lora,
+        best_lora=progress.best_lora,
+        best_epoch=float(progress.best_step) * training.batch_size / len(train),
+        threshold=float(progress.threshold),
+    )
+
+
+def fixed_labels(
+    trainer: Trainer, method: MethodConfig, start: nnx.State, threshold: float
+) -> np.ndarray:
+    """Knownness `[rows of train]`, 0 or 1, of the gates that never change their mind.
+
+    frozen_labels: the method's own rule, applied once to the style-adapted model. oracle: what
+    the world knows of its own corpus. Other gates use none: zeros.
+    """
+    train = trainer.splits["train"]
+    if method.gate == "oracle":
+        return np.array([float(e.example.extra["known"]) for e in train])
+    if method.gate == "frozen_labels":
+        nll, _ = example_nll(trainer.losses, start, train, trainer.evaluation.batch_size)
+        return (nll <= threshold).astype(np.float64)
+    return np.zeros(len(train))
+
+
+def _followed(trainer: Trainer, start: nnx.State, threshold: float) -> list[Followed]:
+    """The questions followed over training, split into known and unknown once and for all."""
+    sets = {
+        "validation": trainer.splits["validation"],
+        "train": trainer.splits["train"][: trainer.trainable.training.probe_rows],
+    }
+    followed = []
+    for data, encoded in sets.items():
+        if not encoded:
+            continue
+        if all("known" in e.example.extra for e in encoded):
+            known = np.array([bool(e.example.extra["known"]) for e in encoded])
+        else:
+            nll, _ = example_nll(trainer.losses, start, encoded, trainer.evaluation.batch_size)
+            known = nll <= threshold
+        followed.append(Followed(data, encoded, known))
+    return followed
+
+
+def _moments(every: int | None, total: int, epoch_ends: list[int]) -> frozenset[int]:
+    """Updates after which something happens: every so many and the last, or at epoch ends."""
+    if every is None:
+        return frozenset(epoch_ends)
+    return frozenset(range(every, total, every)) | {total}

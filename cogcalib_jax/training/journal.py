@@ -1,0 +1,42 @@
+"""Append-only JSON lines about a run, readable at any moment and cut back on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """One file of JSON objects, each with a `step`, one a line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **record: Any) -> None:
+        line = json.dumps({key: _finite(value) for key, value in record.items()})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a last line torn by a crash is left out."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def cut_to(self, step: int) -> None:
+        """Drop what was written after `step`: a resumed run writes it again."""
+        self.replace([record for record in self.read() if record["step"] <= step])
+
+    def replace(self, records: list[dict[str, Any]]) -> None:
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _finite(value: Any) -> Any:
+    """Infinite thresholds (a split with one class) are null in JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

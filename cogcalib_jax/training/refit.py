@@ -1,0 +1,31 @@
+"""The threshold, fitted on the calibration split by one forward pass over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.data.batching import eval_batches, length_buckets
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.engine.passes import SplitPass
+from cogcalib_jax.method.gate import ThresholdFit, fit_threshold
+
+
+def example_nll(
+    losses: SplitPass, lora: nnx.State, encoded: Sequence[Encoded], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """NLL `[rows]` in nats and correctness `[rows]` bool of each example, in the split's order."""
+    split = EncodedSplit.of(encoded)
+    buckets = length_buckets(split.lengths)
+    rows, (nll, correct) = losses(lora, eval_batches(split, batch_size, buckets))
+    order = np.argsort(rows)
+    return nll[order].astype(np.float64), correct[order] > 0
+
+
+def refit(
+    losses: SplitPass, lora: nnx.State, calibration: Sequence[Encoded], batch_size: int
+) -> ThresholdFit:
+    """The threshold that best separates right from wrong answers on `calibration` as of `lora`."""
+    return fit_threshold(*example_nll(losses, lora, calibration, batch_size))

@@ -1,0 +1,35 @@
+"""Which base model, and how it is held and computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cogcalib_jax.configlib import check
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model, which is never changed."""
+
+    path: str | None = None
+    """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""
+    remat: Literal["none", "layer", "dots"] = "none"
+    """what the backward pass computes again to save memory: nothing, layers, all but products"""
+    attention: Literal["xla", "cudnn"] = "xla"
+    """attention kernel; one that the hardware cannot run is refused, never replaced"""
+
+    def __post_init__(self) -> None:
+        check(self.path != "", "path", "must be a Hub id or a folder")
+
+    def jax_dtype(self, mesh: Mesh) -> jnp.dtype:
+        """The dtype on `mesh`'s hardware."""
+        if self.dtype != "auto":
+            return jnp.dtype(self.dtype)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
