@@ -85,11 +85,11 @@ def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: b
         return parts[0].read(index).astype(target.dtype)
 
     def stack(index: tuple[slice, ...]) -> np.ndarray:
-        chosen = range(*index[0].indices(len(parts)))
-        # Filled in place: a stack of a list would hold every byte twice.
-        out = np.empty((len(chosen), *target.sharding.shard_shape(target.shape)[1:]), target.dtype)
-        for row, layer in enumerate(chosen):
-            out[row] = parts[layer].read(index[1:])
+        # Filled in place: a stack of a list would hold every byte twice. The axis of layers is
+        # never cut (sharding.RULES).
+        out = np.empty((len(parts), *target.sharding.shard_shape(target.shape)[1:]), target.dtype)
+        for layer, part in enumerate(parts):
+            out[layer] = part.read(index[1:])
         return out
 
     return _from_slices(target, stack if stacked else whole)

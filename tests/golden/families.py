@@ -15,7 +15,7 @@ _SMALL = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 16384,
     "rms_norm_eps": 1e-5,
     "hidden_act": "silu",
     "bos_token_id": 1,
@@ -28,12 +28,14 @@ _LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    # Of the four wavelengths one is kept, one lies on the ramp and two are divided.
+    "original_max_position_embeddings": 256,
 }
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+# At base 10,000 the bounds of the ramp lie between pairs, so that rounding them shows.
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 
-# name -> the contents of config.json. Windows and original context lengths are short, so that
-# they matter within the few tokens the tests read.
+# name -> the contents of config.json. Windows are short, so that they matter within the few tokens
+# the tests read.
 FAMILIES: dict[str, dict] = {
     "llama2": _SMALL | {"model_type": "llama", "num_key_value_heads": 4, "rope_theta": 10000.0},
     "llama3": _SMALL | {"model_type": "llama", "rope_theta": 500000.0},
@@ -65,7 +67,7 @@ FAMILIES: dict[str, dict] = {
         "max_window_layers": 1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
-    "qwen2.5_yarn": _SMALL | {"model_type": "qwen2", "rope_theta": 1e6, "rope_scaling": _YARN},
+    "qwen2.5_yarn": _SMALL | {"model_type": "qwen2", "rope_theta": 1e4, "rope_scaling": _YARN},
     "qwen3_tied": _SMALL
     | {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True, "rope_theta": 1e6},
     "qwen3_yarn_biases": _SMALL
@@ -74,7 +76,7 @@ FAMILIES: dict[str, dict] = {
         "head_dim": 16,
         "attention_bias": True,
         "rope_parameters": _YARN
-        | {"rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
+        | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
     },
 }
 
