@@ -14,7 +14,7 @@ from cogcalib_jax.data import world
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.data.tokenization import encode_split, single_token_options
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder

@@ -59,7 +59,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
 
     name: what a default run folder is called after; argv: the command line, kept for the record.
     """
-    run = _prepare(config, name, argv)
+    run = prepare(config, name, argv)
     style_folder = run.folder / "style"
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
@@ -81,7 +81,8 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
     return run.folder
 
 
-def _prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
+def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
+    """Base, data and model of a run on their devices, and its folder opened."""
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
     tokenizer = load_tokenizer(base)
