@@ -80,22 +80,32 @@ class Checkpoints:
         or when its data are damaged.
         """
         step = self.latest_step
-        stored = self._manager.metadata(step).custom_metadata
-        _require_same_identity(self.folder, stored["identity"], identity)
+        # What Orbax raises over files it cannot read: measured by flipping bits in each of them.
+        unreadable = (ValueError, KeyError, OSError)
+        try:
+            stored = self._manager.metadata(step).custom_metadata
+            stored_identity, checksums = stored["identity"], stored["sha256"]
+        except unreadable as error:
+            raise self._damaged(step, "its metadata cannot be read") from error
+        _require_same_identity(self.folder, stored_identity, identity)
         abstract = jax.tree.map(ocp_abstract, like)
-        tree = self._manager.load(step, abstract)
+        try:
+            tree = self._manager.load(step, abstract)
+        except unreadable as error:
+            raise self._damaged(step, "its arrays cannot be read") from error
         damaged = [
-            path
-            for path, digest in leaf_checksums(tree).items()
-            if stored["sha256"].get(path) != digest
+            path for path, digest in leaf_checksums(tree).items() if checksums.get(path) != digest
         ]
         if damaged:
-            raise UserError(
-                f"{self.folder}: checkpoint {step} is damaged ({len(damaged)} arrays do not match"
-                f" their checksum, first {damaged[0]}); delete the folder {step} to fall back to"
-                " an older one"
-            )
+            reason = f"{len(damaged)} arrays do not match their checksum, first {damaged[0]}"
+            raise self._damaged(step, reason)
         return tree
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        return UserError(
+            f"{self.folder}: checkpoint {step} is damaged ({reason}); delete the folder"
+            f" {self.folder / str(step)} to go on from an older one, or from the start"
+        )
 
     def close(self) -> None:
         self._manager.close()

@@ -74,9 +74,16 @@ def row_stats(
         targets = jnp.pad(targets, (0, padding))
         chunks = hidden.shape[0] // chunk
         keys = None if dropout_key is None else jax.random.split(dropout_key, chunks)
+        # Every chunk takes some positions of each device's part of the batch: the axis the loop
+        # runs along is device-local. Cut the other way round, each device would compute all of
+        # every chunk's logits.
         result = jax.lax.map(
             lambda one: jax.checkpoint(stats)(*one),
-            (hidden.reshape(chunks, chunk, -1), targets.reshape(chunks, chunk), keys),
+            (
+                hidden.reshape(chunk, chunks, -1).swapaxes(0, 1),
+                targets.reshape(chunk, chunks).swapaxes(0, 1),
+                keys,
+            ),
         )
-        result = jax.tree.map(lambda x: x.reshape(-1)[:rows], result)
+        result = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1)[:rows], result)
     return jax.tree.map(lambda x: x.reshape(shape), result)

@@ -10,16 +10,25 @@ from flax import nnx
 from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.engine.passes import SplitPass
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.gate import ThresholdFit, fit_threshold
 
 
 def example_nll(
     losses: SplitPass, lora: nnx.State, encoded: Sequence[Encoded], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """NLL `[rows]` in nats and correctness `[rows]` bool of each example, in the split's order."""
+    """NLL `[rows]` in nats and correctness `[rows]` bool of each example, in the split's order.
+
+    Raises UserError when an NLL is not finite.
+    """
     split = EncodedSplit.of(encoded)
     buckets = length_buckets(split.lengths)
     rows, (nll, correct) = losses(lora, eval_batches(split, batch_size, buckets))
+    if not np.isfinite(nll).all():
+        raise UserError(
+            f"training: the NLL of {np.sum(~np.isfinite(nll))} of {len(nll)} questions is not"
+            " finite, so the model has diverged; lower training.learning_rate"
+        )
     order = np.argsort(rows)
     return nll[order].astype(np.float64), correct[order] > 0
 
