@@ -128,14 +128,14 @@ def run_phase(
     """
     checkpoints = Checkpoints(phase.folder / "checkpoints", trainable.checkpoint.keep)
     identity = trainable.identity | {"phase": phase.name}
-    start = checkpoints.latest_step
-    if start is None:
-        start = 0
-        progress = pause(progress, 0)
-    else:
+    start = checkpoints.latest_step or 0
+    if start:
         progress = checkpoints.restore(progress, identity)
-        for journal in journals:
-            journal.cut_to(phase.first_step + start)
+    # Also without a checkpoint: the phase may have been killed before its first one.
+    for journal in journals:
+        journal.cut_to(phase.first_step + start)
+    if not start:
+        progress = pause(progress, 0)
 
     step_function = _compile(trainable, phase, progress)
     buckets = length_buckets(phase.encoded.lengths)
@@ -154,6 +154,10 @@ def run_phase(
             )
             progress = progress._replace(state=state)
             log.updated(step, metrics, progress.threshold, bar)
+            if step + 1 in phase.save_at:
+                # Before the checkpoint: a resumed run writes only the lines after it. And a state
+                # whose loss is not finite is never saved.
+                log.flush(bar)
             with log.paused():
                 progress = pause(progress, step + 1)
                 if step + 1 in phase.save_at:
