@@ -71,7 +71,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
             start = style_phase(run.trainer, run.assembled.lora, style_folder)
             for number, entry in enumerate(entries):
                 say(f"== seed {seed}: {entry} ({number + 1} of {len(entries)})")
-                (method,) = replace(run_config, compare=(entry,)).methods().values()
+                (method,) = replace(run_config, compare=(entry,)).resolved_methods().values()
                 folder = run.folder / entry
                 finetune(run.trainer, method, start, style_folder, folder)
                 records.append(

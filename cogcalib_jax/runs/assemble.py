@@ -79,7 +79,10 @@ def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) ->
             ("loss.space", config.loss.space == "options"),
             (
                 "method.space",
-                any(m.term != "none" and m.space == "options" for m in config.methods().values()),
+                any(
+                    m.term != "none" and m.space == "options"
+                    for m in config.resolved_methods().values()
+                ),
             ),
         )
         if used

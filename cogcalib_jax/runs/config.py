@@ -66,10 +66,9 @@ class RunConfig:
             "run_dir",
             "must name the run to resume (--run-dir runs/NAME-N)",
         )
-        names = [_parse_entry(entry)[0] for entry in self.compare]
-        check(len(set(names)) == len(names), "compare", "must name each method once")
+        check_entries(self.compare, "compare")
 
-    def methods(self) -> dict[str, MethodConfig]:
+    def resolved_methods(self) -> dict[str, MethodConfig]:
         """Folder name -> resolved method, of everything this run trains."""
         if not self.compare:
             return {self.method.label: self.method.resolve()}
@@ -91,18 +90,24 @@ class RunConfig:
         return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
 
 
-def _parse_entry(entry: str) -> tuple[str, float | None]:
+def check_entries(entries: tuple[str, ...], field: str) -> None:
+    """Refuse methods, each NAME or NAME=WEIGHT, that do not exist or are named twice."""
+    names = [_parse_entry(entry, field)[0] for entry in entries]
+    check(len(set(names)) == len(names), field, "must name each method once")
+
+
+def _parse_entry(entry: str, field: str = "compare") -> tuple[str, float | None]:
     """`cols` or `cols=0.3` -> (name, weight)."""
     name, _, weight = entry.partition("=")
     allowed = f"must be of {', '.join(ALIASES)}, each with =WEIGHT if wanted (got {entry!r})"
-    check(name in ALIASES, "compare", allowed)
+    check(name in ALIASES, field, allowed)
     if not weight:
         return name, None
     try:
         value = float(weight)
     except ValueError as error:
-        raise FieldError("compare", allowed) from error
-    check(value >= 0, "compare", f"must have weights of at least 0 (got {entry!r})")
+        raise FieldError(field, allowed) from error
+    check(value >= 0, field, f"must have weights of at least 0 (got {entry!r})")
     return name, value
 
 

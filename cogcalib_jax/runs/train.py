@@ -64,7 +64,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
 
-    methods = config.methods()
+    methods = config.resolved_methods()
     if not config.compare:
         (method,) = methods.values()
         _train_method(run, method, start, style_folder, run.folder)
