@@ -115,7 +115,7 @@ def random_decoder(
     attention: str = "xla",
 ) -> Decoder:
     """A decoder with random weights: normal(0, initializer_range), norms 1, biases 0, LoRA as
-    PEFT begins. The same values on every mesh."""
+    PEFT begins. The same values on every mesh, but for rounding."""
     graphdef, abstract = abstract_decoder(
         config, lora, dtype, mesh, remat=remat, attention=attention
     )

@@ -180,7 +180,8 @@ def test_random_weights_are_the_same_on_every_mesh():
     one = nnx.to_pure_dict(nnx.state(random_decoder(SMALL, mesh=one_device(), seed=3)))
     mesh = make_mesh(MeshConfig(1, 4, 2))
     many = nnx.to_pure_dict(nnx.state(random_decoder(SMALL, mesh=mesh, seed=3)))
-    jax.tree.map(np.testing.assert_array_equal, one, many)
+    # The same draws; scaling them may round differently.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, many)
 
 
 @pytest.mark.parametrize(
