@@ -61,7 +61,9 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         " this n.",
     ]
     if rescaled:
-        notes.append("* a temperature over the options leaves the scores over the vocabulary.")
+        notes.append(
+            "* the vocabulary's logits divided by a temperature that was fitted over the options."
+        )
     return Table(("method", *(name for name, _, _ in columns)), tuple(rows), "\n".join(notes))
 
 

@@ -76,6 +76,11 @@ class Phase:
     first_step: int = 0
     """updates of earlier phases: steps in files count on from there"""
 
+    @property
+    def title(self) -> str:
+        """What the progress bar calls it."""
+        return self.name if self.name == "style" else self.method.label
+
 
 class Progress(NamedTuple):
     """Everything a later update depends on."""
@@ -142,18 +147,16 @@ def run_phase(
     log = _StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     labels = np.asarray(progress.labels)
-    bar = tqdm(
-        total=phase.steps, initial=start, desc=f"{phase.folder.name}: {phase.name}", unit="step"
-    )
+    bar = tqdm(total=phase.steps, initial=start, desc=phase.title, unit="step")
     with bar:
         for step in range(start, phase.steps):
-            batch, batch_labels = _micro_batches(trainable, phase, step, buckets, labels)
+            tokens, batch, batch_labels = _micro_batches(trainable, phase, step, buckets, labels)
             gate = GateInputs(progress.threshold, trainable.scalar(phase.method.weight))
             state, metrics = step_function(
                 progress.state, trainable.model.frozen, batch, batch_labels, gate, key
             )
             progress = progress._replace(state=state)
-            log.updated(step, metrics, progress.threshold, bar)
+            log.updated(step, metrics, progress.threshold, tokens, bar)
             if step + 1 in phase.save_at:
                 # Before the checkpoint: a resumed run writes only the lines after it. And a state
                 # whose loss is not finite is never saved.
@@ -183,14 +186,15 @@ def _compile(trainable: Trainable, phase: Phase, progress: Progress):
 
 def _micro_batches(
     trainable: Trainable, phase: Phase, step: int, buckets: tuple[int, ...], labels: np.ndarray
-) -> tuple[Batch, jax.Array]:
-    """The batch of `step` as device arrays `[accumulation, micro-batch, ...]`, and its labels."""
+) -> tuple[int, Batch, jax.Array]:
+    """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
+    how many real tokens it reads."""
     training = trainable.training
     batch = train_batch(phase.encoded, trainable.seed, step, training.batch_size, buckets)
     tree = jax.tree.map(
         lambda x: x.reshape(training.accumulation, -1, *x.shape[1:]), (batch, labels[batch.row])
     )
-    return shard_batch(trainable.mesh, tree, batch_axis=1)
+    return int(batch.lengths.sum()), *shard_batch(trainable.mesh, tree, batch_axis=1)
 
 
 class _StepLog:
@@ -198,9 +202,10 @@ class _StepLog:
 
     def __init__(self, journal: Journal, phase: Phase, training: TrainingConfig):
         self._journal, self._phase, self._training = journal, phase, training
-        self._pending: tuple[int, StepMetrics, jax.Array] | None = None
+        self._pending: tuple[int, StepMetrics, jax.Array, int] | None = None
         self._since = time.perf_counter()
         self._steps_since = 0
+        self._tokens_since = 0
 
     def paused(self) -> _Paused:
         return _Paused(self)
@@ -209,14 +214,16 @@ class _StepLog:
         """Time spent outside updates does not count as training time."""
         self._since += seconds
 
-    def updated(self, step: int, metrics: StepMetrics, threshold: jax.Array, bar: tqdm) -> None:
+    def updated(
+        self, step: int, metrics: StepMetrics, threshold: jax.Array, tokens: int, bar: tqdm
+    ) -> None:
         self.flush(bar)
-        self._pending = (step, metrics, threshold)
+        self._pending = (step, metrics, threshold, tokens)
 
     def flush(self, bar: tqdm) -> None:
         if self._pending is None:
             return
-        step, metrics, threshold = self._pending
+        step, metrics, threshold, tokens = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics._asdict().items()}
         if not np.isfinite(values["loss"]):
@@ -227,24 +234,28 @@ class _StepLog:
                 f" ({self._training.learning_rate}) or method.weight ({self._phase.method.weight})"
             )
         self._steps_since += 1
+        self._tokens_since += tokens
         bar.update()
         last = step + 1 == self._phase.steps
         if (step + 1) % self._training.log_every and not last:
             return
         now = time.perf_counter()
-        speed = self._steps_since * self._training.batch_size / max(now - self._since, 1e-9)
-        self._since, self._steps_since = now, 0
+        seconds = max(now - self._since, 1e-9)
+        examples_per_s = self._steps_since * self._training.batch_size / seconds
+        tokens_per_s = self._tokens_since / seconds
+        self._since, self._steps_since, self._tokens_since = now, 0, 0
         self._journal.write(
             step=self._phase.first_step + step + 1,
             phase=self._phase.name,
             **values,
             threshold=float(threshold),
             lr=float(self._phase.schedule(step)),
-            examples_per_s=round(speed, 2),
+            examples_per_s=round(examples_per_s, 2),
+            tokens_per_s=round(tokens_per_s, 1),
         )
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, known {values['known_fraction']:.0%},"
-            f" {speed:.0f} examples/s"
+            f" {examples_per_s:.0f} examples/s"
         )
 
 

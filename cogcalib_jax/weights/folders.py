@@ -32,10 +32,12 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         ) from error
     try:
         yield building
-        # mkdtemp makes it readable for its owner alone.
+        # mkdtemp and safetensors make what they write readable for its owner alone.
         umask = os.umask(0)
         os.umask(umask)
         building.chmod(0o777 & ~umask)
+        for file in building.iterdir():
+            file.chmod(0o666 & ~umask)
         if folder.is_dir():
             shutil.rmtree(folder)
         building.rename(folder)

@@ -50,7 +50,9 @@ def test_with_two_options_nll_separates_right_from_wrong_perfectly(seed):
 
 
 def test_no_fixed_grid_can_lose_a_threshold_between_its_points():
-    fit = fit_threshold(np.array([0.501, 0.502, 0.503, 0.504]), np.array([True, True, False, False]))
+    fit = fit_threshold(
+        np.array([0.501, 0.502, 0.503, 0.504]), np.array([True, True, False, False])
+    )
     assert fit.threshold == 0.502
     assert fit.tpr + fit.tnr == 2
 

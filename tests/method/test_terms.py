@@ -71,7 +71,9 @@ def test_ce_and_ls_together_are_label_smoothing():
     smoothed = np.full(9, eps / 9)
     smoothed[target] += 1 - eps
     ls = float(TERMS["ls"](jnp.asarray(LOGITS[0]), None, "mean", 0.0))
-    np.testing.assert_allclose((1 - eps) * -log_p[target] + eps * ls, -(smoothed * log_p).sum(), 1e-5)
+    np.testing.assert_allclose(
+        (1 - eps) * -log_p[target] + eps * ls, -(smoothed * log_p).sum(), 1e-5
+    )
 
 
 def test_margin_ten_over_four_options_bites_only_near_certainty():
