@@ -1,4 +1,4 @@
-"""Post-hoc calibration: temperature scaling, the strongest simple rival of training-time methods."""
+"""Post-hoc calibration: temperature scaling, a strong and simple rival of training-time methods."""
 
 from __future__ import annotations
 
