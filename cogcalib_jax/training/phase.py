@@ -25,6 +25,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
 from cogcalib_jax.engine.step import (
     SplitModel,
+    StepFunction,
     StepMetrics,
     TrainState,
     init_state,
@@ -142,7 +143,7 @@ def run_phase(
     if not start:
         progress = pause(progress, 0)
 
-    step_function = _compile(trainable, phase, progress)
+    step_function = jit_step(trainable, phase.method, phase.schedule, progress.state.lora)
     buckets = length_buckets(phase.encoded.lengths)
     log = _StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
@@ -150,7 +151,9 @@ def run_phase(
     bar = tqdm(total=phase.steps, initial=start, desc=phase.title, unit="step")
     with bar:
         for step in range(start, phase.steps):
-            tokens, batch, batch_labels = _micro_batches(trainable, phase, step, buckets, labels)
+            tokens, batch, batch_labels = micro_batches(
+                trainable, phase.encoded, step, buckets, labels
+            )
             gate = GateInputs(progress.threshold, trainable.scalar(phase.method.weight))
             state, metrics = step_function(
                 progress.state, trainable.model.frozen, batch, batch_labels, gate, key
@@ -175,22 +178,29 @@ def _stream(name: str) -> int:
     return {"style": 0, "finetune": 1}[name]
 
 
-def _compile(trainable: Trainable, phase: Phase, progress: Progress):
-    optimizer = make_optimizer(trainable.training, phase.schedule)
+def jit_step(
+    trainable: Trainable, method: MethodConfig, schedule: optax.Schedule, lora: nnx.State
+) -> StepFunction:
+    """The jitted update of `method` (resolved), compiled at its first call with a shape."""
+    optimizer = make_optimizer(trainable.training, schedule)
     step = make_train_step(
-        trainable.model, optimizer, phase.method, trainable.loss, dropout=trainable.dropout
+        trainable.model, optimizer, method, trainable.loss, dropout=trainable.dropout
     )
-    shardings = state_shardings(progress.state.lora, optimizer, trainable.mesh)
+    shardings = state_shardings(lora, optimizer, trainable.mesh)
     return jit_train_step(step, shardings, trainable.model.frozen, trainable.mesh)
 
 
-def _micro_batches(
-    trainable: Trainable, phase: Phase, step: int, buckets: tuple[int, ...], labels: np.ndarray
+def micro_batches(
+    trainable: Trainable,
+    encoded: EncodedSplit,
+    step: int,
+    buckets: tuple[int, ...],
+    labels: np.ndarray,
 ) -> tuple[int, Batch, jax.Array]:
     """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
     how many real tokens it reads."""
     training = trainable.training
-    batch = train_batch(phase.encoded, trainable.seed, step, training.batch_size, buckets)
+    batch = train_batch(encoded, trainable.seed, step, training.batch_size, buckets)
     tree = jax.tree.map(
         lambda x: x.reshape(training.accumulation, -1, *x.shape[1:]), (batch, labels[batch.row])
     )
