@@ -201,9 +201,9 @@ def micro_batches(
     how many real tokens it reads."""
     training = trainable.training
     batch = train_batch(encoded, trainable.seed, step, training.batch_size, buckets)
-    tree = jax.tree.map(
-        lambda x: x.reshape(training.accumulation, -1, *x.shape[1:]), (batch, labels[batch.row])
-    )
+    # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
+    split = (training.accumulation, training.batch_size // training.accumulation)
+    tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))
     return int(batch.lengths.sum()), *shard_batch(trainable.mesh, tree, batch_axis=1)
 
 
