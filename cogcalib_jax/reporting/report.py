@@ -47,24 +47,23 @@ TEXT_WIDTH = 110
 def write_report(run_dir: Path) -> str:
     """Write plots/ and report.html of a finished run or comparison; return the text to print.
 
-    The text holds one table a task, the verdict, and where the files lie. Raises UserError where
+    The text holds the table and verdict of the task that was trained on, and where the files lie;
+    the page holds those of every task. Raises UserError where
     `run_dir` is no finished run or its files do not belong together. Nothing else is changed, so
     an old folder can be reported again.
     """
     run = read_run(run_dir)
-    sections, text = [], []
-    for task in run.tasks:
-        section = _section(run, task)
-        sections.append(section)
-        heading = [f"{task}:"] if len(run.tasks) > 1 else []
-        printed = [as_text(table) for c, table in section.tables.items() if c != VOCABULARY]
-        wrapped = "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in section.verdict)
-        text.append("\n\n".join([*heading, *printed, *filter(None, [wrapped])]))
+    sections = [_section(run, task) for task in run.tasks]
+    main, others = sections[0], run.tasks[1:]
+    printed = [as_text(table) for c, table in main.tables.items() if c != VOCABULARY]
+    wrapped = "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in main.verdict)
+    text = [*printed, *filter(None, [wrapped])]
     path = run.folder / "report.html"
     path.write_text(_page(run, sections), encoding="utf-8")
-    pictures = ", ".join(p.path.name for p in sections[0].pictures)
+    pictures = ", ".join(p.path.name for p in main.pictures)
+    also = f" (also: {', '.join(others)})" if others else ""
     text.append(
-        f"Report: {path}\nPictures: {run.folder / 'plots'} ({pictures})\n"
+        f"Report: {path}{also}\nPictures: {run.folder / 'plots'} ({pictures})\n"
         f"Every answer: {_predictions_folder(run)}"
     )
     return "\n\n".join(text)

@@ -172,16 +172,19 @@ def test_a_handful_of_rows_is_reported(tmp_path, n):
     assert not (run / "plots" / "dynamics.png").exists()
 
 
-def test_several_tasks_have_a_table_and_pictures_each(tmp_path):
+def test_every_task_is_on_the_page_and_the_trained_one_is_printed(tmp_path):
     run = single_run(tmp_path / "run")
     results = json.loads((run / "eval.json").read_text())
     probs, answers = option_probs(50, 1.0, options=4)
     results["mmlu:history"] = write_evaluation(run, "mmlu:history", probs, answers)
     (run / "eval.json").write_text(json.dumps(results))
     text = write_report(run)
-    assert text.index("world:") < text.index("mmlu:history:")
+    assert "also: mmlu:history" in text
+    assert text.count("accuracy") == write_report(single_run(tmp_path / "alone")).count("accuracy")
+    page = read_page(run)
+    assert "Results on world" in page.text and "Results on mmlu:history" in page.text
     assert (run / "plots" / "coverage_mmlu_history.png").exists()
-    assert len(read_page(run).all("img")) == 5
+    assert len(page.all("img")) == 5
 
 
 def test_markup_from_data_is_shown_and_not_run(tmp_path):
