@@ -54,7 +54,7 @@ def row_stats(
         logits = decoder.logits(hidden, dropout_key=key)
         logsumexp = jax.nn.logsumexp(logits, -1)
         target_logit = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-        highest = jax.lax.stop_gradient(jnp.max(logits, -1))
+        highest = jnp.max(jax.lax.stop_gradient(logits), -1)
         cal = None
         if method is not None:
             cal = TERMS[method.term](logits, None, method.reduction, method.margin)

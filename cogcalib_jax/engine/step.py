@@ -143,7 +143,7 @@ def make_train_step(
             cal=sums.cal / examples,
             gated_fraction=sums.gated / examples,
             known_fraction=sums.known / examples,
-            grad_norm=optax.global_norm(gradient),
+            grad_norm=optax.tree.norm(gradient),
         )
         return TrainState(state.step + 1, lora, opt_state), metrics
 

@@ -1,0 +1,30 @@
+"""A pass over a split returns every real row once, with its own result."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cogcalib_jax.data.batching import eval_batches, length_buckets
+from cogcalib_jax.engine.passes import SplitPass
+from tests.engine.tiny import questions, tiny_model
+from tests.models.small import one_device
+
+
+def test_rows_come_back_once_with_their_own_results():
+    """11 rows in batches of 4: the last batch is filled up, and the filling is dropped."""
+    rows = questions(11)
+    model, lora = tiny_model()
+    run = SplitPass(model, one_device(), lambda decoder, batch, x: (batch.lengths, batch.row * x))
+    batches = eval_batches(rows, 4, length_buckets(rows.lengths))
+    order, (lengths, scaled) = run(lora, batches, 2.5)
+    assert sorted(order.tolist()) == list(range(11))
+    np.testing.assert_array_equal(lengths, rows.lengths[order])
+    np.testing.assert_allclose(scaled, order * 2.5)
+
+
+def test_results_of_different_width_are_filled_with_nan():
+    rows = [questions(4, options=(3,)), questions(4, options=(5,))]
+    model, lora = tiny_model()
+    run = SplitPass(model, one_device(), lambda decoder, batch: jnp.ones(batch.option_ids.shape))
+    batches = [b for split in rows for b in eval_batches(split, 4, length_buckets(split.lengths))]
+    _, ones = run(lora, batches)
+    np.testing.assert_array_equal(np.isnan(ones).sum(-1), [2] * 4 + [0] * 4)
