@@ -1,0 +1,30 @@
+"""Measure what runs cost: `python bench.py train` times each method's training step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.experiments.bench_train import bench_train
+
+DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
+COMMANDS: dict[str, Callable[[list[str], Path], str]] = {"train": bench_train}
+
+
+def main(argv: list[str]) -> None:
+    names = ", ".join(COMMANDS)
+    if argv[:1] in (["--help"], ["-h"]):
+        print(
+            f"usage: bench.py COMMAND [OPTIONS]\n\n{__doc__}\n\nCommands, each with --help: {names}"
+        )
+        return
+    if not argv or argv[0] not in COMMANDS:
+        found = f"{argv[0]!r} is no command" if argv else "a command is missing"
+        raise UserError(f"bench.py: {found}; write python bench.py COMMAND (allowed: {names})")
+    print(COMMANDS[argv[0]](argv[1:], DEFAULT_PRESET))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,55 @@
+"""Floating-point operations of a LoRA update, by formula.
+
+The formula counts the work the update asks for, not what a compiler makes of it: XLA's own count
+includes what is computed again to save memory, and misses hand-written kernels. A product with N
+frozen weights costs 2 N operations a token forward and 2 N backward (to its input; the weights get
+no gradient), one with N trained weights 2 N more. Causal attention costs 2 S H hd a token and layer
+forward (a token sees S / 2 others on average, in two products) and twice that backward. The head
+works at scored positions only.
+
+    LoRA FLOPs per token = 4 (N_linear + V D) + 6 N_lora + 3 (2 S H hd L)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.lora import LAYER_PROJECTIONS, LoraConfig
+
+
+def update_flops(
+    config: DecoderConfig,
+    lora: LoraConfig,
+    lengths: Sequence[int] | np.ndarray,
+    scored: int,
+    classes: int,
+) -> float:
+    """Operations of one update over examples of `lengths` real tokens each.
+
+    scored: positions whose logits enter the loss, over all examples. classes: logits formed at
+    each of them, the vocabulary's size or the number of options.
+    """
+    lengths = np.asarray(lengths, np.float64)
+    shapes = layer_shapes(config)
+    linear = config.num_layers * sum(out * into for out, into in shapes.values())
+    adapters = config.num_layers * sum(
+        lora.rank * (out + into) for name, (out, into) in shapes.items() if name in lora.modules
+    )
+    attention = 6 * config.num_heads * config.head_dim * config.num_layers
+    trunk = np.sum(lengths * (4 * linear + 6 * adapters + attention * lengths))
+    head_adapter = lora.rank * (config.hidden_size + classes) if "lm_head" in lora.modules else 0
+    return float(trunk + scored * (4 * classes * config.hidden_size + 6 * head_adapter))
+
+
+def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) features of each projection of one layer."""
+    width, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = (n * config.head_dim for n in (config.num_heads, config.kv_heads))
+    shapes = [
+        *((heads, width), (kv_heads, width), (kv_heads, width), (width, heads)),
+        *((inner, width), (inner, width), (width, inner)),
+    ]
+    return dict(zip(LAYER_PROJECTIONS, shapes, strict=True))

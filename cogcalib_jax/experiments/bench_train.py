@@ -1,0 +1,334 @@
+"""What a training step costs, method by method, interleaved in one run.
+
+All methods take single steps over the same batches, in an order drawn anew each round, after all of
+them were compiled. A step is the one train.py makes, timed from call to finished result; making
+batches is timed apart. Plain fine-tuning (sft) is what the others are divided by; it runs twice,
+and the ratio of the two says what the machine's noise alone does to such a ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.configlib import Loaded, check, load_config, to_dict
+from cogcalib_jax.data.batching import Batch, length_buckets
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.tokenization import load_tokenizer
+from cogcalib_jax.engine.flops import update_flops
+from cogcalib_jax.engine.step import init_state
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.experiments.timing import Estimate, interleave, median, median_ratio
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.runs.assemble import (
+    assemble_model,
+    base_path,
+    encode_splits,
+    require_options_space,
+    say,
+)
+from cogcalib_jax.runs.config import RunConfig, check_entries
+from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.phase import Trainable, jit_step, micro_batches
+
+WARMUP = 5
+BASE = "sft"
+CONTROL = "sft (again)"
+# Options of a run that mean nothing here, and what to write instead.
+REFUSED = {
+    "compare": "name the methods with --methods",
+    "method.name": "name the methods with --methods",
+    "method.term": "name the methods with --methods",
+    "method.gate": "name the methods with --methods",
+    "run_dir": "no run folder is written; keep the figures with --json FILE",
+    "resume": "every measurement starts anew",
+}
+
+
+@dataclass(frozen=True)
+class TrainBenchConfig(RunConfig):
+    """A run, and how its training step is measured."""
+
+    methods: tuple[str, ...] = ("sft", "ls", "cols")
+    """methods to measure, each NAME or NAME=WEIGHT; sft is always measured beside them"""
+    steps: int = 200
+    """rounds: timed steps of each method"""
+    json: str | None = None
+    """file for the figures as JSON; unset: the table only"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_entries(self.methods, "methods")
+        check(self.steps >= 10, "steps", "must be at least 10, or a median has no interval")
+
+    def run_config(self) -> RunConfig:
+        """The run that is measured, as a comparison of its methods with sft first."""
+        others = tuple(entry for entry in self.methods if entry.partition("=")[0] != BASE)
+        values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
+        return RunConfig(**values | {"compare": (BASE, *others)})
+
+
+def bench_train(argv: list[str], default_preset: Path) -> str:
+    """The command `train`: measure, write --json, and return the table."""
+    loaded = load_config(
+        TrainBenchConfig,
+        argv,
+        prog="bench.py train",
+        description=__doc__,
+        default_preset=default_preset,
+    )
+    _refuse_meaningless(loaded)
+    file = None if loaded.config.json is None else Path(loaded.config.json)
+    if file is not None:
+        _require_writable(file)
+    figures = measure(loaded.config)
+    if file is not None:
+        command = shlex.join(["python", "bench.py", "train", *argv])
+        write_json(file, figures | {"command": command})
+    return as_text(table(figures))
+
+
+def _refuse_meaningless(loaded: Loaded[TrainBenchConfig]) -> None:
+    for path in sorted(loaded.explicit & REFUSED.keys()):
+        option = "--" + path.replace("_", "-")
+        raise UserError(f"command line: {option} has no meaning for a benchmark; {REFUSED[path]}")
+
+
+def _require_writable(file: Path) -> None:
+    """Before minutes of measuring, not after."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"{file}: cannot be written; choose another file for --json")
+
+
+class Prepared(NamedTuple):
+    """A batch on its devices, and what it holds."""
+
+    batch: Batch
+    labels: jax.Array
+    tokens: int
+    """real tokens"""
+    padded_tokens: int
+    flops: float
+    seconds: float
+    """to make it and bring it to its devices"""
+
+
+class Measured(NamedTuple):
+    """The times of one method."""
+
+    seconds: np.ndarray
+    """[rounds] float64"""
+    compile_s: float
+    """summed over all shapes"""
+
+
+def measure(config: TrainBenchConfig) -> dict[str, Any]:
+    """Everything the JSON file holds; see `_figures`."""
+    run = config.run_config()
+    base = base_path(run.model, run.data, run.pretrain, run.seed)
+    say(f"== Data and model: {run.data.task} with {base}")
+    splits = encode_splits(run.data, load_tokenizer(base), run.seed)
+    require_options_space(run, splits)
+    assembled = assemble_model(run, run.lora, base)
+    trainable = Trainable(
+        model=assembled.model,
+        mesh=assembled.mesh,
+        training=run.training,
+        loss=run.loss,
+        checkpoint=run.checkpoint,
+        dropout=run.lora.dropout > 0,
+        seed=run.seed,
+        identity={},
+    )
+    prepared = _prepare(run, trainable, splits["train"], assembled.decoder.config, config.steps)
+    shapes = {p.batch.input_ids.shape: p for p in prepared}
+
+    steppers, compile_s = {}, {}
+    for name, method in run.resolved_methods().items():
+        say(f"== Compiling {name} for {len(shapes)} shape(s)")
+        steppers[name] = _stepper(trainable, method, assembled.lora)
+        compile_s[name] = sum(_first_call(steppers[name], one) for one in shapes.values())
+    steppers[CONTROL] = steppers[BASE]
+
+    say(f"== {config.steps} rounds of single steps: {', '.join(steppers)}")
+    work = {
+        name: lambda number, take=step: take(prepared[number]) for name, step in steppers.items()
+    }
+    seconds = interleave(work, config.steps, warmup=WARMUP, seed=run.seed)
+    control = seconds.pop(CONTROL)
+    measured = {name: Measured(times, compile_s[name]) for name, times in seconds.items()}
+    data = {run.data.task: data_hash(splits["train"])}
+    return (
+        _figures(measured, control, prepared[WARMUP:], run.training.batch_size)
+        | {"shapes": sorted(list(shape) for shape in shapes)}
+        | provenance(run.seed, data)
+        | {"cpus": len(os.sched_getaffinity(0)), "config": to_dict(config)}
+    )
+
+
+def _prepare(
+    run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
+) -> list[Prepared]:
+    """The batches of all rounds, warm-up included."""
+    buckets = length_buckets(train.lengths)
+    known = np.zeros(len(train), np.float32)  # none of the methods' gates reads fixed labels
+    classes = decoder.vocab_size if run.loss.space == "vocab" else train.options
+    prepared = []
+    for step in range(WARMUP + steps):
+        start = time.perf_counter()
+        tokens, batch, labels = jax.block_until_ready(
+            micro_batches(trainable, train, step, buckets, known)
+        )
+        seconds = time.perf_counter() - start
+        flops = update_flops(
+            decoder,
+            run.lora,
+            np.asarray(batch.lengths).ravel(),
+            int(np.asarray(batch.loss_mask).sum()),
+            classes,
+        )
+        prepared.append(Prepared(batch, labels, tokens, batch.input_ids.size, flops, seconds))
+    return prepared
+
+
+def _stepper(
+    trainable: Trainable, method: MethodConfig, lora: nnx.State
+) -> Callable[[Prepared], None]:
+    """A function that makes one update and waits for it; it keeps the training state."""
+    training = trainable.training
+    # The rate is that of a run's peak; what it is changes no time.
+    schedule = learning_rate_schedule(training.learning_rate, "constant", 1, 0.0)
+    step = jit_step(trainable, method, schedule, lora)
+    state = init_state(lora, make_optimizer(training, schedule), trainable.mesh)
+    # The gate multiplies by 0 or 1: where the threshold lies changes no time either.
+    gate = GateInputs(trainable.scalar(1.0), trainable.scalar(method.weight))
+    key = jax.random.key(trainable.seed)
+
+    def take(one: Prepared) -> None:
+        nonlocal state
+        state, metrics = step(state, trainable.model.frozen, one.batch, one.labels, gate, key)
+        jax.block_until_ready((state, metrics))
+
+    return take
+
+
+def _first_call(take: Callable[[Prepared], None], one: Prepared) -> float:
+    """Seconds the first call with a shape takes longer than the second: tracing and compiling."""
+    start = time.perf_counter()
+    take(one)
+    first = time.perf_counter()
+    take(one)
+    return (first - start) - (time.perf_counter() - first)
+
+
+def _figures(
+    measured: dict[str, Measured], control: np.ndarray, batches: list[Prepared], examples: int
+) -> dict[str, Any]:
+    """Medians over rounds; `..._ci95` are their bootstrap intervals."""
+    tokens = np.array([b.tokens for b in batches])
+    padded = np.array([b.padded_tokens for b in batches])
+    flops = np.array([b.flops for b in batches])
+    base = measured[BASE].seconds
+    methods = {}
+    for name, (seconds, compile_s) in measured.items():
+        ratio = median_ratio(seconds, base)
+        methods[name] = {
+            **_with_interval("step_ms", median(1e3 * seconds)),
+            "step_ms_quartiles": np.quantile(1e3 * seconds, [0.25, 0.75]).tolist(),
+            **_with_interval("ratio_to_sft", ratio),
+            "examples_per_s": float(np.median(examples / seconds)),
+            "tokens_per_s": float(np.median(tokens / seconds)),
+            "padded_tokens_per_s": float(np.median(padded / seconds)),
+            "model_flop_per_s": float(np.median(flops / seconds)),
+            "compile_s": compile_s,
+        }
+    return {
+        "methods": methods,
+        "control": _with_interval("ratio_to_sft", median_ratio(control, base)),
+        "rounds": len(batches),
+        "batch": {
+            "examples": examples,
+            "tokens": float(tokens.mean()),
+            "padded_tokens": float(padded.mean()),
+            "model_flop": float(flops.mean()),
+            "ms": 1e3 * float(np.median([b.seconds for b in batches])),
+        },
+        "peak_host_bytes": _peak_host_bytes(),
+    }
+
+
+def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
+    return {name: estimate.value, f"{name}_ci95": [estimate.low, estimate.high]}
+
+
+def _peak_host_bytes() -> int:
+    """The most memory this process has held, loading and compiling included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The figures for people."""
+
+    def interval(m: dict[str, Any], name: str, digits: int) -> str:
+        low, high = m[f"{name}_ci95"]
+        return f"{m[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    rows = []
+    for name, m in figures["methods"].items():
+        rows.append(
+            (
+                name,
+                interval(m, "step_ms", 2),
+                "1" if name == BASE else interval(m, "ratio_to_sft", 3),
+                f"{m['examples_per_s']:,.1f}",
+                f"{m['tokens_per_s']:,.0f}",
+                f"{m['padded_tokens_per_s']:,.0f}",
+                f"{m['model_flop_per_s'] / 1e9:,.2f}",
+                f"{m['compile_s']:.1f}",
+            )
+        )
+    header = (
+        "method",
+        "step ms\n[95 %]",
+        "times sft\n[95 %]",
+        "examples\na second",
+        "real tokens\na second",
+        "with padding\na second",
+        "model\nGFLOP/s",
+        "compiling\ns",
+    )
+    batch = figures["batch"]
+    device = f"{figures['devices']} x {figures['device']}"
+    note = "\n".join(
+        [
+            f"{device}, {figures['cpus']} CPU cores; medians over {figures['rounds']} rounds of"
+            f" single steps; {len(figures['shapes'])} padded shape(s).",
+            f"A batch: {batch['examples']} examples, {batch['tokens']:,.0f} real of"
+            f" {batch['padded_tokens']:,.0f} computed tokens; making one takes {batch['ms']:.2f} ms"
+            " (not in the step).",
+            "sft against itself, the noise of a ratio:"
+            f" {interval(figures['control'], 'ratio_to_sft', 3)}."
+            f" Peak host memory, all methods: {figures['peak_host_bytes'] / 2**20:,.0f} MiB.",
+        ]
+    )
+    return Table(header, tuple(rows), note)
