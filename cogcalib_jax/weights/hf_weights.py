@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
@@ -65,8 +66,7 @@ def load_decoder(
         config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention
     )
     base = nnx.filter_state(abstract, nnx.Not(nnx.LoRAParam))
-    tensors = open_folder(folder)
-    _require_match(folder, tensors, base, config.num_layers, config.tie_word_embeddings)
+    tensors = open_weights(folder, base, config)
 
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
         parts = [tensors[n] for n in tensor_names(path, config.num_layers)]
@@ -111,13 +111,14 @@ def _from_slices(
     return jax.make_array_from_callback(target.shape, target.sharding, shard)
 
 
-def _require_match(
-    folder: Path, tensors: dict[str, Tensor], base: nnx.State, layers: int, tied: bool
-) -> None:
+def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
+    """The tensors in `folder` that make up `base` (arrays or ShapeDtypeStructs, without LoRA), by
+    name. Nothing but headers is read; raises what `load_decoder` raises."""
+    tensors, tied = open_folder(folder), config.tie_word_embeddings
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in nnx.to_flat_state(base):
         shape = leaf.get_value().shape
-        for name in tensor_names(path, layers):
+        for name in tensor_names(path, config.num_layers):
             wanted[name] = shape[1:] if path[0] == "layers" else shape
     missing = [name for name in wanted if name not in tensors]
     unexpected = [
@@ -145,6 +146,7 @@ def _require_match(
             f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"
             " use the files of one checkpoint"
         )
+    return {name: tensors[name] for name in wanted}
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:

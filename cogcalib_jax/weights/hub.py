@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from cogcalib_jax.errors import UserError
 
-DESCRIPTION_FILES = ("*.json", "tokenizer.model", "merges.txt")
+DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # Not "*.safetensors": some repositories hold the same weights again as consolidated*.safetensors.
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 

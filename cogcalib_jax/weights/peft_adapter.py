@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,29 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     if different:
         raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
 
+    layers = decoder.config.num_layers
+    state = nnx.state(decoder, nnx.LoRAParam)
+    tensors = open_adapter(folder, state, layers)
+
+    def own(module: str) -> np.ndarray:
+        tied = decoder.config.tie_word_embeddings
+        weight = (decoder.embed_tokens if tied else getattr(decoder, module)).weight
+        return np.asarray(weight[...].astype(jnp.float32))
+
+    require_same_base(folder, own)
+
+    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        now = leaf.get_value()
+        target = jax.ShapeDtypeStruct(now.shape, now.dtype, sharding=now.sharding)
+        parts = [tensors[name] for name in tensor_names(path, layers)]
+        return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
+
+    nnx.update(decoder, map_parameters(read, state))
+
+
+def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor]:
+    """The adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A"), checked
+    against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for."""
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(
@@ -166,29 +190,18 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
             " one can run any code"
         )
     tensors = read_header(file)
-    layers = decoder.config.num_layers
-    state = nnx.state(decoder, nnx.LoRAParam)
-
-    def names(path: ParameterPath) -> list[str]:
-        return [f"{PREFIX}{name}.weight" for name in tensor_names(path, layers)]
-
-    _require_match(file, tensors, state, names)
-    _require_same_base(file, tensors, decoder)
-
-    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
-        now = leaf.get_value()
-        target = jax.ShapeDtypeStruct(now.shape, now.dtype, sharding=now.sharding)
-        parts = [tensors[name] for name in names(path)]
-        return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
-
-    nnx.update(decoder, map_parameters(read, state))
+    _require_match(file, tensors, lora, layers)
+    return {
+        name.removeprefix(PREFIX).removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+    }
 
 
-def _require_match(file: Path, tensors: dict[str, Tensor], state: nnx.State, names: Any) -> None:
+def _require_match(file: Path, tensors: dict[str, Tensor], lora: nnx.State, layers: int) -> None:
     wanted = {
-        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
-        for path, leaf in nnx.to_flat_state(state)
-        for name in names(path)
+        f"{PREFIX}{name}.weight": leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
+        for path, leaf in nnx.to_flat_state(lora)
+        for name in tensor_names(path, layers)
     }
     copies = {PREFIX + name for name in BASE_COPIES}
     kinds = {
@@ -206,17 +219,22 @@ def _require_match(file: Path, tensors: dict[str, Tensor], state: nnx.State, nam
         raise UserError(f"{file}: does not fit the model; {'; '.join(found)}; use its own base")
 
 
-def _require_same_base(file: Path, tensors: dict[str, Tensor], decoder: Decoder) -> None:
+def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
+    """Refuse an adapter that carries the embedding or head of another base.
+
+    own: gives the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
+    """
+    file = folder / WEIGHTS_FILE
+    tensors = read_header(file)
     for name, module in BASE_COPIES.items():
         copy = tensors.get(PREFIX + name)
         if copy is None:
             continue
-        tied = decoder.config.tie_word_embeddings
-        own = (decoder.embed_tokens if tied else getattr(decoder, module)).weight[...]
-        same = copy.shape == own.shape and np.allclose(
+        weight = own(module)
+        same = copy.shape == weight.shape and np.allclose(
             # bfloat16 keeps 8 bits: either side may have been stored in it.
             copy.read().astype(np.float32),
-            np.asarray(own.astype(jnp.float32)),
+            weight,
             rtol=2**-7,
             atol=1e-6,
         )

@@ -1,0 +1,167 @@
+"""The README.md of a merged model: what it is made of, and how well its confidence was measured.
+
+It says what the files at hand say, and "unknown" where they say nothing. Names of folders, which
+may hold those of people, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cogcalib_jax.models.lora import LoraConfig
+
+UNKNOWN_LICENCE = "unknown: see the base"
+_FOLDERS = re.compile(r"(?<![\w.])(?:~|\.{1,2})?/(?:[^\s/'\"=,]+/)+")
+
+
+def model_card(
+    run: Path | None, base_name: str, base: Path, lora: LoraConfig, argv: Sequence[str]
+) -> str:
+    """The card's text.
+
+    run: the run folder the adapter comes from, where known. base_name, base: the base as it was
+    named, and its folder. argv: the merge's arguments.
+    """
+    shown = public_name(base_name)
+    licence, licence_link = _licence(base)
+    hub_id = base_name if shown == base_name and "/" in base_name else None
+    sections = [
+        _front_matter(hub_id, licence),
+        f"# {shown}, fine-tuned with LoRA and merged",
+        _facts(
+            {
+                "Base": f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else shown,
+                "Licence of the base": (licence or UNKNOWN_LICENCE) + licence_link,
+                "Adapter": f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on "
+                + ", ".join(lora.targets),
+            }
+            | _training_facts(run)
+        ),
+        "## Calibration",
+        _calibration(run),
+        "## Commands",
+        _commands(run, argv),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def public_name(name: str | Path) -> str:
+    """A Hub id as it is; of a folder only its own name."""
+    text = str(name)
+    is_folder = Path(text).is_dir() or text.count("/") != 1 or text.startswith(("/", ".", "~"))
+    return Path(text).name if is_folder else text
+
+
+def without_folders(command: str) -> str:
+    """A command in which every path keeps only its last part."""
+    return _FOLDERS.sub(".../", command)
+
+
+def _front_matter(hub_id: str | None, licence: str | None) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["calibration", "lora"]}
+    if hub_id:
+        fields["base_model"] = hub_id
+    if licence:
+        fields["license"] = licence
+    return f"---\n{yaml.safe_dump(fields, sort_keys=True)}---"
+
+
+def _licence(base: Path) -> tuple[str | None, str]:
+    """(name of the base's licence, where its text is), from the base's own files."""
+    files = sorted(path.name for path in base.glob("LICENSE*"))
+    link = f" (its text: [{files[0]}]({files[0]}))" if files else ""
+    readme = base / "README.md"
+    if readme.is_file():
+        parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        if len(parts) == 3 and not parts[0].strip():
+            try:
+                fields = yaml.safe_load(parts[1])
+            except yaml.YAMLError:
+                fields = None  # someone else's text; no licence can be read from it
+            if isinstance(fields, dict) and isinstance(fields.get("license"), str):
+                return fields.get("license_name") or fields["license"], link
+    return None, link
+
+
+def _facts(facts: dict[str, str]) -> str:
+    return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
+
+
+def _training_facts(run: Path | None) -> dict[str, str]:
+    if run is None:
+        return {"Data, method, threshold": "unknown: merged from an adapter without its run"}
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    data, method = config["data"], config["method"]
+    facts = {
+        "Data": f"task `{data['task']}`"
+        + (f" from `{Path(data['path']).name}`" if data["path"] else "")
+        + f", {config['training']['epochs']:g} epochs, seed {config['seed']}"
+    }
+    if method["term"] == "none":
+        return facts | {"Method": "plain cross-entropy", "Threshold": "not used"}
+    facts["Method"] = (
+        f"cross-entropy + {method['weight']:g} x {method['term']} over the {method['space']},"
+        f" applied to: {method['gate']}"
+    )
+    facts["Threshold"] = _threshold(run) if method["gate"] != "all" else "not used"
+    return facts
+
+
+def _threshold(run: Path) -> str:
+    """The last threshold that was fitted."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    fits = [fit for fit in map(json.loads, lines) if fit["phase"] == "refit"]
+    if not fits:
+        return "unknown: none in metrics.jsonl"
+    fit = fits[-1]
+    return (
+        f"an example counts as known at an NLL of at most {fit['threshold']:.4g} nats (last fit,"
+        f" step {fit['step']}; true positive rate {fit['tpr']:.3f}, true negative rate"
+        f" {fit['tnr']:.3f} on {fit['n']} calibration questions)"
+    )
+
+
+def _calibration(run: Path | None) -> str:
+    if run is None or not (run / "eval.json").is_file():
+        return "Not measured on this adapter by the tool that merged it."
+    results = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    lines = [
+        "Measured on test questions with base and adapter, before they were merged. ECE with"
+        f" {config['evaluation']['bins']} equal-width bins; its floor is the ECE (mean, 95th"
+        " percentile) that a perfectly calibrated model with these confidences would show for as"
+        " many questions.",
+        "",
+        "| task | space | n | accuracy | ECE | floor | NLL | Brier | AUROC |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, metrics in results.items():
+        if task == "provenance":
+            continue
+        for space, values in (("options", metrics), ("vocabulary", metrics["vocab"])):
+            floor = values["ece_noise_floor"]
+            cells = [task, space, f"{metrics['n']:,}"]
+            cells += [_number(values[key]) for key in ("accuracy", "ece")]
+            cells.append(f"{_number(floor['mean'])}, {_number(floor['p95'])}")
+            cells += [_number(values[key]) for key in ("nll", "brier", "auroc")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _commands(run: Path | None, argv: Sequence[str]) -> str:
+    commands = [shlex.join(["python", "-m", "cogcalib_jax.weights.merge", *argv])]
+    if run is not None and (run / "eval.json").is_file():
+        results = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+        commands.insert(0, results["provenance"]["command"])
+    return "\n".join(f"    {without_folders(command)}" for command in commands)
