@@ -45,15 +45,20 @@ def tiny_model() -> tuple[SplitModel, nnx.State]:
 
 
 def questions(
-    n: int, *, seed: int = 0, options: Sequence[int] = (3, 4, 5), tokens: int = 1
+    n: int,
+    *,
+    seed: int = 0,
+    options: Sequence[int] = (3, 4, 5),
+    tokens: int = 1,
+    longest: int = 13,
 ) -> EncodedSplit:
-    """Rows with `options` many options in turn; each option has 1 to `tokens` tokens, and where
-    several are allowed the options of a row begin alike."""
+    """Rows with `options` many options in turn and prompts of up to `longest` tokens; each option
+    has 1 to `tokens` tokens, and where several are allowed the options of a row begin alike."""
     rng = np.random.default_rng([seed, tokens])
     rows = []
     for i in range(n):
         k = options[i % len(options)]
-        prompt = tuple(rng.integers(3, VOCAB, rng.integers(3, 14)).tolist())
+        prompt = tuple(rng.integers(3, VOCAB, rng.integers(3, longest + 1)).tolist())
         last = rng.choice(np.arange(3, VOCAB), k, replace=False).tolist()
         start = rng.integers(3, VOCAB, tokens - 1).tolist()
         ids = tuple((*start[: j % tokens], one) for j, one in enumerate(last))

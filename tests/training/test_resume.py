@@ -1,0 +1,159 @@
+"""A run that was killed and resumed is, bit for bit, the run that was not."""
+
+import numpy as np
+import pytest
+
+from cogcalib_jax.engine.checkpoint import Checkpoints
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.training import finetune as finetune_module
+from cogcalib_jax.training import phase as phase_module
+from cogcalib_jax.training.finetune import finetune, style_phase
+from tests.training.small_trainer import (
+    Killed,
+    checksums,
+    lines,
+    lora,
+    same_bits,
+    trainer,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+COLS = MethodConfig(name="cols", weight=0.5).resolve()
+
+
+@pytest.fixture(scope="module")
+def style(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("style")
+    return folder, style_phase(trainer(), lora(), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(style, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, finetune(trainer(), COLS, style[1], style[0], folder)
+
+
+def kill_in_validation(monkeypatch, at):
+    """After its lines are written, before the checkpoint of the same update."""
+    validate = finetune_module.validate
+
+    def killed(*args):
+        result = validate(*args)
+        if args[4] == at:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(finetune_module, "validate", killed)
+
+
+def kill_after_checkpoint(monkeypatch, at):
+    save = Checkpoints.save
+
+    def killed(self, step, *args):
+        save(self, step, *args)
+        if step == at:
+            self.close()
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+
+
+def kill_before_update(monkeypatch, at):
+    batches = phase_module.micro_batches
+
+    def killed(trainable, encoded, step, *args):
+        if step == at:
+            raise Killed
+        return batches(trainable, encoded, step, *args)
+
+    monkeypatch.setattr(phase_module, "micro_batches", killed)
+
+
+# Five updates: refits after 2, 4 and 5, validations after 3 and 5, checkpoints after 2, 4
+# and 5; steps in files count on from the three of style adaptation.
+KILLS = {
+    "before any checkpoint": (kill_before_update, 1),
+    "right after a checkpoint": (kill_after_checkpoint, 2),
+    "between validation and checkpoint": (kill_in_validation, 3 + 5),
+    "while a line is written": (kill_before_update, 3),
+}
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_killed_and_resumed_is_the_run_that_was_not(when, style, whole, tmp_path, monkeypatch):
+    kill, at = KILLS[when]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, at)
+        finetune(trainer(), COLS, style[1], style[0], tmp_path)
+    if when == "while a line is written":
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 7, "phase": "fine')
+    resumed = finetune(trainer(), COLS, style[1], style[0], tmp_path)
+    folder, result = whole
+    assert checksums(tmp_path) == checksums(folder)
+    assert same_bits(resumed.lora, result.lora) and same_bits(resumed.best_lora, result.best_lora)
+    assert (resumed.threshold, resumed.best_epoch) == (result.threshold, result.best_epoch)
+    for name in ("metrics.jsonl", "dynamics.jsonl"):
+        assert lines(tmp_path, name) == lines(folder, name)
+
+
+def test_the_whole_run_is_what_the_test_above_takes_it_for(style, whole):
+    """With an adaptive threshold that moves, dropout, and every kind of line."""
+    folder, result = whole
+    steps = {
+        phase: [line["step"] for line in lines(folder, phase=phase)]
+        for phase in ("style", "finetune", "refit", "validation")
+    }
+    assert steps == {
+        "style": [1, 2, 3],
+        "finetune": [4, 5, 6, 7, 8],
+        "refit": [3, 5, 7, 8],
+        "validation": [3, 6, 8],
+    }
+    assert len({line["threshold"] for line in lines(folder, phase="refit")}) > 1
+    assert not same_bits(result.lora, style[1])
+    assert trainer().trainable.dropout
+
+
+def test_a_finished_run_is_left_as_it_is(style, whole):
+    folder, result = whole
+    before = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "dynamics.jsonl")}
+    again = finetune(trainer(), COLS, style[1], style[0], folder)
+    assert same_bits(again.lora, result.lora)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_style_phase_killed_before_its_checkpoint_leaves_no_line_behind(
+    style, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_before_update(patch, 2)
+        style_phase(trainer(), lora(), tmp_path)
+    assert lines(tmp_path)
+    assert same_bits(style_phase(trainer(), lora(), tmp_path), style[1])
+    assert lines(tmp_path) == lines(style[0])
+
+
+def test_another_run_does_not_continue_it(whole, style):
+    folder, _ = whole
+    other = trainer()
+    object.__setattr__(other.trainable, "identity", {"seed": 1})
+    try:
+        with pytest.raises(UserError, match="seed is 0 .* made with 1|seed is"):
+            finetune(other, COLS, style[1], style[0], folder)
+    finally:
+        object.__setattr__(other.trainable, "identity", {"seed": 0})
+
+
+def test_threshold_and_best_validation_are_those_the_files_tell_of(whole):
+    folder, result = whole
+    fits = lines(folder, phase="refit")
+    assert np.float32(fits[-1]["threshold"]) == np.float32(result.threshold)
+    thresholds = {line["step"]: line["threshold"] for line in lines(folder, phase="finetune")}
+    # A fit after update n governs from update n + 1 on.
+    assert thresholds[5] == pytest.approx(fits[0]["threshold"])
+    assert thresholds[6] == pytest.approx(fits[1]["threshold"])
+    assert thresholds[8] == pytest.approx(fits[2]["threshold"])
+    best = min(lines(folder, phase="validation")[1:], key=lambda line: line["nll"])
+    assert result.best_epoch == pytest.approx((best["step"] - 3) * 8 / 20)
