@@ -14,6 +14,7 @@ from flax import nnx
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.tokenization import load_tokenizer
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predict import write_predictions
@@ -129,14 +130,19 @@ def _train_method(
 
 
 def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:
-    """The strongest simple rivals, which need no training of their own."""
-    rows = {}
+    """The strongest simple rivals, which need no training of their own.
+
+    A calibration split without a mistake has no best temperature: that row is left out, and said.
+    """
     calibration = run.trainer.predictor(result.lora, run.trainer.splits["calibration"])
     say("== Rivals derived from sft: its best validation epoch, and a fitted temperature")
-    for key, lora, temperature in (
-        ("sft_best_epoch", result.best_lora, 1.0),
-        ("sft_temperature", result.lora, fit_temperature(calibration)),
-    ):
+    rivals = [("sft_best_epoch", result.best_lora, 1.0)]
+    try:
+        rivals.append(("sft_temperature", result.lora, fit_temperature(calibration)))
+    except UserError as error:
+        say(f"   note: no row sft_temperature: {error}")
+    rows = {}
+    for key, lora, temperature in rivals:
         folder = sft.parent / key
         if not (folder / "eval.json").is_file():
             _evaluate(run, folder, lora, temperature)
