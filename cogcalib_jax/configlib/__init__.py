@@ -14,7 +14,7 @@ the same words: source, dotted field, the value, and what is allowed.
 """
 
 from cogcalib_jax.configlib.fields import FieldError, check, field_docs
-from cogcalib_jax.configlib.loading import Loaded, from_yaml, load_config
+from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "field_docs",
     "from_yaml",
+    "given_values",
     "load_config",
     "to_dict",
     "to_yaml",

@@ -1,7 +1,9 @@
-"""The command line: `--section.field value`, `--section.field=value`, bare `--flag` for a bool."""
+"""The command line: `--section.field value`, `--section.field=value`, bare `--flag` for a bool, and
+for a list its items with commas or spaces between."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_origin
 
 from cogcalib_jax.configlib.fields import leaves, unknown_key
 from cogcalib_jax.configlib.values import allowed, show
@@ -48,6 +50,8 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
             raise unknown_key(cls, path, SOURCE)
         if not assigned and rest and not rest[0].startswith("--"):
             word = rest.pop(0)
+            while get_origin(kinds.get(path)) is tuple and rest and not rest[0].startswith("--"):
+                word += f",{rest.pop(0)}"
         elif not assigned and kinds.get(path) is bool:
             word = "true"
         elif not assigned or (path == "config" and not word):

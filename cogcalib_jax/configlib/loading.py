@@ -5,8 +5,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cogcalib_jax.configlib.command_line import SOURCE, split_arguments
-from cogcalib_jax.configlib.fields import FieldError, fields
+from cogcalib_jax.configlib.command_line import SOURCE, Arguments, split_arguments
+from cogcalib_jax.configlib.fields import FieldError, fields, leaves
 from cogcalib_jax.configlib.help import print_help
 from cogcalib_jax.configlib.presets import Given, Tree, read_file, read_tree
 from cogcalib_jax.configlib.values import Refused, convert, metavar, plain, show
@@ -34,6 +34,7 @@ def load_config(
     prog: str,
     description: str,
     default_preset: str | Path | None = None,
+    start: ConfigT | None = None,
 ) -> Loaded[ConfigT]:
     """Read a preset, lay the command line over it, and build `cls` once from the result.
 
@@ -47,6 +48,8 @@ def load_config(
         prog: the program's name in the help.
         description: the text above the options in the help.
         default_preset: the preset where `--config` is absent; None starts from the defaults.
+        start: a config whose values stand wherever neither preset nor command line gives one;
+            None: the defaults of `cls`.
 
     Raises:
         UserError: one line naming source, field, value and what is allowed.
@@ -54,21 +57,50 @@ def load_config(
     """
     arguments = split_arguments(cls, argv)
     preset = default_preset if arguments.preset is None else arguments.preset
-    given = {} if preset is None else read_tree(cls, read_file(str(preset)), str(preset))
+    given = _given(cls, arguments, preset)
     if arguments.wants_help:
         print_help(cls, given, prog=prog, description=description, preset=preset)
         raise SystemExit(0)
+    return Loaded(
+        config=_build(cls, given, base=MISSING if start is None else start),
+        explicit=frozenset(arguments.words),
+        preset=None if preset is None else Path(preset),
+    )
+
+
+def given_values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
+    """Dotted path -> value of every field that `--config` or the command line gives.
+
+    For programs whose defaults depend on what was given: values have their field's type, but
+    nothing is checked against its range or against other fields.
+
+    Raises:
+        UserError: as `load_config`, of source and type alone.
+    """
+    arguments = split_arguments(cls, argv)
+    given = _given(cls, arguments, arguments.preset)
+    values = {}
+    for path, kind in leaves(cls):
+        found: Any = given
+        for part in path.split("."):
+            found = found.get(part, {})
+        if isinstance(found, Given):
+            values[path] = _convert(kind, found, path)
+    return values
+
+
+def _given(cls: type, arguments: Arguments, preset: str | Path | None) -> Tree:
+    """The preset with the command line laid over it."""
+    given = {} if preset is None else read_tree(cls, read_file(str(preset)), str(preset))
+    if arguments.wants_help:
+        return given
     for path, word in arguments.words.items():
         *sections, name = path.split(".")
         level = given
         for section in sections:
             level = level.setdefault(section, {})
         level[name] = Given(plain(word), SOURCE)
-    return Loaded(
-        config=_build(cls, given),
-        explicit=frozenset(arguments.words),
-        preset=None if preset is None else Path(preset),
-    )
+    return given
 
 
 def from_yaml(cls: type[ConfigT], text: str, source: str | Path) -> ConfigT:
@@ -85,10 +117,7 @@ def _build(cls: type, given: Tree, prefix: str = "", base: Any = MISSING) -> Any
             inside = given.get(field.name, {})
             values[field.name] = _build(field.kind, inside, f"{path}.", field.default)
         elif field.name in given:
-            try:
-                values[field.name] = convert(field.kind, given[field.name].value)
-            except Refused as refused:
-                raise _refusal(given[field.name], path, f"must be {refused}") from refused
+            values[field.name] = _convert(field.kind, given[field.name], path)
         elif field.default is MISSING:
             raise UserError(
                 f"{path}: is required; give --{path} {metavar(field.kind)}, or set it in a preset"
@@ -104,6 +133,13 @@ def _build(cls: type, given: Tree, prefix: str = "", base: Any = MISSING) -> Any
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
         found = found or Given(value, "default")
         raise _refusal(found, prefix + error.field, error.message) from error
+
+
+def _convert(kind: Any, given: Given, path: str) -> Any:
+    try:
+        return convert(kind, given.value)
+    except Refused as refused:
+        raise _refusal(given, path, f"must be {refused}") from refused
 
 
 def _refusal(given: Given, path: str, message: str) -> UserError:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data import world
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.tokenization import encode_split, single_token_options
 from cogcalib_jax.engine.step import SplitModel, split_model
@@ -20,7 +20,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder
@@ -65,10 +65,17 @@ def evaluation_sets(
 ) -> dict[str, EncodedSplit]:
     """Task name -> questions: the test split, and what the world offers beside it."""
     sets = {config.task: test}
-    if config.task == "world":
-        for name, examples in world.extra_sets(world.build_world(config.world, seed)).items():
-            sets[f"world:{name}"], _ = encode_split(name, examples, tokenizer, config)
+    for name, examples in extra_examples(config, seed).items():
+        sets[name], _ = encode_split(name, examples, tokenizer, config)
     return sets
+
+
+def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ...]]:
+    """`TASK:GROUP` -> questions that a task offers beside its test split."""
+    if config.task != "world":
+        return {}
+    groups = world.extra_sets(world.build_world(config.world, seed))
+    return {f"world:{name}": examples for name, examples in groups.items()}
 
 
 def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) -> None:
@@ -108,19 +115,31 @@ class Assembled:
 
 def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
     """Load the base onto the mesh, with fresh LoRA parameters."""
-    mesh = make_mesh(config.mesh)
-    dtype = config.model.jax_dtype(mesh)
+    mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.seed)
+    model, parameters = split_model(decoder)
+    return Assembled(mesh, decoder, model, parameters)
+
+
+def load_on_mesh(
+    model: ModelConfig,
+    mesh_config: MeshConfig,
+    lora: LoraConfig | None,
+    base: str | Path,
+    seed: int,
+) -> tuple[Mesh, Decoder]:
+    """The mesh, and the base on it; with fresh LoRA parameters where `lora` is given."""
+    mesh = make_mesh(mesh_config)
+    dtype = model.jax_dtype(mesh)
     decoder = load_decoder(
         base,
         lora=lora,
         dtype=dtype,
         mesh=mesh,
-        seed=config.seed,
-        remat=config.model.remat,
-        attention=config.model.attention,
+        seed=seed,
+        remat=model.remat,
+        attention=model.attention,
     )
-    model, parameters = split_model(decoder)
     device = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    say(f"   {device}, mesh {shape}, {dtype.name}, attention {config.model.attention}")
-    return Assembled(mesh, decoder, model, parameters)
+    say(f"   {device}, mesh {shape}, {dtype.name}, attention {model.attention}")
+    return mesh, decoder

@@ -5,7 +5,6 @@ With `compare`, every method starts from the same style-adapted model and sees t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from flax import nnx
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predict import write_predictions
+from cogcalib_jax.evaluation.predict import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import (
     Assembled,
@@ -30,6 +29,7 @@ from cogcalib_jax.runs.assemble import (
 )
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import open_folder, original_command, write_config
+from cogcalib_jax.runs.results import has_results, read_results, write_results
 from cogcalib_jax.training.finetune import (
     FinetuneResult,
     Trainer,
@@ -75,7 +75,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
         folder = run.folder / key
         write_config(folder, config.for_method(method))
         result = _train_method(run, method, start, style_folder, folder)
-        results[key] = _read_results(folder)
+        results[key] = read_results(folder)
         if key == "sft":
             results |= _derived_rows(run, folder, result)
     write_json(run.folder / "comparison.json", results)
@@ -124,7 +124,7 @@ def _train_method(
     result = finetune(run.trainer, method, start, style_folder, folder)
     decoder = run.assembled.model.merge(result.lora)
     save_adapter(folder / "adapter", decoder, run.config.lora, run.base)
-    if not (folder / "eval.json").is_file():
+    if not has_results(folder):
         _evaluate(run, folder, result.lora, temperature=1.0)
     return result
 
@@ -144,27 +144,17 @@ def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict
     rows = {}
     for key, lora, temperature in rivals:
         folder = sft.parent / key
-        if not (folder / "eval.json").is_file():
+        if not has_results(folder):
             _evaluate(run, folder, lora, temperature)
-        rows[key] = _read_results(folder)
+        rows[key] = read_results(folder)
     return rows
 
 
 def _evaluate(run: Run, folder: Path, lora: nnx.State, temperature: float) -> None:
     """Score every test set; predictions/ and eval.json."""
-    results: dict[str, Any] = {}
-    for task, encoded in run.sets.items():
-        predictions = run.trainer.predictor(lora, encoded, temperature)
-        write_predictions(folder / "predictions" / f"{task}.jsonl", predictions, encoded)
-        results[task] = {"split": "test"} | task_metrics(
-            predictions, run.config.evaluation, run.config.seed
-        )
-    hashes = {task: data_hash(encoded) for task, encoded in run.sets.items()}
-    results["provenance"] = provenance(run.config.seed, hashes) | {"command": run.command}
-    write_json(folder / "eval.json", results)
 
+    def predict(encoded: EncodedSplit) -> Predictions:
+        return run.trainer.predictor(lora, encoded, temperature)
 
-def _read_results(folder: Path) -> dict[str, Any]:
-    """Task -> metrics of a finished evaluation."""
-    results = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    return {task: metrics for task, metrics in results.items() if task != "provenance"}
+    config = run.config
+    write_results(folder, run.sets, predict, config.evaluation, config.seed, run.command)
