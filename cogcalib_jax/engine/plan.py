@@ -1,0 +1,123 @@
+"""The training step compiled ahead of time, from shapes alone.
+
+Nothing is allocated and no weight is read, so the step of a model that does not fit on this machine
+can be lowered, partitioned and compiled for a mesh: of these devices, of simulated ones, or of the
+devices a topology describes. What is compiled is the very step that training runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.engine.step import (
+    SplitModel,
+    TrainState,
+    jit_train_step,
+    make_train_step,
+    state_shardings,
+)
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Remat
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import abstract_decoder
+from cogcalib_jax.sharding import named_sharding
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The shape of one update's examples."""
+
+    examples: int
+    """per micro-batch, over all devices"""
+    tokens: int
+    """padded length"""
+    answer_tokens: int = 1
+    """of the longest answer"""
+    options: int = 0
+    """single-token options of a question; 0 where options have several tokens"""
+    accumulation: int = 1
+    """micro-batches of an update"""
+
+
+def compile_step(
+    config: DecoderConfig,
+    mesh: Mesh,
+    *,
+    lora: LoraConfig,
+    method: MethodConfig,
+    loss: LossConfig,
+    optimizer: optax.GradientTransformation,
+    shape: BatchShape,
+    dtype: jnp.dtype,
+    remat: Remat = "none",
+    attention: str = "xla",
+) -> jax.stages.Compiled:
+    """One update of `method` (resolved), compiled for `mesh`.
+
+    Of the result, `memory_analysis()` gives bytes on each device and `cost_analysis()` operations.
+    Raises UserError for an attention kernel that `mesh`'s hardware cannot run.
+    """
+    graphdef, abstract = abstract_decoder(
+        config, lora, dtype, mesh, remat=remat, attention=attention
+    )
+    adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = state_shardings(adapter, optimizer, mesh)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        lora=adapter,
+        opt_state=jax.eval_shape(optimizer.init, adapter),
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = make_train_step(
+        SplitModel(graphdef, frozen), optimizer, method, loss, dropout=lora.dropout > 0
+    )
+    return (
+        jit_train_step(step, shardings, frozen, mesh)
+        .lower(
+            jax.tree.map(_placed, state, shardings),
+            frozen,
+            *abstract_batch(shape, mesh),
+            GateInputs(scalar, scalar),
+            _placed(key, replicated),
+        )
+        .compile()
+    )
+
+
+def abstract_batch(shape: BatchShape, mesh: Mesh) -> tuple[Batch, jax.ShapeDtypeStruct]:
+    """An update's micro-batches and knownness labels as the loop passes them, without contents."""
+
+    def array(dtype: type, *widths: int) -> jax.ShapeDtypeStruct:
+        full = (shape.accumulation, shape.examples, *widths)
+        axes = (None, "batch", *(None for _ in widths))
+        return jax.ShapeDtypeStruct(full, dtype, sharding=named_sharding(mesh, axes))
+
+    answers, options = shape.answer_tokens, shape.options
+    batch = Batch(
+        input_ids=array(jnp.int32, shape.tokens),
+        lengths=array(jnp.int32),
+        positions=array(jnp.int32, answers),
+        targets=array(jnp.int32, answers),
+        loss_mask=array(jnp.float32, answers),
+        option_ids=array(jnp.int32, options),
+        option_mask=array(jnp.float32, options),
+        answer=array(jnp.int32),
+        row=array(jnp.int32),
+        weight=array(jnp.float32),
+    )
+    return batch, array(jnp.float32)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,89 @@
+"""Every preset: readable as it stands, honest in its header, of the recipe it names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cogcalib_jax.configlib import load_config
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.weights.hf_config import from_hf
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PRESETS = sorted(CONFIGS.glob("*.yaml"))
+# Presets of models too large for our machines -> (shape, parameters, task).
+PUBLISHED = {
+    "llama3_8b_openbookqa": ("llama3-8b", 8_030_261_248, "openbookqa"),
+    "qwen2.5_7b_winogrande_m": ("qwen2.5-7b", 7_615_616_512, "winogrande_m"),
+    "mistral_7b_boolq": ("mistral-7b-v0.1", 7_241_732_096, "boolq"),
+}
+PARAMETERS = {shape: count for shape, count, _ in PUBLISHED.values()} | {
+    "llama3-70b": 70_553_706_496,
+    "qwen2.5-0.5b": 494_032_768,
+}
+NOT_IN_A_PRESET = {"stories260k_openbookqa": ["--model.path", "BASE"]}
+
+
+def load(preset: Path) -> RunConfig:
+    argv = ["--config", str(preset), *NOT_IN_A_PRESET.get(preset.stem, [])]
+    return load_config(RunConfig, argv, prog="train.py", description="").config
+
+
+def header(preset: Path) -> str:
+    """The comment a preset opens with, as running text."""
+    lines = []
+    for line in preset.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].strip())
+    return " ".join(lines)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_a_preset_loads_and_opens_with_command_needs_and_expectation(preset):
+    config = load(preset)
+    assert config.resolved_methods()
+    text = header(preset)
+    command = "python train.py"
+    if preset.stem != "world":
+        command += f" --config configs/{preset.name}"
+    assert command in text
+    assert "Needs:" in text
+    assert "Expect:" in text or preset.stem == "world"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_of_published_models_follow_the_recipe_and_say_what_was_not_run(name):
+    preset = CONFIGS / f"{name}.yaml"
+    _, _, task = PUBLISHED[name]
+    assert "Not run by us on real weights." in header(preset)
+    config = load(preset)
+    assert (config.data.task, config.data.path, config.data.max_length) == (task, None, 300)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 16.0, 0.0)
+    assert config.lora.targets == ("q_proj", "v_proj", "lm_head")
+    training = config.training
+    assert (training.learning_rate, training.schedule, training.warmup_fraction) == (
+        1e-4,
+        "linear",
+        0.06,
+    )
+    assert (training.batch_size, training.weight_decay) == (8, 0.0)
+    assert training.style_steps is None and training.refit_every is None
+    assert (config.model.dtype, config.model.remat) == ("bfloat16", "layer")
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.path)
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "models").glob("*.json")), ids=lambda p: p.stem)
+def test_a_named_shape_has_the_published_number_of_parameters(file):
+    """Counted from the architecture's definition, embedding and head included."""
+    c = from_hf(json.loads(file.read_text()), str(file))
+    d, heads, kv = c.hidden_size, c.num_heads * c.head_dim, c.kv_heads * c.head_dim
+    attention = d * heads * 2 + d * kv * 2 + (heads + 2 * kv if c.qkv_bias else 0)
+    layer = attention + 3 * d * c.intermediate_size + 2 * d
+    tables = c.vocab_size * d * (1 if c.tie_word_embeddings else 2)
+    assert c.num_layers * layer + tables + d == PARAMETERS[file.stem]
+
+
+def test_every_named_shape_is_tested():
+    assert {f.stem for f in (CONFIGS / "models").glob("*.json")} == set(PARAMETERS)
