@@ -1,0 +1,56 @@
+"""From the command line to the methods a run trains."""
+
+import pytest
+
+from cogcalib_jax.configlib import FieldError, load_config
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.runs.config import RunConfig, settle_comparison
+
+
+@pytest.fixture
+def load(tmp_path):
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("compare: [sft, cols, ls]\nmethod:\n  weight: 0.3\n  space: options\n")
+
+    def load(*argv):
+        loaded = load_config(
+            RunConfig, argv, prog="train.py", description="", default_preset=preset
+        )
+        return settle_comparison(loaded)
+
+    return load
+
+
+def test_a_presets_comparison_stands_alone_and_shares_its_settings(load):
+    config = load("--training.epochs", "2")
+    assert config.compare == ("sft", "cols", "ls")
+    assert load("--compare", "sft,mbls").compare == ("sft", "mbls")
+
+
+def test_any_explicit_method_turns_the_presets_comparison_off(load):
+    for option in (("--method.name", "combls"), ("--method.weight", "0.5")):
+        assert load(*option).compare == ()
+
+
+def test_a_comparison_and_a_method_on_one_command_line_contradict_each_other(load):
+    with pytest.raises(UserError, match=r"--compare and --method\.name contradict"):
+        load("--compare", "sft,cols", "--method.name", "cols")
+
+
+@pytest.mark.parametrize(
+    "entries", ["sft,colz", "cols,cols", "cols,cols=0.5", "cols=-1", "cols=much"]
+)
+def test_impossible_comparisons_are_refused(load, entries):
+    with pytest.raises(FieldError, match="compare"):
+        load("--compare", entries)
+
+
+def test_where_a_run_lies_is_no_part_of_what_it_is(load):
+    one = load("--run-dir", "a").identity()
+    assert one == load("--run-dir", "b", "--resume").identity()
+    assert one != load("--run-dir", "a", "--seed", "1").identity()
+
+
+def test_another_task_needs_a_base(load):
+    with pytest.raises(FieldError, match=r"model\.path"):
+        load("--data.task", "openbookqa")

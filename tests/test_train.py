@@ -1,0 +1,197 @@
+"""`python train.py` from its command line: a run, a resumed run, a comparison, and refusals."""
+
+import json
+import shutil
+
+import pytest
+
+import train
+from cogcalib_jax.engine.checkpoint import Checkpoints
+from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.runs import train as runs
+from tests.engine.quick import quick_compilation
+from tests.runs.small_base import WORLD, arguments, write_base
+from tests.training.small_trainer import Killed, checksums, lines
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def cols(base, tmp_path_factory):
+    """A finished run, started in a folder of its own so that its command can be repeated."""
+    here = tmp_path_factory.mktemp("cols")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert run_main(train.main, arguments(base, "run", "--method.name", "cols")) == 0
+    return here / "run"
+
+
+@pytest.fixture(scope="module")
+def comparison(base, tmp_path_factory):
+    here = tmp_path_factory.mktemp("comparison") / "run"
+    assert run_main(train.main, arguments(base, here, "--compare", "sft,cols")) == 0
+    return here
+
+
+def results(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_what_its_contract_says(cols):
+    names = {path.name for path in cols.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "dynamics.jsonl", "eval.json", "style"} <= names
+    assert {"predictions", "checkpoints", "adapter", "plots", "report.html"} <= names
+    assert not list(cols.rglob("*.partial"))
+    world = results(cols / "eval.json")["world"]
+    assert (world["split"], world["n"]) == ("test", WORLD.test)
+    rows = [json.loads(x) for x in (cols / "predictions/world.jsonl").read_text().splitlines()]
+    right = [row["prediction"] == row["answer"] for row in rows]
+    assert sum(right) / len(right) == pytest.approx(world["accuracy"])
+    assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(world["nll"])
+    for row in rows:
+        together = row["prompt_ids"] + row["completion_ids"][row["answer"]]
+        assert together[0] == 1 and 1 not in together[1:]
+
+
+def test_its_config_repeats_it(cols, base, tmp_path):
+    command = ["--config", str(cols / "config.yaml"), "--run-dir", str(tmp_path / "again")]
+    assert run_main(train.main, command) == 0
+    again, first = (results(d / "eval.json") for d in (tmp_path / "again", cols))
+    assert again["world"] == first["world"]
+
+
+def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
+    """Same words on the command line, another working folder: even eval.json has the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    command = arguments(base, "run", "--method.name", "cols")
+    save = Checkpoints.save
+
+    def killed(self, step, *args):
+        save(self, step, *args)
+        if step == 3:  # the end of the first epoch; style adaptation saves after 2 updates
+            self.close()
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoints, "save", killed)
+        run_main(train.main, command)
+    assert not (tmp_path / "run/eval.json").exists()
+    assert run_main(train.main, [*command, "--resume"]) == 0
+    for name in ("eval.json", "config.yaml", "predictions/world.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (cols / name).read_bytes(), name
+    adapter = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / adapter).read_bytes() == (cols / adapter).read_bytes()
+    assert checksums(tmp_path / "run") == checksums(cols)
+    for name in ("metrics.jsonl", "dynamics.jsonl"):
+        assert lines(tmp_path / "run", name) == lines(cols, name)
+
+
+def test_a_comparison_starts_every_method_from_one_style_phase(comparison, cols):
+    table = results(comparison / "comparison.json")
+    assert list(table) == ["sft", "sft_best_epoch", "sft_temperature", "cols"]
+    assert table["sft_temperature"]["world"]["temperature"] > 0
+    assert table["sft_temperature"]["world"]["accuracy"] == table["sft"]["world"]["accuracy"]
+    # The method alone is the method within the comparison.
+    assert table["cols"]["world"] == results(cols / "eval.json")["world"]
+    assert lines(comparison / "sft", phase="style") == lines(comparison / "cols", phase="style")
+    sft = lines(comparison / "sft", phase="finetune")
+    assert all(line["loss"] == line["ce"] and line["cal"] == 0 for line in sft)
+
+
+def test_without_a_mistake_only_the_temperatures_row_is_left_out(
+    comparison, base, tmp_path, monkeypatch, capsys
+):
+    """The finished comparison, resumed: nothing is trained again."""
+    run = tmp_path / "run"
+    shutil.copytree(comparison, run)
+    shutil.rmtree(run / "sft_temperature")
+    before = results(run / "comparison.json")
+    (run / "comparison.json").unlink()
+
+    def refuse(predictions):
+        raise UserError("temperature: all 40 calibration questions are answered correctly")
+
+    monkeypatch.setattr(runs, "fit_temperature", refuse)
+    # The checkpoints belong to the config they were made with, which the run folder is not in.
+    command = arguments(base, run, "--compare", "sft,cols", "--resume")
+    assert run_main(train.main, command) == 0
+    del before["sft_temperature"]
+    assert results(run / "comparison.json") == before
+    assert "no row sft_temperature: temperature: all 40" in capsys.readouterr().err
+
+
+def several_tokens(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    words = ["acme", "hooli", "globex", "wonka"]
+    rows = [
+        {
+            "question": f"where does row {n} work ?",
+            "choices": [f"{w} law" for w in words],
+            "answer": n % 4,
+        }
+        for n in range(60)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--data.task", "custom", "--data.path", str(file), "--data.prompt", "cloze"]
+
+
+REFUSED = {
+    "unknown key": (["--training.epoch", "3"], "training.epoch"),
+    "wrong type": (["--lora.rank", "two"], "lora.rank"),
+    "out of range": (["--lora.rank", "0"], "lora.rank"),
+    "method and comparison": (
+        ["--compare", "sft,cols", "--method.weight", "0.5"],
+        "--compare and --method.weight",
+    ),
+    "method named twice": (["--method.name", "cols", "--method.term", "ecp"], "method.term"),
+    "unknown method in a comparison": (["--compare", "sft,colz"], "colz"),
+    "no such base": (["--model.path", "/nowhere/at/all"], "/nowhere/at/all"),
+    "nothing to resume": (["--resume"], "nothing to resume"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(why, base, tmp_path, capsys):
+    options, named = REFUSED[why]
+    command = arguments(base, tmp_path / "run")
+    if "--model.path" in options:
+        del command[:2]
+    refused(command + options, named, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def refused(command, named, capsys):
+    assert run_main(train.main, command) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line.startswith("error: ")] == told[-1:]
+    assert named in told[-1]
+
+
+def test_options_space_is_refused_where_options_have_several_tokens(base, tmp_path, capsys):
+    for field in ("--loss.space", "--method.space"):
+        command = arguments(base, tmp_path / "run", *several_tokens(tmp_path), field, "options")
+        refused([*command, "--method.name", "cols"], f"{field[2:]} = options", capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(base, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(arguments(base, tmp_path), "exists and is not empty", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_needs_a_folder_and_the_same_config(cols, base, tmp_path, capsys):
+    refused(["--resume"], "run_dir", capsys)
+    shutil.copytree(cols, tmp_path / "run")
+    command = arguments(base, tmp_path / "run", "--resume", "--method.name", "cols")
+    refused([*command, "--training.learning-rate", "0.5"], "training.learning_rate", capsys)
+    assert (tmp_path / "run/eval.json").read_bytes() == (cols / "eval.json").read_bytes()
