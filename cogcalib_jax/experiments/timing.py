@@ -2,7 +2,7 @@
 
 On a machine that does other things too, times measured one after the other differ by what happened
 in between. So every piece runs once a round, in an order drawn anew for each round: what slows a
-round slows all of them, and ratios are taken over the same rounds.
+round slows all of them, and ratios are taken within rounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
-    """A median, or a ratio of two, with its 95 % interval."""
+    """A median over rounds with its 95 % interval."""
 
     value: float
     low: float
@@ -48,12 +48,15 @@ def interleave(
 
 def median(values: np.ndarray) -> Estimate:
     """Median of `values` `[rounds]`; the interval is a percentile bootstrap over rounds."""
-    return median_ratio(values, np.ones_like(values))
-
-
-def median_ratio(values: np.ndarray, base: np.ndarray) -> Estimate:
-    """Ratio of two medians, `[rounds]` each; the bootstrap draws the same rounds for both."""
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    resampled = np.median(values[draws], -1) / np.median(base[draws], -1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(np.median(values) / np.median(base)), float(low), float(high))
+    low, high = np.quantile(np.median(values[draws], -1), [0.025, 0.975])
+    return Estimate(float(np.median(values)), float(low), float(high))
+
+
+def paired_ratio(values: np.ndarray, base: np.ndarray) -> Estimate:
+    """Median over rounds of `values / base`, `[rounds]` each.
+
+    On a busy machine (load 6 on two cores; six blocks of 100 rounds) this scattered by .007 to
+    .016 around its mean, the ratio of the two medians by .026 to .048.
+    """
+    return median(values / base)
