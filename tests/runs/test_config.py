@@ -2,7 +2,7 @@
 
 import pytest
 
-from cogcalib_jax.configlib import FieldError, load_config
+from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 
@@ -41,7 +41,7 @@ def test_a_comparison_and_a_method_on_one_command_line_contradict_each_other(loa
     "entries", ["sft,colz", "cols,cols", "cols,cols=0.5", "cols=-1", "cols=much"]
 )
 def test_impossible_comparisons_are_refused(load, entries):
-    with pytest.raises(FieldError, match="compare"):
+    with pytest.raises(UserError, match="compare"):
         load("--compare", entries)
 
 
@@ -52,5 +52,5 @@ def test_where_a_run_lies_is_no_part_of_what_it_is(load):
 
 
 def test_another_task_needs_a_base(load):
-    with pytest.raises(FieldError, match=r"model\.path"):
+    with pytest.raises(UserError, match=r"model\.path"):
         load("--data.task", "openbookqa")
