@@ -1,6 +1,10 @@
-"""Prompt templates: an example becomes the text before the answer and one text per option."""
+"""Prompt templates: an example becomes the text before the answer and one text per option.
 
-from collections.abc import Callable
+A template is text alone, so that whoever asks the trained model elsewhere can rebuild its prompts
+from the pieces (`calibration.json` beside an adapter carries them).
+"""
+
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -14,28 +18,50 @@ class Prompt(NamedTuple):
     completions: tuple[str, ...]
 
 
-Template = Callable[[Example], Prompt]
+@dataclass(frozen=True)
+class Template:
+    """The pieces of a prompt, in their order; {choice} and {letter} are those of each option."""
+
+    passage: str
+    """left out where an example has no passage"""
+    question: str
+    option: str
+    """once for each option"""
+    end: str
+    completion: str
+    """what follows the prompt as the answer"""
+
+    def __call__(self, example: Example) -> Prompt:
+        uses_letters = "{letter}" in self.option + self.completion
+        if uses_letters and len(example.choices) > len(ascii_uppercase):
+            raise BadRow(
+                f"has {len(example.choices)} choices, more than letters; use --data.prompt cloze"
+            )
+        names = ascii_uppercase if uses_letters else [""] * len(example.choices)
+        options = [
+            {"letter": letter, "choice": choice}
+            for letter, choice in zip(names, example.choices, strict=False)
+        ]
+        pieces = [
+            self.passage.format(passage=example.passage) if example.passage else "",
+            self.question.format(question=example.question),
+            *(self.option.format(**one) for one in options),
+            self.end,
+        ]
+        return Prompt("".join(pieces), tuple(self.completion.format(**one) for one in options))
 
 
-def letters(example: Example) -> Prompt:
-    """Multiple choice by letter: passage, question, "A. text" a line, "Answer:" -> " A"."""
-    if len(example.choices) > len(ascii_uppercase):
-        raise BadRow(
-            f"has {len(example.choices)} choices, more than letters; use --data.prompt cloze"
-        )
-    names = ascii_uppercase[: len(example.choices)]
-    options = [f"{name}. {text}" for name, text in zip(names, example.choices, strict=True)]
-    lines = [*_context(example), *options, "Answer:"]
-    return Prompt("\n".join(lines), tuple(f" {name}" for name in names))
-
-
-def cloze(example: Example) -> Prompt:
-    """The question is continued by the option's own text: passage, question -> " text"."""
-    return Prompt("\n".join(_context(example)), tuple(f" {text}" for text in example.choices))
-
-
-def _context(example: Example) -> list[str]:
-    return [example.passage, example.question] if example.passage else [example.question]
-
-
-PROMPTS: dict[str, Template] = {"letters": letters, "cloze": cloze}
+PROMPTS: dict[str, Template] = {
+    # Multiple choice by letter.
+    "letters": Template(
+        passage="{passage}\n",
+        question="{question}",
+        option="\n{letter}. {choice}",
+        end="\nAnswer:",
+        completion=" {letter}",
+    ),
+    # The question is continued by the option's own text.
+    "cloze": Template(
+        passage="{passage}\n", question="{question}", option="", end="", completion=" {choice}"
+    ),
+}

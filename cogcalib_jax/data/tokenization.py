@@ -116,7 +116,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._template = template
         self._max_length = max_length
-        self._prefix = _special_prefix(tokenizer)
+        self._prefix = special_prefix(tokenizer)
         self._special_text = _special_text(tokenizer)
         self.truncated = 0
 
@@ -225,7 +225,7 @@ def _encoded(example: Example, prompt: Prompt, ids: _Ids) -> Encoded:
     )
 
 
-def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text (BOS, or nothing); what it appends is left."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     special = tokenizer("a")["input_ids"]

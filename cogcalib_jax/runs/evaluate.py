@@ -23,6 +23,8 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig, read_trained_run
 from cogcalib_jax.runs.folder import open_folder, original_command, write_config
 from cogcalib_jax.runs.results import read_results, write_results
+from cogcalib_jax.weights.base_hash import require_trained_on
+from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 
 
@@ -35,6 +37,8 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     base = config.model.path or base_path(run.model, run.data, run.pretrain, run.seed)
     adapter = config.adapter if run is None else str(Path(config.run) / "adapter")
     say(f"== Evaluating {base}" + (f" with {adapter}" if adapter else ", no adapter"))
+    if adapter is not None:
+        require_trained_on(Path(adapter), model_folder(base))
     sets = question_sets(config, run, load_tokenizer(base))
     lora = None if adapter is None else read_lora_config(adapter)
     mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.seed)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
+from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.tokenization import load_tokenizer
@@ -27,6 +28,7 @@ from cogcalib_jax.runs.assemble import (
     require_options_space,
     say,
 )
+from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import open_folder, original_command, write_config
 from cogcalib_jax.runs.results import has_results, read_results, write_results
@@ -49,6 +51,7 @@ class Run:
     folder: Path
     command: str
     base: str | Path
+    tokenizer: PreTrainedTokenizerBase
     assembled: Assembled
     trainer: Trainer
     sets: dict[str, EncodedSplit]
@@ -110,7 +113,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     )
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     trainer = make_trainer(trainable, config.evaluation, training_splits)
-    return Run(config, folder, command, base, assembled, trainer, sets)
+    return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
 
 
 def _train_method(
@@ -124,6 +127,16 @@ def _train_method(
     result = finetune(run.trainer, method, start, style_folder, folder)
     decoder = run.assembled.model.merge(result.lora)
     save_adapter(folder / "adapter", decoder, run.config.lora, run.base)
+    calibration = run.trainer.splits["calibration"]
+    write_calibration(
+        folder / "adapter",
+        run.config,
+        method,
+        run.base,
+        run.tokenizer,
+        calibration,
+        run.trainer.predictor(result.lora, calibration),
+    )
     if not has_results(folder):
         _evaluate(run, folder, result.lora, temperature=1.0)
     return result

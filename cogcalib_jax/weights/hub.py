@@ -47,3 +47,11 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
             f"{name}: no such folder, and the Hub refused it ({reason}); check the name, and log"
             " in with `hf auth login` if the model is gated"
         ) from error
+
+
+def public_name(name: str | Path) -> str:
+    """What may be written into files that travel: a Hub id as it is, of a folder only its own
+    name, for the way to it may hold a person's."""
+    text = str(name)
+    is_folder = Path(text).is_dir() or text.count("/") != 1 or text.startswith(("/", ".", "~"))
+    return Path(text).name if is_folder else text

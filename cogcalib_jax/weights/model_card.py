@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.weights.hub import public_name
 
 UNKNOWN_LICENCE = "unknown: see the base"
 _FOLDERS = re.compile(r"(?<![\w.])(?:~|\.{1,2})?/(?:[^\s/'\"=,]+/)+")
@@ -50,13 +51,6 @@ def model_card(
         _commands(run, argv),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def public_name(name: str | Path) -> str:
-    """A Hub id as it is; of a folder only its own name."""
-    text = str(name)
-    is_folder = Path(text).is_dir() or text.count("/") != 1 or text.startswith(("/", ".", "~"))
-    return Path(text).name if is_folder else text
 
 
 def without_folders(command: str) -> str:

@@ -45,11 +45,12 @@ def base(request, tmp_path_factory):
 
 
 def randomised(decoder):
-    """B away from zero, so that every adapter shows in the logits."""
+    """B away from zero, so that every adapter shows in the logits. Not far: at 0.3, float32 itself
+    was off float64 by 6e-5 in torch and 1.1e-4 here, at one position of 40."""
 
     def draw(path, leaf):
         old = leaf.get_value()
-        values = 0.3 * np.random.RandomState(len("".join(path))).standard_normal(old.shape)
+        values = 0.1 * np.random.RandomState(len("".join(path))).standard_normal(old.shape)
         return leaf.replace(jax.device_put(values.astype(old.dtype), old.sharding))
 
     nnx.update(decoder, map_parameters(draw, nnx.state(decoder, nnx.LoRAParam)))

@@ -15,8 +15,9 @@ from cogcalib_jax.errors import run_main
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
+from cogcalib_jax.weights.hub import public_name
 from cogcalib_jax.weights.merge import main
-from cogcalib_jax.weights.model_card import public_name, without_folders
+from cogcalib_jax.weights.model_card import without_folders
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 from tests.golden.checkpoints import golden, write_adapter, write_model
 from tests.golden.families import FAMILIES

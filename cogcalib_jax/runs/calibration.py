@@ -1,0 +1,67 @@
+"""`calibration.json` beside an adapter: what another tool needs to give the same confidences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.tokenization import special_prefix, template_of
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.evaluate import VERSIONED, write_json
+from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, HASH_OF, base_hash
+from cogcalib_jax.weights.hub import model_folder, public_name
+
+
+def write_calibration(
+    adapter: Path,
+    config: RunConfig,
+    method: MethodConfig,
+    base: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: EncodedSplit,
+    predictions: Predictions,
+) -> None:
+    """Write `calibration.json` into the adapter's folder.
+
+    method: resolved. calibration: the split the temperature is fitted on; predictions: the
+    adapted model's, of that split. The temperature is offered to whoever wants it: no number of
+    the run itself uses it.
+    """
+    write_json(
+        adapter / CALIBRATION_FILE,
+        {
+            "prompt": asdict(template_of(config.data)),
+            "prefix_ids": special_prefix(tokenizer),
+            "completions": "one token" if calibration.single_token_options else "several tokens",
+            "max_length": config.data.max_length,
+            "normalisation": config.evaluation.normalisation,
+            "space": {
+                "loss": config.loss.space,
+                "method": None if method.term == "none" else method.space,
+            },
+            "temperature": _temperature(predictions) | {"rows": len(calibration)},
+            "base": {
+                "name": public_name(base),
+                "hash": base_hash(model_folder(base)),
+                "hash_of": HASH_OF,
+            },
+            "versions": {name: version(name) for name in VERSIONED},
+        },
+    )
+
+
+def _temperature(predictions: Predictions) -> dict[str, Any]:
+    """What option scores are divided by, or why there is nothing to divide them by."""
+    try:
+        return {"value": fit_temperature(predictions), "why_none": None}
+    except UserError as error:
+        return {"value": None, "why_none": str(error)}

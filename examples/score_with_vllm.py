@@ -1,0 +1,119 @@
+"""Score one's own questions on a vLLM server, with the confidences of the training run.
+
+    python -m cogcalib_jax.weights.merge --run runs/world-0/cols --out merged/
+    vllm serve merged/
+    python examples/score_with_vllm.py --calibration merged/calibration.json \\
+        --questions FILE.jsonl --model merged/ [--url http://localhost:8000]
+
+A line of FILE: {"question": "...", "choices": ["...", "..."], "passage": "..."}; the passage may be
+absent. For each line one JSON object with option_probs and tempered_probs is printed; they mean
+what they mean in score_with_transformers.py. Needs nothing but Python.
+
+Why not the list of likeliest tokens. The usual way, to generate one token and look the options up
+in its top log-probabilities, is cut off: a server returns at most --max-logprobs of them (20 unless
+it is told otherwise; OpenAI's own API has such a limit too), so an option that the model thinks
+unlikely is missing, and taking it for 0 raises the confidence of the others. An option of several
+tokens is never in it. Here each option is sent as part of the prompt with "echo", and the server
+returns the log-probability of every token of the prompt, however unlikely: exact for all options,
+at the price of one prompt more for each. (Servers that ignore "echo" are found out and refused.)
+
+What moves the numbers. Calibration was measured on these weights in the dtype of the run. A server
+that quantises weights, activations or the KV cache (AWQ, GPTQ, FP8, --kv-cache-dtype fp8) computes
+other logits, and its confidences are no longer the measured ones: measure again on labelled
+questions, and fit the temperature again, on that server. Sampling parameters do not matter here, as
+long as the server reports raw log-probabilities (--logprobs-mode raw_logprobs, vLLM's default).
+The adapter is merged here because what --enable-lora takes (layers, ranks) depends on the version.
+"""
+
+import argparse
+import json
+import math
+import urllib.error
+import urllib.request
+from pathlib import Path
+from string import ascii_uppercase
+
+
+def prompt_and_completions(template, row):
+    """The text before the answer, and the text of each option after it."""
+    choices = [text.strip() for text in row["choices"]]
+    letters = ascii_uppercase if "{letter}" in template["completion"] else [""] * len(choices)
+    options = [{"letter": a, "choice": b} for a, b in zip(letters, choices, strict=False)]
+    passage = row.get("passage", "").strip()
+    prompt = template["passage"].format(passage=passage) if passage else ""
+    prompt += template["question"].format(question=row["question"].strip())
+    prompt += "".join(template["option"].format(**one) for one in options) + template["end"]
+    return prompt, [template["completion"].format(**one) for one in options]
+
+
+def token_logprobs(url, model, texts):
+    """For each text its tokens and their log-probabilities (the first token has none)."""
+    # One token is generated since servers refuse to generate none; it is cut off again.
+    body = {"model": model, "prompt": texts, "max_tokens": 1, "echo": True, "logprobs": 1}
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request) as response:
+            choices = json.load(response)["choices"]
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"{url}: {error.code}, {error.read().decode(errors='replace')}") from error
+    except urllib.error.URLError as error:
+        raise SystemExit(f"{url}: cannot be reached ({error.reason})") from error
+    found = [one["logprobs"] for one in sorted(choices, key=lambda one: one["index"])]
+    return [(one["tokens"][:-1], one["token_logprobs"][:-1]) for one in found]
+
+
+def option_logprobs(url, model, prompt, completions):
+    """(log-probability of each completion summed over its tokens, number of its tokens)."""
+    texts = [prompt, *(prompt + completion for completion in completions)]
+    (prompt_tokens, _), *wholes = token_logprobs(url, model, texts)
+    n = len(prompt_tokens)
+    if n == 0:
+        raise SystemExit(f"{url}: does not echo the prompt's log-probabilities; vLLM does")
+    if any(tokens[:n] != prompt_tokens or len(tokens) == n for tokens, _ in wholes):
+        raise SystemExit(f"options cannot be scored after this prompt: {prompt!r}")
+    return [sum(values[n:]) for _, values in wholes], [len(tokens) - n for tokens, _ in wholes]
+
+
+def probabilities(logprobs, lengths, normalisation, temperature):
+    """Softmax over the options' scores."""
+    by_token = normalisation == "token_mean"
+    scores = [
+        value / (length if by_token else 1) / temperature
+        for value, length in zip(logprobs, lengths, strict=True)
+    ]
+    highest = max(scores)
+    weights = [math.exp(score - highest) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--calibration", required=True, type=Path)
+    parser.add_argument("--questions", required=True, type=Path)
+    parser.add_argument("--model", required=True, help="the name under which the server has it")
+    parser.add_argument("--url", default="http://localhost:8000")
+    arguments = parser.parse_args(argv)
+
+    calibration = json.loads(arguments.calibration.read_text())
+    temperature = calibration["temperature"]["value"]
+    for line in arguments.questions.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        prompt, completions = prompt_and_completions(calibration["prompt"], row)
+        scores = option_logprobs(arguments.url, arguments.model, prompt, completions)
+        rule = (*scores, calibration["normalisation"])
+        probs = probabilities(*rule, 1.0)
+        answer = {
+            "question": row["question"],
+            "prediction": row["choices"][probs.index(max(probs))],
+            "option_probs": probs,
+            "tempered_probs": None if temperature is None else probabilities(*rule, temperature),
+        }
+        print(json.dumps(answer, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

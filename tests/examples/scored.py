@@ -1,0 +1,122 @@
+"""A trained model as train.py leaves it, its questions as a user has them, and our scores of both.
+
+The tokenizer knows bytes, and the letters behind a space: so " A" is one token and any other text
+is several, and no option of the cloze prompt is the beginning of a single token.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from types import ModuleType
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.tasks.custom import read_custom
+from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.engine.step import split_model
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.predict import Predictions, Predictor
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.runs.calibration import write_calibration
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_weights import save_decoder
+from cogcalib_jax.weights.peft_adapter import save_adapter
+from tests.models.small import one_device, small_decoder
+
+BOS = "<s>"
+LORA = LoraConfig(rank=2, alpha=3, targets=("q_proj", "down_proj", "lm_head"))
+QUESTIONS = [
+    {"question": "Which {letter} is it?", "choices": ["this", "that {choice}", "né 日"]},
+    {"question": " Where? ", "choices": ["here", "over there"], "passage": "A walk.\nIt rained."},
+    {"question": "How many?", "choices": ["one", "two", "3", "four", "a lot more than that"]},
+    {"question": "Who?", "choices": ["she", "he"], "passage": "{passage} she {question}"},
+]
+
+
+def example(name: str) -> ModuleType:
+    """A file of examples/, by its path: other packages put an `examples` on the import path."""
+    file = Path(__file__).parents[2] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run's parts."""
+
+    folder: Path
+    """holds base/, adapter/ and questions.jsonl"""
+    config: RunConfig
+    decoder: Decoder
+    encoded: EncodedSplit
+    predictions: Predictions
+
+
+def scored(folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0)) -> Scored:
+    base = folder / "base"
+    rows = [row | {"answer": a} for row, a in zip(QUESTIONS, answers, strict=True)]
+    base.mkdir(parents=True)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = write_tokenizer(base)
+    shape = DecoderConfig(
+        model_type="llama",
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        kv_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+    )
+    config = RunConfig(
+        data=DataConfig(task="custom", path=str(folder), prompt=prompt),
+        model=ModelConfig(path=str(base)),
+        lora=LORA,
+        evaluation=EvaluationConfig(batch_size=2, normalisation=normalisation),
+    )
+    decoder = small_decoder(shape, lora=LORA)
+    save_decoder(small_decoder(shape), folder / "weights")
+    for file in (folder / "weights").iterdir():
+        file.rename(base / file.name)
+    save_adapter(folder / "adapter", decoder, LORA, base)
+    tokenizer = load_tokenizer(base)
+    examples = [read_custom(row, number) for number, row in enumerate(rows)]
+    encoded, _ = encode_split("test", examples, tokenizer, config.data)
+    model, lora = split_model(decoder)
+    predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)
+    method = MethodConfig(name="cols", space="options").resolve()
+    write_calibration(folder / "adapter", config, method, base, tokenizer, encoded, predictions)
+    return Scored(folder, config, decoder, encoded, predictions)
+
+
+def write_tokenizer(folder: Path) -> Tokenizer:
+    space = "\u0120"  # how byte-level tokenizers write a space
+    letters = [space + letter for letter in ascii_uppercase]
+    tokens = [BOS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *letters]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: number for number, token in enumerate(tokens)},
+            merges=[(space, letter) for letter in ascii_uppercase],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+    )
+    tokenizer.add_special_tokens([BOS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer

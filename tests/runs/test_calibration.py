@@ -1,0 +1,60 @@
+"""`calibration.json`: what it says is true of the run, and nothing else of it changes."""
+
+import json
+
+import pytest
+
+from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.weights.base_hash import base_hash
+from tests.examples.scored import QUESTIONS, scored
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return scored(tmp_path_factory.mktemp("calibration") / "run", "letters", "sum")
+
+
+def written(run):
+    return json.loads((run.folder / "adapter" / "calibration.json").read_text())
+
+
+def test_its_pieces_make_up_the_exact_prompts(run):
+    template = written(run)["prompt"]
+    row, encoded = QUESTIONS[1], run.encoded[1]
+    pieces = [
+        template["passage"].format(passage=row["passage"]),
+        template["question"].format(question="Where?"),
+        template["option"].format(letter="A", choice="here"),
+        template["option"].format(letter="B", choice="over there"),
+        template["end"],
+    ]
+    assert "".join(pieces) == encoded.prompt
+    assert template["completion"].format(letter="B") == encoded.completions[1]
+    prefix = written(run)["prefix_ids"]
+    assert tuple(prefix) == encoded.prompt_ids[: len(prefix)] == (0,)
+
+
+def test_it_says_how_confidences_come_about(run):
+    content = written(run)
+    assert content["completions"] == "one token"
+    assert (content["normalisation"], content["max_length"]) == ("sum", 300)
+    assert content["space"] == {"loss": "vocab", "method": "options"}
+    assert content["temperature"] == {
+        "value": fit_temperature(run.predictions),
+        "why_none": None,
+        "rows": len(QUESTIONS),
+    }
+
+
+def test_it_names_the_base_without_the_way_to_it(run):
+    base = written(run)["base"]
+    assert (base["name"], base["hash"]) == ("base", base_hash(run.folder / "base"))
+    assert str(run.folder) not in json.dumps(written(run))
+    assert {"jax", "transformers", "cogcalib-jax"} <= written(run)["versions"].keys()
+
+
+def test_without_a_mistake_there_is_no_temperature_but_a_reason(run, tmp_path):
+    right = run.predictions.probs.argmax(-1).tolist()
+    temperature = written(scored(tmp_path / "run", "letters", "sum", right))["temperature"]
+    assert temperature["value"] is None
+    assert "answered correctly" in temperature["why_none"]
