@@ -14,7 +14,7 @@ from cogcalib_jax.data import world
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.tokenization import encode_split, single_token_options
+from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
@@ -23,6 +23,7 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 
 
@@ -39,6 +40,21 @@ def base_path(
         return model.path
     say("== The base: a small Llama that has read about a made-up world")
     return ensure_base(data.world, pretrain, seed)
+
+
+def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
+    """The base's tokenizer; one with ids that the base has no embedding for is refused.
+
+    Such an id would not fail: JAX reads the last row in its place.
+    """
+    tokenizer = load_tokenizer(base)
+    rows, largest = read_config(base).vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
+            " tokenizer that belongs to these weights"
+        )
+    return tokenizer
 
 
 def encode_splits(

@@ -12,13 +12,19 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits, load_test
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.reporting.names import long_name
 from cogcalib_jax.reporting.tables import as_text, comparison_table
-from cogcalib_jax.runs.assemble import base_path, extra_examples, load_on_mesh, say
+from cogcalib_jax.runs.assemble import (
+    base_path,
+    extra_examples,
+    load_base_tokenizer,
+    load_on_mesh,
+    say,
+)
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig, read_trained_run
 from cogcalib_jax.runs.folder import open_folder, original_command, write_config
@@ -39,7 +45,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     say(f"== Evaluating {base}" + (f" with {adapter}" if adapter else ", no adapter"))
     if adapter is not None:
         require_trained_on(Path(adapter), model_folder(base))
-    sets = question_sets(config, run, load_tokenizer(base))
+    sets = question_sets(config, run, load_base_tokenizer(base))
     lora = None if adapter is None else read_lora_config(adapter)
     mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.seed)
     if adapter is not None:

@@ -13,7 +13,6 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
@@ -25,6 +24,7 @@ from cogcalib_jax.runs.assemble import (
     base_path,
     encode_splits,
     evaluation_sets,
+    load_base_tokenizer,
     require_options_space,
     say,
 )
@@ -89,7 +89,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_base_tokenizer(base)
     splits = encode_splits(config.data, tokenizer, config.seed)
     require_options_space(config, splits)
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
