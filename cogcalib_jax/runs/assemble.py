@@ -20,7 +20,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
@@ -92,6 +92,21 @@ def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ..
         return {}
     groups = world.extra_sets(world.build_world(config.world, seed))
     return {f"world:{name}": examples for name, examples in groups.items()}
+
+
+def require_even_batches(config: RunConfig) -> None:
+    """A mesh that does not fit the devices or the batches is refused before anything slow."""
+    parts = batch_parts(make_mesh(config.mesh))
+    micro_batch = config.training.batch_size // config.training.accumulation
+    for field, size in (
+        ("training.batch_size / training.accumulation", micro_batch),
+        ("evaluation.batch_size", config.evaluation.batch_size),
+    ):
+        if size % parts:
+            raise UserError(
+                f"{field} = {size}: cannot be spread over {parts} devices (mesh data x fsdp);"
+                f" choose a multiple of {parts}, or a smaller mesh.data"
+            )
 
 
 def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) -> None:

@@ -27,7 +27,7 @@ from cogcalib_jax.runs.assemble import (
 )
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig, read_trained_run
-from cogcalib_jax.runs.folder import open_folder, original_command, write_config
+from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
 from cogcalib_jax.runs.results import read_results, write_results
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.hub import model_folder
@@ -39,6 +39,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
 
     argv: the command line, kept for the record.
     """
+    folder = choose_folder(config.run_dir, "eval", resume=False)
     run = None if config.run is None else read_trained_run(config.run)
     base = config.model.path or base_path(run.model, run.data, run.pretrain, run.seed)
     adapter = config.adapter if run is None else str(Path(config.run) / "adapter")
@@ -52,7 +53,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
         load_adapter(adapter, decoder)
 
     # Only now: until here a mistake leaves nothing behind.
-    folder = open_folder(config.run_dir, "eval", resume=False)
+    make_folder(folder)
     command = original_command(folder, "eval.py", argv)
     write_config(folder, config)
     graphdef, adapter_state, frozen = nnx.split(decoder, nnx.LoRAParam, ...)

@@ -13,11 +13,11 @@ from cogcalib_jax.errors import UserError
 DEFAULT_ROOT = Path("runs")
 
 
-def open_folder(run_dir: str | None, name: str, resume: bool) -> Path:
-    """The folder of a run: a new one, or on `resume` the one that `run_dir` names.
+def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
+    """The folder of a run, not yet made: a new one, or on `resume` the one that `run_dir` names.
 
-    Raises UserError when the folder holds something already and `resume` is not set, when there
-    is nothing to resume, or when it cannot be written.
+    Asked for before anything slow. Raises UserError when the folder holds something already and
+    `resume` is not set, or when there is nothing to resume.
     """
     if run_dir is None:
         folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
@@ -34,13 +34,17 @@ def open_folder(run_dir: str | None, name: str, resume: bool) -> Path:
             f"{folder}: exists and is not empty; add --resume to continue it, or choose another"
             " --run-dir"
         )
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a chosen folder; UserError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be created ({error.strerror}); choose another"
         ) from error
-    return folder
 
 
 def write_config(folder: Path, config: Any) -> None:

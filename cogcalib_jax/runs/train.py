@@ -25,12 +25,13 @@ from cogcalib_jax.runs.assemble import (
     encode_splits,
     evaluation_sets,
     load_base_tokenizer,
+    require_even_batches,
     require_options_space,
     say,
 )
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.folder import open_folder, original_command, write_config
+from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
 from cogcalib_jax.runs.results import has_results, read_results, write_results
 from cogcalib_jax.training.finetune import (
     FinetuneResult,
@@ -87,6 +88,8 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
 
 def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
+    folder = choose_folder(config.run_dir, name, config.resume)
+    require_even_batches(config)
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
     tokenizer = load_base_tokenizer(base)
@@ -96,7 +99,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     assembled = assemble_model(config, config.lora, base)
 
     # Only now: until here a mistake leaves nothing behind.
-    folder = open_folder(config.run_dir, name, config.resume)
+    make_folder(folder)
     command = original_command(folder, "train.py", argv)
     if not config.resume:
         single = not config.compare
