@@ -1,0 +1,182 @@
+"""Prediction rows rescored by transformers from their text alone, with its tokenizer's defaults.
+
+What is read from a row to rescore it is `prompt` and `completions`, nothing else: anyone can do the
+same, and would notice a BOS too many, a completion tokenised out of context, or a truncation that
+is not in the text.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+
+import eval as eval_program  # noqa: E402
+from cogcalib_jax.data.world import WorldConfig  # noqa: E402
+from cogcalib_jax.data.world_tokenizer import build_tokenizer, save_tokenizer  # noqa: E402
+from tests.engine.quick import quick_compilation  # noqa: E402
+
+ROWS = 50
+TASKS = {"openbookqa": "openbookqa", "winogrande_s": "winogrande", "boolq": "boolq"}
+WORLD = WorldConfig(
+    entities=70, train=24, test=ROWS + 2, validation=12, calibration=40, style=16, seed=3
+)
+# Weights so large that the logits are spread out: a near-uniform model would forgive anything.
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.5,
+}
+FAMILIES = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    # A window much shorter than the prompts.
+    "mistral": (MistralConfig, {"sliding_window": 24}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(tmp_path_factory):
+    threads = torch.get_num_threads()
+    # Texts are too short to share out; idle threads only get in the way.
+    torch.set_num_threads(1)
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random model of a family beside a copy of a tokenizer, as one downloads them."""
+    made = {}
+
+    def make(family, tokenizer, vocab):
+        key = (family, str(tokenizer))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family)
+            config, more = FAMILIES[family]
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config(vocab_size=vocab, **SMALL | more))
+            model.save_pretrained(folder)
+            for file in tokenizer.iterdir():
+                shutil.copy(file, folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+def predictions(model, folder, *options):
+    task = options[options.index("--task") + 1]
+    command = ["--model.path", str(model), "--run-dir", str(folder), *options]
+    # All rows in one batch of one padded length: one compilation.
+    eval_program.main([*command, "--evaluation.batch-size", "64", "--evaluation.resamples", "100"])
+    rows = [json.loads(x) for x in (folder / f"predictions/{task}.jsonl").open(encoding="utf-8")]
+    assert len(rows) >= ROWS
+    return rows[:ROWS]
+
+
+class Rescorer:
+    """log p(completion | prompt) of texts, one text at a time and without padding."""
+
+    def __init__(self, folder):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._logprobs = {}
+
+    def __call__(self, prompt, completion):
+        n = len(self.tokenizer(prompt)["input_ids"])
+        ids = self.tokenizer(prompt + completion)["input_ids"]
+        logprobs = self._next(tuple(ids[:-1]), len(ids) - n)
+        return sum(logprobs[t, token].item() for t, token in enumerate(ids[n:]))
+
+    def _next(self, ids, keep):
+        # Options of one letter share their input.
+        if (ids, keep) not in self._logprobs:
+            with torch.no_grad():
+                logits = self.model(torch.tensor([ids]), logits_to_keep=keep).logits
+            self._logprobs = {(ids, keep): torch.log_softmax(logits[0], -1)}
+        return self._logprobs[ids, keep]
+
+
+def require_same(rows, folder):
+    rescore = Rescorer(folder)
+    for row in rows:
+        theirs = [rescore(row["prompt"], completion) for completion in row["completions"]]
+        np.testing.assert_allclose(row["option_logprobs"], theirs, rtol=0, atol=1e-4)
+        # And what follows from them.
+        probs = np.exp(theirs) / np.exp(theirs).sum()
+        best = int(np.argmax(row["option_logprobs"]))
+        assert row["prediction"] == best
+        np.testing.assert_allclose(row["option_probs"], probs, atol=1e-4)
+        assert row["confidence"] == pytest.approx(probs[best], abs=1e-4)
+        assert row["nll"] == pytest.approx(-np.log(probs[row["answer"]]), abs=1e-3)
+        assert row["vocab_confidence"] == pytest.approx(np.exp(theirs[best]), abs=1e-4)
+    spread = np.std([row["option_logprobs"][0] for row in rows])
+    assert spread > 0.1, "a model that says the same of every row proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "vocab", "task"),
+    [
+        *(("qwen2", "Qwen2.5-base", 151_936, task) for task in TASKS),
+        *(("mistral", "Mistral-7B-v0.1", 32_000, task) for task in TASKS),
+        ("llama", "Mistral-7B-v0.1", 32_000, "openbookqa"),
+    ],
+)
+def test_real_tokenizers(family, tokenizer, vocab, task, realdata, checkpoint, tmp_path):
+    folder = checkpoint(family, realdata / "tokenizers" / tokenizer, vocab)
+    rows = predictions(
+        folder,
+        tmp_path / "eval",
+        *("--task", task, "--data.path", str(realdata / TASKS[task])),
+        *("--data.test-rows", str(ROWS)),
+    )
+    require_same(rows, folder)
+
+
+def test_options_of_several_tokens(realdata, checkpoint, tmp_path):
+    folder = checkpoint("qwen2", realdata / "tokenizers" / "Qwen2.5-base", 151_936)
+    rows = predictions(
+        folder,
+        tmp_path / "eval",
+        *("--task", "openbookqa", "--data.path", str(realdata / "openbookqa")),
+        *("--data.test-rows", str(ROWS), "--data.prompt", "cloze"),
+    )
+    assert max(len(ids) for row in rows for ids in row["completion_ids"]) > 3
+    require_same(rows, folder)
+
+
+def test_a_real_checkpoint(realdata, tmp_path):
+    folder = realdata / "models" / "stories260K"
+    rows = predictions(
+        folder,
+        tmp_path / "eval",
+        *("--task", "openbookqa", "--data.path", str(realdata / "openbookqa")),
+        *("--data.test-rows", str(ROWS), "--data.max-length", "320"),
+    )
+    require_same(rows, folder)
+
+
+def test_the_worlds_own_tokenizer(checkpoint, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    save_tokenizer(WORLD, tmp_path / "tokenizer", 64)
+    vocab = build_tokenizer(WORLD).get_vocab_size()
+    folder = checkpoint("llama", tmp_path / "tokenizer", vocab)
+    sizes = ("entities", "train", "test", "validation", "calibration", "style", "seed")
+    options = [p for n in sizes for p in (f"--data.world.{n}", str(getattr(WORLD, n)))]
+    require_same(predictions(folder, tmp_path / "eval", "--task", "world", *options), folder)
