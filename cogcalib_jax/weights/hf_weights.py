@@ -8,6 +8,7 @@ layer N, stacked.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, open_folder, 
 
 # Buffers that old checkpoints carry and that are computed here.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# Of a file at a time, while loading.
+READ_BYTES = 16_000_000
 # What transformers writes where nothing else is asked.
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -81,34 +84,47 @@ def load_decoder(
 def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
     """A parameter of `target`'s shape, dtype and sharding from its tensor, or its layers'."""
 
-    def whole(index: tuple[slice, ...]) -> np.ndarray:
-        return parts[0].read(index).astype(target.dtype)
-
-    def stack(index: tuple[slice, ...]) -> np.ndarray:
-        # Filled in place: a stack of a list would hold every byte twice. The axis of layers is
-        # never cut (sharding.RULES).
-        out = np.empty((len(parts), *target.sharding.shard_shape(target.shape)[1:]), target.dtype)
-        for layer, part in enumerate(parts):
-            out[layer] = part.read(index[1:])
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        # The axis of layers is never cut (sharding.RULES).
+        out = np.empty(target.sharding.shard_shape(target.shape), target.dtype)
+        for rows, part in zip(out if stacked else [out], parts, strict=True):
+            _fill(rows, part, index[1:] if stacked else index)
         return out
 
-    return _from_slices(target, stack if stacked else whole)
+    return _from_slices(target, read)
+
+
+def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
+    """Copy `part[index]` into `out`, some rows at a time: what is read of a file counts as this
+    process's memory until it is closed, whole rows even where only some columns are wanted."""
+    first, *columns = index
+    start = first.start or 0
+    row_bytes = max(1, math.prod(part.shape[1:])) * DTYPES[part.dtype].itemsize
+    step = max(1, READ_BYTES // row_bytes)
+    for row in range(0, len(out), step):
+        stop = min(row + step, len(out))
+        out[row:stop] = part.read((slice(start + row, start + stop), *columns))
 
 
 def _from_slices(
     target: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
     """A global array whose shards `read(index)` gives. Devices that hold the same slice share one
-    reading of it."""
-    slices: dict[tuple, np.ndarray] = {}
+    reading of it.
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple((part.start, part.stop) for part in index)
-        if key not in slices:
-            slices[key] = read(index)
-        return slices[key]
-
-    return jax.make_array_from_callback(target.shape, target.sharding, shard)
+    One slice is on the host at a time. `jax.make_array_from_callback` calls for all slices before
+    it moves the first: a whole stack of layers would be held twice (measured on a checkpoint of
+    1 GB: 1.15 GB instead of 1.06).
+    """
+    indices = target.sharding.addressable_devices_indices_map(target.shape)
+    holders: dict[tuple, list[jax.Device]] = {}
+    for device, index in indices.items():
+        holders.setdefault(tuple((part.start, part.stop) for part in index), []).append(device)
+    shards = []
+    for devices in holders.values():
+        part = read(indices[devices[0]])
+        shards += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, shards)
 
 
 def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
