@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import from_yaml
+from cogcalib_jax.configlib import from_yaml, given_values, load_config
 from cogcalib_jax.errors import UserError
 from tests.configlib.example import Adapter, Config, Method, Model, load, nested, refusal
 
@@ -146,3 +146,26 @@ def test_an_override_mends_a_bad_value_of_the_preset(preset):
         load("--model.adapter.rank", "2", preset=path)
     with pytest.raises(UserError, match="rank = 0"):
         load("--seed", "1", preset=path)
+
+
+def test_the_items_of_a_list_may_stand_apart():
+    for argv in (["--compare", "sft", "cols"], ["--compare", "sft,cols"], ["--compare=sft,cols"]):
+        assert load(*argv, "--seed", "4").config == Config(compare=("sft", "cols"), seed=4)
+
+
+def test_a_start_stands_for_what_is_given_nowhere(preset):
+    start = Config(seed=8, name="start", model=Model(Adapter(rank=3), path="base"))
+    argv = ["--config", str(preset("name: x\nmodel: {adapter: {scale: 5}}")), "--model.path", "y"]
+    loaded = load_config(Config, argv, prog="", description="", start=start)
+    assert loaded.config == Config(seed=8, name="x", model=Model(Adapter(3, 5.0), path="y"))
+
+
+def test_given_values_are_those_of_preset_and_command_line_with_their_types(preset):
+    path = str(preset("seed: 3\nmodel: {adapter: {rank: -1}}"))
+    given = given_values(Config, ["--config", path, "--run-dir", "r", "--compare", "sft"])
+    assert given == {
+        "seed": 3,
+        "model.adapter.rank": -1,  # a range is no type
+        "run_dir": Path("r"),
+        "compare": ("sft",),
+    }
