@@ -25,7 +25,6 @@ from flax import nnx
 from cogcalib_jax.configlib import Loaded, check, load_config, to_dict
 from cogcalib_jax.data.batching import Batch, length_buckets
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
 from cogcalib_jax.errors import UserError
@@ -39,6 +38,8 @@ from cogcalib_jax.runs.assemble import (
     assemble_model,
     base_path,
     encode_splits,
+    load_base_tokenizer,
+    require_even_batches,
     require_options_space,
     say,
 )
@@ -95,7 +96,7 @@ def bench_train(argv: list[str], default_preset: Path) -> str:
     _refuse_meaningless(loaded)
     file = None if loaded.config.json is None else Path(loaded.config.json)
     if file is not None:
-        _require_writable(file)
+        require_writable(file)
     figures = measure(loaded.config)
     if file is not None:
         command = shlex.join(["python", "bench.py", "train", *argv])
@@ -109,7 +110,7 @@ def _refuse_meaningless(loaded: Loaded[TrainBenchConfig]) -> None:
         raise UserError(f"command line: {option} has no meaning for a benchmark; {REFUSED[path]}")
 
 
-def _require_writable(file: Path) -> None:
+def require_writable(file: Path) -> None:
     """Before minutes of measuring, not after."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,9 +145,10 @@ class Measured(NamedTuple):
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; see `_figures`."""
     run = config.run_config()
+    require_even_batches(run)
     base = base_path(run.model, run.data, run.pretrain, run.seed)
     say(f"== Data and model: {run.data.task} with {base}")
-    splits = encode_splits(run.data, load_tokenizer(base), run.seed)
+    splits = encode_splits(run.data, load_base_tokenizer(base), run.seed)
     require_options_space(run, splits)
     assembled = assemble_model(run, run.lora, base)
     trainable = Trainable(
