@@ -1,16 +1,21 @@
-"""Measure what runs cost: `python bench.py train` times each method's training step."""
+"""Measure what runs cost: `train` times each method's training step, `load` reads a checkpoint."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.experiments.bench_load import bench_load
 from cogcalib_jax.experiments.bench_train import bench_train
 
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
-COMMANDS: dict[str, Callable[[list[str], Path], str]] = {"train": bench_train}
+COMMANDS: dict[str, Callable[[list[str]], str]] = {
+    "train": partial(bench_train, default_preset=DEFAULT_PRESET),
+    "load": bench_load,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +28,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in COMMANDS:
         found = f"{argv[0]!r} is no command" if argv else "a command is missing"
         raise UserError(f"bench.py: {found}; write python bench.py COMMAND (allowed: {names})")
-    print(COMMANDS[argv[0]](argv[1:], DEFAULT_PRESET))
+    print(COMMANDS[argv[0]](argv[1:]))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_options_of_several_tokens_are_measured_too(preset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "a command is missing; write python bench.py COMMAND (allowed: train)"),
+        ([], "a command is missing; write python bench.py COMMAND (allowed: train, load)"),
         (["run"], "'run' is no command"),
         (["train", "--methods", "sft,magic"], "methods = sft,magic: must be of sft, ls"),
         (["train", "--methods", "cols,cols=0.1"], "must name each method once"),
