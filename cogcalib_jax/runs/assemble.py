@@ -134,6 +134,16 @@ def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) ->
             )
 
 
+def require_true_labels(config: RunConfig, train: EncodedSplit) -> None:
+    """The oracle gate needs rows that say what the base knows, as only the world's do."""
+    gates = {method.gate for method in config.resolved_methods().values()}
+    if "oracle" in gates and not all("known" in row.example.extra for row in train):
+        raise UserError(
+            f"method.gate = oracle: rows of {config.data.task} do not say what the base knows; use"
+            " it with task world, or the gate frozen_labels"
+        )
+
+
 @dataclass(frozen=True)
 class Assembled:
     """A model on its devices, taken apart for training."""

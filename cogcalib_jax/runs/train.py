@@ -27,6 +27,7 @@ from cogcalib_jax.runs.assemble import (
     load_base_tokenizer,
     require_even_batches,
     require_options_space,
+    require_true_labels,
     say,
 )
 from cogcalib_jax.runs.calibration import write_calibration
@@ -95,6 +96,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     tokenizer = load_base_tokenizer(base)
     splits = encode_splits(config.data, tokenizer, config.seed)
     require_options_space(config, splits)
+    require_true_labels(config, splits["train"])
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
     assembled = assemble_model(config, config.lora, base)
 

@@ -4,8 +4,18 @@ import json
 
 import pytest
 
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.runs.assemble import load_base_tokenizer
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.runs.assemble import (
+    load_base_tokenizer,
+    require_even_batches,
+    require_true_labels,
+)
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.training.config import TrainingConfig
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
 
@@ -20,3 +30,31 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(more, fits, tmp_path):
         return
     with pytest.raises(UserError, match=rf"ids up to {rows:,}, its embedding {rows:,} rows"):
         load_base_tokenizer(tmp_path)
+
+
+def rows(extra):
+    example = Example(id="1", question="q", choices=("a", "b"), answer=0, extra=extra)
+    return EncodedSplit([Encoded("1", "q", (" a", " b"), (1,), ((2,), (3,)), 0, example)])
+
+
+def test_the_oracle_gate_is_refused_where_no_row_says_what_is_known():
+    oracle = RunConfig(method=MethodConfig(term="ls", gate="oracle"))
+    require_true_labels(oracle, rows({"known": True}))
+    with pytest.raises(UserError, match="method.gate = oracle"):
+        require_true_labels(oracle, rows({}))
+    require_true_labels(RunConfig(method=MethodConfig(name="cols")), rows({}))
+
+
+def test_batches_that_devices_cannot_share_evenly_are_refused():
+    """The tests' eight devices: micro-batches of 4 cannot be spread over data = 8."""
+    halves = TrainingConfig(batch_size=8, accumulation=2)
+    with pytest.raises(UserError, match="= 4: cannot be spread over 8 devices"):
+        require_even_batches(RunConfig(training=halves))
+    require_even_batches(RunConfig(training=halves, mesh=MeshConfig(tensor=2)))
+    with pytest.raises(UserError, match="does not fit 8 device"):
+        require_even_batches(RunConfig(mesh=MeshConfig(tensor=3)))
+
+
+def test_a_config_that_names_data_but_no_base_is_refused():
+    with pytest.raises(UserError, match="model.path"):
+        RunConfig(data=DataConfig(task="openbookqa"))
