@@ -8,7 +8,7 @@ from pathlib import Path
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.runs.config import RunConfig, settle_comparison
+from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
 from cogcalib_jax.runs.train import train_run
 
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
     loaded = load_config(
         RunConfig, argv, prog="train.py", description=__doc__, default_preset=DEFAULT_PRESET
     )
+    require_nothing_retyped(loaded)
     folder = train_run(settle_comparison(loaded), loaded.preset.stem, argv)
     print(write_report(folder))
 

@@ -195,3 +195,9 @@ def test_resuming_needs_a_folder_and_the_same_config(cols, base, tmp_path, capsy
     command = arguments(base, tmp_path / "run", "--resume", "--method.name", "cols")
     refused([*command, "--training.learning-rate", "0.5"], "training.learning_rate", capsys)
     assert (tmp_path / "run/eval.json").read_bytes() == (cols / "eval.json").read_bytes()
+
+
+def test_the_adapter_says_which_temperature_the_comparison_used(comparison):
+    rescaled = results(comparison / "comparison.json")["sft_temperature"]["world"]
+    calibration = results(comparison / "sft" / "adapter" / "calibration.json")
+    assert calibration["temperature"]["value"] == rescaled["temperature"]

@@ -56,6 +56,7 @@ REFUSED = {
     "method.name": "name the methods with --methods",
     "method.term": "name the methods with --methods",
     "method.gate": "name the methods with --methods",
+    "adapter": "a step takes as long from any values; say lora.rank and lora.targets",
     "run_dir": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flax import nnx
@@ -22,9 +22,12 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
+from cogcalib_jax.weights.hub import model_folder
+from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 
 
 def say(text: str) -> None:
@@ -154,9 +157,21 @@ class Assembled:
     lora: nnx.State
 
 
+def with_own_lora(config: RunConfig) -> RunConfig:
+    """`config` with rank, alpha and targets of the adapter it starts from, where it names one."""
+    if config.adapter is None:
+        return config
+    stored = read_lora_config(config.adapter)
+    return replace(config, lora=replace(stored, dropout=config.lora.dropout))
+
+
 def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
-    """Load the base onto the mesh, with fresh LoRA parameters."""
+    """Load the base onto the mesh, with the LoRA parameters of `config.adapter` or fresh ones."""
+    if config.adapter is not None:
+        require_trained_on(Path(config.adapter), model_folder(base))
     mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.seed)
+    if config.adapter is not None:
+        load_adapter(config.adapter, decoder)
     model, parameters = split_model(decoder)
     return Assembled(mesh, decoder, model, parameters)
 

@@ -39,6 +39,8 @@ class RunConfig:
     """the base model"""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """the trained adapter"""
+    adapter: str | None = None
+    """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
     method: MethodConfig = field(default_factory=MethodConfig)
     """the calibration term and its gate"""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -109,6 +111,16 @@ def _parse_entry(entry: str, field: str = "compare") -> tuple[str, float | None]
         raise FieldError(field, allowed) from error
     check(value >= 0, field, f"must have weights of at least 0 (got {entry!r})")
     return name, value
+
+
+def require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
+    """An adapter that a run starts from says itself how large it is and where it sits."""
+    retyped = sorted({"lora.rank", "lora.alpha", "lora.targets"} & loaded.explicit)
+    if loaded.config.adapter is not None and retyped:
+        raise UserError(
+            f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
+            " targets hold; leave it out"
+        )
 
 
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:

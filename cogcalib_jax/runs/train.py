@@ -29,6 +29,7 @@ from cogcalib_jax.runs.assemble import (
     require_options_space,
     require_true_labels,
     say,
+    with_own_lora,
 )
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
@@ -66,6 +67,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
     name: what a default run folder is called after; argv: the command line, kept for the record.
     """
     run = prepare(config, name, argv)
+    config = run.config
     style_folder = run.folder / "style"
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
@@ -90,6 +92,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
 def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
     folder = choose_folder(config.run_dir, name, config.resume)
+    config = with_own_lora(config)
     require_even_batches(config)
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
