@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, or not at all and with the reason."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +73,14 @@ def test_a_step_that_is_there_already_is_not_written_again(tmp_path):
 def test_another_config_is_refused_by_field(tmp_path):
     checkpoints = saved(tmp_path)
     other = {"seed": 0, "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}}
-    with pytest.raises(UserError, match=r"lora\.rank is 8 .* made with 4|lora\.rank"):
+    with pytest.raises(UserError, match=r"lora\.rank is 4 but the checkpoint was made with 8"):
         checkpoints.restore(tree(), other)
     with pytest.raises(UserError, match="phase"):
         checkpoints.restore(tree(), IDENTITY | {"phase": "style"})
 
 
+# Orbax leaves the tasks of a read that failed unfinished.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
 def test_a_flipped_bit_is_noticed_wherever_it_lies(tmp_path):
     """In array data, where Orbax itself notices nothing, and in the files it finds them by. What
     it does not read to restore may be damaged: then the tree is still the right one."""
@@ -104,6 +108,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_lies(tmp_path):
                 }
         path.write_bytes(whole)
     assert refused.count(max(files, key=lambda p: p.stat().st_size)) >= 3
+    gc.collect()
     assert {"_CHECKPOINT_METADATA", "manifest.ocdbt"} <= {path.name for path in refused}
 
 

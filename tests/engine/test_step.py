@@ -21,6 +21,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
+from tests.engine.quick import quick_compilation
 from tests.engine.tiny import micro_batches, questions, tiny_decoder
 from tests.models.small import one_device
 
@@ -29,6 +30,12 @@ COLS = MethodConfig(name="cols", weight=0.5).resolve()
 # Plain SGD beside AdamW's normalising first step, in which a gradient's size would not show.
 OPTIMIZER = optax.sgd(0.1)
 MESHES = {"8x1x1": MeshConfig(8, 1, 1), "1x8x1": MeshConfig(1, 8, 1), "2x2x2": MeshConfig(2, 2, 2)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 class Stepper:

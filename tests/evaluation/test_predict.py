@@ -14,12 +14,19 @@ from cogcalib_jax.evaluation.predict import (
     prediction_rows,
     write_predictions,
 )
+from tests.engine.quick import quick_compilation
 from tests.engine.tiny import option_logprob, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device
 
 # Three to five options; 10 rows in batches of 4, so that the last batch is filled up.
 SPLITS = {"single": questions(10), "several": questions(10, tokens=3)}
 TEMPERATURE = 1.7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(tmp_path_factory):
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @cache
