@@ -22,7 +22,10 @@ PARAMETERS = {shape: count for shape, count, _ in PUBLISHED.values()} | {
     "llama3-70b": 70_553_706_496,
     "qwen2.5-0.5b": 494_032_768,
 }
-NOT_IN_A_PRESET = {"stories260k_openbookqa": ["--model.path", "BASE"]}
+NOT_IN_A_PRESET = {
+    "stories260k_openbookqa": ["--model.path", "BASE"],
+    "own_questions": ["--model.path", "BASE", "--data.path", "FOLDER"],
+}
 
 
 def load(preset: Path) -> RunConfig:
