@@ -194,6 +194,10 @@ def test_resuming_needs_a_folder_and_the_same_config(cols, base, tmp_path, capsy
     shutil.copytree(cols, tmp_path / "run")
     command = arguments(base, tmp_path / "run", "--resume", "--method.name", "cols")
     refused([*command, "--training.learning-rate", "0.5"], "training.learning_rate", capsys)
+    # Also when it was killed before its first checkpoint.
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    shutil.rmtree(tmp_path / "run/style")
+    refused([*command, "--seed", "7"], "seed is 7 but it was started with", capsys)
     assert (tmp_path / "run/eval.json").read_bytes() == (cols / "eval.json").read_bytes()
 
 

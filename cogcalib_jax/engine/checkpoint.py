@@ -87,7 +87,7 @@ class Checkpoints:
             stored_identity, checksums = stored["identity"], stored["sha256"]
         except unreadable as error:
             raise self._damaged(step, "its metadata cannot be read") from error
-        _require_same_identity(self.folder, stored_identity, identity)
+        require_same_identity(self.folder, stored_identity, identity)
         abstract = jax.tree.map(ocp_abstract, like)
         try:
             tree = self._manager.load(step, abstract)
@@ -116,9 +116,10 @@ def ocp_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    # Through JSON, as the stored one went: tuples become lists.
-    wanted = json.loads(json.dumps(wanted))
+def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to resume what was started with other settings, naming the first that differs."""
+    # Through JSON, as stored ones went: tuples become lists.
+    stored, wanted = json.loads(json.dumps([stored, wanted]))
 
     def differences(a: Any, b: Any, path: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
@@ -127,7 +128,7 @@ def _require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[st
                 for key in sorted(a.keys() | b.keys())
                 for line in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
             ]
-        return [] if a == b else [f"{path} is {b!r} but the checkpoint was made with {a!r}"]
+        return [] if a == b else [f"{path} is {b!r} but it was started with {a!r}"]
 
     different = differences(stored, wanted, "")
     if different:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import FieldError, Loaded, check, to_dict
+from cogcalib_jax.configlib import FieldError, Loaded, check, from_yaml, to_dict
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
+from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.method.config import ALIASES, LossConfig, MethodConfig
@@ -121,6 +122,17 @@ def require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
             f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
             " targets hold; leave it out"
         )
+
+
+def require_same_config(folder: Path, config: RunConfig) -> None:
+    """A resumed run is the run that was started, also before its first checkpoint."""
+    file = folder / "config.yaml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); start the run again") from error
+    stored = from_yaml(RunConfig, text, file)
+    require_same_identity(folder, stored.identity(), config.identity())
 
 
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:

@@ -32,7 +32,7 @@ from cogcalib_jax.runs.assemble import (
     with_own_lora,
 )
 from cogcalib_jax.runs.calibration import write_calibration
-from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
 from cogcalib_jax.runs.results import has_results, read_results, write_results
 from cogcalib_jax.training.finetune import (
@@ -106,9 +106,11 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
     command = original_command(folder, "train.py", argv)
-    if not config.resume:
-        single = not config.compare
-        write_config(folder, config.for_method(config.method.resolve()) if single else config)
+    written = config if config.compare else config.for_method(config.method.resolve())
+    if config.resume:
+        require_same_config(folder, written)
+    else:
+        write_config(folder, written)
     trainable = Trainable(
         model=assembled.model,
         mesh=assembled.mesh,

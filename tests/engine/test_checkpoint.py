@@ -73,7 +73,7 @@ def test_a_step_that_is_there_already_is_not_written_again(tmp_path):
 def test_another_config_is_refused_by_field(tmp_path):
     checkpoints = saved(tmp_path)
     other = {"seed": 0, "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}}
-    with pytest.raises(UserError, match=r"lora\.rank is 4 but the checkpoint was made with 8"):
+    with pytest.raises(UserError, match=r"lora\.rank is 4 but it was started with 8"):
         checkpoints.restore(tree(), other)
     with pytest.raises(UserError, match="phase"):
         checkpoints.restore(tree(), IDENTITY | {"phase": "style"})

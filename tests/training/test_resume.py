@@ -140,7 +140,7 @@ def test_another_run_does_not_continue_it(whole, style):
     other = trainer()
     object.__setattr__(other.trainable, "identity", {"seed": 1})
     try:
-        with pytest.raises(UserError, match="seed is 1 but the checkpoint was made with 0"):
+        with pytest.raises(UserError, match="seed is 1 but it was started with 0"):
             finetune(other, COLS, style[1], style[0], folder)
     finally:
         object.__setattr__(other.trainable, "identity", {"seed": 0})
