@@ -39,6 +39,7 @@ from cogcalib_jax.runs.assemble import (
     base_path,
     encode_splits,
     load_base_tokenizer,
+    make_trainable,
     require_even_batches,
     require_options_space,
     say,
@@ -152,16 +153,7 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     splits = encode_splits(run.data, load_base_tokenizer(base), run.seed)
     require_options_space(run, splits)
     assembled = assemble_model(run, run.lora, base)
-    trainable = Trainable(
-        model=assembled.model,
-        mesh=assembled.mesh,
-        training=run.training,
-        loss=run.loss,
-        checkpoint=run.checkpoint,
-        dropout=run.lora.dropout > 0,
-        seed=run.seed,
-        identity={},
-    )
+    trainable = make_trainable(run, assembled)
     prepared = _prepare(run, trainable, splits["train"], assembled.decoder.config, config.steps)
     shapes = {p.batch.input_ids.shape: p for p in prepared}
 

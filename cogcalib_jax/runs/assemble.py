@@ -21,6 +21,7 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
+from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
@@ -199,3 +200,17 @@ def load_on_mesh(
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     say(f"   {device}, mesh {shape}, {dtype.name}, attention {model.attention}")
     return mesh, decoder
+
+
+def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
+    """What all phases of a run share, from its config and its model."""
+    return Trainable(
+        model=assembled.model,
+        mesh=assembled.mesh,
+        training=config.training,
+        loss=config.loss,
+        checkpoint=config.checkpoint,
+        dropout=config.lora.dropout > 0,
+        seed=config.seed,
+        identity=config.identity(),
+    )

@@ -25,6 +25,7 @@ from cogcalib_jax.runs.assemble import (
     encode_splits,
     evaluation_sets,
     load_base_tokenizer,
+    make_trainable,
     require_even_batches,
     require_options_space,
     require_true_labels,
@@ -42,7 +43,6 @@ from cogcalib_jax.training.finetune import (
     make_trainer,
     style_phase,
 )
-from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
 
@@ -111,16 +111,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
         require_same_config(folder, written)
     else:
         write_config(folder, written)
-    trainable = Trainable(
-        model=assembled.model,
-        mesh=assembled.mesh,
-        training=config.training,
-        loss=config.loss,
-        checkpoint=config.checkpoint,
-        dropout=config.lora.dropout > 0,
-        seed=config.seed,
-        identity=config.identity(),
-    )
+    trainable = make_trainable(config, assembled)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     trainer = make_trainer(trainable, config.evaluation, training_splits)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)

@@ -148,13 +148,14 @@ def run_phase(
     log = _StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     labels = np.asarray(progress.labels)
+    weight = trainable.scalar(phase.method.weight)
     bar = tqdm(total=phase.steps, initial=start, desc=phase.title, unit="step")
     with bar:
         for step in range(start, phase.steps):
             tokens, batch, batch_labels = micro_batches(
                 trainable, phase.encoded, step, buckets, labels
             )
-            gate = GateInputs(progress.threshold, trainable.scalar(phase.method.weight))
+            gate = GateInputs(progress.threshold, weight)
             state, metrics = step_function(
                 progress.state, trainable.model.frozen, batch, batch_labels, gate, key
             )
