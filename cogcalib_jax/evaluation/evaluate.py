@@ -15,7 +15,7 @@ import jax
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.metrics import summarize
 
 VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")

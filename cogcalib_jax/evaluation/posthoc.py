@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.evaluation.predictions import Predictions
 
 # log-temperatures: 1/100 to 100.
 LOG_RANGE = np.log(100.0)

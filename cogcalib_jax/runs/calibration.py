@@ -14,7 +14,7 @@ from cogcalib_jax.data.tokenization import special_prefix, template_of
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import VERSIONED, write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, HASH_OF, base_hash

@@ -10,7 +10,7 @@ from typing import Any
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
-from cogcalib_jax.evaluation.predict import Predictions, write_predictions
+from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
 
 FILE = "eval.json"
 

@@ -16,7 +16,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import (
     Assembled,

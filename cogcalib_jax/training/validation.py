@@ -15,7 +15,8 @@ from flax import nnx
 
 from cogcalib_jax import metrics
 from cogcalib_jax.data.example import Encoded
-from cogcalib_jax.evaluation.predict import Predictions, Predictor
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.training.journal import Journal
 
 

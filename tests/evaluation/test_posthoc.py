@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predict import Predictions
+from cogcalib_jax.evaluation.predictions import Predictions
 
 
 def calibration(seed=0, n=400, scale=3.0, options=4, normalisation="sum", tokens=1) -> Predictions:

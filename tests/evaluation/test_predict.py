@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import (
-    Predictions,
-    Predictor,
-    prediction_rows,
-    write_predictions,
-)
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.evaluation.predictions import Predictions, prediction_rows, write_predictions
 from tests.engine.quick import quick_compilation
 from tests.engine.tiny import option_logprob, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device

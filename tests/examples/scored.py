@@ -19,7 +19,8 @@ from cogcalib_jax.data.tasks.custom import read_custom
 from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import Predictions, Predictor
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder

@@ -7,7 +7,7 @@ import pytest
 
 from cogcalib_jax.data.batching import epoch_rows
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.predict import prediction_rows
+from cogcalib_jax.evaluation.predictions import prediction_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gate import fit_threshold
 from cogcalib_jax.training.finetune import finetune, fixed_labels, style_phase
