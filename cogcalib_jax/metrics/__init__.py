@@ -42,7 +42,7 @@ from cogcalib_jax.metrics.scores import (
     vocab_brier_per_row,
     vocab_nll_per_row,
 )
-from cogcalib_jax.metrics.summary import summarize
+from cogcalib_jax.metrics.summary import summarize, summarize_confidence
 
 __all__ = [
     "InvalidRows",
@@ -71,6 +71,7 @@ __all__ = [
     "reliability_bins",
     "risk_coverage",
     "summarize",
+    "summarize_confidence",
     "top_label",
     "vocab_brier_per_row",
     "vocab_nll_per_row",

@@ -16,7 +16,7 @@ from cogcalib_jax.metrics.calibration import (
 )
 from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
 from cogcalib_jax.metrics.resampling import bootstrap_intervals
-from cogcalib_jax.metrics.rows import FloatArray, IntArray, check_options
+from cogcalib_jax.metrics.rows import FloatArray, IntArray, check_confidence, check_options
 from cogcalib_jax.metrics.scores import (
     accuracy,
     brier_per_row,
@@ -29,7 +29,7 @@ from cogcalib_jax.metrics.scores import (
 
 
 def _calibration_summary(
-    confidence: FloatArray, correct: FloatArray, bins: int, draws: int, seed: int
+    confidence: ArrayLike, correct: ArrayLike, bins: int, draws: int, seed: int
 ) -> dict[str, Any]:
     floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed)
     observed = ece(confidence, correct, bins=bins)
@@ -62,6 +62,38 @@ def _vocab_summary(
     return _calibration_summary(confidence, correct, bins, draws, seed) | scores
 
 
+def _top_label_summary(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    nll_rows: FloatArray,
+    brier_rows: FloatArray,
+    bins: int,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What follows from confidence and correctness [rows], and the rows' proper scores [rows]."""
+    intervals = bootstrap_intervals(
+        confidence,
+        correct,
+        {"nll": nll_rows, "brier": brier_rows},
+        resamples=resamples,
+        seed=seed,
+    )
+    return {
+        "n": len(nll_rows),
+        **_calibration_summary(confidence, correct, bins, resamples, seed),
+        "ece_debiased": ece_debiased(confidence, correct, bins=bins),
+        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=bins),
+        "ece_smooth": ece_smooth(confidence, correct),
+        "mce": mce(confidence, correct, bins=bins),
+        "nll": float(nll_rows.mean()),
+        "brier": float(brier_rows.mean()),
+        "aurc": aurc(confidence, correct),
+        "coverage_at_90": coverage_at_accuracy(confidence, correct, 0.9),
+        "ci95": {k: intervals[k] for k in ("accuracy", "nll", "brier", "auroc", "confidence")},
+    }
+
+
 def summarize(
     option_probs: ArrayLike,
     option_mask: ArrayLike,
@@ -86,28 +118,39 @@ def summarize(
     prediction, confidence, correct = top_label(probs, mask, answers)
     nll_rows = nll_per_row(option_probs, mask, answers)
     brier_rows = brier_per_row(option_probs, mask, answers)
-    intervals = bootstrap_intervals(
-        confidence,
-        correct,
-        {"nll": nll_rows, "brier": brier_rows},
-        resamples=resamples,
-        seed=seed,
-    )
     vocab = None
     if vocab_option_probs is not None:
         vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, bins, resamples, seed)
     return {
-        "n": len(answers),
-        **_calibration_summary(confidence, correct, bins, resamples, seed),
-        "ece_debiased": ece_debiased(confidence, correct, bins=bins),
-        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=bins),
+        **_top_label_summary(confidence, correct, nll_rows, brier_rows, bins, resamples, seed),
         "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
-        "ece_smooth": ece_smooth(confidence, correct),
-        "mce": mce(confidence, correct, bins=bins),
-        "nll": float(nll_rows.mean()),
-        "brier": float(brier_rows.mean()),
-        "aurc": aurc(confidence, correct),
-        "coverage_at_90": coverage_at_accuracy(confidence, correct, 0.9),
         "vocab": vocab,
-        "ci95": {k: intervals[k] for k in ("accuracy", "nll", "brier", "auroc", "confidence")},
     }
+
+
+def summarize_confidence(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    bins: int = 15,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """The metrics of answers of which only the confidence is known: no options, no classes.
+
+    As `summarize`, with the proper scores of a binary forecast of "the answer is correct": Brier is
+    the mean of (confidence - correct)^2, from 0 to 1 (half the sum form over two options), NLL the
+    log loss in nats. JSON-able, None where undefined, no NaN.
+
+    Args:
+        confidence: [rows]. correct: [rows] of 0 and 1.
+        bins, seed, resamples: as for `summarize`.
+    """
+    _, hits = check_confidence(confidence, correct)
+    values = np.asarray(confidence)
+    right_or_wrong = np.stack([values, 1 - values], axis=1)
+    outcome = (1 - hits).astype(np.int64)
+    two = np.full(len(hits), 2)
+    nll_rows = nll_per_row(right_or_wrong, two, outcome)
+    brier_rows = brier_per_row(right_or_wrong, two, outcome) / 2
+    return _top_label_summary(confidence, correct, nll_rows, brier_rows, bins, resamples, seed)
