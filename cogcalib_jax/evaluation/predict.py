@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
@@ -17,6 +17,9 @@ from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predictions import Predictions
 
+Score = Callable[[Iterable[Batch]], tuple[np.ndarray, np.ndarray]]
+"""A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
+
 
 class Predictor:
     """Scores splits with one model; compiled once per shape whatever the LoRA parameters are."""
@@ -30,36 +33,61 @@ class Predictor:
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
     ) -> Predictions:
         """Predictions of `encoded`; a temperature costs a second pass, for the vocabulary."""
-        options = max(len(e.completions) for e in encoded)
-        tokens = np.zeros((len(encoded), options), int)
-        for i, e in enumerate(encoded):
-            tokens[i, : len(e.completion_ids)] = [len(ids) for ids in e.completion_ids]
         return Predictions(
-            logprobs=self._logprobs(lora, encoded, tokens, 1.0),
-            tokens=tokens,
+            logprobs=self._logprobs(lora, encoded, 1.0),
+            tokens=option_tokens(encoded),
             answers=np.array([e.answer for e in encoded]),
             normalisation=self._config.normalisation,
             temperature=temperature,
             tempered_logprobs=(
-                None if temperature == 1.0 else self._logprobs(lora, encoded, tokens, temperature)
+                None if temperature == 1.0 else self._logprobs(lora, encoded, temperature)
             ),
         )
 
     def _logprobs(
-        self, lora: nnx.State, encoded: Sequence[Encoded], tokens: np.ndarray, temperature: float
+        self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float
     ) -> np.ndarray:
-        logprobs = np.full(tokens.shape, np.nan)
-        size, buckets = self._config.batch_size, _buckets(encoded)
-        if single_token_options(encoded):
-            batches = eval_batches(encoded, size, buckets)
-            rows, values = self._single(lora, batches, temperature)
-            logprobs[rows, : values.shape[1]] = values
-        else:
-            chosen: list[np.ndarray] = []
-            batches = _remember(option_batches(encoded, size, buckets), chosen)
-            rows, values = self._whole(lora, batches, temperature)
-            logprobs[rows, np.concatenate(chosen)] = values
-        return np.where(tokens > 0, logprobs, np.nan)
+        return option_scores(
+            encoded,
+            self._config.batch_size,
+            lambda batches: self._single(lora, batches, temperature),
+            lambda batches: self._whole(lora, batches, temperature),
+        )
+
+
+def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
+    """[n, k] int: tokens of each completion, 0 where there is no option."""
+    tokens = np.zeros((len(encoded), max(len(e.completions) for e in encoded)), int)
+    for i, e in enumerate(encoded):
+        tokens[i, : len(e.completion_ids)] = [len(ids) for ids in e.completion_ids]
+    return tokens
+
+
+def option_scores(
+    encoded: Sequence[Encoded], batch_size: int, single: Score, whole: Score
+) -> np.ndarray:
+    """Log-probability of every option of every question, `[n, k, ...]` nats; NaN where there is
+    none.
+
+    single: scores all options of a row of a batch at once, `[n, options, ...]`, where each is one
+    token; whole: scores one completion a row, `[n, ...]`. Further axes are kept (members of an
+    ensemble).
+    """
+    buckets = _buckets(encoded)
+    if single_token_options(encoded):
+        places, values = single(eval_batches(encoded, batch_size, buckets))
+        columns = np.arange(values.shape[1])
+        places = places[:, None]
+    else:
+        chosen: list[np.ndarray] = []
+        places, values = whole(_remember(option_batches(encoded, batch_size, buckets), chosen))
+        columns = np.concatenate(chosen)
+    exists = option_tokens(encoded) > 0
+    further = values.shape[places.ndim :]
+    scores = np.full((*exists.shape, *further), np.nan)
+    scores[places, columns] = values
+    scores[~exists] = np.nan
+    return scores
 
 
 def _buckets(encoded: Sequence[Encoded]) -> tuple[int, ...]:
