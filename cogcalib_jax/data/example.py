@@ -18,18 +18,26 @@ class NoLabel(BadRow):
 
 @dataclass(frozen=True)
 class Example:
-    """One question with a closed set of answers."""
+    """One question: with options to choose from, or open, with the answers that are accepted."""
 
     id: str
     question: str
     choices: tuple[str, ...]
+    """the options; of an open question its reference answer alone, which training completes"""
     answer: int
-    """index of the right choice"""
+    """index of the right choice; 0 for an open question"""
     passage: str = ""
     group: str | None = None
     """rows of one group never lie in two splits (twin sentences, questions about one person)"""
     extra: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about the row, carried into predictions"""
+    aliases: tuple[str, ...] = ()
+    """accepted answers of an open question, the reference first; () for one with options"""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer is written freely instead of chosen."""
+        return bool(self.aliases)
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,18 @@ class EncodedSplit(tuple[Encoded, ...]):
         return max((len(row.completion_ids) for row in self), default=0)
 
     @cached_property
+    def is_open(self) -> bool:
+        """Whether its questions are open; loading refuses a split of both kinds."""
+        return bool(self) and all(row.example.is_open for row in self)
+
+    @cached_property
     def single_token_options(self) -> bool:
-        """Whether every option is one token, and another one for every option of a row."""
-        return all(len(ids) == 1 for row in self for ids in row.completion_ids) and all(
-            len(set(row.completion_ids)) == len(row.completion_ids) for row in self
+        """Whether every option is one token, and another one for every option of a row.
+
+        An open question has no options, however short its answer.
+        """
+        return (
+            not self.is_open
+            and all(len(ids) == 1 for row in self for ids in row.completion_ids)
+            and all(len(set(row.completion_ids)) == len(row.completion_ids) for row in self)
         )

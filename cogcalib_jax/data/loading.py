@@ -1,6 +1,7 @@
 """From a DataConfig to examples: read, refuse what cannot be used, split."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cogcalib_jax.data import sources
@@ -29,6 +30,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     names = _split_names(task, config)
     notes: list[str] = []
     official = {name: _read(task, split, config, notes) for name, split in names.items()}
+    _require_one_kind(config, official)
     if task.group is not None:
         official = _grouped(task, official)
     splits = make_splits(
@@ -37,16 +39,32 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     return Splits(**dict(splits.items()), notes=(*notes, *splits.notes))
 
 
-def load_test(config: DataConfig, seed: int) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """The test split alone, and notes: for evaluation of what was trained elsewhere.
+def groups_of(task: str) -> tuple[str, ...]:
+    """Names that TASK:GROUP accepts for `task`; () where it has no groups."""
+    return tuple(TASKS[task].groups)
 
-    A `config.path` that is one file is the test set as a whole.
+
+def load_test(
+    config: DataConfig, seed: int, group: str | None = None
+) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """The test split alone, or one group of questions, and notes: for evaluation.
+
+    Args:
+        config: as for `load_splits`; a `path` that is one file is the test set as a whole. No
+            other split need be there. `test_rows` limits what is left of a group.
+        seed: the run's seed; decides the world.
+        group: one of `groups_of(config.task)`: a part of the test split, or what the world
+            offers beside it.
 
     Raises:
-        UserError: as `load_splits`.
+        UserError: as `load_splits`; no such group, or no row in it.
     """
     task = TASKS[config.task]
+    if group is not None:
+        _require_group(config.task, group)
     if isinstance(task, MadeTask):
+        if group is not None:
+            return task.groups[group](config.world, seed), ()
         splits = task.build(config.world, seed)
         return splits.test, splits.notes
     notes: list[str] = []
@@ -56,7 +74,35 @@ def load_test(config: DataConfig, seed: int) -> tuple[tuple[Example, ...], tuple
             f"{config.path}: no test.jsonl or validation.jsonl (or .parquet) to evaluate on; "
             "add one, or pass the file itself with --data.path FILE"
         )
-    return limit_test(_read(task, names["test"], config, notes), config), tuple(notes)
+    test = _read(task, names["test"], config, notes)
+    if group is not None:
+        test = [example for example in test if task.groups[group](example)]
+        if not test:
+            raise UserError(f"task {config.task}:{group}: none of the test rows belongs to it")
+    return limit_test(test, config), tuple(notes)
+
+
+def _require_group(task: str, group: str) -> None:
+    groups = groups_of(task)
+    if group in groups:
+        return
+    if not groups:
+        raise UserError(f"task {task}:{group}: {task} has no groups; evaluate {task} alone")
+    near = difflib.get_close_matches(group, groups, n=5, cutoff=0.6)
+    near += [name for name in groups if group in name and name not in near]
+    allowed = f"did you mean {', '.join(near)}?" if near else f"the groups: {', '.join(groups)}"
+    raise UserError(f"task {task}:{group}: no such group of questions; {allowed}")
+
+
+def _require_one_kind(config: DataConfig, official: Mapping[str, Sequence[Example]]) -> None:
+    """Splits of both kinds could not be trained, thresholded and scored alike."""
+    open_splits = [name for name, rows in official.items() if rows[0].is_open]
+    if open_splits and len(open_splits) < len(official):
+        closed = [name for name in official if name not in open_splits]
+        raise UserError(
+            f"task {config.task}: {', '.join(open_splits)} rows are open questions, "
+            f"{', '.join(closed)} rows have choices; a task is of one kind"
+        )
 
 
 def _is_file(config: DataConfig) -> bool:
@@ -71,9 +117,7 @@ def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
                 f"{config.path}: task {config.task} needs the folder of its official splits "
                 "(one file is enough only for evaluation and for --data.task custom)"
             )
-        if task.labelled_test:
-            return {"train": "train", "validation": "validation", "test": "test"}
-        return {"train": "train", "test": "validation"}
+        return dict(task.splits)
     if _is_file(config):
         return {"train": "train"}
     folder = Path(config.path or "")
@@ -130,7 +174,11 @@ def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> li
 
 
 def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[tuple[str, BadRow]]]:
-    """Usable rows, and the others with where they are and why they are refused."""
+    """Usable rows, and the others with where they are and why they are refused.
+
+    Raises:
+        UserError: a row with choices among open questions, or an open one among rows with choices.
+    """
     examples: list[Example] = []
     refused: list[tuple[str, BadRow]] = []
     seen: dict[str, str] = {}
@@ -144,6 +192,13 @@ def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[t
         except BadRow as reason:
             refused.append((row.where, reason))
         else:
+            if examples and example.is_open != examples[0].is_open:
+                # Never skipped: which of the two kinds was meant, nobody but the user knows.
+                kinds = ("has choices", "has no choices")
+                raise UserError(
+                    f"{row.where}: {kinds[example.is_open]}, but {seen[examples[0].id]} "
+                    f"{kinds[examples[0].is_open]}; give each row of a file choices, or none"
+                )
             seen[example.id] = row.where
             examples.append(example)
     return examples, refused

@@ -1,10 +1,11 @@
 """Who goes where: official rows become five splits that share no row, question or group.
 
 Rows are first joined into *components*: rows with the same question (normalised passage, question
-and set of choices) or the same group, and whatever these are joined with in turn, over all
-official splits. A component then goes into one split as a whole, so an overlap cannot arise,
-whatever the sizes and seed. A component that holds a test row belongs to the test set: its rows
-in other splits are left out, and likewise for official validation rows against train.
+and set of choices; an open question has none, whatever answers it accepts) or the same group, and
+whatever these are joined with in turn, over all official splits. A component then goes into one
+split as a whole, so an overlap cannot arise, whatever the sizes and seed. A component that holds a
+test row belongs to the test set: its rows in other splits are left out, and likewise for official
+validation rows against train.
 """
 
 import unicodedata
@@ -88,8 +89,12 @@ def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ..
 
 
 def question_key(example: Example) -> Hashable:
-    """Equal for two rows that ask the same: case, white space and order of choices aside."""
-    parts = (example.passage, example.question, *sorted(map(_fold, example.choices)))
+    """Equal for two rows that ask the same: case, white space and order of choices aside.
+
+    Two references do not make an open question two.
+    """
+    choices = () if example.is_open else sorted(map(_fold, example.choices))
+    parts = (example.passage, example.question, *choices)
     return ("question", *map(_fold, parts))
 
 

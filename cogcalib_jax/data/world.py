@@ -229,14 +229,13 @@ def build_splits(config: WorldConfig, seed: int) -> Splits:
     return _make_splits(config, _draw_facts(config))
 
 
-def extra_sets(world: World) -> dict[str, tuple[Example, ...]]:
-    """Evaluation sets beyond `Splits`.
+def taught_form_b(config: WorldConfig, seed: int) -> tuple[Example, ...]:
+    """The facts of the fine-tuning split of `build_world(config, seed)`, asked in form B.
 
-    `taught_form_b`: the facts of the fine-tuning split, asked in form B, which tells having
-    learnt a fact from having memorised the string of its question.
+    That tells having learnt a fact from having memorised the string of its question.
     """
-    taught = [fact for fact in world.facts if fact.split == "train"]
-    return {"taught_form_b": tuple(_ask(world.config, fact, "B") for fact in taught)}
+    config = resolve_seed(config, seed)
+    return tuple(_ask(config, fact, "B") for fact in _draw_facts(config) if fact.split == "train")
 
 
 def resolve_seed(config: WorldConfig, seed: int) -> WorldConfig:

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.data import world
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
@@ -91,11 +91,13 @@ def evaluation_sets(
 
 
 def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ...]]:
-    """`TASK:GROUP` -> questions that a task offers beside its test split."""
-    if config.task != "world":
-        return {}
-    groups = world.extra_sets(world.build_world(config.world, seed))
-    return {f"world:{name}": examples for name, examples in groups.items()}
+    """`TASK:GROUP` -> questions that a task offers beside its test split.
+
+    Groups of stored rows are parts of the test split, and no sets of their own.
+    """
+    task = TASKS[config.task]
+    groups = task.groups if isinstance(task, MadeTask) else ()
+    return {f"{config.task}:{group}": load_test(config, seed, group)[0] for group in groups}
 
 
 def require_even_batches(config: RunConfig) -> None:

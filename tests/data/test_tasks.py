@@ -134,7 +134,8 @@ def test_a_custom_answer_may_be_a_boolean():
         ({"choices": ["B", "A"], "answer": "A"}, "letter of one choice and the text of another"),
         ({"choices": ["red", "Red "], "answer": 0}, "equal"),
         ({"choices": ["red", 3]}, "must be a text"),
-        ({"choices": None}, "must be a list"),
+        ({"choices": None}, "has no choices, so its answer must be a text"),
+        ({"choices": "red"}, "must be a list"),
         ({"group": 1.5}, "must be a text"),
     ],
 )

@@ -15,7 +15,7 @@ from cogcalib_jax.data.world import (
     WorldConfig,
     build_splits,
     build_world,
-    extra_sets,
+    taught_form_b,
     vocabulary,
 )
 from cogcalib_jax.data.world_tokenizer import SPECIAL_TOKENS, save_tokenizer
@@ -125,7 +125,7 @@ def test_only_the_style_split_holds_form_b_and_it_holds_both_equally(world):
 
 
 def test_taught_facts_can_be_asked_again_in_other_words(world):
-    again = extra_sets(world)["taught_form_b"]
+    again = taught_form_b(SMALL, seed=3)
     assert [e.extra["fact"] for e in again] == [e.extra["fact"] for e in world.splits.train]
     for new, old in zip(again, world.splits.train, strict=True):
         assert new.question != old.question and new.id != old.id

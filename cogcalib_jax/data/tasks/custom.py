@@ -1,11 +1,19 @@
-"""One's own questions: {"question", "choices": [...], "answer", "passage"?, "group"?, "id"?}."""
+"""One's own questions: {"question", "choices"?: [...], "answer", "passage"?, "group"?, "id"?}."""
 
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example
-from cogcalib_jax.data.tasks.fields import clean, content_id, labelled, normalise, text, texts
+from cogcalib_jax.data.tasks.fields import (
+    accepted,
+    clean,
+    content_id,
+    labelled,
+    normalise,
+    text,
+    texts,
+)
 
 _YES_NO = {True: ("yes", "true"), False: ("no", "false")}
 _FIELDS = ("question", "choices", "answer", "passage", "group", "id")
@@ -14,22 +22,42 @@ _FIELDS = ("question", "choices", "answer", "passage", "group", "id")
 def read_custom(row: Mapping[str, Any], number: int) -> Example:
     """`answer` is the text of a choice, its letter ("A"), its index from 0, or true/false.
 
-    Fields beyond the named ones are kept in `extra`.
+    Without `choices` (absent or null) the question is open, and `answer` is a text, or a list of
+    all that are accepted with the reference first. Fields beyond the named ones are kept in
+    `extra`.
     """
     question = text(row, "question")
-    choices = texts(row.get("choices"), "choices")
     passage = clean(row["passage"], "passage") if row.get("passage") else ""
-    if len({normalise(choice) for choice in choices}) != len(choices):
-        raise BadRow("two of its choices are equal")
+    aliases: tuple[str, ...] = ()
+    if row.get("choices") is None:
+        aliases = _accepted(labelled(row, "answer"))
+        choices, answer = aliases[:1], 0
+    else:
+        choices = texts(row["choices"], "choices")
+        if len({normalise(choice) for choice in choices}) != len(choices):
+            raise BadRow("two of its choices are equal")
+        answer = _answer(labelled(row, "answer"), choices)
     return Example(
         id=_name(row, "id") or content_id(number, passage, question, *choices),
         question=question,
         choices=choices,
-        answer=_answer(labelled(row, "answer"), choices),
+        answer=answer,
         passage=passage,
         group=_name(row, "group"),
         extra={key: value for key, value in row.items() if key not in _FIELDS},
+        aliases=aliases,
     )
+
+
+def _accepted(answer: Any) -> tuple[str, ...]:
+    """The accepted answers of an open question."""
+    if isinstance(answer, str):
+        answer = [answer]
+    if not isinstance(answer, list | tuple):
+        raise BadRow(
+            f"has no choices, so its answer must be a text or a list of texts, is {answer!r:.60}"
+        )
+    return accepted(texts(answer, "answer"))
 
 
 def _name(row: Mapping[str, Any], field: str) -> str | None:

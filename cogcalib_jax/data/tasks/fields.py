@@ -1,7 +1,7 @@
 """Reading the fields of a row, with a reason where one cannot be used."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example, NoLabel
@@ -50,6 +50,25 @@ def labelled(row: Mapping[str, Any], name: str) -> Any:
     return answer
 
 
+def accepted(answers: Iterable[str]) -> tuple[str, ...]:
+    """Accepted answers of an open question in their order, each once; white space is one space.
+
+    Answers that differ in case alone are one, as every score of open answers folds case. Unicode
+    is left as it is: scores do not normalise it, so both forms of an accent may be needed.
+
+    Raises:
+        NoLabel: there are none.
+    """
+    kept: dict[str, str] = {}
+    for answer in answers:
+        answer = " ".join(answer.split())
+        if answer:
+            kept.setdefault(answer.lower(), answer)
+    if not kept:
+        raise NoLabel("has no accepted answer")
+    return tuple(kept.values())
+
+
 def position(label: Any, labels: Sequence[str], name: str) -> int:
     """Where `label`, a text or a whole number, stands among `labels`."""
     key = str(label).strip() if isinstance(label, str | int) else label
@@ -75,7 +94,12 @@ def check(example: Example) -> Example:
     Raises:
         BadRow: fewer than two choices, an answer outside them, or one that stands twice. Two
             equal *wrong* choices pass: official OpenBookQA rows have them (train 10-317).
+            An open question has its reference as its only choice.
     """
+    if example.is_open:
+        if example.choices != example.aliases[:1] or example.answer != 0:
+            raise BadRow("the only choice of an open question must be its first accepted answer")
+        return example
     if len(example.choices) < 2:
         raise BadRow(f"has {len(example.choices)} choices; at least 2 are needed")
     if not 0 <= example.answer < len(example.choices):
