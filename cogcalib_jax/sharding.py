@@ -103,6 +103,12 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+def length_multiple(mesh: Mesh) -> int:
+    """What padded lengths are multiples of: a tile of an accelerator holds 8 rows, and fills them
+    itself where they are missing; a CPU computes what it is given."""
+    return 1 if mesh.devices.flat[0].platform == "cpu" else 8
+
+
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
     """A pytree of numpy arrays -> global jax arrays, `batch_axis` spread over (data, fsdp).
 

@@ -1,12 +1,10 @@
 """Encoded rows as padded arrays.
 
 Padded lengths come from a few buckets chosen once, and every other axis is fixed for a whole
-split, so a split compiles once per bucket. Which rows a training batch holds is a pure function
-of (seed, step): resuming needs no iterator state.
+split, so a split compiles once per bucket. Which rows a training batch holds: stream.py.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,40 +37,6 @@ class Batch(NamedTuple):
     """[B] float32: 0 for a row that only fills the batch (a copy of a real one)"""
 
 
-def train_batch(
-    encoded: Sequence[Encoded], seed: int, step: int, batch_size: int, buckets: Sequence[int]
-) -> Batch:
-    """The batch of `step`: a pure function of its arguments.
-
-    The stream of rows is one permutation of the split after the other, cut into batches, so every
-    row occurs exactly once per epoch; a batch may hold the end of one epoch and the start of the
-    next. Pass an `EncodedSplit`: for any other sequence its shapes are worked out at every call.
-    """
-    split = EncodedSplit.of(encoded)
-    rows = epoch_rows(len(split), seed, step, batch_size)
-    picks = [(row, split[row].answer) for row in rows]
-    return _batch(split, picks, batch_size, buckets, split.answer_tokens)
-
-
-def epoch_rows(n_rows: int, seed: int, step: int, batch_size: int) -> list[int]:
-    """Row numbers of training batch `step`; see `train_batch`."""
-    if n_rows == 0:
-        raise ValueError("a training batch needs at least one row")
-    first = step * batch_size
-    return [
-        int(_permutation(n_rows, seed, position // n_rows)[position % n_rows])
-        for position in range(first, first + batch_size)
-    ]
-
-
-# Two epochs meet in one batch; a handful also serves train and validation streams side by side.
-@lru_cache(maxsize=8)
-def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(
-        n_rows
-    )
-
-
 def eval_batches(
     encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
 ) -> Iterator[Batch]:
@@ -84,7 +48,7 @@ def eval_batches(
     split = EncodedSplit.of(encoded)
     for rows in _by_length(split.lengths, batch_size):
         picks = [(row, split[row].answer) for row in rows]
-        yield _batch(split, picks, batch_size, buckets, split.answer_tokens)
+        yield make_batch(split, picks, batch_size, buckets, split.answer_tokens)
 
 
 def option_batches(
@@ -98,7 +62,7 @@ def option_batches(
     )
     for chosen in _by_length(lengths, batch_size):
         part = [picks[i] for i in chosen]
-        batch = _batch(split, part, batch_size, buckets, split.option_tokens)
+        batch = make_batch(split, part, batch_size, buckets, split.option_tokens)
         options = [option for _, option in part]
         options += options[-1:] * (batch_size - len(options))
         yield batch, np.array(options, dtype=np.int32)
@@ -111,7 +75,7 @@ def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size].tolist()
 
 
-def _batch(
+def make_batch(
     split: EncodedSplit,
     picks: Sequence[tuple[int, int]],
     batch_size: int,

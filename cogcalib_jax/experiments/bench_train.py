@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.configlib import Loaded, check, load_config, to_dict
-from cogcalib_jax.data.batching import Batch, length_buckets
+from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
@@ -46,7 +46,7 @@ from cogcalib_jax.runs.assemble import (
 )
 from cogcalib_jax.runs.config import RunConfig, check_entries
 from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
-from cogcalib_jax.training.phase import Trainable, jit_step, micro_batches
+from cogcalib_jax.training.phase import Trainable, jit_step, micro_batches, train_stream
 
 WARMUP = 5
 BASE = "sft"
@@ -184,14 +184,14 @@ def _prepare(
     run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
 ) -> list[Prepared]:
     """The batches of all rounds, warm-up included."""
-    buckets = length_buckets(train.lengths)
+    stream = train_stream(trainable, train, WARMUP + steps)
     known = np.zeros(len(train), np.float32)  # none of the methods' gates reads fixed labels
     classes = decoder.vocab_size if run.loss.space == "vocab" else train.options
     prepared = []
     for step in range(WARMUP + steps):
         start = time.perf_counter()
         tokens, batch, labels = jax.block_until_ready(
-            micro_batches(trainable, train, step, buckets, known)
+            micro_batches(trainable, stream, step, known)
         )
         seconds = time.perf_counter() - start
         flops = update_flops(

@@ -20,8 +20,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from cogcalib_jax.data.batching import Batch, length_buckets, train_batch
+from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.prefetch import prefetch
+from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
 from cogcalib_jax.engine.step import (
     SplitModel,
@@ -36,7 +38,7 @@ from cogcalib_jax.engine.step import (
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import GateInputs
-from cogcalib_jax.sharding import shard_batch
+from cogcalib_jax.sharding import length_multiple, shard_batch
 from cogcalib_jax.training.config import TrainingConfig, make_optimizer
 from cogcalib_jax.training.journal import Journal
 
@@ -144,21 +146,24 @@ def run_phase(
         progress = pause(progress, 0)
 
     step_function = jit_step(trainable, phase.method, phase.schedule, progress.state.lora)
-    buckets = length_buckets(phase.encoded.lengths)
+    stream = train_stream(trainable, phase.encoded, phase.steps)
     log = _StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
+    key = jax.device_put(key, NamedSharding(trainable.mesh, PartitionSpec()))
     labels = np.asarray(progress.labels)
     weight = trainable.scalar(phase.method.weight)
+    steps = range(start, phase.steps)
+    batches = prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps)
     bar = tqdm(total=phase.steps, initial=start, desc=phase.title, unit="step")
     with bar:
-        for step in range(start, phase.steps):
-            tokens, batch, batch_labels = micro_batches(
-                trainable, phase.encoded, step, buckets, labels
-            )
+        for step, (tokens, batch, batch_labels) in zip(steps, batches, strict=True):
             gate = GateInputs(progress.threshold, weight)
-            state, metrics = step_function(
-                progress.state, trainable.model.frozen, batch, batch_labels, gate, key
-            )
+            # Whatever an update reads lies on the devices already: a copy that slipped in would
+            # make the device wait for the host at every step.
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_function(
+                    progress.state, trainable.model.frozen, batch, batch_labels, gate, key
+                )
             progress = progress._replace(state=state)
             log.updated(step, metrics, progress.threshold, tokens, bar)
             if step + 1 in phase.save_at:
@@ -191,17 +196,29 @@ def jit_step(
     return jit_train_step(step, shardings, trainable.model.frozen, trainable.mesh)
 
 
+# A compiled shape pays for itself within this many updates: a step of a 0.5B model took 20 s to
+# compile on two CPU cores, and a padded length more saves some tenths of a second an update.
+STEPS_PER_SHAPE = 25
+
+
+def train_stream(trainable: Trainable, encoded: EncodedSplit, steps: int) -> TrainStream:
+    """The batches of a phase of `steps` updates; a short one gets few padded lengths."""
+    return TrainStream(
+        encoded,
+        trainable.seed,
+        trainable.training.batch_size,
+        max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
+        multiple=length_multiple(trainable.mesh),
+    )
+
+
 def micro_batches(
-    trainable: Trainable,
-    encoded: EncodedSplit,
-    step: int,
-    buckets: tuple[int, ...],
-    labels: np.ndarray,
+    trainable: Trainable, stream: TrainStream, step: int, labels: np.ndarray
 ) -> tuple[int, Batch, jax.Array]:
     """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
     how many real tokens it reads."""
     training = trainable.training
-    batch = train_batch(encoded, trainable.seed, step, training.batch_size, buckets)
+    batch = stream.batch(step)
     # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
     split = (training.accumulation, training.batch_size // training.accumulation)
     tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))
@@ -236,7 +253,7 @@ class _StepLog:
             return
         step, metrics, threshold, tokens = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in metrics._asdict().items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         if not np.isfinite(values["loss"]):
             broken = [name for name in ("ce", "cal", "grad_norm") if not np.isfinite(values[name])]
             raise UserError(

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.batching import (
-    epoch_rows,
     eval_batches,
     length_buckets,
     option_batches,
-    train_batch,
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
+from cogcalib_jax.data.stream import TrainStream
 
 
 def row(prompt, completions, answer=0):
@@ -90,8 +89,9 @@ def check_batch(batch, split, options, buckets):
 @given(splits(), st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
 def test_batches_hold_whole_rows_with_their_answers(split, size, seed, step):
     buckets = length_buckets(split.lengths)
-    batch = train_batch(split, seed, step, size, buckets)
-    check_batch(batch, split, [split[r].answer for r in batch.row], buckets)
+    stream = TrainStream(split, seed, size)
+    batch = stream.batch(step)
+    check_batch(batch, split, [split[r].answer for r in batch.row], stream.buckets)
     assert batch.weight.tolist() == [1.0] * size
     for batch in eval_batches(split, size, buckets):
         check_batch(batch, split, [split[r].answer for r in batch.row], buckets)
@@ -117,34 +117,6 @@ def test_evaluation_sees_every_row_and_every_option_once(split, size):
     assert sum((b.weight == 0).sum() for b in batches) < size
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 5))
-def test_every_epoch_holds_every_row_exactly_once(n_rows, size, seed):
-    stream = [r for step in range(4 * n_rows) for r in epoch_rows(n_rows, seed, step, size)]
-    epochs = [stream[i : i + n_rows] for i in range(0, len(stream) - n_rows + 1, n_rows)]
-    assert all(sorted(epoch) == list(range(n_rows)) for epoch in epochs)
-
-
-def test_epochs_and_seeds_differ_and_a_step_never_changes():
-    first, second = epoch_rows(100, 0, 0, 100), epoch_rows(100, 0, 1, 100)
-    assert first != second != epoch_rows(100, 1, 1, 100) != first
-    assert epoch_rows(100, 0, 0, 100) == first
-    buckets = length_buckets(SINGLE.lengths)
-    again = [train_batch(SINGLE, 7, 5, 2, buckets) for _ in range(2)]
-    for a, b in zip(*again, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_plain_sequence_gives_the_same_batch():
-    buckets = length_buckets(SEVERAL.lengths)
-    for a, b in zip(
-        train_batch(SEVERAL, 0, 0, 3, buckets),
-        train_batch(list(SEVERAL), 0, 0, 3, buckets),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_one_batch_by_hand():
     (batch,) = eval_batches(SEVERAL, 3, (8,))
     assert batch.input_ids.tolist() == [
@@ -156,14 +128,6 @@ def test_one_batch_by_hand():
     assert batch.targets.tolist() == [[10, 12, 0], [11, 12, 13], [11, 12, 13]]
     assert batch.weight.tolist() == [1, 1, 0]
     assert batch.option_ids.shape == (3, 0)
-
-
-def test_a_training_batch_is_padded_to_the_smallest_bucket_that_holds_it():
-    lengths = set()
-    for step in range(12):
-        batch = train_batch(SINGLE, 0, step, 1, (4, 8, 16))
-        lengths.add((int(batch.lengths[0]), batch.input_ids.shape[1]))
-    assert lengths == {(3, 4), (2, 4), (9, 16)}
 
 
 def test_a_row_that_fits_no_bucket_is_an_error():

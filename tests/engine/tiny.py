@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, train_batch
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
+from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -79,7 +80,7 @@ def one_batch(rows: EncodedSplit, size: int | None = None, bucket: int | None = 
 
 def micro_batches(rows: EncodedSplit, accumulation: int, size: int = 8) -> tuple[Batch, np.ndarray]:
     """The first training batch cut into micro-batches, and labels that differ by row."""
-    batch = train_batch(rows, 0, 0, size, (max(length_buckets(rows.lengths)),))
+    batch = TrainStream(rows, 0, size, max_shapes=1).batch(0)
     labels = (batch.row % 2).astype(np.float32)
     return jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (batch, labels))
 

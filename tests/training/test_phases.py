@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.data.batching import epoch_rows
+from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import prediction_rows
 from cogcalib_jax.method.config import MethodConfig
@@ -71,9 +71,9 @@ def test_style_adaptation_is_plain_cross_entropy_without_a_gate(style):
 def test_the_oracle_gates_by_what_the_world_knows(style, tmp_path):
     finetune(trainer(STEADY), method(gate="oracle"), *style[::-1], tmp_path)
     train = splits()["train"]
+    stream = TrainStream(train, 0, 8)
     for step, line in enumerate(lines(tmp_path, phase="finetune")):
-        rows = epoch_rows(len(train), 0, step, 8)
-        known = [train[row].example.extra["known"] for row in rows]
+        known = [train[row].example.extra["known"] for row in stream.rows(step)]
         assert line["gated_fraction"] == pytest.approx(np.mean(known))
 
 

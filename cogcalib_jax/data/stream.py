@@ -1,0 +1,127 @@
+"""The endless stream of training batches: which rows an update sees, and how long they are padded.
+
+Which rows a batch holds is a pure function of (seed, step): resuming needs no iterator state, and
+every host of a run works out the same answer from the rows' lengths alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cogcalib_jax.data.batching import Batch, length_buckets, make_batch
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+
+# Share of real tokens from which on batches need no more order. Rows are drawn from windows of a
+# permutation in order of length; the smallest window that reaches the share is taken, so that
+# batches stay as random as they can be. Measured on OpenBookQA (letters, Qwen2.5's tokenizer, batch
+# of 8, 12 padded lengths): .65 without order, .88 / .92 / .94 with windows of 64 / 128 / 256 rows.
+WANTED_REAL_TOKENS = 0.92
+WINDOWS = (64, 128, 256, 512, 1024)
+MAX_SHAPES = 12
+
+
+class TrainStream:
+    """Batches of a split, one permutation of it after the other.
+
+    Every row occurs exactly once per epoch; a batch may hold the end of one epoch and the start of
+    the next. Within an epoch, rows of similar length share a batch (see `WANTED_REAL_TOKENS`), and
+    the batches come in random order.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        seed: int,
+        batch_size: int,
+        *,
+        max_shapes: int = MAX_SHAPES,
+        multiple: int = 1,
+    ):
+        """max_shapes: most padded lengths, each of which is compiled; multiple: of which each of
+        them is a multiple. Raises ValueError for a split without rows."""
+        if not encoded:
+            raise ValueError("a training batch needs at least one row")
+        self._split = EncodedSplit.of(encoded)
+        self._lengths = np.array(
+            [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in self._split], np.int32
+        )
+        self._seed = seed
+        self._size = batch_size
+        self._orders: dict[int, np.ndarray] = {}
+        for window in (0, *WINDOWS):
+            self._window = window // batch_size * batch_size
+            self._orders.clear()
+            self.buckets = self._fit_buckets(max_shapes, multiple)
+            if self._real_share() >= WANTED_REAL_TOKENS:
+                break
+
+    def rows(self, step: int) -> list[int]:
+        """Row numbers of the batch of `step`."""
+        n = len(self._split)
+        first = step * self._size
+        return [
+            int(self._order(position // n)[position % n])
+            for position in range(first, first + self._size)
+        ]
+
+    def padded_length(self, step: int) -> int:
+        """Tokens every row of the batch of `step` is padded to."""
+        longest = int(self._lengths[self.rows(step)].max())
+        return min(bucket for bucket in self.buckets if bucket >= longest)
+
+    def batch(self, step: int, part: Sequence[int] | None = None) -> Batch:
+        """The batch of `step`, or those of its rows that `part` (positions in it) names: what one
+        host of several holds."""
+        rows = self.rows(step)
+        if part is not None:
+            rows = [rows[position] for position in part]
+        picks = [(row, self._split[row].answer) for row in rows]
+        buckets, answer_axis = (self.padded_length(step),), self._split.answer_tokens
+        return make_batch(self._split, picks, len(picks), buckets, answer_axis)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Row numbers `[rows]` of an epoch. Two epochs meet in one batch, so two are kept."""
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = self._arranged(epoch)
+        return self._orders[epoch]
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+        n = len(self._split)
+        order = rng.permutation(n)
+        if not self._window:
+            return order
+        # The batches that this epoch shares with its neighbours keep their rows as drawn.
+        head = -epoch * n % self._size
+        tail = max(head, n - (epoch + 1) * n % self._size)
+        if tail <= head:
+            return order
+        middle = order[head:tail]
+        for start in range(0, len(middle), self._window):
+            window = middle[start : start + self._window]
+            middle[start : start + self._window] = window[
+                np.argsort(self._lengths[window], kind="stable")
+            ]
+        batches = middle.reshape(-1, self._size)
+        return np.concatenate([order[:head], rng.permutation(batches).ravel(), order[tail:]])
+
+    def _fit_buckets(self, max_shapes: int, multiple: int) -> tuple[int, ...]:
+        """The padded lengths that waste least on the batches of the first epoch."""
+        longest = self._longest_in_first_epoch()
+        return length_buckets([*longest, self._lengths.max()], max_shapes, multiple)
+
+    def _longest_in_first_epoch(self) -> list[int]:
+        order = self._order(0)
+        starts = range(0, len(order), self._size)
+        return [int(self._lengths[order[i : i + self._size]].max()) for i in starts]
+
+    def _real_share(self) -> float:
+        """Real tokens of the first epoch over all that are computed."""
+        ceilings = np.array(self.buckets)
+        longest = np.array(self._longest_in_first_epoch())
+        padded = ceilings[np.searchsorted(ceilings, longest)]
+        order = self._order(0)
+        sizes = np.minimum(self._size, len(order) - np.arange(0, len(order), self._size))
+        return float(self._lengths.sum() / (padded * sizes).sum())
