@@ -1,15 +1,16 @@
 """Generation with a key-value cache: greedy, or sampling with temperature and top-p.
 
 Prompts are right-padded to a bucket and so is the batch, so one compilation serves every call of
-the same bucket; temperature and top-p are traced. The loop ends when every row has stopped.
+the same bucket, whatever the parameters, stop tokens, temperature and top-p. The loop ends when
+every row has stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,15 @@ from cogcalib_jax.sharding import batch_parts, shard_batch
 
 SHORTEST_BUCKET = 16
 
+Choice = Literal["greedy", "sample", "nucleus"]
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How tokens are chosen."""
 
     max_new_tokens: int = 32
-    """most tokens generated per prompt, the end-of-text token included"""
+    """most tokens generated per prompt, the token that ends it included"""
     temperature: float = 0.0
     """0 is greedy: always the likeliest token; else logits are divided by it before sampling"""
     top_p: float = 1.0
@@ -45,7 +48,7 @@ class Generated(NamedTuple):
     """What followed one prompt."""
 
     tokens: tuple[int, ...]
-    """the end-of-text token included where it was reached"""
+    """the token that ended it included where one was reached"""
     logprobs: tuple[float, ...]
     """of each token under the model itself: temperature 1, nothing cut off; nats"""
 
@@ -56,26 +59,29 @@ def generate(
     sampling: SamplingConfig,
     *,
     seed: int = 0,
+    stop: Collection[int] = (),
+    pad_to: tuple[int, int] | None = None,
 ) -> list[Generated]:
-    """Continue each prompt (token ids, at least one) until an end-of-text token or the limit.
+    """Continue each prompt (token ids, at least one) until a token that ends it, or the limit.
 
-    A prompt's greedy continuation does not depend on the prompts beside it. Raises UserError for an
-    empty prompt, or one that leaves no room in the model's context.
+    A prompt's greedy continuation does not depend on the prompts beside it.
+
+    Args:
+        seed: of sampling.
+        stop: tokens that end a continuation beside the model's end-of-text tokens.
+        pad_to: rows and prompt tokens to pad to, so that calls share a compilation; unset: the
+            next powers of two.
+
+    Raises:
+        UserError: an empty prompt, or one that leaves no room in the model's context.
     """
     if not prompts:
         return []
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:
         raise UserError("generate: a prompt has no tokens; begin it with the model's BOS token")
-    room = decoder.config.max_position_embeddings
-    if longest + sampling.max_new_tokens > room:
-        raise UserError(
-            f"generate: a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed"
-            f" the model's context of {room}; shorten the prompt or max_new_tokens"
-        )
-    time = max(SHORTEST_BUCKET, _power_of_two(longest))
-    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
-    rows = parts * _power_of_two(-(-len(prompts) // parts))
+    require_room(decoder.config.max_position_embeddings, longest, sampling.max_new_tokens)
+    rows, time = pad_to or _padded(decoder, len(prompts), longest)
     ids = np.zeros((rows, time), np.int32)
     lengths = np.zeros(rows, np.int32)
     for row, prompt in enumerate(prompts):
@@ -83,15 +89,17 @@ def generate(
         lengths[row] = len(prompt)
     inputs = (ids, lengths) if decoder.mesh is None else shard_batch(decoder.mesh, (ids, lengths))
 
+    ends = np.zeros(decoder.config.vocab_size, bool)
+    ends[[*decoder.config.eos_token_ids, *stop]] = True
     graphdef, state = nnx.split(decoder)
     tokens, logprobs, counts = jax.device_get(
         _generate(
             graphdef,
             sampling.max_new_tokens,
-            sampling.temperature == 0,
+            _choice(sampling),
             state,
             *inputs,
-            np.asarray(decoder.config.eos_token_ids, np.int32),
+            ends,
             # A greedy run never divides by it.
             np.float32(sampling.temperature or 1.0),
             np.float32(sampling.top_p),
@@ -104,8 +112,30 @@ def generate(
     ]
 
 
+def require_room(context: int, prompt: int, new: int) -> None:
+    """Raise UserError where `prompt` tokens and `new` ones exceed the model's `context`."""
+    if prompt + new > context:
+        raise UserError(
+            f"generate: a prompt of {prompt} tokens and {new} new ones exceed the model's context"
+            f" of {context}; shorten the prompt or max_new_tokens"
+        )
+
+
+def _padded(decoder: Decoder, prompts: int, longest: int) -> tuple[int, int]:
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    rows = parts * _power_of_two(-(-prompts // parts))
+    return rows, max(SHORTEST_BUCKET, _power_of_two(longest))
+
+
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _choice(sampling: SamplingConfig) -> Choice:
+    if sampling.temperature == 0:
+        return "greedy"
+    # Without a nucleus nothing need be sorted: a vocabulary of 128,256 a row and token.
+    return "sample" if sampling.top_p == 1 else "nucleus"
 
 
 class _Progress(NamedTuple):
@@ -128,23 +158,25 @@ class _Progress(NamedTuple):
 def _generate(
     graphdef: nnx.GraphDef,
     max_new_tokens: int,
-    greedy: bool,
+    choice: Choice,
     state: nnx.State,
     ids: jax.Array,
     lengths: jax.Array,
-    eos: jax.Array,
+    ends: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ids `[rows, time]` right-padded; rows of length 0 only fill the batch."""
+    """ids `[rows, time]` right-padded, those of length 0 only fill up; ends bool `[vocab]`."""
     decoder = nnx.merge(graphdef, state)
     rows, time = ids.shape
 
     def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
-        if greedy:
+        if choice == "greedy":
             return jnp.argmax(logits, -1).astype(jnp.int32)
-        kept = keep_top_p(logits / temperature, top_p)
+        kept = logits / temperature
+        if choice == "nucleus":
+            kept = keep_top_p(kept, top_p)
         return jax.random.categorical(jax.random.fold_in(key, step), kept).astype(jnp.int32)
 
     def proceed(now: _Progress) -> jax.Array:
@@ -154,7 +186,7 @@ def _generate(
         token = choose(now.logits, now.step)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(now.logits), token[:, None], -1)[:, 0]
         counts = now.counts + ~now.stopped
-        stopped = now.stopped | jnp.isin(token, eos)
+        stopped = now.stopped | ends[token]
         # What padding left in the cache behind a prompt is overwritten before it is ever seen.
         positions = jnp.minimum(lengths + now.step, time + max_new_tokens - 1)[:, None]
         hidden, cache = decoder.cached_hidden_states(token[:, None], positions, now.cache)

@@ -1,12 +1,15 @@
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models import generate as module
 from cogcalib_jax.models.generate import SamplingConfig, generate, keep_top_p
+from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.hf_weights import load_decoder
 from tests.models.small import SMALL, forward, one_device, small_decoder
@@ -68,6 +71,46 @@ def test_a_row_ends_with_the_end_of_text_and_the_others_go_on(decoder, generated
     assert len(stopping[0].tokens) <= 3
 
 
+def test_any_token_may_be_named_a_stop_without_compiling_again(decoder, generated):
+    compiled = module._generate._cache_size()
+    for stop in ({generated[0].tokens[2]}, {generated[0].tokens[1], generated[2].tokens[4]}):
+        stopped = generate(decoder, PROMPTS, SamplingConfig(10), stop=stop)
+        for free, one in zip(generated, stopped, strict=True):
+            ends = [i for i, token in enumerate(free.tokens) if token in stop]
+            assert one.tokens == free.tokens[: ends[0] + 1 if ends else 10]
+    assert module._generate._cache_size() == compiled
+
+
+def test_new_lora_parameters_do_not_compile_again():
+    """As an evaluation has them: a decoder taken apart, put together again for each adapter."""
+    made = small_decoder(ENDLESS, lora=LoraConfig(rank=2, targets=("q_proj", "lm_head")))
+    graphdef, lora, frozen = nnx.split(made, nnx.LoRAParam, ...)
+
+    def tokens(lora):
+        merged = nnx.merge(graphdef, lora, frozen)
+        return [one.tokens for one in generate(merged, PROMPTS, SamplingConfig(10))]
+
+    first = tokens(lora)
+    compiled = module._generate._cache_size()
+    # Where a training step leaves them.
+    other = jax.tree.map(lambda x: jax.device_put(-2 * np.asarray(x), x.sharding), lora)
+    assert tokens(other) != first
+    assert tokens(lora) == first
+    assert module._generate._cache_size() == compiled
+
+
+def test_padding_changes_nothing_and_lets_calls_share_a_compilation(decoder, generated):
+    padded = [
+        generate(decoder, prompts, SamplingConfig(10), pad_to=(4, 24))
+        for prompts in (PROMPTS, PROMPTS[:1])
+    ]
+    compiled = module._generate._cache_size()
+    padded.append(generate(decoder, [[9] * 24], SamplingConfig(10), pad_to=(4, 24)))
+    assert module._generate._cache_size() == compiled
+    assert [one.tokens for one in padded[0]] == [one.tokens for one in generated]
+    assert padded[1][0].tokens == generated[0].tokens
+
+
 def test_sampling_with_a_tiny_nucleus_is_greedy(decoder, generated):
     sampled = generate(decoder, PROMPTS, SamplingConfig(10, temperature=1.5, top_p=1e-6))
     assert [one.tokens for one in sampled] == [one.tokens for one in generated]
@@ -92,6 +135,18 @@ def test_prompts_of_one_bucket_share_a_compilation(decoder, generated):
     compiled = module._generate._cache_size()
     generate(decoder, [[4] * 12, [5] * 3, [6], [7]], SamplingConfig(10))
     assert module._generate._cache_size() == compiled
+
+
+def test_sampling_draws_from_the_models_own_distribution(decoder):
+    """The first token's frequencies over 4,096 draws against the model's probabilities."""
+    draws = generate(decoder, [PROMPTS[0]] * 4096, SamplingConfig(1, temperature=1.0), seed=5)
+    counts = np.bincount([one.tokens[0] for one in draws], minlength=SMALL.vocab_size)
+    padded = np.zeros((1, 24), np.int32)
+    padded[0, : len(PROMPTS[0])] = PROMPTS[0]
+    logits = np.asarray(forward(decoder, padded)[1][0, len(PROMPTS[0]) - 1], np.float64)
+    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    # Five standard errors.
+    assert (np.abs(counts / 4096 - wanted) < 5 * np.sqrt(wanted / 4096) + 1e-3).all()
 
 
 def test_the_nucleus_holds_the_likeliest_tokens_that_reach_p():
