@@ -30,8 +30,13 @@ class Template:
     end: str
     completion: str
     """what follows the prompt as the answer"""
+    stop: str = ""
+    """ends the answer to an open question, in training and where a model writes one itself"""
 
     def __call__(self, example: Example) -> Prompt:
+        """Raises BadRow for more options than letters, and an open question that would not end."""
+        if example.is_open and not self.stop:
+            raise BadRow("is an open question, and this prompt has options; use --data.prompt qa")
         uses_letters = "{letter}" in self.option + self.completion
         if uses_letters and len(example.choices) > len(ascii_uppercase):
             raise BadRow(
@@ -48,7 +53,10 @@ class Template:
             *(self.option.format(**one) for one in options),
             self.end,
         ]
-        return Prompt("".join(pieces), tuple(self.completion.format(**one) for one in options))
+        stop = self.stop if example.is_open else ""
+        return Prompt(
+            "".join(pieces), tuple(self.completion.format(**one) + stop for one in options)
+        )
 
 
 PROMPTS: dict[str, Template] = {
@@ -63,5 +71,14 @@ PROMPTS: dict[str, Template] = {
     # The question is continued by the option's own text.
     "cloze": Template(
         passage="{passage}\n", question="{question}", option="", end="", completion=" {choice}"
+    ),
+    # An open question, whose answer is a line.
+    "qa": Template(
+        passage="{passage}\n\n",
+        question="Question: {question}",
+        option="",
+        end="\nAnswer:",
+        completion=" {choice}",
+        stop="\n",
     ),
 }

@@ -42,9 +42,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def template_of(config: DataConfig) -> Template:
-    """The prompt template `config.prompt` names; auto is the task's own."""
-    return PROMPTS[TASKS[config.task].prompt if config.prompt == "auto" else config.prompt]
+def template_of(config: DataConfig, is_open: bool) -> Template:
+    """The prompt template `config.prompt` names; auto is the task's own, or qa where that has
+    options and the questions are open (`is_open`)."""
+    if config.prompt != "auto":
+        return PROMPTS[config.prompt]
+    template = PROMPTS[TASKS[config.task].prompt]
+    return PROMPTS["qa"] if is_open and not template.stop else template
 
 
 def encode_split(
@@ -65,7 +69,8 @@ def encode_split(
         UserError: a row whose question does not fit, or whose options cannot be told apart or
             are not tokenised in context (`on_bad_row: error`); no row left.
     """
-    encoder = Encoder(tokenizer, template_of(config), config.max_length)
+    is_open = any(example.is_open for example in examples)
+    encoder = Encoder(tokenizer, template_of(config, is_open), config.max_length)
     encoded: list[Encoded] = []
     refused: list[str] = []
     for start in range(0, len(examples), _CHUNK):

@@ -39,7 +39,7 @@ def write_calibration(
     write_json(
         adapter / CALIBRATION_FILE,
         {
-            "prompt": asdict(template_of(config.data)),
+            "prompt": asdict(template_of(config.data, calibration.is_open)),
             "prefix_ids": special_prefix(tokenizer),
             "completions": "one token" if calibration.single_token_options else "several tokens",
             "max_length": config.data.max_length,

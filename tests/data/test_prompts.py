@@ -31,3 +31,27 @@ def test_cloze_continues_the_question_with_the_options_text():
     prompt, completions = PROMPTS["cloze"](example(27, passage="Some text."))
     assert prompt == "Some text.\nWhich?"
     assert completions[:2] == (" choice 0", " choice 1")
+
+
+def open_example(**fields):
+    return Example(
+        **{"id": "x", "question": "Who?", "choices": ("Ada",), "answer": 0, **fields},
+        aliases=("Ada", "Ada L."),
+    )
+
+
+def test_qa_asks_for_a_line_and_ends_it():
+    prompt, completions = PROMPTS["qa"](open_example(passage="Some text."))
+    assert prompt == "Some text.\n\nQuestion: Who?\nAnswer:"
+    assert completions == (" Ada\n",)
+    assert PROMPTS["qa"](open_example()).prompt == "Question: Who?\nAnswer:"
+
+
+def test_the_option_of_a_closed_question_has_no_stop_text():
+    assert PROMPTS["qa"](example()).completions == (" choice 0", " choice 1")
+
+
+@pytest.mark.parametrize("name", ["letters", "cloze"])
+def test_a_prompt_that_would_not_end_refuses_an_open_question(name):
+    with pytest.raises(BadRow, match="open question.*--data.prompt qa"):
+        PROMPTS[name](open_example())

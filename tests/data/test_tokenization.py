@@ -268,3 +268,11 @@ def test_a_saved_tokenizer_is_loaded_again(tmp_path):
     byte_level("<s> $A").save_pretrained(tmp_path)
     encoded, _ = encode([example()], load_tokenizer(tmp_path))
     assert encoded == encode([example()], byte_level("<s> $A"))[0]
+
+
+def test_an_open_question_of_a_task_with_options_is_asked_as_qa_and_its_answer_ends():
+    row = Example("x", "where is the cat", ("red",), 0, aliases=("red", "green"))
+    encoded, _ = encode([row], byte_level("<s> $A"))
+    assert encoded[0].prompt == "Question: where is the cat\nAnswer:"
+    assert encoded[0].completions == (" red\n",)
+    assert encoded.is_open and not encoded.single_token_options
