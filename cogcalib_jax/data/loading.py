@@ -1,6 +1,5 @@
 """From a DataConfig to examples: read, refuse what cannot be used, split."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.sources import Row
 from cogcalib_jax.data.splits import Official, limit_test, make_splits
-from cogcalib_jax.data.tasks.fields import check
+from cogcalib_jax.data.tasks.fields import check, near_misses
 from cogcalib_jax.errors import UserError
 
 
@@ -88,10 +87,12 @@ def _require_group(task: str, group: str) -> None:
         return
     if not groups:
         raise UserError(f"task {task}:{group}: {task} has no groups; evaluate {task} alone")
-    near = difflib.get_close_matches(group, groups, n=5, cutoff=0.6)
-    near += [name for name in groups if group in name and name not in near]
-    allowed = f"did you mean {', '.join(near)}?" if near else f"the groups: {', '.join(groups)}"
-    raise UserError(f"task {task}:{group}: no such group of questions; {allowed}")
+    near = near_misses(group, groups)
+    if near and len(near) < len(groups):
+        hint = f"did you mean {', '.join(near)}? docs/tasks.md lists all {len(groups)}"
+    else:
+        hint = f"allowed: {', '.join(groups)}"
+    raise UserError(f"task {task}:{group}: no such group of questions; {hint}")
 
 
 def _require_one_kind(config: DataConfig, official: Mapping[str, Sequence[Example]]) -> None:
@@ -186,7 +187,7 @@ def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[t
         try:
             if isinstance(row.content, BadRow):
                 raise row.content
-            example = check(task.read(row.content, row.number))
+            example = check(task.read(row.content, row.number), task.right_choice_may_repeat)
             if example.id in seen:
                 raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
         except BadRow as reason:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cogcalib_jax.data import world
@@ -10,12 +11,21 @@ from cogcalib_jax.data.sources import Hub
 from cogcalib_jax.data.tasks.boolq import read_boolq
 from cogcalib_jax.data.tasks.custom import read_custom
 from cogcalib_jax.data.tasks.lettered import lettered
+from cogcalib_jax.data.tasks.mmlu import GROUPS, in_group, read_mmlu
+from cogcalib_jax.data.tasks.open_questions import (
+    read_hotpotqa,
+    read_hotpotqa_context,
+    read_nq_open,
+    read_triviaqa,
+)
 from cogcalib_jax.data.tasks.winogrande import group_twins, read_winogrande
 from cogcalib_jax.data.world import WorldConfig
 
 AS_STORED = {"train": "train", "validation": "validation", "test": "test"}
 # The Hub's test split has no answers: the literature then scores the validation split.
 UNLABELLED_TEST = {"train": "train", "test": "validation"}
+# MMLU has no training rows of its own, but rows of other data sets.
+AUXILIARY_TRAIN = {**AS_STORED, "train": "auxiliary_train"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,9 @@ class RowTask:
     """finds the rows that belong together, over all splits at once"""
     groups: Mapping[str, Callable[[Example], bool]] = field(default_factory=dict)
     """name -> which rows: parts of the test split that can be evaluated alone, as TASK:NAME"""
+    right_choice_may_repeat: bool = False
+    """True: a row whose right choice stands twice is used all the same, and scored by its key, as
+    in the numbers published for the task"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,10 @@ def _winogrande(size: str) -> RowTask:
     )
 
 
+def _hotpotqa(read: Callable[[Mapping[str, Any], int], Example]) -> RowTask:
+    return RowTask(read, Hub("hotpotqa/hotpot_qa", "distractor"), UNLABELLED_TEST, prompt="qa")
+
+
 TASKS: dict[str, Task] = {
     "world": MadeTask(
         world.build_splits, prompt="cloze", groups={"taught_form_b": world.taught_form_b}
@@ -67,5 +84,30 @@ TASKS: dict[str, Task] = {
     "winogrande_m": _winogrande("winogrande_m"),
     "boolq": RowTask(read_boolq, Hub("google/boolq"), UNLABELLED_TEST),
     "commonsense_qa": RowTask(lettered("question"), Hub("tau/commonsense_qa"), UNLABELLED_TEST),
+    "mmlu": RowTask(
+        read_mmlu,
+        Hub("cais/mmlu", "all"),
+        AUXILIARY_TRAIN,
+        groups={name: partial(in_group, name) for name in GROUPS},
+        # 4 rows of test and one of validation are of that kind.
+        right_choice_may_repeat=True,
+    ),
+    # Questions and answers are the same in its config "fullwiki", whose paragraphs are retrieved
+    # and may lack the two that are needed.
+    "hotpotqa": _hotpotqa(read_hotpotqa),
+    "hotpotqa_context": _hotpotqa(read_hotpotqa_context),
+    # The configs "rc" hold a question once for each of its sources, so some of them twice.
+    "triviaqa": RowTask(
+        read_triviaqa,
+        Hub("mandarjoshi/trivia_qa", "unfiltered.nocontext"),
+        UNLABELLED_TEST,
+        prompt="qa",
+    ),
+    "nq_open": RowTask(
+        read_nq_open,
+        Hub("google-research-datasets/nq_open", "nq_open"),
+        UNLABELLED_TEST,
+        prompt="qa",
+    ),
     "custom": RowTask(read_custom),
 }

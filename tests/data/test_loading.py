@@ -1,6 +1,7 @@
 """Local folders, single files and the Hub: read, refused with the place, or explained."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,8 @@ import pytest
 
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.loading import groups_of, load_splits, load_test
+from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -253,6 +255,188 @@ def test_a_config_out_of_range_names_the_field(fields, field):
     with pytest.raises(FieldError) as error:
         DataConfig(**fields)
     assert error.value.field == field
+
+
+def rows_of_fixture(task, split):
+    return [
+        json.loads(line) for line in (FIXTURES / f"{task}/{split}.jsonl").open(encoding="utf-8")
+    ]
+
+
+def test_mmlu_trains_on_auxiliary_rows_and_tests_on_its_own():
+    splits = load(FIXTURES / "mmlu", task="mmlu", calibration_rows=2)
+    assert (len(splits.validation), len(splits.test)) == (3, 10)
+    assert all(row.extra == {} for row in splits.train + splits.style + splits.calibration)
+    # One training row asks a test question in other words' case and order; it is left out.
+    assert splits.notes == (
+        "train: 1 of 12 rows left out, since they repeat a question of the test split or share its "
+        "group",
+    )
+    assert len(splits.train + splits.style + splits.calibration) == 11
+
+
+def test_a_group_of_mmlu_is_read_from_the_test_split_alone(tmp_path):
+    write(tmp_path / "test.jsonl", rows_of_fixture("mmlu", "test"))
+    config = DataConfig(task="mmlu", path=str(tmp_path))
+    subjects = {
+        group: [row.extra["subject"] for row in load_test(config, 0, group)[0]]
+        for group in ("business", "marketing", "philosophy", "philosophy_all", "misc")
+    }
+    assert subjects == {
+        "business": ["business_ethics", "management", "marketing"],
+        "marketing": ["marketing"],
+        "philosophy": ["philosophy"],
+        "philosophy_all": ["philosophy", "formal_logic"],
+        "misc": ["global_facts"],
+    }
+    assert len(load_test(config, 0)[0]) == 10
+    assert len(load_test(replace(config, test_rows=2), 0, "business")[0]) == 2
+    with pytest.raises(UserError, match="no file for split 'auxiliary_train'"):
+        load_splits(config, 0)
+
+
+def test_a_group_without_rows_says_so(tmp_path):
+    write(tmp_path / "test.jsonl", rows_of_fixture("mmlu", "test")[:1])
+    config = DataConfig(task="mmlu", path=str(tmp_path / "test.jsonl"))
+    assert len(load_test(config, 0, "business")[0]) == 1
+    with pytest.raises(UserError, match="mmlu:history: none of the test rows belongs to it"):
+        load_test(config, 0, "history")
+
+
+@pytest.mark.parametrize(
+    ("task", "group", "message"),
+    [
+        ("mmlu", "managment", r"did you mean management.*docs/tasks.md lists all 78"),
+        ("mmlu", "Business Ethics", "did you mean business_ethics"),
+        ("mmlu", "school_us", "did you mean high_school_us_history"),
+        ("mmlu", "zzz", "allowed: stem, humanities, .*world_religions"),
+        ("mmlu", "", "allowed: stem, humanities"),
+        ("openbookqa", "business", "openbookqa has no groups"),
+        ("world", "taught", "allowed: taught_form_b"),
+    ],
+)
+def test_an_unknown_group_names_near_ones(task, group, message):
+    with pytest.raises(UserError, match=message):
+        load_test(DataConfig(task=task), 0, group)
+
+
+def test_every_group_is_in_the_documentation():
+    table = (Path(__file__).parents[2] / "docs/tasks.md").read_text(encoding="utf-8")
+    for task in TASKS:
+        assert f"`{task}`" in table
+        for group in groups_of(task):
+            assert f"`{group}`" in table, group
+
+
+def test_the_world_has_a_group_beside_its_test_split():
+    config = DataConfig()
+    assert groups_of("world") == ("taught_form_b",)
+    taught, notes = load_test(config, 3, "taught_form_b")
+    assert notes == ()
+    assert len(taught) == config.world.train
+    assert not {row.id for row in taught} & {row.id for row in load_test(config, 3)[0]}
+
+
+@pytest.mark.parametrize("task", ["hotpotqa", "hotpotqa_context", "triviaqa", "nq_open"])
+def test_open_tasks_are_split_and_repeats_of_a_test_question_leave_train(task):
+    folder = FIXTURES / task.removesuffix("_context")
+    splits = load(folder, task=task, calibration_rows=2)
+    for _, part in splits.items():
+        assert all(row.is_open and row.choices == row.aliases[:1] for row in part)
+    assert len(splits.test) == 3
+    repeats = 2 if task == "triviaqa" else 1
+    assert f"train: {repeats} of 1" in splits.notes[0]
+    asked = {"hotpotqa": "what kind of building is  Onder Mill?", "nq_open": "where do storks go"}
+    asked["hotpotqa_context"] = asked["hotpotqa"]
+    asked["triviaqa"] = "Which sea lies between Denmark and Norway?"
+    assert not any(
+        row.question.startswith(asked[task])
+        for name, part in splits.items()
+        for row in part
+        if name != "test"
+    )
+
+
+@pytest.mark.parametrize("task", ["hotpotqa", "triviaqa"])
+def test_an_open_test_split_without_answers_is_refused_as_a_test_set(task):
+    config = DataConfig(task=task, path=str(FIXTURES / task / "test.jsonl"))
+    with pytest.raises(UserError, match="none of its 2 rows has an answer; an unlabelled split"):
+        load_test(config, 0)
+
+
+def test_real_rows_are_read_from_the_hubs_own_layout(tmp_path):
+    """Parquet keeps nested fields as other types than JSON does."""
+    layout = {
+        "mmlu": ("all", ("auxiliary_train", "validation", "test", "dev")),
+        "hotpotqa": ("distractor", ("train", "validation")),
+        "triviaqa": ("unfiltered.nocontext", ("train", "validation")),
+        "nq_open": ("nq_open", ("train", "validation")),
+    }
+    for task, (name, splits) in layout.items():
+        folder = tmp_path / task / name
+        folder.mkdir(parents=True)
+        for split in splits:
+            table = pyarrow.Table.from_pylist(rows_of_fixture(task, split))
+            pyarrow.parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+        fields = {"task": task, "calibration_rows": 2}
+        assert load(tmp_path / task, **fields) == load(FIXTURES / task, **fields)
+    with_passages = load(tmp_path / "hotpotqa", task="hotpotqa_context", calibration_rows=2)
+    assert with_passages.test[0].passage.startswith("Onder Mill: Onder Mill stands on")
+
+
+def test_mmlu_rows_whose_right_choice_stands_twice_are_kept_as_published(tmp_path):
+    test, notes = load_test(DataConfig(task="mmlu", path=str(FIXTURES / "mmlu")), 0)
+    assert notes == ()
+    law = [row for row in test if row.extra["subject"] == "international_law"]
+    assert [row.choices.count(row.choices[row.answer]) for row in law] == [2, 2]
+    assert law[0].id != law[1].id
+
+
+def open_rows(n):
+    return [{"question": f"q {i}?", "answer": [f"a {i}", f"b {i}"]} for i in range(n)]
+
+
+def test_open_questions_of_ones_own_are_split_like_others(tmp_path):
+    splits = load(write(tmp_path / "mine.jsonl", open_rows(40)))
+    assert sum(len(part) for _, part in splits.items()) == 40
+    assert splits.test[0].aliases[0] == splits.test[0].aliases[1].replace("b", "a")
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_file_with_and_without_choices_is_refused_by_its_first_odd_row(tmp_path, on_bad_row):
+    file = write(tmp_path / "mine.jsonl", [*custom(3), *open_rows(3)])
+    with pytest.raises(
+        UserError,
+        match=r"mine.jsonl:4: has no choices, but \S+mine.jsonl:1 has choices; give each row",
+    ):
+        load(file, on_bad_row=on_bad_row)
+    file = write(tmp_path / "mine.jsonl", [*open_rows(2), *custom(3)])
+    with pytest.raises(UserError, match=r"mine.jsonl:3: has choices, but \S+:1 has no choices"):
+        load_test(DataConfig(task="custom", path=str(file), on_bad_row=on_bad_row), 0)
+
+
+def test_splits_of_both_kinds_are_refused(tmp_path):
+    write(tmp_path / "train.jsonl", open_rows(30))
+    write(tmp_path / "test.jsonl", custom(5))
+    with pytest.raises(
+        UserError, match="train rows are open questions, test rows have choices; a task is of one"
+    ):
+        load(tmp_path)
+
+
+def test_a_row_with_other_fields_is_named(tmp_path):
+    rows = [*custom(3), {"prompt": "q?", "choices": ["red", "green"], "answer": 0}]
+    with pytest.raises(
+        UserError, match=r"mine.jsonl:4: has no field 'question' \(its fields are: prompt, choices"
+    ):
+        load(write(tmp_path / "mine.jsonl", rows))
+
+
+def test_an_empty_file_says_so(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    for task in ("custom", "mmlu"):
+        with pytest.raises(UserError, match="empty.jsonl: has no rows"):
+            load_test(DataConfig(task=task, path=str(tmp_path / "empty.jsonl")), 0)
 
 
 def test_real_files_have_no_overlap_and_keep_twins_together(realdata):

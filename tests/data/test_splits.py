@@ -125,6 +125,31 @@ def test_rows_that_repeat_a_test_question_leave_train_and_validation_and_are_cou
     ]
 
 
+def open_question(name, question, *answers, passage=""):
+    return Example(
+        id=name,
+        question=question,
+        choices=answers[:1],
+        answer=0,
+        passage=passage,
+        aliases=answers,
+    )
+
+
+def test_an_open_question_with_another_reference_is_the_same_question():
+    train = [open_question(f"a{i}", f"what is {i}", f"thing {i}") for i in range(30)]
+    train.append(open_question("copy", "Who wrote  it?", "A. Lund"))
+    test = [open_question("t", "who wrote it?", "Ada Lund", "A. Lund")]
+    splits = make_splits(Official(train, None, test), config())
+    assert all(row.id != "copy" for name, rows in splits.items() for row in rows)
+    assert "train: 1 of 31" in splits.notes[0]
+    # About another passage it is another question, and with options to choose from as well.
+    other = open_question("p", "who wrote it?", "A. Lund", passage="A letter.")
+    assert question_key(other) != question_key(test[0])
+    closed = example("c", "who wrote it?", choices=("A. Lund", "B. Lund"))
+    assert question_key(closed) != question_key(test[0])
+
+
 def test_a_test_question_bars_its_training_twin_even_where_the_limit_drops_it():
     train = [*plain(30), example("copy", "t question 1")]
     official = Official(train, None, plain(2, "t"))

@@ -1,11 +1,14 @@
 """Stored rows become examples, or are refused with the reason."""
 
+from dataclasses import replace
+
 import pytest
 
 from cogcalib_jax.data.example import BadRow, NoLabel
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.data.tasks.custom import read_custom
-from cogcalib_jax.data.tasks.fields import check
+from cogcalib_jax.data.tasks.fields import accepted, check
+from cogcalib_jax.data.tasks.mmlu import CATEGORIES, GROUPS, SUBCATEGORIES, SUBJECTS
 from cogcalib_jax.data.tasks.winogrande import group_twins
 
 
@@ -156,6 +159,191 @@ def test_equal_wrong_choices_pass_but_an_equal_right_one_does_not():
     assert check(read(lettered_row(choices=choices), 1)).answer == 2
     with pytest.raises(BadRow, match="twice"):
         check(read(lettered_row(choices=choices, answerKey="B"), 1))
+    assert check(read(lettered_row(choices=choices, answerKey="B"), 1), True).answer == 1
+    genotypes = {"text": ["AA", "Aa", "aa"], "label": ["A", "B", "C"]}
+    assert check(read(lettered_row(choices=genotypes), 1)).answer == 2
     one = {"text": ["a cat"], "label": ["A"]}
     with pytest.raises(BadRow, match="at least 2"):
         check(read(lettered_row(choices=one, answerKey="A"), 1))
+
+
+def mmlu_row(**changes):
+    row = {"question": "Which?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 3}
+    return {**row, **changes}
+
+
+def test_mmlu_has_the_subjects_and_levels_its_authors_publish():
+    assert (len(SUBJECTS), len(SUBCATEGORIES), len(CATEGORIES)) == (57, 17, 4)
+    assert len(set(SUBJECTS)) == 57
+    assert sorted(part for parts in CATEGORIES.values() for part in parts) == sorted(SUBCATEGORIES)
+    # Counted in the published tables of results by category.
+    sizes = {name: len(GROUPS[name]) for name in CATEGORIES}
+    assert sizes == {"stem": 18, "humanities": 13, "social_sciences": 12, "other": 14}
+
+
+@pytest.mark.parametrize(
+    ("group", "subjects"),
+    [
+        ("business", {"business_ethics", "management", "marketing"}),
+        ("culture", {"human_sexuality", "sociology"}),
+        (
+            "history",
+            {
+                "high_school_european_history",
+                "high_school_us_history",
+                "high_school_world_history",
+                "prehistory",
+            },
+        ),
+        ("psychology", {"high_school_psychology", "professional_psychology"}),
+    ],
+)
+def test_the_groups_of_the_paper_are_subcategories_of_mmlu(group, subjects):
+    assert set(SUBCATEGORIES[group]) == GROUPS[group] == subjects
+
+
+def test_no_name_of_mmlu_means_two_things():
+    """`philosophy` and `other` are names at two levels of the authors' table."""
+    assert len(GROUPS) == len(SUBJECTS) + len(SUBCATEGORIES) + len(CATEGORIES) == 78
+    assert all(name.isidentifier() and name == name.lower() for name in GROUPS)
+    assert GROUPS["philosophy"] == {"philosophy"} < GROUPS["philosophy_all"]
+    assert GROUPS["misc"] < GROUPS["other"]
+
+
+def test_an_mmlu_row_knows_its_subject_subcategory_and_category():
+    read = TASKS["mmlu"].read
+    example = read(mmlu_row(), 1)
+    assert (example.choices, example.answer) == (("a", "b", "c", "d"), 3)
+    assert example.extra == {"subject": "anatomy", "subcategory": "health", "category": "other"}
+    assert read(mmlu_row(subject=""), 1).extra == {}
+    assert read(mmlu_row(), 2).id != example.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"subject": "anatomie"}, "none of MMLU's 57 subjects; did you mean anatomy"),
+        ({"subject": 3}, "must be a text"),
+        ({"answer": "D"}, "must be the index"),
+        ({"answer": True}, "must be the index"),
+        ({"answer": 4}, "not from 0 to 3"),
+        ({"choices": {"text": ["a"]}}, "must be a list"),
+    ],
+)
+def test_an_mmlu_row_is_refused_with_the_reason(changes, reason):
+    with pytest.raises(BadRow, match=reason):
+        check(TASKS["mmlu"].read(mmlu_row(**changes), 1))
+
+
+def test_accepted_answers_stand_once_with_the_reference_first():
+    assert accepted(["The  Ga\n", "ga", "the ga", "", "GA"]) == ("The Ga", "ga")
+    # Scores fold case by lower() and leave Unicode alone: what they tell apart must stay.
+    assert accepted(["Straße", "Strasse", "u\u0308", "ü"]) == ("Straße", "Strasse", "u\u0308", "ü")
+    with pytest.raises(NoLabel):
+        accepted(["", " "])
+
+
+def hotpot_row(**changes):
+    row = {
+        "id": "made1",
+        "question": "How long is it?",
+        "answer": "212 km",
+        "type": "bridge",
+        "level": "easy",
+        "context": {
+            "title": ["Mill", "Onder"],
+            "sentences": [["A mill.", "", " It grinds."], ["212 km."]],
+        },
+    }
+    return {**row, **changes}
+
+
+def test_hotpotqa_is_read_with_and_without_its_paragraphs():
+    closed = check(TASKS["hotpotqa"].read(hotpot_row(), 1))
+    assert (closed.passage, closed.choices, closed.aliases) == ("", ("212 km",), ("212 km",))
+    assert closed.extra == {"type": "bridge", "level": "easy"}
+    context = check(TASKS["hotpotqa_context"].read(hotpot_row(), 1))
+    assert context.passage == "Mill: A mill. It grinds.\nOnder: 212 km."
+    assert context.question == closed.question
+
+
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        (None, '"title" and "sentences"'),
+        ({"title": ["a"], "sentences": []}, "do not match"),
+        ({"title": ["a"], "sentences": ["text"]}, "must be a list of texts"),
+        ({"title": ["a"], "sentences": [[3]]}, "must be a text"),
+        ({"title": [], "sentences": []}, "no paragraphs"),
+    ],
+)
+def test_a_hotpotqa_row_without_usable_paragraphs_is_refused(context, reason):
+    with pytest.raises(BadRow, match=reason):
+        TASKS["hotpotqa_context"].read(hotpot_row(context=context), 1)
+
+
+def trivia_row(**answer):
+    return {"question": "Which mark?", "question_id": "q1", "answer": {"value": "Ga", **answer}}
+
+
+def test_triviaqa_accepts_the_aliases_after_the_value():
+    read = TASKS["triviaqa"].read
+    example = check(read(trivia_row(aliases=["gallium", "GA"], normalized_aliases=["", "ga x"]), 1))
+    assert example.aliases == ("Ga", "gallium", "ga x")
+    assert (example.choices, example.answer) == (("Ga",), 0)
+    assert example.extra == {"question_id": "q1"}
+    assert read(trivia_row(), 1).id != read(trivia_row(), 2).id
+    for reason, answer in [("list of texts", {"aliases": "Ga"}), ("must be a text", {"value": 4})]:
+        with pytest.raises(BadRow, match=reason):
+            read(trivia_row(**answer), 1)
+    with pytest.raises(BadRow, match='must hold "value"'):
+        read({**trivia_row(), "answer": "Ga"}, 1)
+    for value in ("<unk>", "", None):
+        with pytest.raises(NoLabel):
+            read(trivia_row(value=value), 1)
+
+
+def test_nq_open_accepts_every_answer_of_its_list():
+    read = TASKS["nq_open"].read
+    row = {"question": "what is grey", "answer": ["a heron", "A heron", "herons"]}
+    assert check(read(row, 1)).aliases == ("a heron", "herons")
+    with pytest.raises(BadRow, match="must be a list"):
+        read({**row, "answer": "a heron"}, 1)
+    with pytest.raises(NoLabel):
+        read({**row, "answer": []}, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "aliases"), [("Red ", ("Red",)), (["red", "RED", "crimson"], ("red", "crimson"))]
+)
+def test_a_custom_row_without_choices_is_an_open_question(answer, aliases):
+    row = {"question": "Which colour?", "answer": answer, "passage": "Red.", "topic": "art"}
+    for choices in ({}, {"choices": None}):
+        example = check(read_custom({**row, **choices}, 1))
+        assert example.is_open
+        assert (example.aliases, example.choices, example.answer) == (aliases, aliases[:1], 0)
+        assert (example.passage, example.extra) == ("Red.", {"topic": "art"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal", "reason"),
+    [
+        (2, BadRow, "has no choices, so its answer must be a text or a list"),
+        (True, BadRow, "has no choices"),
+        (["red", ""], BadRow, "is empty"),
+        (["red", 3], BadRow, "must be a text"),
+        ([], NoLabel, "no accepted answer"),
+        ("", NoLabel, "no answer"),
+    ],
+)
+def test_an_open_custom_row_is_refused_with_the_reason(answer, refusal, reason):
+    with pytest.raises(refusal, match=reason):
+        read_custom({"question": "Which colour?", "answer": answer}, 1)
+
+
+def test_the_only_choice_of_an_open_question_is_its_reference():
+    example = read_custom({"question": "Which colour?", "answer": ["red", "crimson"]}, 1)
+    assert not read_custom(custom_row(), 1).is_open
+    for wrong in ({"choices": ("crimson",)}, {"choices": ("red", "crimson")}, {"answer": 1}):
+        with pytest.raises(BadRow, match="first accepted answer"):
+            check(replace(example, **wrong))

@@ -1,6 +1,8 @@
 """Reading the fields of a row, with a reason where one cannot be used."""
 
+import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,17 +85,27 @@ def content_id(number: int, *parts: str) -> str:
     return f"{number:05d}-{digest[:8]}"
 
 
+def near_misses(name: str, names: Iterable[str]) -> list[str]:
+    """Up to five of `names` that may have been meant by `name`, the likeliest first."""
+    names = list(names)
+    key = re.sub(r"[\s-]+", "_", name.strip().lower())
+    near = difflib.get_close_matches(key, names, n=5)
+    near += [other for other in names if key and key in other and other not in near]
+    return near[:5]
+
+
 def normalise(value: str) -> str:
     """Case and white space do not make two texts different."""
     return " ".join(value.casefold().split())
 
 
-def check(example: Example) -> Example:
+def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
     """`example` itself.
 
     Raises:
-        BadRow: fewer than two choices, an answer outside them, or one that stands twice. Two
-            equal *wrong* choices pass: official OpenBookQA rows have them (train 10-317).
+        BadRow: fewer than two choices, an answer outside them, or one that stands twice (unless
+            it may). Two equal *wrong* choices pass: official OpenBookQA rows have them (train
+            10-317). Choices that differ in case are two: genotypes Aa and AA.
             An open question has its reference as its only choice.
     """
     if example.is_open:
@@ -104,7 +116,7 @@ def check(example: Example) -> Example:
         raise BadRow(f"has {len(example.choices)} choices; at least 2 are needed")
     if not 0 <= example.answer < len(example.choices):
         raise BadRow(f"answer {example.answer} is not from 0 to {len(example.choices) - 1}")
-    choices = [normalise(choice) for choice in example.choices]
-    if choices.count(choices[example.answer]) > 1:
+    choices = [" ".join(choice.split()) for choice in example.choices]
+    if choices.count(choices[example.answer]) > 1 and not right_choice_may_repeat:
         raise BadRow(f"the right choice {example.choices[example.answer]!r:.60} stands there twice")
     return example
