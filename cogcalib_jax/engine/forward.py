@@ -5,6 +5,7 @@ The same functions serve the training step (with dropout and a term) and every e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import example_mean
 from cogcalib_jax.method.terms import TERMS, mask_logits
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.sharding import RULES, batch_parts
 
 
 class ExampleLosses(NamedTuple):
@@ -91,20 +93,58 @@ def example_losses(
     return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
 
 
-def option_logprobs(decoder: Decoder, batch: Batch, temperature: jax.Array | float) -> jax.Array:
+def option_logprobs(
+    decoder: Decoder,
+    batch: Batch,
+    temperature: jax.Array | float,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
     """Vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
 
-    The head is linear, so dividing the hidden states divides every vocabulary logit.
+    The head is linear, so dividing the hidden states divides every vocabulary logit. With a
+    `dropout_key` LoRA's dropout is on; wrap in `row_by_row` for masks that no batch changes, and
+    that are the same in both parts of the difference whatever the batch's size.
     """
-    hidden, _ = _scored_hidden(decoder, batch, None)
+    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
     hidden = hidden / temperature
-    stats = row_stats(decoder, hidden[:, :1], batch.targets[:, :1])
-    logits = decoder.option_logits(hidden[:, 0], batch.option_ids)
+    stats = row_stats(decoder, hidden[:, :1], batch.targets[:, :1], dropout_key=head_key)
+    logits = decoder.option_logits(hidden[:, 0], batch.option_ids, dropout_key=head_key)
     return logits - stats.logsumexp
 
 
-def completion_logprob(decoder: Decoder, batch: Batch, temperature: jax.Array | float) -> jax.Array:
-    """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats."""
-    hidden, _ = _scored_hidden(decoder, batch, None)
-    stats = row_stats(decoder, hidden / temperature, batch.targets)
+def completion_logprob(
+    decoder: Decoder,
+    batch: Batch,
+    temperature: jax.Array | float,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats;
+    `dropout_key` as for `option_logprobs`."""
+    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
+    stats = row_stats(decoder, hidden / temperature, batch.targets, dropout_key=head_key)
     return -jnp.sum(stats.nll * batch.loss_mask, -1)
+
+
+def row_by_row(
+    score: Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array],
+) -> Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array]:
+    """`score` with a dropout mask for each example of a split, drawn from the key and the
+    example's number alone.
+
+    So neither the batch size, nor the padding, nor the rows beside it change an example's score,
+    and all options of a question are scored by the same thinned model. The vocabulary's logits of
+    a whole batch exist at once: chunks of positions are taken within a row.
+    """
+
+    def scores(
+        decoder: Decoder, batch: Batch, temperature: jax.Array | float, key: jax.Array
+    ) -> jax.Array:
+        def one(row: Batch) -> jax.Array:
+            alone = jax.tree.map(lambda x: x[None], row)
+            return score(decoder, alone, temperature, jax.random.fold_in(key, row.row))[0]
+
+        # Rows stay on their own devices.
+        axes = RULES["batch"] if decoder.mesh and batch_parts(decoder.mesh) > 1 else None
+        return jax.vmap(one, spmd_axis_name=axes)(batch)
+
+    return scores

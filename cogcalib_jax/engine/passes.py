@@ -17,19 +17,33 @@ from cogcalib_jax.sharding import shard_batch
 
 
 class SplitPass:
-    """`function(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape."""
+    """`function(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape.
 
-    def __init__(self, model: SplitModel, mesh: Mesh, function: Callable[..., Any]):
+    With `members`, LoRA parameters carry a leading axis of members and results a last one: all
+    members read the one base, which is neither copied nor read once for each.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        mesh: Mesh,
+        function: Callable[..., Any],
+        *,
+        members: bool = False,
+    ):
         self._frozen = model.frozen
         self._mesh = mesh
-        self._run = jax.jit(
-            lambda lora, frozen, batch, *scalars: function(
-                nnx.merge(model.graphdef, lora, frozen), batch, *scalars
-            )
-        )
+
+        def run(lora: nnx.State, frozen: nnx.State, batch: Batch, *scalars: Any) -> Any:
+            def one(lora: nnx.State) -> Any:
+                return function(nnx.merge(model.graphdef, lora, frozen), batch, *scalars)
+
+            return jax.vmap(one, out_axes=-1)(lora) if members else one(lora)
+
+        self._run = jax.jit(run)
 
     def __call__(
-        self, lora: nnx.State, batches: Iterable[Batch], *scalars: float
+        self, lora: nnx.State, batches: Iterable[Batch], *scalars: float | jax.Array
     ) -> tuple[np.ndarray, Any]:
         """Row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
 
@@ -58,6 +72,10 @@ def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
     if arrays[0].ndim == 1:
         return np.concatenate(arrays)
     width = max(a.shape[1] for a in arrays)
+    further = [(0, 0)] * (arrays[0].ndim - 2)
     return np.concatenate(
-        [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=np.nan) for a in arrays]
+        [
+            np.pad(a, [(0, 0), (0, width - a.shape[1]), *further], constant_values=np.nan)
+            for a in arrays
+        ]
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cogcalib_jax.configlib import check
+from cogcalib_jax.evaluation.open_config import OpenConfig
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,24 @@ class EvaluationConfig:
     """sequences scored at a time"""
     normalisation: Literal["sum", "token_mean"] = "sum"
     """option_probs = softmax of summed token log-probabilities, or of their mean per token"""
+    mc_passes: int = 10
+    """MC-dropout: passes with dropout on, whose probabilities are averaged"""
+    members_at_once: int | None = None
+    """members of an ensemble evaluated together, each with activations of its own; unset: all"""
     bins: int = 15
     """equal-width bins of the expected calibration error"""
     resamples: int = 1000
     """bootstrap resamples of intervals and simulated draws of the noise floor"""
+    open: OpenConfig = field(default_factory=OpenConfig)
+    """answers to open questions"""
 
     def __post_init__(self) -> None:
         check(self.batch_size >= 1, "batch_size", "must be an integer of at least 1")
+        check(self.mc_passes >= 1, "mc_passes", "must be an integer of at least 1")
+        check(
+            self.members_at_once is None or self.members_at_once >= 1,
+            "members_at_once",
+            "must be an integer of at least 1, or unset",
+        )
         check(self.bins >= 1, "bins", "must be an integer of at least 1")
         check(self.resamples >= 100, "resamples", "must be an integer of at least 100")

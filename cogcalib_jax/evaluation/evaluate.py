@@ -34,6 +34,8 @@ def task_metrics(predictions: Predictions, config: EvaluationConfig, seed: int) 
     )
     if predictions.temperature != 1.0:
         metrics["temperature"] = predictions.temperature
+    if predictions.averaged is not None:
+        metrics[predictions.averaged.over] = predictions.averaged.count
     return metrics
 
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cogcalib_jax.data.example import Encoded
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What an average of probabilities holds beside the average over the vocabulary."""
+
+    over: Literal["mc_passes", "members"]
+    """what was averaged over, and the name of `count` in eval.json"""
+    count: int
+    option_logprobs: np.ndarray
+    """[n, k] float64: log of the mean probability over the options, nats; absent ones -inf"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class Predictions:
     """divides the scores before the softmax over the options (temperature scaling)"""
     tempered_logprobs: np.ndarray | None = None
     """[n, k]: `logprobs` with the vocabulary logits divided by the temperature; None at 1"""
+    averaged: Averaged | None = None
+    """of several models or passes, where `logprobs` are those of their mean probability"""
 
     @property
     def mask(self) -> np.ndarray:
@@ -38,7 +51,9 @@ class Predictions:
     def scores(self) -> np.ndarray:
         """[n, k]: what the softmax over the options is taken of; absent options -inf."""
         scores = self.logprobs
-        if self.normalisation == "token_mean":
+        if self.averaged is not None:
+            scores = self.averaged.option_logprobs
+        elif self.normalisation == "token_mean":
             scores = scores / np.maximum(self.tokens, 1)
         return np.where(self.mask, scores / self.temperature, -np.inf)
 
@@ -48,6 +63,12 @@ class Predictions:
         scores = self.scores
         shifted = np.exp(scores - scores.max(-1, keepdims=True))
         return shifted / shifted.sum(-1, keepdims=True)
+
+    @property
+    def option_logprobs(self) -> np.ndarray:
+        """[n, k]: log of `probs`, also where those are too small for a float; absent ones -inf."""
+        scores = self.scores
+        return scores - np.logaddexp.reduce(scores, -1, keepdims=True)
 
     @property
     def vocab_probs(self) -> np.ndarray:
@@ -93,9 +114,14 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
 
 def write_predictions(path: Path, predictions: Predictions, encoded: Sequence[Encoded]) -> None:
     """Write `path` whole or not at all."""
+    write_rows(path, prediction_rows(predictions, encoded))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        for row in prediction_rows(predictions, encoded):
+        for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.replace(path)

@@ -130,3 +130,13 @@ def _lora_a(stack: tuple[int, ...], rank: int, in_features: int, rngs: nnx.Rngs)
 
 def _lora_b(stack: tuple[int, ...], rank: int, out_features: int) -> nnx.LoRAParam:
     return nnx.LoRAParam(jnp.zeros((*stack, out_features, rank), jnp.float32))
+
+
+def with_dropout(decoder: nnx.Module, dropout: float) -> nnx.Module:
+    """The same model, sharing its arrays, whose adapters drop that share of their inputs."""
+    graphdef, state = nnx.split(decoder)
+    changed = nnx.merge(graphdef, state)
+    for _, module in nnx.iter_modules(changed):
+        if isinstance(module, Linear) and module.lora_A is not None:
+            module.dropout = dropout
+    return changed
