@@ -13,6 +13,7 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import groups_of, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS
+from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
 from cogcalib_jax.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -459,3 +460,17 @@ def test_boolq_with_its_validation_alone_can_be_evaluated_on(realdata):
     assert (len(test), notes) == (50, ())
     with pytest.raises(UserError, match="no file for split 'train'"):
         load_splits(config, 0)
+
+
+@pytest.mark.parametrize("task", ["mmlu", "hotpotqa", "hotpotqa_context", "triviaqa", "nq_open"])
+@pytest.mark.parametrize("tokenizer", ["Qwen2.5-base", "Mistral-7B-v0.1"])
+def test_rows_of_every_new_task_become_token_ids(realdata, task, tokenizer):
+    config = DataConfig(
+        task=task, path=str(FIXTURES / task.removesuffix("_context")), calibration_rows=2
+    )
+    tokens = load_tokenizer(realdata / "tokenizers" / tokenizer)
+    for name, part in load_splits(config, 0).items():
+        encoded, notes = encode_split(name, part, tokens, config)
+        assert (len(encoded), notes) == (len(part), ())
+        assert encoded.is_open == (task != "mmlu")
+        assert encoded.single_token_options == (task == "mmlu")
