@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,24 @@ def visible(positions: jax.Array, keys: int, window: jax.Array | int) -> jax.Arr
     """
     distance = positions[:, :, None] - jnp.arange(keys, dtype=jnp.int32)
     return (distance >= 0) & ((distance < window) | (window == 0))
+
+
+def visible_in_tree(
+    positions: jax.Array, branches: Sequence[jax.Array], window: jax.Array | int
+) -> jax.Array:
+    """Which tokens of its row each token sees where texts branch, bool `[b, t, t]`.
+
+    A row holds texts that begin alike and go on differently, each beginning once. positions: of
+    each token in its own text, int32 `[b, t]`. branches: one array like it a level of branching,
+    with the number of the token's branch, 0 above that level; a token sees those before it on the
+    way down to itself. Every token sees itself, whatever its numbers. window: as in `visible`.
+    """
+    distance = positions[:, :, None] - positions[:, None, :]
+    seen = (distance >= 0) & ((distance < window) | (window == 0))
+    for branch in branches:
+        theirs = branch[:, None, :]
+        seen &= (theirs == 0) | (theirs == branch[:, :, None])
+    return seen
 
 
 def xla_attention(
