@@ -17,6 +17,7 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import example_mean
 from cogcalib_jax.method.terms import TERMS, mask_logits
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.head import Head
 from cogcalib_jax.sharding import RULES, batch_parts
 
 
@@ -36,9 +37,10 @@ def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
-def _scored_hidden(
+def scored_hidden(
     decoder: Decoder, batch: Batch, dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states at the scored positions, `[batch, n, d]`, and the head's part of the key."""
     trunk_key = head_key = None
     if dropout_key is not None:
         trunk_key, head_key = jax.random.split(dropout_key)
@@ -46,35 +48,36 @@ def _scored_hidden(
     return gather_positions(hidden, batch.positions), head_key
 
 
-def example_losses(
-    decoder: Decoder,
+def example_losses(decoder: Decoder, batch: Batch, loss: LossConfig) -> ExampleLosses:
+    """Cross-entropy and correctness of each example; see `losses_at`."""
+    hidden, _ = scored_hidden(decoder, batch, None)
+    return losses_at(decoder.head(), hidden, batch, loss, None, None)
+
+
+def losses_at(
+    head: Head,
+    hidden: jax.Array,
     batch: Batch,
     loss: LossConfig,
-    method: MethodConfig | None = None,
-    dropout_key: jax.Array | None = None,
+    method: MethodConfig | None,
+    dropout_key: jax.Array | None,
 ) -> ExampleLosses:
     """Cross-entropy, correctness and (with a method that has a term) the term, per example.
 
-    Vocabulary: an answer is correct when each of its tokens is the argmax under teacher forcing,
-    which equals greedy exact match with the reference. Options: the argmax over the options;
-    needs single-token options (`batch.option_ids` with at least one column).
+    hidden: `[batch, positions, d]` at the scored positions. Vocabulary: an answer is correct when
+    each of its tokens is the argmax under teacher forcing, which equals greedy exact match with the
+    reference. Options: the argmax over the options; needs single-token options
+    (`batch.option_ids` with at least one column).
     """
     has_term = method is not None and method.term != "none"
     term_space = method.space if has_term else None
-    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
-
     stats: RowStats | None = None
     if "vocab" in (loss.space, term_space):
-        stats = row_stats(
-            decoder,
-            hidden,
-            batch.targets,
-            method if term_space == "vocab" else None,
-            head_key,
-        )
+        term = method if term_space == "vocab" else None
+        stats = row_stats(head, hidden, batch.targets, term, dropout_key)
     option_logits = None
     if "options" in (loss.space, term_space):
-        option_logits = decoder.option_logits(hidden[:, 0], batch.option_ids, dropout_key=head_key)
+        option_logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
 
     if loss.space == "options":
         masked = mask_logits(option_logits, batch.option_mask)
@@ -105,10 +108,11 @@ def option_logprobs(
     `dropout_key` LoRA's dropout is on; wrap in `row_by_row` for masks that no batch changes, and
     that are the same in both parts of the difference whatever the batch's size.
     """
-    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
     hidden = hidden / temperature
-    stats = row_stats(decoder, hidden[:, :1], batch.targets[:, :1], dropout_key=head_key)
-    logits = decoder.option_logits(hidden[:, 0], batch.option_ids, dropout_key=head_key)
+    head = decoder.head()
+    stats = row_stats(head, hidden[:, :1], batch.targets[:, :1], dropout_key=head_key)
+    logits = head.option_logits(hidden[:, 0], batch.option_ids, head_key)
     return logits - stats.logsumexp
 
 
@@ -120,8 +124,8 @@ def completion_logprob(
 ) -> jax.Array:
     """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats;
     `dropout_key` as for `option_logprobs`."""
-    hidden, head_key = _scored_hidden(decoder, batch, dropout_key)
-    stats = row_stats(decoder, hidden / temperature, batch.targets, dropout_key=head_key)
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
+    stats = row_stats(decoder.head(), hidden / temperature, batch.targets, dropout_key=head_key)
     return -jnp.sum(stats.nll * batch.loss_mask, -1)
 
 

@@ -1,8 +1,9 @@
 """Statistics of vocabulary logits at the positions that are scored, without keeping the logits.
 
 A vocabulary of 128,256 makes `[positions, vocab]` the largest array of a fine-tuning step by far,
-so positions are taken in chunks: a chunk's logits exist only while its statistics are computed and
-are formed again in the backward pass.
+so positions are taken in chunks: a chunk's logits exist only while its statistics are computed. A
+gradient through many chunks forms them again in the backward pass; training on many positions takes
+`chunked_loss` instead, which does not.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.terms import TERMS
-from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.head import Head
 
-# Positions per chunk: 128 x 128,256 float32 logits are 66 MB.
+# Positions per chunk and device: 128 x 128,256 float32 logits are 66 MB.
 CHUNK = 128
 
 
@@ -33,8 +34,36 @@ class RowStats(NamedTuple):
     """the calibration term over the vocabulary, None when no term was asked for"""
 
 
+def position_stats(
+    head: Head,
+    hidden: jax.Array,
+    targets: jax.Array,
+    method: MethodConfig | None,
+    dropout_key: jax.Array | None,
+) -> RowStats:
+    """Statistics of the logits at `hidden` `[..., d]` for `targets` `[...]`, all at once.
+
+    Every number is a reduction over the vocabulary, also the target's logit: where the vocabulary
+    is cut over devices, each reduces its part and only the results travel.
+    """
+    logits = head.logits(hidden, dropout_key)
+    logsumexp = jax.nn.logsumexp(logits, -1)
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), -1)
+    highest = jnp.max(jax.lax.stop_gradient(logits), -1)
+    cal = None
+    if method is not None:
+        cal = TERMS[method.term](logits, None, method.reduction, method.margin)
+    return RowStats(
+        nll=logsumexp - target_logit,
+        logsumexp=logsumexp,
+        is_argmax=(jax.lax.stop_gradient(target_logit) >= highest).astype(jnp.float32),
+        cal=cal,
+    )
+
+
 def row_stats(
-    decoder: Decoder,
+    head: Head,
     hidden: jax.Array,
     targets: jax.Array,
     method: MethodConfig | None = None,
@@ -44,26 +73,15 @@ def row_stats(
     """Statistics of the logits at `hidden` `[..., d]` for `targets` `[...]`.
 
     method: the (resolved) method whose term is wanted over the vocabulary, None for cross-entropy
-    alone, in which case nothing is computed for a regulariser.
+    alone, in which case nothing is computed for a regulariser. chunk: positions at a time, over
+    all devices.
     """
     shape = targets.shape
     hidden = hidden.reshape(-1, hidden.shape[-1])
     targets = targets.reshape(-1)
 
     def stats(hidden: jax.Array, targets: jax.Array, key: jax.Array | None) -> RowStats:
-        logits = decoder.logits(hidden, dropout_key=key)
-        logsumexp = jax.nn.logsumexp(logits, -1)
-        target_logit = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-        highest = jnp.max(jax.lax.stop_gradient(logits), -1)
-        cal = None
-        if method is not None:
-            cal = TERMS[method.term](logits, None, method.reduction, method.margin)
-        return RowStats(
-            nll=logsumexp - target_logit,
-            logsumexp=logsumexp,
-            is_argmax=(jax.lax.stop_gradient(target_logit) >= highest).astype(jnp.float32),
-            cal=cal,
-        )
+        return position_stats(head, hidden, targets, method, key)
 
     rows = targets.shape[0]
     if rows <= chunk:

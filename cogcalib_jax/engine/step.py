@@ -18,11 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.engine.forward import example_losses
+from cogcalib_jax.engine.chunked_loss import batch_loss
+from cogcalib_jax.engine.forward import scored_hidden
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs, LossSums, gated_loss
+from cogcalib_jax.method.objective import GateInputs, LossSums
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.sharding import batch_parts
 
 
 class TrainState(NamedTuple):
@@ -85,8 +87,20 @@ def batch_sums(
 ) -> LossSums:
     """The gated loss of one micro-batch as sums; `labels` `[batch]` is fixed knownness."""
     dropout_key, gate_key = jax.random.split(key)
-    losses = example_losses(decoder, batch, loss, method, dropout_key if dropout else None)
-    return gated_loss(losses.nll, losses.cal, method, gate_inputs, labels, batch.weight, gate_key)
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key if dropout else None)
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    return batch_loss(
+        decoder.head(),
+        hidden,
+        batch,
+        labels,
+        method,
+        loss,
+        gate_inputs,
+        gate_key,
+        head_key,
+        parts=parts,
+    )
 
 
 def make_train_step(

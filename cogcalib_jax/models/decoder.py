@@ -16,8 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.models.attention import ATTENTION, require_attention, visible, xla_attention
+from cogcalib_jax.models.attention import (
+    ATTENTION,
+    require_attention,
+    visible,
+    visible_in_tree,
+    xla_attention,
+)
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.head import Head
 from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig, normal_param
 from cogcalib_jax.models.rope import rotate, rotation
 from cogcalib_jax.sharding import named_sharding
@@ -64,6 +71,8 @@ class Reading(NamedTuple):
     """like cos"""
     lengths: jax.Array | None
     """int32 `[batch]` where rows are right-padded"""
+    branches: tuple[jax.Array, ...] = ()
+    """int32 `[batch, time]` each, where texts of a row branch; see `visible_in_tree`"""
 
 
 class Embedding(nnx.Module):
@@ -170,9 +179,11 @@ class Attention(Projections):
             k, v = cache.keys[layer], cache.values[layer]
             # Queries of length one gain nothing from a fused kernel.
             attend, lengths = xla_attention, None
-        mask = None
-        if window is not None or cache is not None:
-            mask = visible(reading.positions, k.shape[1], 0 if window is None else window)
+        mask, reach = None, 0 if window is None else window
+        if reading.branches:
+            mask = visible_in_tree(reading.positions, reading.branches, reach)
+        elif window is not None or cache is not None:
+            mask = visible(reading.positions, k.shape[1], reach)
         mixed = attend(q, k, v, mask, lengths)
         return self.project("o_proj", mixed.reshape(*mixed.shape[:2], -1), key), cache
 
@@ -286,14 +297,30 @@ class Decoder(nnx.Module):
         states at padding are then undefined. dropout_key: for LoRA's dropout, None for none.
         """
         positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
-        return self._run(input_ids, positions, lengths, None, dropout_key)[0]
+        return self._run(input_ids, positions, None, dropout_key, lengths=lengths)[0]
+
+    def tree_hidden_states(
+        self,
+        input_ids: jax.Array,
+        positions: jax.Array,
+        branches: tuple[jax.Array, ...],
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states `[batch, time, hidden]` of rows in which texts branch: what several texts
+        begin with is computed once.
+
+        positions: int32 `[batch, time]`, of each token in its own text; branches: what it sees, see
+        `visible_in_tree`. A token's hidden state is the one it has in its own text alone.
+        """
+        return self._run(input_ids, positions, None, dropout_key, branches=branches)[0]
 
     def cached_hidden_states(
         self, input_ids: jax.Array, positions: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
         """Hidden states `[batch, time, hidden]` of tokens at `positions` `[batch, time]`, seeing
         what `cache` holds at and before them; and the cache with these tokens written in."""
-        return self._run(input_ids, positions, None, cache, None)
+        return self._run(input_ids, positions, cache, None)
 
     def empty_cache(self, batch: int, positions: int) -> KVCache:
         """A cache for `batch` rows of up to `positions` tokens."""
@@ -305,35 +332,19 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
         """hidden `[..., hidden]` -> logits `[..., vocab]` float32, accumulated in float32."""
-        head = self.lm_head
-        logits = jnp.einsum(
-            "...d,vd->...v", hidden, self._head_weight(), preferred_element_type=jnp.float32
+        return self.head().logits(hidden, dropout_key)
+
+    def head(self) -> Head:
+        """What makes logits of hidden states, its weight brought to where it is needed."""
+        head, adapted = self.lm_head, self.lm_head.lora_A is not None
+        tied = self.config.tie_word_embeddings
+        return Head(
+            weight=self._table(self.embed_tokens if tied else head),
+            lora_A=head.lora_A[...] if adapted else None,
+            lora_B=head.lora_B[...] if adapted else None,
+            scale=head.scale,
+            dropout=head.dropout,
         )
-        if head.lora_A is not None:
-            low = head.lora_input(hidden, dropout_key)
-            logits = logits + head.scale * jnp.einsum("...r,vr->...v", low, head.lora_B[...])
-        return logits
-
-    def option_logits(
-        self,
-        hidden: jax.Array,
-        option_ids: jax.Array,
-        *,
-        dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits of a few tokens only: hidden `[batch, hidden]`, option_ids `[batch, options]` ->
-        `[batch, options]` float32. Only those rows of the head are read."""
-        head = self.lm_head
-        rows = self._head_weight()[option_ids]
-        logits = jnp.einsum("bd,bkd->bk", hidden, rows, preferred_element_type=jnp.float32)
-        if head.lora_A is not None:
-            low = head.lora_input(hidden, dropout_key)
-            rows = head.lora_B[...][option_ids]
-            logits = logits + head.scale * jnp.einsum("br,bkr->bk", low, rows)
-        return logits
-
-    def _head_weight(self) -> jax.Array:
-        return self._table(self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)
 
     def _table(self, module: Embedding | Linear) -> jax.Array:
         """Weight `[vocab, hidden]` with whole rows on each device: rows cut over fsdp would make
@@ -344,13 +355,15 @@ class Decoder(nnx.Module):
         self,
         input_ids: jax.Array,
         positions: jax.Array,
-        lengths: jax.Array | None,
         cache: KVCache | None,
         dropout_key: jax.Array | None,
+        *,
+        lengths: jax.Array | None = None,
+        branches: tuple[jax.Array, ...] = (),
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         x = self._constrain(self._table(self.embed_tokens)[input_ids], ("batch", None, None))
-        reading = Reading(positions, *rotation(c.rope, c.head_dim, positions), lengths)
+        reading = Reading(positions, *rotation(c.rope, c.head_dim, positions), lengths, branches)
         graphdef, stacked = nnx.split(self.layers)
 
         def block(carry, layer_input):

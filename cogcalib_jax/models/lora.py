@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cogcalib_jax.configlib import check
+
+if TYPE_CHECKING:
+    from cogcalib_jax.models.decoder import Decoder
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -107,11 +111,21 @@ class Linear(nnx.Module):
 
     def lora_input(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         """A x after dropout, `[..., rank]` float32."""
-        x = x.astype(jnp.float32)
-        if dropout_key is not None and self.dropout > 0:
-            keep = 1 - self.dropout
-            x = jnp.where(jax.random.bernoulli(dropout_key, keep, x.shape), x / keep, 0.0)
-        return jnp.einsum("...i,ri->...r", x, self.lora_A[...])
+        return lora_input(x, self.lora_A[...], self.dropout, dropout_key)
+
+
+def lora_input(
+    x: jax.Array, lora_A: jax.Array, dropout: float, dropout_key: jax.Array | None
+) -> jax.Array:
+    """A x after dropout: x `[..., in]`, lora_A `[rank, in]` -> `[..., rank]` float32.
+
+    dropout_key: None keeps all of x.
+    """
+    x = x.astype(jnp.float32)
+    if dropout_key is not None and dropout > 0:
+        keep = 1 - dropout
+        x = jnp.where(jax.random.bernoulli(dropout_key, keep, x.shape), x / keep, 0.0)
+    return jnp.einsum("...i,ri->...r", x, lora_A)
 
 
 def normal_param(
@@ -132,10 +146,11 @@ def _lora_b(stack: tuple[int, ...], rank: int, out_features: int) -> nnx.LoRAPar
     return nnx.LoRAParam(jnp.zeros((*stack, out_features, rank), jnp.float32))
 
 
-def with_dropout(decoder: nnx.Module, dropout: float) -> nnx.Module:
+def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
     """The same model, sharing its arrays, whose adapters drop that share of their inputs."""
     graphdef, state = nnx.split(decoder)
     changed = nnx.merge(graphdef, state)
+    changed.lora = replace(decoder.lora, dropout=dropout)
     for _, module in nnx.iter_modules(changed):
         if isinstance(module, Linear) and module.lora_A is not None:
             module.dropout = dropout

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.engine.forward import example_losses
+from cogcalib_jax.engine.forward import losses_at, scored_hidden
 from cogcalib_jax.engine.step import batch_sums
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import GateInputs, gated_loss
@@ -90,7 +90,8 @@ def computed(kind):
     @quick_jit
     def run(state, batch):
         decoder = nnx.merge(graphdef, state)
-        return [example_losses(decoder, batch, *case) for case in cases]
+        hidden, _ = scored_hidden(decoder, batch, None)
+        return [losses_at(decoder.head(), hidden, batch, *case, None) for case in cases]
 
     return batch.row, dict(zip(cases, run(state, batch), strict=True))
 
@@ -216,7 +217,9 @@ def test_an_example_has_the_same_loss_in_any_batch():
 
     @quick_jit
     def losses(state, batch):
-        return example_losses(nnx.merge(graphdef, state), batch, LossConfig(), method)
+        decoder = nnx.merge(graphdef, state)
+        hidden, _ = scored_hidden(decoder, batch, None)
+        return losses_at(decoder.head(), hidden, batch, LossConfig(), method, None)
 
     together = one_batch(rows)
     wanted = losses(state, together)

@@ -79,7 +79,7 @@ def test_padding_behind_a_text_changes_nothing(decoder):
 def test_option_logits_are_columns_of_the_logits(decoder):
     hidden, logits = (x[:, -1] for x in forward(decoder, tokens()))
     options = np.array([[3, 39, 0], [7, 7, 12]])
-    picked = decoder.option_logits(hidden, options)
+    picked = decoder.head().option_logits(hidden, options)
     assert picked.dtype == jnp.float32
     np.testing.assert_allclose(picked, np.take_along_axis(logits, options, 1), atol=1e-5)
 
