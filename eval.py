@@ -1,17 +1,25 @@
-"""Measure how far a model's confidence can be trusted, on test questions; see README.md."""
+"""Measure how far a model's confidence can be trusted, or use it to answer; see README.md."""
 
 from __future__ import annotations
 
 import sys
 
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.runs.answer import answer_questions
 from cogcalib_jax.runs.eval_config import load_evaluation
-from cogcalib_jax.runs.evaluate import evaluate_run, results_text
+from cogcalib_jax.runs.evaluate import evaluate_run
+from cogcalib_jax.runs.evaluation_text import evaluation_text
+from cogcalib_jax.runs.score_file import score_predictions
 
 
 def main(argv: list[str]) -> None:
     config = load_evaluation(argv, prog="eval.py", description=__doc__)
-    print(results_text(config, evaluate_run(config, argv)))
+    if config.predict is not None:
+        print(answer_questions(config))
+    elif config.predictions is not None:
+        print(evaluation_text(config, score_predictions(config, argv)))
+    else:
+        print(evaluation_text(config, evaluate_run(config, argv)))
 
 
 if __name__ == "__main__":

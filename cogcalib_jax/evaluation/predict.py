@@ -16,6 +16,7 @@ from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.progress import watched
 
 Score = Callable[[Iterable[Batch]], tuple[np.ndarray, np.ndarray]]
 """A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
@@ -75,12 +76,15 @@ def option_scores(
     """
     buckets = _buckets(encoded)
     if single_token_options(encoded):
-        places, values = single(eval_batches(encoded, batch_size, buckets))
+        batches = eval_batches(encoded, batch_size, buckets)
+        places, values = single(watched(batches, len(encoded), len(encoded)))
         columns = np.arange(values.shape[1])
         places = places[:, None]
     else:
         chosen: list[np.ndarray] = []
-        places, values = whole(_remember(option_batches(encoded, batch_size, buckets), chosen))
+        batches = _remember(option_batches(encoded, batch_size, buckets), chosen)
+        options = sum(len(e.completions) for e in encoded)
+        places, values = whole(watched(batches, len(encoded), options))
         columns = np.concatenate(chosen)
     exists = option_tokens(encoded) > 0
     further = values.shape[places.ndim :]

@@ -109,13 +109,14 @@ def _method(key: str, folder: Path, metrics: dict[str, dict[str, Any]]) -> Metho
     return Method(
         key=key,
         metrics=metrics,
-        predictions={t: _read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
+        predictions={t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
         steps=_read_lines(folder / "metrics.jsonl"),
         dynamics=_read_lines(folder / "dynamics.jsonl"),
     )
 
 
-def _read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path) -> Predictions:
+    """The predictions of one task (UserError where the file is missing or broken)."""
     rows = _read_lines(path)
     if not rows:
         raise UserError(f"{path}: missing or empty; evaluate the run again (python eval.py)")

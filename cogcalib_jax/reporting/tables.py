@@ -39,16 +39,16 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         ("NLL\n(nats)", lambda m: m["nll"], False),
         ("AUROC", lambda m: m["auroc"], False),
         ("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True),
-        ("ECE over\nvocabulary", lambda m: m["vocab"] and m["vocab"]["ece"], False),
+        ("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"], False),
     ]
     keys = _common_methods(seeds)
     rows = []
     rescaled = False
     for key in keys:
         metrics = [seed[key] for seed in seeds]
-        cells = [_cell([value(m) for m in metrics], percent) for _, value, percent in columns]
-        cells[1] += f" ({_floor(metrics)})"
-        if split_key(key)[2] == "temperature" and metrics[0]["vocab"]:
+        cells = [cell([value(m) for m in metrics], percent) for _, value, percent in columns]
+        cells[1] += f" ({floor_cell(metrics)})"
+        if split_key(key)[2] == "temperature" and metrics[0].get("vocab"):
             cells[-1] += "*"
             rescaled = True
         rows.append((long_name(key), *cells))
@@ -77,9 +77,9 @@ def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
         rows.append(
             (
                 long_name(key),
-                f"{_cell([vocab['ece']])} ({_floor([vocab])})",
-                *(_cell([vocab[name]]) for name in ("brier", "nll", "auroc")),
-                _cell([vocab["confidence"]], percent=True),
+                f"{cell([vocab['ece']])} ({floor_cell([vocab])})",
+                *(cell([vocab[name]]) for name in ("brier", "nll", "auroc")),
+                cell([vocab["confidence"]], percent=True),
             )
         )
     header = (
@@ -139,7 +139,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
-def _cell(values: Sequence[float | None], percent: bool = False) -> str:
+def cell(values: Sequence[float | None], percent: bool = False) -> str:
     """One value, or mean ± standard deviation of several; n/a where one is undefined."""
     if any(value is None for value in values):
         return "n/a"
@@ -150,6 +150,7 @@ def _cell(values: Sequence[float | None], percent: bool = False) -> str:
     return shown + unit
 
 
-def _floor(metrics: Sequence[Metrics]) -> str:
+def floor_cell(metrics: Sequence[Metrics]) -> str:
+    """Mean and 95th percentile of the noise floor, averaged over several."""
     floors = [m["ece_noise_floor"] for m in metrics]
     return " / ".join(f"{np.mean([f[name] for f in floors]):.3f}" for name in ("mean", "p95"))

@@ -50,15 +50,19 @@ class Comparison:
 
 
 def compare(
-    seeds: Sequence[Mapping[str, Predictions]], *, resamples: int = RESAMPLES
+    seeds: Sequence[Mapping[str, Predictions]],
+    *,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    resamples: int = RESAMPLES,
 ) -> list[Comparison]:
     """All comparisons of a table, Holm-corrected; each seed maps method -> its predictions.
 
     Every seed holds the same methods, and all methods of a seed the same questions in one order.
+    pairs: (method, other), where others are wanted than those the methods' names call for.
     """
     comparisons = [
         Comparison(method, other, _differences(seeds, method, other, resamples))
-        for method, other in _pairs(seeds[0])
+        for method, other in (_pairs(seeds[0]) if pairs is None else pairs)
     ]
     claims: dict[int, set[str]] = {i: set() for i in range(len(comparisons))}
     for family in FAMILIES:
@@ -87,7 +91,7 @@ def verdict(
         lines += _against_sft([c for c in comparisons if c.other == "sft"])
         for ours in dict.fromkeys(c.method for c in comparisons if is_ours(c.method)):
             lines += _against_rivals(ours, comparisons)
-    lines += _at_floor(metrics)
+    lines += at_floor(metrics)
     if comparisons and len(metrics) == 1:
         lines.append(
             "Noise here is that of the test questions; another training seed may differ by more."
@@ -234,7 +238,7 @@ def _gate(c: Comparison) -> str:
     )
 
 
-def _at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Methods whose ECE a calibrated model might show as well, in every seed."""
     first = metrics[0]
     names = [

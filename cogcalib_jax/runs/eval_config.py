@@ -1,40 +1,62 @@
-"""The config of an evaluation, and what it takes over from the run it evaluates."""
+"""The config of an evaluation, and what it takes over from the runs it evaluates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, from_yaml, given_values, load_config
+from cogcalib_jax.configlib import check, from_yaml, given_values, load_config, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
+from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.config import ModelConfig
+
+BARE = "none"
+"""Stands in the list of adapters for the base without one."""
+
+# Sizes of what a run trained on: no test question depends on them.
+_ONLY_TRAINING = ("data.train_rows", "data.style_fraction")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated (a run, or a base with or without an adapter), and on which questions."""
+    """What is evaluated (runs, or a base with or without adapters), and on which questions."""
 
-    run: str | None = None
-    """run folder (of one method) whose adapter is evaluated; gives the defaults of all below"""
+    run: tuple[str, ...] = ()
+    """finished runs (of a comparison: all its methods); the first gives the defaults of data,
+    evaluation, seed, mesh and model, but each keeps its own base"""
     task: tuple[str, ...] = ()
     """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
+    by: tuple[str, ...] = ()
+    """fields of the questions, such as subject, whose values get numbers of their own"""
     run_dir: str | None = None
     """folder of the results; unset: runs/eval-N"""
-    adapter: str | None = None
-    """folder of a LoRA adapter in PEFT layout on model.path; unset: the run's, or the bare base"""
+    resume: bool = False
+    """continue the evaluation in run_dir: what is finished there is not done again"""
+    adapter: tuple[str, ...] = ()
+    """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
+    predictions: str | None = None
+    """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
+    predict: str | None = None
+    """answer the questions of this file with confidence (.jsonl, answers not needed)"""
+    out: str | None = None
+    """file that predict writes its answers to"""
+    abstain_below: float | None = None
+    """predict: leave questions open whose confidence is lower than this"""
+    target_accuracy: float | None = None
+    """predict: leave as few open as make the rest this accurate on held-out questions"""
     seed: int = 0
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
     """the questions; path holds those of data.task, other tasks are read from the Hub"""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """the base model; path unset: the run's"""
+    """the base model; path unset: each run's own"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """scoring and metrics"""
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -43,12 +65,15 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", "must be an integer of at least 0")
         check(
-            self.run is not None or self.model.path is not None,
+            bool(self.run) or self.model.path is not None or self.predictions is not None,
             "run",
             "must name the folder of a run (--run runs/NAME-N), or --model.path a base model",
         )
+        for name in ("run", "adapter", "task", "by"):
+            entries = getattr(self, name)
+            check(len(set(entries)) == len(entries), name, f"must name each {name} once")
         check(
-            self.run is None or self.adapter is None,
+            not self.run or not self.adapter,
             "adapter",
             "must be none where a run is given, which has its own; give model.path instead of run",
         )
@@ -59,42 +84,89 @@ class EvalConfig:
                 f"must name tasks, each NAME or NAME:GROUP (got {entry!r}; allowed names:"
                 f" {', '.join(TASKS)})",
             )
-        check(len(set(self.task)) == len(self.task), "task", "must name each task once")
+        check(
+            not self.resume or self.run_dir is not None,
+            "run_dir",
+            "must name the evaluation to resume (--run-dir runs/eval-N)",
+        )
+        if self.predictions is not None:
+            self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            check(
+                self.model.path is None,
+                "model.path",
+                "must be none beside predictions, which are scored without a model",
+            )
+        self._check_predict()
+
+    def _check_predict(self) -> None:
+        if self.predict is None:
+            for name in ("out", "abstain_below", "target_accuracy"):
+                check(getattr(self, name) is None, name, "must be none unless predict is given")
+            return
+        self._require_unset("predict", "task", "by", "run_dir", "resume")
+        check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
+        for name in ("run", "adapter"):
+            check(len(getattr(self, name)) <= 1, name, "must name one model: only one can answer")
+        cuts = [n for n in ("abstain_below", "target_accuracy") if getattr(self, n) is not None]
+        for name in cuts:
+            check(
+                bool(self.run),
+                name,
+                "must be none without a run: what the rest may be trusted with is measured on the"
+                " run's held-out questions, and a base or adapter alone has none",
+            )
+            check(0 < getattr(self, name) <= 1, name, "must be above 0 and at most 1")
+        check(
+            len(cuts) < 2,
+            "target_accuracy",
+            "must be none beside abstain_below: each decides what is left open",
+        )
+
+    def _require_unset(self, beside: str, *names: str) -> None:
+        for name in names:
+            check(not getattr(self, name), name, f"must be none beside {beside}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for an evaluation to be continued."""
+        return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
 
 
 def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
-    """The config of `argv`: what it gives, laid over the settings of the run it names.
+    """The config of `argv`: what it gives, laid over the settings of the first run it names.
 
-    Where one task is named, `data.task` becomes that task, and `data.path`, unless given, stays
-    only if the run's rows are of the same task. Raises UserError as `load_config` does, and for
-    one `data.path` that would have to serve several tasks.
+    A comparison among the runs becomes its methods. Where one task is named, `data.task` becomes
+    that task, and `data.path`, unless given, stays only if the run's rows are of the same task.
+    Raises UserError as `load_config` does, for one `data.path` that would have to serve several
+    tasks, and for runs that would not be asked the same questions in the same way.
     """
     given = given_values(EvalConfig, argv)
-    run, start = given.get("run"), None
-    if run is not None:
-        start = _settings(run, read_trained_run(run))
-    return load_config(
-        EvalConfig,
-        [*_implied(given, start), *argv],
-        prog=prog,
-        description=description or "",
-        start=start,
-    ).config
+    names = tuple(path for name in given.get("run", ()) for path in method_folders(name))
+    runs = {name: read_trained_run(name) for name in names}
+    start = _settings(names, next(iter(runs.values()))) if runs else None
+    implied = _implied(given, start)
+    loaded = load_config(
+        EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
+    )
+    _require_agreement(runs, {*given, *loaded.explicit})
+    return replace(loaded.config, run=names)
 
 
-def _settings(run: str, config: RunConfig) -> EvalConfig:
+def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
+    """The defaults that `run`, the first of `names`, gives."""
     return EvalConfig(
-        run=run,
-        seed=config.seed,
-        data=config.data,
-        model=config.model,
-        evaluation=config.evaluation,
-        mesh=config.mesh,
+        run=names,
+        seed=run.seed,
+        data=run.data,
+        model=replace(run.model, path=None),
+        evaluation=run.evaluation,
+        mesh=run.mesh,
     )
 
 
 def _implied(given: dict[str, Any], start: EvalConfig | None) -> list[str]:
     """Arguments that follow from the tasks named; explicit ones come later and win."""
+    if given.get("predict") is not None and start is None and "data.task" not in given:
+        return ["--data.task", "custom", "--data.path", given["predict"]]
     names = list(dict.fromkeys(entry.partition(":")[0] for entry in given.get("task", ())))
     if len(names) > 1 and given.get("data.path") is not None:
         raise UserError(
@@ -110,27 +182,82 @@ def _implied(given: dict[str, Any], start: EvalConfig | None) -> list[str]:
     return implied
 
 
+def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
+    """Runs are compared on the same questions, asked and scored in the same way."""
+    if not runs:
+        return
+    (first, config), *others = runs.items()
+    wanted = dict(_asked(config))
+    for name, other in others:
+        for path, value in _asked(other):
+            if path not in given and value != wanted[path]:
+                raise UserError(
+                    f"{name}: {path} is {value!r}, and {wanted[path]!r} in {first}: they would"
+                    f" not be asked alike; give --{path.replace('_', '-')} for both, or evaluate"
+                    " them one by one"
+                )
+
+
+def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Dotted path -> value of all that decides what a run is asked, and how that is scored."""
+
+    def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            elif prefix + name not in _ONLY_TRAINING:
+                yield prefix + name, value
+
+    yield from leaves(to_dict(run.data), "data.")
+    yield "evaluation.normalisation", run.evaluation.normalisation
+    # Stored rows are split by data.split_seed; only a world is another one for another seed.
+    yield "seed", run.seed if run.data.task == "world" else None
+
+
+def method_folders(name: str) -> tuple[str, ...]:
+    """The run folder `name` itself, or those of all methods of a comparison."""
+    folder = Path(name)
+    config = _read_config(folder)
+    if not config.compare:
+        return (name,)
+    methods = [folder / key for key in config.resolved_methods()]
+    unfinished = [method.name for method in methods if not (method / "adapter").is_dir()]
+    if unfinished:
+        raise UserError(
+            f"{folder}: {', '.join(unfinished)} not finished; continue with python train.py"
+            f" --config {folder / 'config.yaml'} --run-dir {folder} --resume, or name the finished"
+            f" methods ({folder}/METHOD)"
+        )
+    return tuple(map(str, methods))
+
+
 def read_trained_run(name: str) -> RunConfig:
     """The config of a finished run of one method.
 
-    Raises UserError for a folder that is no run or not finished, and for a comparison, whose
-    methods it lists.
+    Raises UserError for a folder that is no run or not finished.
     """
     folder = Path(name)
+    config = _read_config(folder)
+    if not (folder / "adapter").is_dir():
+        raise UserError(
+            f"{folder}: no adapter, so its training is not finished; continue it with"
+            f" python train.py --config {folder / 'config.yaml'} --run-dir {folder} --resume"
+        )
+    return config
+
+
+def _read_config(folder: Path) -> RunConfig:
     file = folder / "config.yaml"
     if not file.is_file():
         raise UserError(
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
-            " run, in a comparison that of one method"
+            " run, or of a comparison of methods"
         )
-    config = from_yaml(RunConfig, file.read_text(encoding="utf-8"), file)
-    if config.compare:
-        methods = [key for key in config.resolved_methods() if (folder / key / "adapter").is_dir()]
-        listed = ", ".join(str(folder / key) for key in methods) or "none is finished yet"
-        raise UserError(f"{folder}: is a comparison of methods; give one of them: {listed}")
-    if not (folder / "adapter").is_dir():
-        raise UserError(
-            f"{folder}: no adapter, so its training is not finished; continue it with"
-            f" python train.py --config {file} --run-dir {folder} --resume"
-        )
-    return config
+    return from_yaml(RunConfig, file.read_text(encoding="utf-8"), file)
+
+
+def require_same_evaluation(folder: Path, config: EvalConfig) -> None:
+    """A resumed evaluation is the one that was started; the first field that differs is named."""
+    file = folder / "config.yaml"
+    stored = from_yaml(EvalConfig, file.read_text(encoding="utf-8"), file)
+    require_same_identity(folder, stored.identity(), config.identity())

@@ -3,38 +3,127 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
+from cogcalib_jax.evaluation.subgroups import question_fields, subgroups
+from cogcalib_jax.metrics import summarize
 
 FILE = "eval.json"
+PARTIAL = "eval.partial.json"
+"""What is finished of an evaluation under way; it becomes eval.json with the last task."""
+
+Predict = Callable[[EncodedSplit], Predictions]
 
 
 def write_results(
     folder: Path,
     sets: Mapping[str, EncodedSplit],
-    predict: Callable[[EncodedSplit], Predictions],
+    predict: Predict,
     config: EvaluationConfig,
     seed: int,
     command: str,
+    *,
+    by: Sequence[str] = (),
+    weights: Mapping[str, str | None] | None = None,
+    started: Callable[[str], None] = lambda task: None,
 ) -> None:
     """Score every set of test questions; predictions/TASK.jsonl, and last eval.json.
 
-    sets: task -> questions. command: the command line that asked for it.
+    Tasks that an interrupted evaluation of this folder finished are not scored again.
+
+    Args:
+        sets: task -> questions.
+        command: the command line that asked for it.
+        by: fields whose values get numbers of their own.
+        weights: hashes of the model's files, kept as provenance.
+        started: told each task that is about to be scored.
+
+    Raises:
+        UserError: what is finished was made from other questions or weights.
     """
-    results: dict[str, Any] = {}
-    for task, encoded in sets.items():
-        predictions = predict(encoded)
-        write_predictions(folder / "predictions" / f"{task}.jsonl", predictions, encoded)
-        results[task] = {"split": "test"} | task_metrics(predictions, config, seed)
     hashes = {task: data_hash(encoded) for task, encoded in sets.items()}
-    results["provenance"] = provenance(seed, hashes) | {"command": command}
-    write_json(folder / FILE, results)
+    results = _finished(folder, hashes, weights)
+    for task, encoded in sets.items():
+        if task in results:
+            continue
+        started(task)
+        results[task] = _score(folder, task, encoded, predict, config, seed, by)
+        made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
+        write_json(folder / PARTIAL, results | {"provenance": made_from})
+    made = provenance(seed, hashes) | ({"weights": dict(weights)} if weights else {})
+    write_json(folder / FILE, results | {"provenance": made | {"command": command}})
+    (folder / PARTIAL).unlink(missing_ok=True)
+
+
+def _score(
+    folder: Path,
+    task: str,
+    encoded: EncodedSplit,
+    predict: Predict,
+    config: EvaluationConfig,
+    seed: int,
+    by: Sequence[str],
+) -> dict[str, Any]:
+    """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
+
+    Questions with options are scored by the probability of each.
+    """
+    predictions = predict(encoded)
+    write_predictions(folder / "predictions" / f"{task}.jsonl", predictions, encoded)
+    metrics = {"split": "test"} | task_metrics(predictions, config, seed)
+    if by:
+        rows = (predictions.probs, predictions.mask, predictions.answers, predictions.vocab_probs)
+
+        def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
+            return summarize(
+                *(values[chosen] for values in rows),
+                bins=config.bins,
+                resamples=config.resamples,
+                seed=seed,
+            )
+
+        metrics["by"] = subgroups(by, question_fields(encoded), config, part)
+    return metrics
+
+
+def _finished(
+    folder: Path, hashes: Mapping[str, str], weights: Mapping[str, str | None] | None
+) -> dict[str, Any]:
+    """Task -> numbers of what an interrupted evaluation finished."""
+    file = folder / PARTIAL
+    if not file.is_file():
+        return {}
+    results = json.loads(file.read_text(encoding="utf-8"))
+    require_same_origin(folder, results.pop("provenance"), hashes, weights)
+    return results
+
+
+def require_same_origin(
+    folder: Path,
+    made: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    weights: Mapping[str, str | None] | None,
+) -> None:
+    """Refuse to go on from results of other questions or another model.
+
+    made: provenance of what is finished. hashes: task -> hash of its questions.
+    """
+    done = made["data_hash"]
+    wanted = {"data_hash": {task: hashes.get(task) for task in done}}
+    stored = {"data_hash": done}
+    if weights is not None:
+        stored |= {"weights": made.get("weights")}
+        wanted |= {"weights": dict(weights)}
+    require_same_identity(folder, stored, wanted)
 
 
 def has_results(folder: Path) -> bool:
@@ -46,3 +135,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Task -> metrics of a finished evaluation."""
     results = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return {task: metrics for task, metrics in results.items() if task != "provenance"}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the numbers of a finished evaluation came from."""
+    return json.loads((folder / FILE).read_text(encoding="utf-8"))["provenance"]

@@ -1,0 +1,213 @@
+"""Predictions made elsewhere: rows of probabilities, or of confidence alone, and their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax.data.example import BadRow
+from cogcalib_jax.data.sources import read_file
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.metrics import summarize, summarize_confidence
+from cogcalib_jax.metrics.rows import PROBABILITY_SLACK, SUM_SLACK
+
+PROBS, LOGPROBS, ANSWER = "option_probs", "option_logprobs", "answer"
+CONFIDENCE, CORRECT = "confidence", "correct"
+KINDS = (
+    f'{{"{PROBS}": [...], "{ANSWER}": INDEX}}, {{"{LOGPROBS}": [...], "{ANSWER}": INDEX}} or'
+    f' {{"{CONFIDENCE}": P, "{CORRECT}": true}}'
+)
+
+
+@dataclass(frozen=True)
+class OptionRows:
+    """Probabilities over the options of `n` questions with up to `k` options."""
+
+    probs: np.ndarray
+    """[n, k] float64: 0 where there is no option"""
+    options: np.ndarray
+    """[n] int: options of each question"""
+    answers: np.ndarray
+    """[n] int: index of the right option"""
+    vocab_probs: np.ndarray | None
+    """[n, k] float64: probability over the whole vocabulary, where it is known"""
+
+    def metrics(
+        self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
+    ) -> dict[str, Any]:
+        """All metrics of the rows `chosen` by their indices."""
+        return summarize(
+            self.probs[chosen],
+            self.options[chosen],
+            self.answers[chosen],
+            None if self.vocab_probs is None else self.vocab_probs[chosen],
+            bins=config.bins,
+            resamples=config.resamples,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class ConfidenceRows:
+    """How sure each of `n` answers was, and whether it was right."""
+
+    confidence: np.ndarray
+    """[n] float64"""
+    correct: np.ndarray
+    """[n] bool"""
+
+    def metrics(
+        self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
+    ) -> dict[str, Any]:
+        """All metrics of the rows `chosen` by their indices; there is no vocabulary."""
+        return summarize_confidence(
+            self.confidence[chosen],
+            self.correct[chosen],
+            bins=config.bins,
+            resamples=config.resamples,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """A file of predictions."""
+
+    scores: OptionRows | ConfidenceRows
+    fields: tuple[dict[str, Any], ...]
+    """what else each row says, for subgroups; that of `extra` at the same level"""
+    notes: tuple[str, ...]
+
+
+def read_scored(path: Path) -> ScoredFile:
+    """Read rows of one kind (`KINDS`), or a predictions file of this project.
+
+    Raises UserError with file and line for a row that is none of these or of another kind than the
+    first, for numbers that are no probabilities, and for a file without rows.
+    """
+    rows = read_file(path)
+    if not rows:
+        raise UserError(f"{path}: has no rows; give one prediction a line: {KINDS}")
+    contents: list[Mapping[str, Any]] = []
+    kind: tuple[str, ...] = ()
+    for row in rows:
+        try:
+            if isinstance(row.content, BadRow):
+                raise row.content
+            found = _kind(row.content)
+            if kind and found != kind:
+                raise BadRow(
+                    f"has {' and '.join(found)}, but {rows[0].where} has {' and '.join(kind)}; a"
+                    " file holds rows of one kind"
+                )
+            kind = found
+            _check(row.content, kind)
+        except BadRow as reason:
+            raise UserError(f"{row.where}: {reason}") from reason
+        contents.append(row.content)
+    scores = _confidence_rows(contents) if CONFIDENCE in kind else _option_rows(contents, kind)
+    notes = ()
+    if kind == (LOGPROBS, ANSWER):
+        notes = ("probabilities are the exponentials of option_logprobs, made to sum to 1",)
+    used = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, "extra"}
+    fields = tuple(
+        {name: value for name, value in row.items() if name not in used} | _extra(row)
+        for row in contents
+    )
+    return ScoredFile(scores, fields, notes)
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields that say what the row predicts; what a confidence repeats is left aside."""
+    options = tuple(name for name in (PROBS, LOGPROBS) if name in row)
+    if options and ANSWER in row:
+        return (*options, ANSWER)
+    if not options and CONFIDENCE in row and CORRECT in row:
+        return (CONFIDENCE, CORRECT)
+    raise BadRow(f"its fields are {', '.join(row) or 'none'}; a row is {KINDS}")
+
+
+def _check(row: Mapping[str, Any], kind: Sequence[str]) -> None:
+    if CONFIDENCE in kind:
+        _require_probability(row[CONFIDENCE], CONFIDENCE)
+        if not (isinstance(row[CORRECT], bool) or row[CORRECT] in (0, 1)):
+            raise BadRow(f"{CORRECT} is {row[CORRECT]!r:.40}, must be true or false")
+        return
+    sizes = {name: _check_list(row[name], name) for name in kind if name != ANSWER}
+    if len(set(sizes.values())) > 1:
+        raise BadRow(" and ".join(f"{name} has {n}" for name, n in sizes.items()) + " numbers")
+    if PROBS in kind and LOGPROBS in kind:
+        total = math.fsum(map(math.exp, row[LOGPROBS]))
+        if total > 1 + SUM_SLACK:
+            raise BadRow(
+                f"{LOGPROBS} are of probabilities that sum to {total:.6g}; beside {PROBS} they must"
+                " be those over the vocabulary, which sum to at most 1"
+            )
+    options, answer = next(iter(sizes.values())), row[ANSWER]
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < options:
+        raise BadRow(f"{ANSWER} is {answer!r:.40}, must be an index from 0 to {options - 1}")
+
+
+def _check_list(values: Any, name: str) -> int:
+    """How many numbers the list holds."""
+    if not isinstance(values, list | tuple) or not values:
+        raise BadRow(f"{name} is {values!r:.40}, must be a list with a number for each option")
+    for i, value in enumerate(values):
+        where = f"{name}[{i}]"
+        if name == PROBS:
+            _require_probability(value, where)
+        else:
+            _require_number(value, where)
+            if value > PROBABILITY_SLACK:
+                raise BadRow(f"{where} is {value}, must be at most 0, the logarithm of 1")
+    total = math.fsum(values) if name == PROBS else 1.0
+    if abs(total - 1) > SUM_SLACK:
+        raise BadRow(f"{name} sum to {total:.6g}, must sum to 1 (within {SUM_SLACK})")
+    return len(values)
+
+
+def _require_number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRow(f"{name} is {value!r:.40}, must be a finite number")
+
+
+def _require_probability(value: Any, name: str) -> None:
+    _require_number(value, name)
+    if not -PROBABILITY_SLACK <= value <= 1 + PROBABILITY_SLACK:
+        raise BadRow(f"{name} is {value}, must be a probability, from 0 to 1")
+
+
+def _confidence_rows(rows: Sequence[Mapping[str, Any]]) -> ConfidenceRows:
+    return ConfidenceRows(
+        np.array([row[CONFIDENCE] for row in rows], float),
+        np.array([bool(row[CORRECT]) for row in rows]),
+    )
+
+
+def _option_rows(rows: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> OptionRows:
+    options = np.array([len(row[kind[0]]) for row in rows])
+
+    def padded(name: str, absent: float) -> np.ndarray:
+        values = np.full((len(rows), options.max()), absent)
+        for i, row in enumerate(rows):
+            values[i, : options[i]] = row[name]
+        return values
+
+    answers = np.array([row[ANSWER] for row in rows])
+    vocab = np.exp(padded(LOGPROBS, -np.inf)) if LOGPROBS in kind else None
+    if PROBS in kind:
+        return OptionRows(padded(PROBS, 0.0), options, answers, vocab)
+    scores = padded(LOGPROBS, -np.inf)
+    shifted = np.exp(scores - scores.max(-1, keepdims=True))
+    return OptionRows(shifted / shifted.sum(-1, keepdims=True), options, answers, None)
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    extra = row.get("extra")
+    return dict(extra) if isinstance(extra, dict) else {}

@@ -1,0 +1,202 @@
+"""What an evaluation shows: a model's tasks, subgroups, and several models side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.reporting.names import short_name
+from cogcalib_jax.reporting.records import read_predictions, task_file
+from cogcalib_jax.reporting.tables import (
+    Metrics,
+    Table,
+    as_markdown,
+    as_text,
+    cell,
+    comparison_table,
+    floor_cell,
+)
+from cogcalib_jax.reporting.verdict import LEVEL, Comparison, at_floor, compare, difference_table
+from cogcalib_jax.reporting.words import count
+from cogcalib_jax.significance import holm
+
+COMPARISON = "comparison"
+SMALL = 100
+"""Questions below which nothing is said of a subgroup's ECE: a bin of 15 holds a handful."""
+WITH_INTERVAL = ("NLL", "Brier", "accuracy")
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Several models on one task; differences are from the first of them."""
+
+    task: str
+    results: Mapping[str, Metrics]
+    """model -> numbers of eval.json"""
+    comparisons: tuple[Comparison, ...]
+    remarks: tuple[str, ...]
+    """models without differences and why; whose ECE lies at its noise floor"""
+
+    @property
+    def tables(self) -> list[Table]:
+        """Numbers, differences, and the subgroups of each model."""
+        numbers = comparison_table([self.results])
+        numbers = replace(numbers, header=("model", *numbers.header[1:]))
+        differences = difference_table(self.comparisons, next(iter(self.results.values()))["n"])
+        parts = [
+            table for name, metrics in self.results.items() for table in by_tables(metrics, name)
+        ]
+        return [numbers, *([] if differences is None else [differences]), *parts]
+
+
+def results_text(results: Mapping[str, Metrics]) -> str:
+    """One model: a line a task, then the subgroups of each task that has some."""
+    table = comparison_table([results])
+    tables = [replace(table, header=("task", *table.header[1:]))]
+    for task, metrics in results.items():
+        tables += by_tables(metrics, task)
+    return "\n\n".join(map(as_text, tables))
+
+
+def by_tables(metrics: Metrics, whose: str) -> list[Table]:
+    """A table for each field of `--by`; `whose` says of which task or model, in the note."""
+    return [subgroup_table(field, groups, whose) for field, groups in metrics.get("by", {}).items()]
+
+
+def subgroup_table(field: str, groups: Mapping[str, Metrics], whose: str) -> Table:
+    """A line for each value of `field`.
+
+    Whether an ECE is more than its noise is only asked of groups of at least `SMALL` questions;
+    their p-values are Holm's over all of those.
+    """
+    large = [value for value, m in groups.items() if m["n"] >= SMALL]
+    adjusted = holm([groups[value]["ece_p_value"] for value in large])
+    beyond = {
+        value: "yes" if p <= LEVEL else "no" for value, p in zip(large, adjusted, strict=True)
+    }
+    rows = tuple(
+        (
+            value,
+            f"{m['n']:,}",
+            cell([m["accuracy"]], percent=True),
+            cell([m["confidence"]], percent=True),
+            f"{cell([m['ece']])} ({floor_cell([m])})",
+            beyond.get(value, "small"),
+            cell([m["nll"]]),
+            cell([m["brier"]]),
+        )
+        for value, m in groups.items()
+    )
+    header = (
+        field,
+        "n",
+        "accuracy",
+        "mean\nconfidence",
+        "ECE\n(floor: mean / 95 %)",
+        "beyond\nits floor",
+        "NLL\n(nats)",
+        "Brier",
+    )
+    notes = [f"{short_name(whose)}, by {field}."]
+    if large:
+        notes.append(
+            f"Beyond its floor: p against calibrated at most {LEVEL} after Holm's correction over"
+            f" {count(len(large), 'group')}."
+        )
+    if len(large) < len(groups):
+        notes.append(
+            f"Small: fewer than {SMALL} questions, too few to tell its ECE from that of a"
+            " calibrated model; read it beside the floor."
+        )
+    return Table(header, rows, "\n".join(notes))
+
+
+def write_comparison(folder: Path) -> str:
+    """Write comparison.md and comparison.csv beside comparison.json; return the text to print."""
+    tasks = compare_evaluations(folder)
+    markdown = "\n\n".join(_section(task, as_markdown, "## {}") for task in tasks)
+    (folder / f"{COMPARISON}.md").write_text(markdown + "\n", encoding="utf-8")
+    (folder / f"{COMPARISON}.csv").write_text(_csv(tasks), encoding="utf-8")
+    return "\n\n".join(_section(task, as_text, "{}:") for task in tasks)
+
+
+def compare_evaluations(folder: Path) -> list[TaskComparison]:
+    """Every task of the evaluated models in `folder`, from its files alone.
+
+    Only models that were asked the very same questions are subtracted from each other.
+    """
+    results = json.loads((folder / f"{COMPARISON}.json").read_text(encoding="utf-8"))
+    hashes = {name: _data_hash(folder / name) for name in results}
+    first, *others = results
+    compared = []
+    for task in results[first]:
+        same = [name for name in others if hashes[name][task] == hashes[first][task]]
+        asked = {
+            name: read_predictions(folder / name / "predictions" / task_file(task))
+            for name in (first, *same)
+        }
+        numbers = {name: metrics[task] for name, metrics in results.items()}
+        remarks = [
+            f"{short_name(name)}: no difference from {short_name(first)} is given, for it was not"
+            " asked the very same texts (a passage may be cut elsewhere by another tokenizer)."
+            for name in others
+            if name not in same
+        ]
+        compared.append(
+            TaskComparison(
+                task,
+                numbers,
+                tuple(compare([asked], pairs=[(name, first) for name in same])),
+                (*remarks, *at_floor([numbers])),
+            )
+        )
+    return compared
+
+
+def _data_hash(folder: Path) -> dict[str, str]:
+    content = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return content["provenance"]["data_hash"]
+
+
+def _section(task: TaskComparison, show: Any, heading: str) -> str:
+    parts = [heading.format(task.task), *map(show, task.tables)]
+    return "\n\n".join([*parts, *filter(None, ["\n".join(task.remarks)])])
+
+
+def _csv(tasks: Sequence[TaskComparison]) -> str:
+    """A line for each task and model, with its difference from the first model, if one is given."""
+    lines = []
+    for task in tasks:
+        against = {c.method: c for c in task.comparisons}
+        for name, m in task.results.items():
+            line: dict[str, Any] = {"task": task.task, "model": name, "n": m["n"]}
+            line |= {key: m[key] for key in ("accuracy", "confidence", "ece")}
+            line |= {f"ece_floor_{key}": value for key, value in m["ece_noise_floor"].items()}
+            keys = ("ece_p_value", "brier", "nll", "auroc", "coverage_at_90")
+            line |= {key: m[key] for key in keys}
+            line["vocab_ece"] = m["vocab"]["ece"] if m.get("vocab") else None
+            if name in against:
+                line |= _difference_columns(against[name])
+            lines.append(line)
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _difference_columns(comparison: Comparison) -> dict[str, Any]:
+    columns: dict[str, Any] = {"minus": comparison.other}
+    for metric, d in comparison.differences.items():
+        name = metric.lower()
+        columns[f"{name}_difference"] = d.difference
+        if metric in WITH_INTERVAL:
+            columns |= {f"{name}_low": d.low, f"{name}_high": d.high}
+        columns[f"{name}_beyond_noise"] = metric in comparison.claimed
+    return columns

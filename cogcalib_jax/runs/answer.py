@@ -1,0 +1,180 @@
+"""One's own questions answered with confidence, and left open where that is too low."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.questions import Question, load_questions
+from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
+from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.metrics import top_label
+from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.runs.assemble import load_base_tokenizer, say
+from cogcalib_jax.runs.eval_config import EvalConfig
+from cogcalib_jax.runs.evaluate import load, predict_function
+from cogcalib_jax.runs.evaluated import evaluated_models
+from cogcalib_jax.runs.results import Predict
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
+
+
+def answer_questions(config: EvalConfig) -> str:
+    """Answer the file `config.predict` into `config.out`; returns the text to print.
+
+    Nothing is written unless every question could be answered.
+    """
+    assert config.predict is not None and config.out is not None
+    out = Path(config.out)
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another --out, or remove it")
+    questions = load_questions(Path(config.predict))
+    (model,) = evaluated_models(config)
+    say(f"== Answering {count(len(questions), 'question')} with {model.adapter or model.base}")
+    tokenizer = load_base_tokenizer(model.base)
+    # Named by their lines, so that a question that cannot be encoded is found.
+    examples = [replace(question.example, id=question.where) for question in questions]
+    encoded, notes = encode_split(config.predict, examples, tokenizer, config.data)
+    for note in notes:
+        say(f"   note: {note}")
+    temperature = _temperature(model.adapter)
+    predict = predict_function(load(config, model), model)
+    cut = _cut(config, predict, tokenizer, temperature)
+
+    predictions = predict(encoded)
+    asked = {question.where: question for question in questions}
+    rows = _rows([asked[e.id] for e in encoded], predictions, temperature, cut.below)
+    _write(out, rows)
+    answered = sum(row["answered"] for row in rows)
+    left = f", {len(rows) - answered:,} left open" if answered < len(rows) else ""
+    return "\n".join([*cut.sentences, f"{answered:,} answered{left}: {out}"])
+
+
+def _temperature(adapter: str | None) -> float:
+    """What option scores are divided by, as it was fitted when the adapter was made."""
+    calibration = None if adapter is None else read_calibration(Path(adapter))
+    if calibration is None:
+        say("   no fitted temperature: confidences are the model's own")
+        return 1.0
+    fitted = calibration["temperature"]
+    if fitted["value"] is None:
+        say(f"   no fitted temperature ({fitted['why_none']}): confidences are the model's own")
+        return 1.0
+    say(
+        f"   confidences at temperature {fitted['value']:.3f}, fitted on"
+        f" {count(fitted['rows'], 'held-out question')} ({adapter}/{CALIBRATION_FILE})"
+    )
+    return float(fitted["value"])
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Which answers count."""
+
+    below: float
+    """questions less confident than this are left open; 0 leaves none, infinity all"""
+    sentences: tuple[str, ...] = ()
+    """what the answers may be trusted with"""
+
+
+def _cut(
+    config: EvalConfig,
+    predict: Predict,
+    tokenizer: PreTrainedTokenizerBase,
+    temperature: float,
+) -> _Cut:
+    """The cut-off, from the validation split where a target is given; and what the calibration
+    split, which had no part in choosing it, says of the accuracy beyond it."""
+    if config.abstain_below is None and config.target_accuracy is None:
+        return _Cut(0.0)
+    splits = load_splits(config.data, config.seed)
+
+    def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
+        encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data)
+        scored = replace(predict(encoded), temperature=temperature)
+        _, confidence, correct = top_label(scored.probs, scored.mask, scored.answers)
+        return confidence, correct
+
+    below = config.abstain_below
+    if below is None:
+        assert config.target_accuracy is not None
+        confidence, correct = held_out("validation")
+        below = cutoff_for(config.target_accuracy, confidence, correct)
+        if below is None:
+            return _Cut(
+                np.inf,
+                (
+                    f"No cut-off reaches an accuracy of {percent(config.target_accuracy)} on"
+                    f" {count(len(confidence), 'validation question')} (all of them together:"
+                    f" {percent(correct.mean())}), so nothing is answered.",
+                ),
+            )
+        chosen = (
+            f"Cut-off {below:.3f}: on {count(len(confidence), 'validation question')} the lowest"
+            f" confidence with an accuracy of {percent(config.target_accuracy)}."
+        )
+    else:
+        chosen = f"Cut-off {below:g}, as given."
+    expected = expected_accuracy(below, *held_out("calibration"))
+    return _Cut(below, (chosen, _promise(expected, config.data.task)))
+
+
+def _promise(expected: ExpectedAccuracy | None, task: str) -> str:
+    if expected is None:
+        return (
+            "No calibration question is that confident, so nothing can be said of the accuracy of"
+            " what is answered."
+        )
+    return (
+        f"Expected accuracy of what is answered: {percent(expected.accuracy)}, 95 % interval"
+        f" {percent(expected.low)} to {percent(expected.high)} (Clopper-Pearson; {expected.right:,}"
+        f" right of the {expected.answered:,} that are this confident among {expected.questions:,}"
+        " calibration questions). This holds only for questions like the held-out ones, which are"
+        f" those of {task}."
+    )
+
+
+def _rows(
+    questions: Sequence[Question], predictions: Predictions, temperature: float, below: float
+) -> list[dict[str, Any]]:
+    """One JSON object a question."""
+    raw, calibrated = predictions.probs, replace(predictions, temperature=temperature).probs
+    rows = []
+    for i, (_, example) in enumerate(questions):
+        options = len(example.choices)
+        best = int(np.argmax(calibrated[i, :options]))
+        confidence = float(calibrated[i, best])
+        rows.append(
+            {
+                "id": example.id,
+                "question": example.question,
+                "prediction": example.choices[best],
+                "index": best,
+                "confidence": confidence,
+                "raw_confidence": float(raw[i, best]),
+                "option_probs": calibrated[i, :options].tolist(),
+                "answered": confidence >= below,
+            }
+        )
+    return rows
+
+
+def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `out` whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another") from error

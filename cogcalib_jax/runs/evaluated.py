@@ -1,0 +1,101 @@
+"""The models of an evaluation: what each is called, and which of them share a base."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.runs.assemble import base_path
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
+from cogcalib_jax.weights.base_hash import base_hash, require_trained_on
+from cogcalib_jax.weights.hub import model_folder
+from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE, read_lora_config
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model: a base, with or without an adapter."""
+
+    name: str
+    """its line in tables, and its folder where there are several"""
+    base: str | Path
+    adapter: str | None
+    run: RunConfig | None = None
+    """the run it comes from, where it does"""
+    lora: LoraConfig | None = None
+    """rank, alpha and targets of the adapter"""
+
+    def weights(self) -> dict[str, str | None]:
+        """Hashes of its files: equal ones mean the very same model."""
+        adapter = None
+        if self.adapter is not None:
+            file = Path(self.adapter) / WEIGHTS_FILE
+            adapter = hashlib.sha256(file.read_bytes()).hexdigest()
+        return {"base": base_hash(model_folder(self.base)), "adapter": adapter}
+
+
+def evaluated_models(config: EvalConfig) -> list[Evaluated]:
+    """What `config` asks for, in that order; bases of worlds are built where they are missing.
+
+    Raises UserError for adapters that cannot be read, or were trained on another base.
+    """
+    models = []
+    if config.run:
+        bases: dict[tuple[object, ...], str | Path] = {}
+        runs = [read_trained_run(name) for name in config.run]
+        for name, place, run in zip(_names(config.run), config.run, runs, strict=True):
+            made_from = (run.model.path, run.data, run.pretrain, run.seed)
+            if config.model.path is None and made_from not in bases:
+                bases[made_from] = base_path(run.model, run.data, run.pretrain, run.seed)
+            base = config.model.path or bases[made_from]
+            models.append(_with_adapter(name, base, str(Path(place) / "adapter"), run))
+        return models
+    base = config.model.path
+    assert base is not None  # EvalConfig holds that there is a run or a base
+    adapters = config.adapter or (BARE,)
+    names = _names(["base" if adapter == BARE else adapter for adapter in adapters])
+    for name, adapter in zip(names, adapters, strict=True):
+        bare = adapter == BARE
+        models.append(Evaluated(name, base, None) if bare else _with_adapter(name, base, adapter))
+    return models
+
+
+def _with_adapter(
+    name: str, base: str | Path, adapter: str, run: RunConfig | None = None
+) -> Evaluated:
+    lora = read_lora_config(adapter)
+    if not (Path(adapter) / WEIGHTS_FILE).is_file():
+        raise UserError(f"{adapter}: no {WEIGHTS_FILE}; give a folder that holds a whole adapter")
+    require_trained_on(Path(adapter), model_folder(base))
+    return Evaluated(name, base, adapter, run, lora)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The ends of paths, as long as it takes for each to be another: cols, or world-0-cols."""
+    parts = [Path(path).resolve().parts for path in paths]
+    parts = [p[:-1] if p[-1] == "adapter" else p for p in parts]
+
+    def ends(depth: int) -> list[str]:
+        return ["-".join(part.strip("/") for part in p[-depth:]) for p in parts]
+
+    depth = 1
+    while len(set(ends(depth))) < len(paths) and depth < max(map(len, parts)):
+        depth += 1
+    if len(set(ends(depth))) < len(paths):
+        raise UserError(f"{', '.join(paths)}: one of them is named twice; name each once")
+    return ends(depth)
+
+
+def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
+    """Models that one loaded base serves, their LoRA parameters being swapped."""
+    groups: dict[tuple[object, ...], list[Evaluated]] = {}
+    for model in models:
+        lora = model.lora
+        shape = lora and (lora.rank, lora.alpha, lora.modules, lora.dropout)
+        groups.setdefault((str(model.base), shape), []).append(model)
+    return list(groups.values())

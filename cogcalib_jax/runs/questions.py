@@ -1,0 +1,77 @@
+"""The questions an evaluation asks: read once, and turned into token ids for each tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.runs.assemble import extra_examples, say
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.eval_config import EvalConfig
+
+Questions = Mapping[str, tuple[Example, ...]]
+"""task, or TASK:GROUP -> its test questions"""
+
+
+def test_questions(config: EvalConfig, runs: Sequence[RunConfig]) -> Questions:
+    """All that `config` asks for; notes are shown.
+
+    runs: those that are evaluated, for their own rows are split as they were for training.
+    """
+    if config.task:
+        return {entry: _entry(entry, config, runs) for entry in config.task}
+    questions = {config.data.task: _test(config.data, config.seed, runs)}
+    return questions | extra_examples(config.data, config.seed)
+
+
+def encode_questions(
+    config: EvalConfig, questions: Questions, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, EncodedSplit]:
+    """The same as token ids; sizes and notes are shown."""
+    sets = {}
+    for entry, rows in questions.items():
+        data = _data(entry.partition(":")[0], config)
+        sets[entry], notes = encode_split("test", rows, tokenizer, data)
+        say(f"   {entry}: {len(sets[entry]):,} questions")
+        _show(notes)
+    return sets
+
+
+def _data(task: str, config: EvalConfig) -> DataConfig:
+    """Where the rows of `task` are: `data.path` holds those of `data.task` alone."""
+    if task == config.data.task:
+        return config.data
+    return replace(config.data, task=task, path=None)
+
+
+def _entry(entry: str, config: EvalConfig, runs: Sequence[RunConfig]) -> tuple[Example, ...]:
+    task, _, group = entry.partition(":")
+    data = _data(task, config)
+    if not group:
+        return _test(data, config.seed, runs)
+    examples, notes = load_test(data, config.seed, group)
+    _show(notes)
+    return examples
+
+
+def _test(data: DataConfig, seed: int, runs: Sequence[RunConfig]) -> tuple[Example, ...]:
+    """The test split: as it was made for training where these are a run's own rows, for they
+    may have been its training rows otherwise; else the stored one."""
+    if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
+        splits = load_splits(data, seed)
+        examples, notes = splits.test, splits.notes
+    else:
+        examples, notes = load_test(data, seed)
+    _show(notes)
+    return examples
+
+
+def _show(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"   note: {note}")
