@@ -29,13 +29,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def prompt_and_completions(template, row):
     """The text before the answer, and the text of each option after it."""
     choices = [text.strip() for text in row["choices"]]
-    letters = ascii_uppercase if "{letter}" in template["completion"] else [""] * len(choices)
-    options = [{"letter": a, "choice": b} for a, b in zip(letters, choices, strict=False)]
-    passage = row.get("passage", "").strip()
-    prompt = template["passage"].format(passage=passage) if passage else ""
-    prompt += template["question"].format(question=row["question"].strip())
-    prompt += "".join(template["option"].format(**one) for one in options) + template["end"]
-    return prompt, [template["completion"].format(**one) for one in options]
+    letters = ascii_uppercase.ljust(len(choices))
+    options = [
+        {"letter": letter, "choice": choice, "sentence": sentence(choice), "label": label}
+        for letter, choice, label in zip(letters, choices, row.get("labels", letters), strict=False)
+    ]
+    texts = {"passage": row.get("passage", "").strip(), "question": row["question"].strip()}
+    prompt = template["start"]
+    if texts["passage"]:
+        prompt += template["passage"].format(**texts)
+    prompt += template["question"].format(**texts)
+    prompt += "".join(for_each(template["option"], options)) + template["end"]
+    # A list is of the answers themselves; some protocols score more of them than there are options.
+    answers = template["completion"]
+    return prompt, for_each(answers, options) if isinstance(answers, str) else answers
+
+
+def for_each(piece, options):
+    """The text of each option: of one piece for all, or of a piece of its own."""
+    pieces = [piece] * len(options) if isinstance(piece, str) else piece
+    return [text.format(**one) for text, one in zip(pieces, options, strict=False)]
+
+
+def sentence(text):
+    """With a capital first letter and a full stop."""
+    text = text if text.endswith(".") else text + "."
+    return text[0].upper() + text[1:]
 
 
 def token_ids(tokenizer, prefix_ids, prompt, completions):
@@ -76,6 +95,11 @@ def probabilities(logprobs, lengths, normalisation, temperature):
     return torch.softmax(scores / temperature, -1).tolist()
 
 
+def chosen(choices, probs):
+    """The likeliest option; None where that is an answer which belongs to no option."""
+    return dict(enumerate(choices)).get(probs.index(max(probs)))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, type=Path)
@@ -102,7 +126,7 @@ def main(argv=None):
         tempered = None if temperature is None else probabilities(logprobs, *rule, temperature)
         answer = {
             "question": row["question"],
-            "prediction": row["choices"][probs.index(max(probs))],
+            "prediction": chosen(row["choices"], probs),
             "option_probs": probs,
             "tempered_probs": tempered,
         }

@@ -37,19 +37,43 @@ from string import ascii_uppercase
 def prompt_and_completions(template, row):
     """The text before the answer, and the text of each option after it."""
     choices = [text.strip() for text in row["choices"]]
-    letters = ascii_uppercase if "{letter}" in template["completion"] else [""] * len(choices)
-    options = [{"letter": a, "choice": b} for a, b in zip(letters, choices, strict=False)]
-    passage = row.get("passage", "").strip()
-    prompt = template["passage"].format(passage=passage) if passage else ""
-    prompt += template["question"].format(question=row["question"].strip())
-    prompt += "".join(template["option"].format(**one) for one in options) + template["end"]
-    return prompt, [template["completion"].format(**one) for one in options]
+    letters = ascii_uppercase.ljust(len(choices))
+    options = [
+        {"letter": letter, "choice": choice, "sentence": sentence(choice), "label": label}
+        for letter, choice, label in zip(letters, choices, row.get("labels", letters), strict=False)
+    ]
+    texts = {"passage": row.get("passage", "").strip(), "question": row["question"].strip()}
+    prompt = template["start"]
+    if texts["passage"]:
+        prompt += template["passage"].format(**texts)
+    prompt += template["question"].format(**texts)
+    prompt += "".join(for_each(template["option"], options)) + template["end"]
+    # A list is of the answers themselves; some protocols score more of them than there are options.
+    answers = template["completion"]
+    return prompt, for_each(answers, options) if isinstance(answers, str) else answers
 
 
-def token_logprobs(url, model, texts):
-    """For each text its tokens and their log-probabilities (the first token has none)."""
+def for_each(piece, options):
+    """The text of each option: of one piece for all, or of a piece of its own."""
+    pieces = [piece] * len(options) if isinstance(piece, str) else piece
+    return [text.format(**one) for text, one in zip(pieces, options, strict=False)]
+
+
+def sentence(text):
+    """With a capital first letter and a full stop."""
+    text = text if text.endswith(".") else text + "."
+    return text[0].upper() + text[1:]
+
+
+def token_logprobs(url, model, texts, special):
+    """For each text its tokens and their log-probabilities (the first token has none).
+
+    special: whether the server puts BOS before a text; that of a chat begins with its own.
+    """
     # One token is generated since servers refuse to generate none; it is cut off again.
     body = {"model": model, "prompt": texts, "max_tokens": 1, "echo": True, "logprobs": 1}
+    if not special:
+        body["add_special_tokens"] = False
     request = urllib.request.Request(
         f"{url.rstrip('/')}/v1/completions",
         json.dumps(body).encode(),
@@ -66,10 +90,10 @@ def token_logprobs(url, model, texts):
     return [(one["tokens"][:-1], one["token_logprobs"][:-1]) for one in found]
 
 
-def option_logprobs(url, model, prompt, completions):
+def option_logprobs(url, model, prompt, completions, special):
     """(log-probability of each completion summed over its tokens, number of its tokens)."""
     texts = [prompt, *(prompt + completion for completion in completions)]
-    (prompt_tokens, _), *wholes = token_logprobs(url, model, texts)
+    (prompt_tokens, _), *wholes = token_logprobs(url, model, texts, special)
     n = len(prompt_tokens)
     if n == 0:
         raise SystemExit(f"{url}: does not echo the prompt's log-probabilities; vLLM does")
@@ -90,6 +114,11 @@ def probabilities(logprobs, lengths, normalisation, temperature):
     return [weight / sum(weights) for weight in weights]
 
 
+def chosen(choices, probs):
+    """The likeliest option; None where that is an answer which belongs to no option."""
+    return dict(enumerate(choices)).get(probs.index(max(probs)))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calibration", required=True, type=Path)
@@ -100,15 +129,16 @@ def main(argv=None):
 
     calibration = json.loads(arguments.calibration.read_text())
     temperature = calibration["temperature"]["value"]
+    special = calibration["chat_template_sha256"] is None
     for line in arguments.questions.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
-        scores = option_logprobs(arguments.url, arguments.model, prompt, completions)
+        scores = option_logprobs(arguments.url, arguments.model, prompt, completions, special)
         rule = (*scores, calibration["normalisation"])
         probs = probabilities(*rule, 1.0)
         answer = {
             "question": row["question"],
-            "prediction": row["choices"][probs.index(max(probs))],
+            "prediction": chosen(row["choices"], probs),
             "option_probs": probs,
             "tempered_probs": None if temperature is None else probabilities(*rule, temperature),
         }

@@ -5,10 +5,12 @@ from typing import Literal
 
 from cogcalib_jax.configlib import check
 from cogcalib_jax.data.prompts import PROMPTS
+from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
+CHAT = "chat"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,11 @@ class DataConfig:
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
     prompt: str = "auto"
-    """Name of a prompt template (cogcalib_jax/data/prompts.py); auto is the task's own."""
+    """A prompt template (cogcalib_jax/data/prompts.py); auto: the task's own; chat: as a chat."""
+    few_shot: int = 0
+    """Solved questions of the training split before every question; they are not trained on."""
+    protocol: str = CLEAN
+    """clean, or a published set-up with its prompt and splits (docs/protocols.md)."""
     max_length: int = 300
     """Most tokens of a prompt with its longest option; longer passages lose their middle."""
     calibration_rows: int | None = None
@@ -42,13 +48,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.task in TASKS, "task", f"must be a task (allowed: {', '.join(TASKS)})")
-        prompts = ("auto", *PROMPTS)
+        prompts = ("auto", CHAT, *PROMPTS)
         check(self.prompt in prompts, "prompt", f"must be a prompt (allowed: {', '.join(prompts)})")
         task = TASKS[self.task]
         if isinstance(task, MadeTask):
             check(self.path is None, "path", f"must be none: task {self.task} makes its own rows")
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")
+        self._check_protocol()
+        check(self.few_shot >= 0, "few_shot", "must be at least 0")
+        check(
+            self.few_shot == 0 or not isinstance(task, MadeTask),
+            "few_shot",
+            f"must be 0: the base of task {self.task} has never seen several questions at once",
+        )
         check(self.max_length >= 8, "max_length", "must be at least 8 tokens")
         check(
             self.calibration_rows is None or 2 <= self.calibration_rows <= MAX_CALIBRATION_ROWS,
@@ -65,3 +78,19 @@ class DataConfig:
             check(rows is None or rows >= 1, name, "must be at least 1, or none")
         check(0 < self.style_fraction < 1, "style_fraction", "must be between 0 and 1")
         check(self.split_seed >= 0, "split_seed", "must be at least 0")
+
+    def _check_protocol(self) -> None:
+        protocols = (CLEAN, *PROTOCOLS)
+        known = self.protocol in protocols
+        check(known, "protocol", f"must be a protocol (allowed: {', '.join(protocols)})")
+        if self.protocol == CLEAN:
+            return
+        covered = PROTOCOLS[self.protocol]
+        check(
+            self.task in covered,
+            "protocol",
+            f"must be {CLEAN} for task {self.task}: {self.protocol} covers {', '.join(covered)}",
+        )
+        fixes = f"protocol {self.protocol} fixes the prompt"
+        check(self.prompt == "auto", "prompt", f"must be auto: {fixes}")
+        check(self.few_shot == 0, "few_shot", f"must be 0: {fixes}")

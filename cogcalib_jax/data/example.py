@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cogcalib_jax.data.prompts import Template
 
 
 class BadRow(Exception):
@@ -49,6 +52,8 @@ class Splits:
     calibration: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    shots: tuple[Example, ...] = ()
+    """solved questions that stand before every prompt (`data.few_shot`), in none of the five"""
     notes: tuple[str, ...] = ()
     """what was left out and why, a line each, to be shown to the user"""
 
@@ -79,6 +84,12 @@ class EncodedSplit(tuple[Encoded, ...]):
     Shapes of batches depend on the split and not on the rows drawn, so that one split compiles
     once per padded length; with 100,000 rows that must not be worked out at every step.
     """
+
+    template: "Template | None" = None
+    """what its prompts are made of, as `encode_split` says; None for rows put together since"""
+
+    protocol: str = "clean"
+    """the protocol they are asked by"""
 
     @classmethod
     def of(cls, rows: Iterable[Encoded]) -> "EncodedSplit":

@@ -1,14 +1,16 @@
 """From a DataConfig to examples: read, refuse what cannot be used, split."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cogcalib_jax.data import sources
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
+from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.sources import Row
-from cogcalib_jax.data.splits import Official, limit_test, make_splits
+from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
 from cogcalib_jax.data.tasks.fields import check, near_misses
 from cogcalib_jax.errors import UserError
 
@@ -26,16 +28,40 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     task = TASKS[config.task]
     if isinstance(task, MadeTask):
         return task.build(config.world, seed)
-    names = _split_names(task, config)
     notes: list[str] = []
+    splits = make_splits(_official(task, config, notes), config)
+    return replace(splits, notes=(*notes, *splits.notes))
+
+
+def load_shots(config: DataConfig) -> tuple[Example, ...]:
+    """The solved questions before every prompt, as `load_splits` draws them; for evaluation alone.
+
+    Raises:
+        UserError: as `load_splits`; no training split to draw them from.
+    """
+    if config.few_shot == 0:
+        return ()
+    task = TASKS[config.task]
+    assert isinstance(task, RowTask)  # DataConfig refuses solved questions for others
+    if config.path is not None and Path(config.path).is_dir():
+        name = task.hub.config if task.hub else None
+        train = task.splits["train"] if task.hub else "train"
+        if not sources.split_files(Path(config.path), train, name):
+            raise UserError(
+                f"{config.path}: has no {train} split, from which the {config.few_shot} solved"
+                f" questions of data.few_shot are drawn; add {train}.jsonl, or set it to 0"
+            )
+    return draw_shots(_official(task, config, []), config)
+
+
+def _official(task: RowTask, config: DataConfig, notes: list[str]) -> Official:
+    """The rows as published, with their groups."""
+    names = _split_names(task, config)
     official = {name: _read(task, split, config, notes) for name, split in names.items()}
     _require_one_kind(config, official)
     if task.group is not None:
         official = _grouped(task, official)
-    splits = make_splits(
-        Official(official["train"], official.get("validation"), official.get("test")), config
-    )
-    return Splits(**dict(splits.items()), notes=(*notes, *splits.notes))
+    return Official(official["train"], official.get("validation"), official.get("test"))
 
 
 def groups_of(task: str) -> tuple[str, ...]:
@@ -118,7 +144,8 @@ def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
                 f"{config.path}: task {config.task} needs the folder of its official splits "
                 "(one file is enough only for evaluation and for --data.task custom)"
             )
-        return dict(task.splits)
+        found = published(config.protocol, config.task)
+        return dict(found.splits if found and found.splits else task.splits)
     if _is_file(config):
         return {"train": "train"}
     folder = Path(config.path or "")
@@ -153,6 +180,7 @@ def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> li
     if not rows:
         raise UserError(f"{source}: has no rows")
     examples, refused = _examples(task, rows)
+    examples = _as_published(examples, config, source, notes)
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
         raise UserError(
             f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
@@ -172,6 +200,22 @@ def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> li
         f"the first: {where}: {reason}"
     )
     return examples
+
+
+def _as_published(
+    examples: list[Example], config: DataConfig, source: str, notes: list[str]
+) -> list[Example]:
+    """The rows that the protocol uses."""
+    found = published(config.protocol, config.task)
+    if found is None or found.choices is None:
+        return examples
+    used = [example for example in examples if len(example.choices) == found.choices]
+    if len(used) < len(examples):
+        notes.append(
+            f"{source}: {len(examples) - len(used)} of {len(examples)} rows do not have"
+            f" {found.choices} choices and were left out, as protocol {config.protocol} does"
+        )
+    return used
 
 
 def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[tuple[str, BadRow]]]:

@@ -48,11 +48,19 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
             f"task {config.task}: every validation row repeats a test question or shares its "
             "group; give other validation rows, or none (they are then carved from train)"
         )
-    deck = _shuffled(_components(train), config.split_seed, stream=0)
+    shots, deck = _deal_shots(train, config)
+    held = sum(map(len, deck))
+    if shots:
+        more = len(train) - held - len(shots)
+        notes.append(
+            f"train: {len(shots)} rows are the solved questions before every prompt and not trained"
+            f" on{f', nor are {more} that repeat them or share their group' if more else ''}"
+        )
     sizes = _carved_sizes(official, len(train), config)
-    left = len(train) - sum(sizes.values())
+    left = held - sum(sizes.values())
     if left < 2 or min(sizes.values()) < 1:
-        parts = ", ".join(f"{rows} {name}" for name, rows in sizes.items())
+        shown = {"solved questions (data.few_shot)": len(train) - held} if shots else {}
+        parts = ", ".join(f"{rows} {name}" for name, rows in (sizes | shown).items())
         raise UserError(
             f"task {config.task}: {len(train)} training rows are too few for {parts} and at least "
             "2 rows for style adaptation and fine-tuning; give more rows or lower "
@@ -80,7 +88,17 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
         splits["validation"] = _limit(validation, config.validation_rows, config.split_seed, 1)
     if official.test is not None:
         splits["test"] = limit_test(official.test, config)
-    return Splits(**splits, notes=tuple(notes))
+    return Splits(**splits, shots=shots, notes=tuple(notes))
+
+
+def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
+    """The solved questions that `make_splits` draws from the same rows.
+
+    Raises:
+        UserError: fewer training questions than `config.few_shot`.
+    """
+    train, _, _ = _without_overlap(official)
+    return _deal_shots(train, config)[0]
 
 
 def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ...]:
@@ -100,6 +118,24 @@ def question_key(example: Example) -> Hashable:
 
 def _fold(text: str) -> str:
     return normalise(unicodedata.normalize("NFKC", text))
+
+
+def _deal_shots(
+    train: Sequence[Example], config: DataConfig
+) -> tuple[tuple[Example, ...], list[list[int]]]:
+    """Solved questions, and the deck of components without theirs.
+
+    They come off the end of the deck: what is dealt from its front (calibration, validation) stays
+    the same for any number of them.
+    """
+    deck = _shuffled(_components(train), config.split_seed, stream=0)
+    if config.few_shot > len(deck):
+        raise UserError(
+            f"task {config.task}: data.few_shot = {config.few_shot}, and the training split has"
+            f" {len(deck)} different questions; lower it"
+        )
+    rest = len(deck) - config.few_shot
+    return tuple(train[component[0]] for component in deck[rest:]), deck[:rest]
 
 
 def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[str, int]:

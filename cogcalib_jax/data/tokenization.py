@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.chat import chat_notes, chat_template
+from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example
 from cogcalib_jax.data.prompts import PROMPTS, Prompt, Template
+from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
+from cogcalib_jax.data.splits import question_key
 from cogcalib_jax.errors import UserError
 
 # Texts handed to the tokenizer at once: enough for its threads, little enough to hold.
@@ -42,13 +45,55 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def template_of(config: DataConfig, is_open: bool) -> Template:
-    """The prompt template `config.prompt` names; auto is the task's own, or qa where that has
-    options and the questions are open (`is_open`)."""
-    if config.prompt != "auto":
-        return PROMPTS[config.prompt]
-    template = PROMPTS[TASKS[config.task].prompt]
-    return PROMPTS["qa"] if is_open and not template.stop else template
+def template_of(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[Example] = (),
+    *,
+    is_open: bool,
+) -> Template:
+    """The template of every prompt, with all that stands before the question.
+
+    Args:
+        config: names it; auto is the task's own, or qa where that has options and `is_open`.
+        tokenizer: writes the chat format, and the published ends of some protocols.
+        shots: solved questions to show, as many as `config.few_shot`.
+        is_open: whether the questions are open.
+
+    Raises:
+        UserError: as `chat_template`; a solved question that cannot be shown.
+    """
+    if len(shots) != config.few_shot:
+        raise ValueError(f"{len(shots)} solved questions given, data.few_shot is {config.few_shot}")
+    if found := published(config.protocol, config.task):
+        return found.template_for(tokenizer)
+    name = TASKS[config.task].prompt if config.prompt in ("auto", CHAT) else config.prompt
+    template = PROMPTS[name]
+    if config.prompt in ("auto", CHAT) and is_open and not template.stop:
+        template = PROMPTS["qa"]
+    special = _special_text(tokenizer)
+    for shot in shots:
+        try:
+            _require_plain_text(shot, special)
+            template.solved(shot)
+        except BadRow as reason:
+            raise UserError(
+                f"data.few_shot = {config.few_shot}: row {shot.id} of train would be shown, but"
+                f" {reason}; mend it, or draw others with --data.split-seed"
+            ) from reason
+    if config.prompt == CHAT:
+        return chat_template(template, tokenizer, shots)
+    return template.after(shots)
+
+
+def answer_stop(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What ends the answer to an open question; solved questions before it change nothing."""
+    return template_of(replace(config, few_shot=0), tokenizer, is_open=True).stop
+
+
+def prompt_prefix(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids before every prompt's own: nothing in a chat, whose template writes what it wants."""
+    return [] if config.prompt == CHAT else special_prefix(tokenizer)
 
 
 def encode_split(
@@ -56,6 +101,7 @@ def encode_split(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
+    shots: Sequence[Example] = (),
 ) -> tuple[EncodedSplit, tuple[str, ...]]:
     """Token ids of a split, and notes on what was cut or left out.
 
@@ -64,13 +110,16 @@ def encode_split(
         examples: its rows; `Batch.row` counts those that could be encoded.
         tokenizer: as `load_tokenizer` gives it.
         config: prompt template, `max_length`, and what to do with a row that cannot be encoded.
+        shots: the `config.few_shot` solved questions before each, from `Splits.shots` or
+            `load_shots`.
 
     Raises:
-        UserError: a row whose question does not fit, or whose options cannot be told apart or
-            are not tokenised in context (`on_bad_row: error`); no row left.
+        UserError: as `template_of`; a row whose question does not fit, or whose options cannot be
+            told apart or are not tokenised in context (`on_bad_row: error`); no row left.
     """
     is_open = any(example.is_open for example in examples)
-    encoder = Encoder(tokenizer, template_of(config, is_open), config.max_length)
+    template = template_of(config, tokenizer, shots, is_open=is_open)
+    encoder = Encoder(tokenizer, config, template, shots)
     encoded: list[Encoded] = []
     refused: list[str] = []
     for start in range(0, len(examples), _CHUNK):
@@ -96,10 +145,16 @@ def encode_split(
         )
     if encoder.truncated:
         notes.append(
-            f"{name}: {encoder.truncated} of {len(examples)} passages lost their middle to fit "
-            f"into {config.max_length} tokens"
+            f"{name}: {encoder.truncated} of {len(examples)} passages lost their "
+            f"{encoder.template.cut} to fit into {config.max_length} tokens"
         )
-    return EncodedSplit(encoded), tuple(notes)
+    if config.prompt == CHAT:
+        notes.extend(chat_notes(tokenizer))
+    if encoded and config.protocol != CLEAN:
+        notes.extend(verbaliser_notes(config.protocol, encoded[0], tokenizer))
+    split = EncodedSplit(encoded)
+    split.template, split.protocol = encoder.template, config.protocol
+    return split, tuple(notes)
 
 
 def single_token_options(encoded: Sequence[Encoded]) -> bool:
@@ -117,11 +172,18 @@ class _Ids(NamedTuple):
 class Encoder:
     """Examples to token ids with one tokenizer and template; counts the passages it cut."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DataConfig,
+        template: Template,
+        shots: Sequence[Example],
+    ) -> None:
         self._tokenizer = tokenizer
-        self._template = template
-        self._max_length = max_length
-        self._prefix = special_prefix(tokenizer)
+        self.template = template
+        self._max_length = config.max_length
+        self._shots = {question_key(shot) for shot in shots}
+        self._prefix = prompt_prefix(config, tokenizer)
         self._special_text = _special_text(tokenizer)
         self.truncated = 0
 
@@ -143,12 +205,11 @@ class Encoder:
         return results
 
     def _render(self, example: Example) -> Prompt | BadRow:
-        for text in (example.question, example.passage, *example.choices):
-            # A special token written out in a text would become that token: a second BOS, say.
-            if found := self._special_text(text):
-                return BadRow(f"its text holds the tokenizer's special token {found.group()!r}")
         try:
-            return self._template(example)
+            if self._shots and question_key(example) in self._shots:
+                raise BadRow("is itself one of the solved questions of data.few_shot")
+            _require_plain_text(example, self._special_text)
+            return self.template(example)
         except BadRow as reason:
             return reason
 
@@ -172,7 +233,7 @@ class Encoder:
         return max(map(len, ids.whole)) > self._max_length
 
     def _shorten(self, example: Example) -> tuple[Prompt, _Ids]:
-        """The prompt with as much of the passage's two ends as fits.
+        """The prompt with as much of the passage's two ends (or of its start) as fits.
 
         The cut is made in the text, so that the text in a prediction row gives the same ids
         again. What fits is found by bisection over the number of units that stay.
@@ -180,17 +241,21 @@ class Encoder:
         units = _UNIT.findall(example.passage)
 
         def keep(n: int) -> tuple[Prompt, _Ids]:
-            head, tail = "".join(units[: n - n // 2]), "".join(units[len(units) - n // 2 :])
-            passage = f"{head.strip()} ... {tail.strip()}".strip() if n else ""
-            prompt = self._template(replace(example, passage=passage))
+            if self.template.cut == "end":
+                passage = "".join(units[:n]).strip()
+            else:
+                head, tail = "".join(units[: n - n // 2]), "".join(units[len(units) - n // 2 :])
+                passage = f"{head.strip()} ... {tail.strip()}".strip() if n else ""
+            prompt = self.template(replace(example, passage=passage))
             return prompt, self._tokenise([prompt])[0]
 
         best = keep(0)
         if self._too_long(best[1]):
+            shots = f", with the {len(self._shots)} of data.few_shot," if self._shots else ""
             without = " even without its passage" if units else ""
             raise BadRow(
-                f"question and options take {max(map(len, best[1].whole))} tokens{without}, more "
-                f"than the {self._max_length} of data.max_length"
+                f"question and options{shots} take {max(map(len, best[1].whole))} tokens{without}, "
+                f"more than the {self._max_length} of data.max_length"
             )
         # A unit is seldom less than a token: 4 a token spare a megabyte's bisection.
         low, high = 0, min(len(units) - 1, 4 * self._max_length)
@@ -241,6 +306,13 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         f"tokenizer {tokenizer.name_or_path}: a text has other tokens with special tokens around "
         "it than alone, so prompts cannot be continued; use another tokenizer"
     )
+
+
+def _require_plain_text(example: Example, special: Callable[[str], re.Match[str] | None]) -> None:
+    """A special token written out in a text would become that token: a second BOS, say."""
+    for text in (example.question, example.passage, *example.choices):
+        if found := special(text):
+            raise BadRow(f"its text holds the tokenizer's special token {found.group()!r}")
 
 
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:

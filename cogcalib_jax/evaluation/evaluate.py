@@ -47,7 +47,7 @@ def data_hash(encoded: Sequence[Encoded]) -> str:
     return digest.hexdigest()
 
 
-def provenance(seed: int, data: dict[str, str]) -> dict[str, Any]:
+def provenance(seed: int, data: dict[str, str], protocol: str = "clean") -> dict[str, Any]:
     """What is needed to say where numbers came from; no times, no host or user names."""
     return {
         "versions": {name: version(name) for name in VERSIONED},
@@ -57,7 +57,7 @@ def provenance(seed: int, data: dict[str, str]) -> dict[str, Any]:
         "devices": jax.device_count(),
         "data_hash": data,
         "seed": seed,
-        "protocol": "clean",
+        "protocol": protocol,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.loading import load_shots, load_splits
 from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
@@ -42,7 +42,8 @@ def answer_questions(config: EvalConfig) -> str:
     tokenizer = load_base_tokenizer(model.base)
     # Named by their lines, so that a question that cannot be encoded is found.
     examples = [replace(question.example, id=question.where) for question in questions]
-    encoded, notes = encode_split(config.predict, examples, tokenizer, config.data)
+    shots = load_shots(config.data)
+    encoded, notes = encode_split(config.predict, examples, tokenizer, config.data, shots)
     for note in notes:
         say(f"   note: {note}")
     temperature = _temperature(model.adapter)
@@ -98,7 +99,7 @@ def _cut(
     splits = load_splits(config.data, config.seed)
 
     def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
-        encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data)
+        encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data, splits.shots)
         scored = replace(predict(encoded), temperature=temperature)
         _, confidence, correct = top_label(scored.probs, scored.mask, scored.answers)
         return confidence, correct

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.runs.assemble import extra_examples, say
 from cogcalib_jax.runs.config import RunConfig
@@ -37,7 +37,7 @@ def encode_questions(
     sets = {}
     for entry, rows in questions.items():
         data = _data(entry.partition(":")[0], config)
-        sets[entry], notes = encode_split("test", rows, tokenizer, data)
+        sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
         _show(notes)
     return sets

@@ -59,7 +59,8 @@ def write_results(
         results[task] = _score(folder, task, encoded, predict, config, seed, by)
         made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
         write_json(folder / PARTIAL, results | {"provenance": made_from})
-    made = provenance(seed, hashes) | ({"weights": dict(weights)} if weights else {})
+    (protocol,) = {encoded.protocol for encoded in sets.values()}
+    made = provenance(seed, hashes, protocol) | ({"weights": dict(weights)} if weights else {})
     write_json(folder / FILE, results | {"provenance": made | {"command": command}})
     (folder / PARTIAL).unlink(missing_ok=True)
 

@@ -33,7 +33,12 @@ from cogcalib_jax.weights.peft_adapter import save_adapter
 from tests.models.small import one_device, small_decoder
 
 BOS = "<s>"
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<{{ message.role }}>\n{{ message.content }}</>\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
 LORA = LoraConfig(rank=2, alpha=3, targets=("q_proj", "down_proj", "lm_head"))
+SHOT = {"question": "Is it {hot}?", "choices": ["yes", "no"], "answer": 1}
 QUESTIONS = [
     {"question": "Which {letter} is it?", "choices": ["this", "that {choice}", "né 日"]},
     {"question": " Where? ", "choices": ["here", "over there"], "passage": "A walk.\nIt rained."},
@@ -63,7 +68,9 @@ class Scored:
     predictions: Predictions
 
 
-def scored(folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0)) -> Scored:
+def scored(
+    folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0), few_shot: int = 0
+) -> Scored:
     base = folder / "base"
     rows = [row | {"answer": a} for row, a in zip(QUESTIONS, answers, strict=True)]
     base.mkdir(parents=True)
@@ -81,7 +88,7 @@ def scored(folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0)) 
         max_position_embeddings=256,
     )
     config = RunConfig(
-        data=DataConfig(task="custom", path=str(folder), prompt=prompt),
+        data=DataConfig(task="custom", path=str(folder), prompt=prompt, few_shot=few_shot),
         model=ModelConfig(path=str(base)),
         lora=LORA,
         evaluation=EvaluationConfig(batch_size=2, normalisation=normalisation),
@@ -93,7 +100,8 @@ def scored(folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0)) 
     save_adapter(folder / "adapter", decoder, LORA, base)
     tokenizer = load_tokenizer(base)
     examples = [read_custom(row, number) for number, row in enumerate(rows)]
-    encoded, _ = encode_split("test", examples, tokenizer, config.data)
+    shots = [read_custom(SHOT, -1)] * few_shot
+    encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
     predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)
     method = MethodConfig(name="cols", space="options").resolve()
@@ -118,6 +126,10 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     )
     tokenizer.add_special_tokens([BOS])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "chat_template": CHAT,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return tokenizer

@@ -12,7 +12,7 @@ from tests.engine.tiny import log_softmax
 from tests.examples.scored import example, scored
 from tests.models.small import forward
 
-LONGEST = 128
+LONGEST = 256
 score_with_vllm = example("score_with_vllm")
 
 
@@ -27,8 +27,9 @@ def serve():
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.path == "/v1/completions" and body["max_tokens"] == 1
                 choices = []
+                special = body.get("add_special_tokens", True)
                 for index, text in enumerate(body["prompt"]):
-                    tokens, values = answer(text) if body["echo"] else ([], [])
+                    tokens, values = answer(text, special) if body["echo"] else ([], [])
                     # One generated token follows, with its own log-probability.
                     logprobs = {"tokens": [*tokens, "!"], "token_logprobs": [*values, -0.5]}
                     choices.append({"index": index, "logprobs": logprobs})
@@ -68,13 +69,19 @@ def cloze(tmp_path_factory):
     return scored(tmp_path_factory.mktemp("cloze") / "run", "cloze", "token_mean")
 
 
-@pytest.mark.parametrize("name", ["letters", "cloze"])
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "sum", few_shot=1)
+
+
+@pytest.mark.parametrize("name", ["letters", "cloze", "chat"])
 def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
     run = request.getfixturevalue(name)
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "base")
 
-    def answer(text):
-        ids = tokenizer(text)["input_ids"]
+    def answer(text, special):
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        assert ids.count(tokenizer.bos_token_id) == 1
         padded = np.zeros((1, LONGEST), np.int32)
         padded[0, : len(ids)] = ids
         logprobs = log_softmax(np.asarray(forward(run.decoder, padded)[1][0], np.float64))
@@ -96,11 +103,11 @@ def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
 
 def test_a_server_that_does_not_echo_is_refused(serve, letters):
     with pytest.raises(SystemExit, match="does not echo"):
-        score_with_vllm.main(command(letters.folder, serve(lambda text: ([], []))))
+        score_with_vllm.main(command(letters.folder, serve(lambda text, special: ([], []))))
 
 
 def test_tokens_that_run_across_the_end_of_the_prompt_are_refused(serve, letters):
-    def merged(text):
+    def merged(text, special):
         return [text[:3], text[3:]], [None, -1.0]
 
     with pytest.raises(SystemExit, match="cannot be scored after this prompt: 'Which"):

@@ -16,10 +16,13 @@ score_with_transformers = example("score_with_transformers")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "normalisation"), [("letters", "sum"), ("cloze", "sum"), ("cloze", "token_mean")]
+    ("prompt", "normalisation", "few_shot"),
+    [("letters", "sum", 1), ("cloze", "sum", 0), ("cloze", "token_mean", 0), ("chat", "sum", 1)],
 )
-def test_the_example_gives_our_option_probabilities(prompt, normalisation, tmp_path, capsys):
-    run = scored(tmp_path, prompt, normalisation)
+def test_the_example_gives_our_option_probabilities(
+    prompt, normalisation, few_shot, tmp_path, capsys
+):
+    run = scored(tmp_path, prompt, normalisation, few_shot=few_shot)
     adapter, questions = tmp_path / "adapter", tmp_path / "questions.jsonl"
     score_with_transformers.main(["--adapter", str(adapter), "--questions", str(questions)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

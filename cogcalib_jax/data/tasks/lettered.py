@@ -5,6 +5,7 @@ row (ARC has rows with 3 and 5).
 """
 
 from collections.abc import Callable, Mapping
+from string import ascii_uppercase
 from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example
@@ -22,11 +23,14 @@ def lettered(question_field: str) -> Callable[[Mapping[str, Any], int], Example]
         labels = texts(choices["label"], "choices.label")
         if len(options) != len(labels) or len(set(labels)) != len(labels):
             raise BadRow(f"{len(options)} choices do not match the labels {', '.join(labels)}")
+        usual = labels == tuple(ascii_uppercase[: len(labels)])
         return Example(
             id=text(row, "id"),
             question=text(row, question_field),
             choices=options,
             answer=position(labelled(row, "answerKey"), labels, "answerKey"),
+            # Published prompts show the labels of the row.
+            extra={} if usual else {"labels": list(labels)},
         )
 
     return read
