@@ -2,7 +2,10 @@
 
     python -m cogcalib_jax.experiments.seeds --preset configs/world.yaml --seeds 100,101,102,103,104
 
-A seed that is finished in `folder` is not run again, and an interrupted one continues.
+A seed that is finished in `folder` is not run again, and an interrupted one continues. `--compare`
+names other methods than the preset's, such as the sampling baselines:
+
+    python -m cogcalib_jax.experiments.seeds --compare sft,ls,cols,mc_dropout,ensemble
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from pathlib import Path
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import seeds_report, write_report
-from cogcalib_jax.runs.assemble import say
-from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.assemble import say, with_own_lora
+from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.train import train_run
 
 
@@ -25,6 +28,8 @@ class SeedsConfig:
 
     preset: str = "configs/world.yaml"
     """the comparison, with every setting as it is there"""
+    compare: tuple[str, ...] = ()
+    """methods and sampling baselines in place of the preset's; none: as the preset says"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """0 to 4 for developing; 100 to 104, once, for publishing a frozen preset"""
     folder: str | None = None
@@ -48,13 +53,16 @@ def run_seeds(config: SeedsConfig) -> list[Path]:
     for number, seed in enumerate(config.seeds, start=1):
         folder = root / f"seed-{seed}"
         folders.append(folder)
+        argv = ["--config", config.preset, "--seed", str(seed), "--run-dir", str(folder)]
+        if config.compare:
+            argv += ["--compare", ",".join(config.compare)]
+        run_config = load_config(RunConfig, argv, prog="", description="").config
+        started = (folder / "config.yaml").is_file()
         if (folder / "comparison.json").is_file():
+            require_same_config(folder, with_own_lora(run_config))
             say(f"== seed {seed}: finished before, in {folder}")
             continue
         say(f"== seed {seed} ({number} of {len(config.seeds)}), in {folder}")
-        started = (folder / "config.yaml").is_file()
-        argv = ["--config", config.preset, "--seed", str(seed), "--run-dir", str(folder)]
-        run_config = load_config(RunConfig, argv, prog="", description="").config
         train_run(replace(run_config, resume=started), name, argv)
         write_report(folder)
     return folders

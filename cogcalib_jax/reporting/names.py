@@ -16,6 +16,11 @@ GATES = {
     "oracle": "known data, true labels",
 }
 DERIVED = {"temperature": " + temperature", "best_epoch": ", best epoch"}
+# Plain fine-tuning answered by several models: (short name, name in the first column of a table).
+SAMPLED = {
+    "mc_dropout": ("MC-dropout", "SFT with MC-dropout"),
+    "ensemble": ("Ensemble", "Deep ensemble of SFT"),
+}
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness. Warm: nothing
 # regularised. Cool: a term, pale on all data and strong on known data. Line styles repeat it.
@@ -29,8 +34,10 @@ _FIXED = {
     "combls": ("#009E73", "-"),
     "ecp": ("#A9A9A9", "--"),
     "coecp": ("#333333", "-"),
+    "mc_dropout": ("#A6761D", ":"),
+    "ensemble": ("#6A3D9A", ":"),
 }
-_SPARE = ("#8C6D31", "#9467BD", "#637939", "#843C39", "#17A2A2")
+_SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ def is_ours(key: str) -> bool:
 
 def short_name(key: str) -> str:
     """Name for legends and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
+    if key in SAMPLED:
+        return SAMPLED[key][0]
     term, gate, derivation = split_key(key)
     if not term:
         return key
@@ -87,6 +96,8 @@ def short_name(key: str) -> str:
 
 def long_name(key: str) -> str:
     """Name for the first column of a table: says what ours is."""
+    if key in SAMPLED:
+        return SAMPLED[key][1]
     term, _, derivation = split_key(key)
     if is_ours(key):
         return f"{short_name(key)} (ours: {TERMS[term]} on known data)"

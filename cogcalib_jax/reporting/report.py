@@ -12,7 +12,8 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import ece_noise_floor, reliability_bins, risk_coverage
 from cogcalib_jax.reporting.canvas import project_style, save
 from cogcalib_jax.reporting.html import Picture, Section, page
-from cogcalib_jax.reporting.names import looks, short_name
+from cogcalib_jax.reporting.names import SAMPLED, looks, short_name
+from cogcalib_jax.reporting.open_tables import confidence_table
 from cogcalib_jax.reporting.plots import (
     Coverage,
     Reliability,
@@ -36,6 +37,8 @@ from cogcalib_jax.reporting.words import (
 )
 
 RESULTS = "Results over the options of each question"
+ANSWERS = "Results of the generated answers"
+CONFIDENCES = "Confidences in these answers"
 DIFFERENCES = "Differences between methods"
 VOCABULARY = "Results over the whole vocabulary"
 
@@ -113,8 +116,10 @@ def _predictions_folder(run: Run) -> Path:
 def _section(run: Run, task: str) -> Section:
     results = _results(run, task)
     comparisons = compare([_predictions(run, task)])
+    confidences = confidence_table(results)
     tables = {
-        RESULTS: comparison_table([results]),
+        RESULTS if confidences is None else ANSWERS: comparison_table([results]),
+        CONFIDENCES: confidences,
         DIFFERENCES: difference_table(comparisons, next(iter(results.values()))["n"]),
         VOCABULARY: vocabulary_table(results),
     }
@@ -147,7 +152,9 @@ def _pictures(run: Run, task: str) -> list[Picture]:
                 " cases. Hatched: how far off they are. Below: how many questions.",
             )
         )
-        logged = [(short_name(m.key), m.dynamics) for m in run.methods if m.dynamics]
+        # MC-dropout's training was followed without its passes: that would be another model.
+        trained = [m for m in run.methods if m.key not in SAMPLED]
+        logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
         if logged and not suffix:
             path = folder / "dynamics.png"
             save(dynamics_figure(logged, run.style_end), path)

@@ -1,7 +1,8 @@
 """What the table shows, in words, and no more than its intervals allow.
 
-Every method is compared with SFT, and each gated method also with its simple rivals: SFT at its
-best validation epoch, SFT with a temperature, and the same term on all data. NLL and Brier decide;
+Every method is compared with SFT, and each gated method also with its rivals: SFT at its best
+validation epoch, SFT with a temperature, the same term on all data, and, where they were run,
+MC-dropout and an ensemble, which cost more than it does. NLL and Brier decide;
 their p-values form one Holm family over all comparisons of the table. ECE (biased, so without an
 interval) and accuracy are families of their own and only ever add to what NLL and Brier say.
 """
@@ -12,7 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cogcalib_jax.reporting.names import GATES, TERMS, is_ours, method_key, short_name, split_key
+from cogcalib_jax.reporting.names import (
+    GATES,
+    SAMPLED,
+    TERMS,
+    is_ours,
+    method_key,
+    short_name,
+    split_key,
+)
 from cogcalib_jax.reporting.records import Predictions
 from cogcalib_jax.reporting.tables import Table
 from cogcalib_jax.reporting.words import count
@@ -135,7 +144,7 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     present = list(methods)
     pairs = [(m, "sft") for m in present if m != "sft" and "sft" in present]
     for ours in filter(is_ours, present):
-        rivals = ("sft_best_epoch", "sft_temperature", *_ungated(ours))
+        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(ours))
         pairs += [(ours, rival) for rival in rivals if rival in present]
     return pairs
 
@@ -188,17 +197,21 @@ def _against_sft(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _against_rivals(ours: str, comparisons: Sequence[Comparison]) -> list[str]:
-    """What simpler means reach; the same term on all data is the gate's line."""
+    """What simpler and costlier means reach; the same term on all data is the gate's line."""
     name = short_name(ours)
-    words = {
-        BETTER: f"{name} is better beyond noise than the simpler",
-        WORSE: f"{name} is worse beyond noise than the simpler",
-        MIXED: f"{name} is better in one score and worse in the other than the simpler",
-        SAME: f"As good as {name}, as far as these questions can tell, is the simpler",
-    }
-    simpler = ("sft", *_ungated(ours))
-    chosen = [c for c in comparisons if c.method == ours and c.other not in simpler]
-    return _grouped(words, chosen, lambda c: short_name(c.other))
+    elsewhere = ("sft", *_ungated(ours))
+    rivals = [c for c in comparisons if c.method == ours and c.other not in elsewhere]
+    lines = []
+    for kind, sampled in (("simpler", False), ("costlier", True)):
+        words = {
+            BETTER: f"{name} is better beyond noise than the {kind}",
+            WORSE: f"{name} is worse beyond noise than the {kind}",
+            MIXED: f"{name} is better in one score and worse in the other than the {kind}",
+            SAME: f"As good as {name}, as far as these questions can tell, is the {kind}",
+        }
+        chosen = [c for c in rivals if (c.other in SAMPLED) == sampled]
+        lines += _grouped(words, chosen, lambda c: short_name(c.other))
+    return lines
 
 
 def _grouped(

@@ -19,6 +19,7 @@ from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from cogcalib_jax.training.phase import Trainable
@@ -68,11 +69,11 @@ def encode_splits(
     splits = load_splits(config, seed)
     encoded, notes = {}, list(splits.notes)
     for name, examples in splits.items():
-        encoded[name], more = encode_split(name, examples, tokenizer, config, splits.shots)
+        encoded[name], more = encode_split(name, examples, tokenizer, config)
         notes.extend(more)
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())
     say(f"   {config.task}: {sizes} questions")
-    for note in dict.fromkeys(notes):
+    for note in notes:
         say(f"   note: {note}")
     return encoded
 
@@ -172,11 +173,20 @@ def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Ass
     """Load the base onto the mesh, with the LoRA parameters of `config.adapter` or fresh ones."""
     if config.adapter is not None:
         require_trained_on(Path(config.adapter), model_folder(base))
-    mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.seed)
+    mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.training_seed)
     if config.adapter is not None:
         load_adapter(config.adapter, decoder)
     model, parameters = split_model(decoder)
     return Assembled(mesh, decoder, model, parameters)
+
+
+def first_lora(config: RunConfig, assembled: Assembled) -> nnx.State:
+    """The LoRA parameters that `config` starts from, on a base that is assembled already."""
+    if config.adapter is not None:
+        return assembled.lora
+    decoder = assembled.decoder
+    _, abstract = abstract_decoder(decoder.config, config.lora, decoder.dtype, assembled.mesh)
+    return random_lora(decoder.config, config.lora, abstract, config.training_seed)
 
 
 def load_on_mesh(
@@ -213,6 +223,6 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         loss=config.loss,
         checkpoint=config.checkpoint,
         dropout=config.lora.dropout > 0,
-        seed=config.seed,
+        seed=config.training_seed,
         identity=config.identity(),
     )

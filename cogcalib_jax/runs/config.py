@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cogcalib_jax.configlib import FieldError, Loaded, check, from_yaml, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
@@ -21,6 +23,11 @@ from cogcalib_jax.weights.config import ModelConfig
 # What may differ between the command that started a run and the one that resumes it.
 NOT_IDENTITY = ("run_dir", "resume")
 
+# Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
+SAMPLING_BASELINES = ("mc_dropout", "ensemble")
+# Dropout of MC-dropout's adapter where lora.dropout is 0, as in the literature on Bayesian LoRA.
+MC_DROPOUT = 0.1
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -33,7 +40,12 @@ class RunConfig:
     resume: bool = False
     """continue the run in run_dir from its newest checkpoint"""
     compare: tuple[str, ...] = ()
-    """methods to train from the same start, each NAME or NAME=WEIGHT; none: method alone"""
+    """methods to train from the same start, each NAME or NAME=WEIGHT, and beside them the sampling
+    baselines mc_dropout and ensemble; none: method alone"""
+    ensemble_members: int = 5
+    """fine-tunings in a comparison's ensemble, the first being its sft"""
+    ensemble_member: int = 0
+    """of an ensemble, each with LoRA's first weights and a data order of its own; 0: a plain run"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -69,20 +81,46 @@ class RunConfig:
             "run_dir",
             "must name the run to resume (--run-dir runs/NAME-N)",
         )
-        check_entries(self.compare, "compare")
+        check(self.ensemble_members >= 2, "ensemble_members", "must be an integer of at least 2")
+        check(self.ensemble_member >= 0, "ensemble_member", "must be an integer of at least 0")
+        check_entries(self.compare, "compare", SAMPLING_BASELINES)
+        check(
+            not self.compare or bool(self._losses()),
+            "compare",
+            f"must name a method beside {' and '.join(SAMPLING_BASELINES)}, such as sft",
+        )
+
+    @property
+    def training_seed(self) -> int:
+        """Of LoRA's first weights, data order and dropout: a member of an ensemble has its own."""
+        if self.ensemble_member == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.ensemble_member]).generate_state(1)[0])
+
+    @property
+    def sampling_baselines(self) -> tuple[str, ...]:
+        """Those of them that the comparison names."""
+        return tuple(entry for entry in self.compare if entry in SAMPLING_BASELINES)
+
+    def _losses(self) -> tuple[str, ...]:
+        return tuple(entry for entry in self.compare if entry not in SAMPLING_BASELINES)
 
     def resolved_methods(self) -> dict[str, MethodConfig]:
-        """Folder name -> resolved method, of everything this run trains."""
+        """Folder name -> resolved method, of every loss this run trains with."""
         if not self.compare:
             return {self.method.label: self.method.resolve()}
         shared = replace(self.method, name=None, term=None, gate=None)
         methods = {}
-        for entry in self.compare:
+        for entry in self._losses():
             name, weight = _parse_entry(entry)
             weight = shared.weight if weight is None else weight
             method = replace(shared, name=name, weight=None if name == "sft" else weight)
             methods[name] = method.resolve()
         return methods
+
+    def as_plain_finetuning(self) -> RunConfig:
+        """This run's config as if `sft` were its only method."""
+        return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])
 
     def for_method(self, method: MethodConfig) -> RunConfig:
         """This run's config as if `method` were its only one."""
@@ -93,16 +131,24 @@ class RunConfig:
         return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
 
 
-def check_entries(entries: tuple[str, ...], field: str) -> None:
-    """Refuse methods, each NAME or NAME=WEIGHT, that do not exist or are named twice."""
-    names = [_parse_entry(entry, field)[0] for entry in entries]
+def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
+    """Refuse methods, each NAME or NAME=WEIGHT, that do not exist or are named twice.
+
+    beside: words that stand for themselves, without a weight.
+    """
+    names = [
+        entry if entry in beside else _parse_entry(entry, field, beside)[0] for entry in entries
+    ]
     check(len(set(names)) == len(names), field, "must name each method once")
 
 
-def _parse_entry(entry: str, field: str = "compare") -> tuple[str, float | None]:
+def _parse_entry(
+    entry: str, field: str = "compare", beside: tuple[str, ...] = ()
+) -> tuple[str, float | None]:
     """`cols` or `cols=0.3` -> (name, weight)."""
     name, _, weight = entry.partition("=")
-    allowed = f"must be of {', '.join(ALIASES)}, each with =WEIGHT if wanted (got {entry!r})"
+    also = f", or {' or '.join(beside)}" if beside else ""
+    allowed = f"must be of {', '.join(ALIASES)}, each with =WEIGHT if wanted{also} (got {entry!r})"
     check(name in ALIASES, field, allowed)
     if not weight:
         return name, None
@@ -138,6 +184,11 @@ def require_same_config(folder: Path, config: RunConfig) -> None:
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:
     """An explicit method turns a preset's comparison off; asking for both is a contradiction."""
     methods = sorted(path for path in loaded.explicit if path.split(".")[0] == "method")
+    if loaded.config.compare and loaded.config.ensemble_member and not methods:
+        raise UserError(
+            f"ensemble_member = {loaded.config.ensemble_member}: must be 0 in a comparison, which"
+            " numbers its members itself; name one method (--method.name sft)"
+        )
     if not methods or not loaded.config.compare:
         return loaded.config
     if "compare" in loaded.explicit:

@@ -5,21 +5,15 @@ With `compare`, every method starts from the same style-adapted model and sees t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-from transformers import PreTrainedTokenizerBase
-
-from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.runs.assemble import (
-    Assembled,
     assemble_model,
     base_path,
     encode_splits,
@@ -27,38 +21,19 @@ from cogcalib_jax.runs.assemble import (
     load_base_tokenizer,
     make_trainable,
     require_even_batches,
+    require_open_questions,
     require_options_space,
     require_true_labels,
     say,
     with_own_lora,
 )
-from cogcalib_jax.runs.calibration import write_calibration
+from cogcalib_jax.runs.calibration import NO_OPTIONS
 from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
-from cogcalib_jax.runs.results import has_results, read_results, write_results
-from cogcalib_jax.training.finetune import (
-    FinetuneResult,
-    Trainer,
-    finetune,
-    make_trainer,
-    style_phase,
-)
-from cogcalib_jax.weights.peft_adapter import save_adapter
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run under way: everything its methods share."""
-
-    config: RunConfig
-    folder: Path
-    command: str
-    base: str | Path
-    tokenizer: PreTrainedTokenizerBase
-    assembled: Assembled
-    trainer: Trainer
-    sets: dict[str, EncodedSplit]
-    """task -> test questions"""
+from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
+from cogcalib_jax.runs.open_questions import open_predictor
+from cogcalib_jax.runs.sampling import require_options_to_average, sampling_rows
+from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 
 
 def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
@@ -75,16 +50,24 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
     methods = config.resolved_methods()
     if not config.compare:
         (method,) = methods.values()
-        _train_method(run, method, start, style_folder, run.folder)
+        result = train_method(
+            run, run.trainer, config.for_method(method), start, style_folder, run.folder
+        )
+        predict = predict_function(run, result.lora, run.folder / "adapter")
+        score(run, run.folder, predict)
         return run.folder
     results: dict[str, dict[str, Any]] = {}
+    sft = None
     for key, method in methods.items():
         folder = run.folder / key
-        write_config(folder, config.for_method(method))
-        result = _train_method(run, method, start, style_folder, folder)
-        results[key] = read_results(folder)
+        alone = config.for_method(method)
+        write_config(folder, alone)
+        result = train_method(run, run.trainer, alone, start, style_folder, folder)
+        results[key] = score(run, folder, predict_function(run, result.lora, folder / "adapter"))
         if key == "sft":
             results |= _derived_rows(run, folder, result)
+            sft = result.lora
+    results |= sampling_rows(run, start, style_folder, sft)
     write_json(run.folder / "comparison.json", results)
     return run.folder
 
@@ -100,8 +83,19 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     splits = encode_splits(config.data, tokenizer, config.seed)
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
+    require_options_to_average(config, splits["test"])
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
+    require_open_questions(config, splits["train"])
     assembled = assemble_model(config, config.lora, base)
+    answers = open_predictor(
+        assembled.model,
+        assembled.decoder.config.max_position_embeddings,
+        Predictor(assembled.model, assembled.mesh, config.evaluation),
+        config.evaluation,
+        config.data,
+        tokenizer,
+        [*splits.values(), *sets.values()],
+    )
 
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
@@ -113,62 +107,28 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
         write_config(folder, written)
     trainable = make_trainable(config, assembled)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
-    trainer = make_trainer(trainable, config.evaluation, training_splits)
+    trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
-
-
-def _train_method(
-    run: Run, method: MethodConfig, start: nnx.State, style_folder: Path, folder: Path
-) -> FinetuneResult:
-    """Fine-tune one method into `folder`, evaluate it and write its adapter."""
-    say(
-        f"== {method.label}: term {method.term} on {method.gate}, weight {method.weight:g},"
-        f" {run.trainer.total_steps} updates"
-    )
-    result = finetune(run.trainer, method, start, style_folder, folder)
-    decoder = run.assembled.model.merge(result.lora)
-    save_adapter(folder / "adapter", decoder, run.config.lora, run.base)
-    calibration = run.trainer.splits["calibration"]
-    write_calibration(
-        folder / "adapter",
-        run.config,
-        method,
-        run.base,
-        run.tokenizer,
-        calibration,
-        run.trainer.predictor(result.lora, calibration),
-    )
-    if not has_results(folder):
-        _evaluate(run, folder, result.lora, temperature=1.0)
-    return result
 
 
 def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:
     """The strongest simple rivals, which need no training of their own.
 
-    A calibration split without a mistake has no best temperature: that row is left out, and said.
+    A calibration split without a mistake has no best temperature, nor have open questions: that row
+    is left out, and said.
     """
-    calibration = run.trainer.predictor(result.lora, run.trainer.splits["calibration"])
     say("== Rivals derived from sft: its best validation epoch, and a fitted temperature")
-    rivals = [("sft_best_epoch", result.best_lora, 1.0)]
+    rivals = {"sft_best_epoch": predict_function(run, result.best_lora)}
     try:
-        rivals.append(("sft_temperature", result.lora, fit_temperature(calibration)))
+        temperature = _fitted_temperature(run, result)
+        predict = partial(run.trainer.predictor, result.lora, temperature=temperature)
+        rivals["sft_temperature"] = predict
     except UserError as error:
         say(f"   note: no row sft_temperature: {error}")
-    rows = {}
-    for key, lora, temperature in rivals:
-        folder = sft.parent / key
-        if not has_results(folder):
-            _evaluate(run, folder, lora, temperature)
-        rows[key] = read_results(folder)
-    return rows
+    return {key: score(run, sft.parent / key, predict) for key, predict in rivals.items()}
 
 
-def _evaluate(run: Run, folder: Path, lora: nnx.State, temperature: float) -> None:
-    """Score every test set; predictions/ and eval.json."""
-
-    def predict(encoded: EncodedSplit) -> Predictions:
-        return run.trainer.predictor(lora, encoded, temperature)
-
-    config = run.config
-    write_results(folder, run.sets, predict, config.evaluation, config.seed, run.command)
+def _fitted_temperature(run: Run, result: FinetuneResult) -> float:
+    if run.trainer.answers is not None:
+        raise UserError(NO_OPTIONS)
+    return fit_temperature(run.trainer.predictor(result.lora, run.trainer.splits["calibration"]))

@@ -54,6 +54,18 @@ def test_vocabulary_scores_of_a_temperature_are_marked_as_not_rescaled():
     assert "\n* " in table.note
 
 
+def test_rows_of_several_models_say_what_they_cost():
+    table = comparison_table(
+        [{"sft": metrics(), "mc_dropout": metrics(mc_passes=10), "ensemble": metrics(members=5)}]
+    )
+    assert [row[0] for row in table.rows[1:]] == ["SFT with MC-dropout", "Deep ensemble of SFT"]
+    assert "SFT with MC-dropout: probabilities averaged over 10 passes" in table.note
+    assert "an answer costs 10 times as much" in table.note
+    assert "averaged over 5 members" in table.note
+    assert "training and an answer cost 5 times as much" in table.note
+    assert "times as much" not in comparison_table([{"sft": metrics()}]).note
+
+
 def test_seeds_of_different_comparisons_are_refused():
     with pytest.raises(UserError, match="different methods"):
         comparison_table([{"sft": metrics()}, {"cols": metrics()}])
@@ -89,6 +101,8 @@ def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
         ("cols_temperature", "CoLS + temperature"),
         ("ls-frozen_labels", "LS on known data, frozen labels"),
         ("ecp-oracle", "ECP on known data, true labels"),
+        ("mc_dropout", "SFT with MC-dropout"),
+        ("ensemble", "Deep ensemble of SFT"),
         ("something_else", "something_else"),
         ("strange_temperature", "strange_temperature"),
     ],
@@ -99,11 +113,13 @@ def test_methods_have_names_for_people(key, name):
 
 def test_only_the_gated_methods_themselves_are_ours():
     keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
+    keys += ["mc_dropout", "ensemble"]
     assert [key for key in keys if is_ours(key)] == ["cols", "coecp"]
 
 
 def test_a_method_looks_the_same_whatever_stands_beside_it():
     assert looks(["cols"])["cols"] == looks(["sft", "x", "cols"])["cols"]
-    many = ["sft", "sft_best_epoch", "sft_temperature", "ls", "cols", "x", "y", "z"]
+    many = ["sft", "sft_best_epoch", "sft_temperature", "ls", "cols", "mc_dropout", "ensemble"]
+    many += ["x", "y", "z"]
     assert len({(look.color, look.line) for look in looks(many).values()}) == len(many)
     assert len({short_name(key) for key in many}) == len(many)

@@ -69,6 +69,17 @@ def test_a_gate_that_harms_and_a_rival_that_wins_are_said():
     assert "it made LS worse beyond noise (NLL, Brier, ECE higher)" in lines[-1]
 
 
+def test_costlier_rivals_are_told_apart_from_simpler_ones():
+    sharpness = {"sft": 2.5, "sft_temperature": 1.0, "cols": 2.0, "mc_dropout": 2.0, "ensemble": 1}
+    comparisons, lines = judge(seed_of(sharpness))
+    against = {(c.method, c.other) for c in comparisons}
+    assert {("cols", "mc_dropout"), ("cols", "ensemble"), ("ensemble", "sft")} <= against
+    assert not any(method != "cols" for method, other in against if other != "sft")
+    assert any("worse beyond noise than the simpler: SFT + temp" in line for line in lines)
+    assert any("worse beyond noise than the costlier: Ensemble" in line for line in lines)
+    assert any("these questions can tell, is the costlier: MC-dropout" in line for line in lines)
+
+
 def test_equal_scores_of_different_methods_are_not_called_different():
     # Two models equally far from the truth, each with its own random errors.
     seed = seed_of({"sft": 1.3}, noise=0.3)

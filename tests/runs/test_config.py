@@ -1,5 +1,7 @@
 """From the command line to the methods a run trains."""
 
+from dataclasses import replace
+
 import pytest
 
 from cogcalib_jax.configlib import load_config
@@ -38,7 +40,17 @@ def test_a_comparison_and_a_method_on_one_command_line_contradict_each_other(loa
 
 
 @pytest.mark.parametrize(
-    "entries", ["sft,colz", "cols,cols", "cols,cols=0.5", "cols=-1", "cols=much"]
+    "entries",
+    [
+        "sft,colz",
+        "cols,cols",
+        "cols,cols=0.5",
+        "cols=-1",
+        "cols=much",
+        "sft,ensemble,ensemble",
+        "sft,mc_dropout=0.3",
+        "mc_dropout,ensemble",
+    ],
 )
 def test_impossible_comparisons_are_refused(load, entries):
     with pytest.raises(UserError, match="compare"):
@@ -54,3 +66,21 @@ def test_where_a_run_lies_is_no_part_of_what_it_is(load):
 def test_another_task_needs_a_base(load):
     with pytest.raises(UserError, match=r"model\.path"):
         load("--data.task", "openbookqa")
+
+
+def test_sampling_baselines_stand_beside_the_losses(load):
+    config = load("--compare", "ensemble,sft,cols=0.2,mc_dropout")
+    assert list(config.resolved_methods()) == ["sft", "cols"]
+    assert config.sampling_baselines == ("ensemble", "mc_dropout")
+    assert load().sampling_baselines == ()
+
+
+def test_a_member_of_an_ensemble_differs_in_its_training_alone(load):
+    plain = load("--compare", "sft,ensemble").as_plain_finetuning()
+    members = [replace(plain, ensemble_member=k) for k in range(6)]
+    assert members[0].training_seed == plain.seed == members[5].seed
+    assert len({member.training_seed for member in members}) == 6
+    assert plain.method.term == "none" and plain.compare == ()
+    with pytest.raises(UserError, match="ensemble_member"):
+        load("--ensemble-member", "1")
+    assert load("--ensemble-member", "1", "--method.name", "sft").ensemble_member == 1

@@ -1,0 +1,107 @@
+"""The sampling baselines of a comparison: plain fine-tuning, answered by several models at once.
+
+MC-dropout is one adapter trained with dropout, which stays on while it answers. A deep ensemble is
+several fine-tunings of one base on the same rows, each with LoRA's first weights, style phase and
+data order of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.engine.step import split_model
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
+from cogcalib_jax.models.lora import with_dropout
+from cogcalib_jax.runs.assemble import first_lora, say
+from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
+from cogcalib_jax.runs.folder import write_config
+from cogcalib_jax.runs.method_run import Run, score, train_method
+from cogcalib_jax.runs.results import has_results, read_results
+from cogcalib_jax.training.finetune import style_phase
+
+Predict = Callable[[EncodedSplit], Predictions]
+
+
+def require_options_to_average(config: RunConfig, test: EncodedSplit) -> None:
+    """What is averaged are probabilities of options: open questions have none."""
+    if config.sampling_baselines and test.is_open:
+        raise UserError(
+            f"compare = {', '.join(config.sampling_baselines)}: questions of {config.data.task} are"
+            " open, so there are no options whose probabilities could be averaged; leave it out"
+        )
+
+
+def sampling_rows(
+    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None
+) -> dict[str, dict[str, Any]]:
+    """Train and score the baselines that the comparison names, each into a folder of its name.
+
+    start: LoRA parameters after the run's style phase. sft: those of the comparison's plain
+    fine-tuning, None where it has none; what that can stand for is not trained again.
+    """
+    baselines: dict[str, Callable[[Path], Predict]] = {
+        "mc_dropout": lambda folder: _mc_dropout(run, start, style_folder, sft, folder),
+        "ensemble": lambda folder: _ensemble(run, sft, folder),
+    }
+    rows = {}
+    for name in run.config.sampling_baselines:
+        folder = run.folder / name
+        if has_results(folder):
+            rows[name] = read_results(folder)
+        else:
+            rows[name] = score(run, folder, baselines[name](folder))
+    return rows
+
+
+def _mc_dropout(
+    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
+) -> Predict:
+    """From the start that all methods share; where those are trained with dropout, sft itself."""
+    config = run.config.as_plain_finetuning()
+    dropout = config.lora.dropout or MC_DROPOUT
+    passes = config.evaluation.mc_passes
+    say(f"== mc_dropout: sft with dropout {dropout:g}, {passes} passes a question")
+    model = run.assembled.model
+    if config.lora.dropout == 0:
+        config = replace(config, lora=replace(config.lora, dropout=dropout))
+        model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
+    if sft is None or config.lora != run.config.lora:
+        trainable = replace(
+            run.trainer.trainable, model=model, dropout=True, identity=config.identity()
+        )
+        trainer = replace(run.trainer, trainable=trainable)
+        write_config(folder, config)
+        sft = train_method(run, trainer, config, start, style_folder, folder).lora
+    predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation)
+    return partial(predictor, sft, seed=config.seed)
+
+
+def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
+    """The first member is the comparison's sft, which has the run's own seed."""
+    count = run.config.ensemble_members
+    members = [] if sft is None else [sft]
+    for number in range(len(members), count):
+        say(f"== ensemble: member {number + 1} of {count}, in {folder / f'member-{number}'}")
+        members.append(_member(run, number, folder / f"member-{number}"))
+    predictor = EnsemblePredictor(run.assembled.model, run.assembled.mesh, run.config.evaluation)
+    return partial(predictor, members)
+
+
+def _member(run: Run, number: int, folder: Path) -> nnx.State:
+    config = replace(run.config.as_plain_finetuning(), ensemble_member=number)
+    write_config(folder, config)
+    trainable = replace(
+        run.trainer.trainable, seed=config.training_seed, identity=config.identity()
+    )
+    trainer = replace(run.trainer, trainable=trainable)
+    start = style_phase(trainer, first_lora(config, run.assembled), folder / "style")
+    return train_method(run, trainer, config, start, folder / "style", folder).lora
