@@ -118,3 +118,12 @@ class LossConfig:
     """classes of cross-entropy, of the gate's NLL and of the correctness rule"""
     tokens: Reduction = "mean"
     """how the answer's tokens make up one example: mean or sum"""
+    correct: Literal["argmax", "exact_match"] = "argmax"
+    """what the threshold calls right: argmax tokens or option; exact_match generates (open only)"""
+
+    def __post_init__(self) -> None:
+        check(
+            self.correct == "argmax" or self.space == "vocab",
+            "correct",
+            "must be argmax where loss.space is options: exact_match is for open questions",
+        )

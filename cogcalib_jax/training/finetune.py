@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,10 +13,11 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.engine.forward import example_losses
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gate import ThresholdFit
@@ -23,7 +26,13 @@ from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin, run_phase
 from cogcalib_jax.training.refit import example_nll, refit
-from cogcalib_jax.training.validation import Followed, validate
+from cogcalib_jax.training.validation import (
+    Belief,
+    Followed,
+    options_belief,
+    reference_belief,
+    validate,
+)
 
 SFT = MethodConfig(name="sft").resolve()
 
@@ -39,6 +48,8 @@ class Trainer:
     predictor: Predictor
     losses: SplitPass
     """per-example (nll, correct) in `loss.space`"""
+    answers: OpenPredictor | None = None
+    """of open questions: what writes their answers"""
 
     @property
     def total_steps(self) -> int:
@@ -49,8 +60,24 @@ class Trainer:
         return self.trainable.training.style_updates(len(self.splits["train"]))
 
     def refit(self, lora: nnx.State) -> ThresholdFit:
-        batch = self.evaluation.batch_size
-        return refit(self.losses, lora, self.splits["calibration"], batch)
+        generated = self.trainable.loss.correct == "exact_match"
+        return refit(
+            self.losses,
+            lora,
+            self.splits["calibration"],
+            self.evaluation.batch_size,
+            self.answers if generated else None,
+        )
+
+    def belief(self, lora: nnx.State, encoded: Sequence[Encoded]) -> Belief:
+        """What the model believes of the right answers, as validation follows it."""
+        if self.answers is None:
+            return options_belief(self.predictor(lora, encoded))
+        nll, correct = example_nll(self.losses, lora, encoded, self.evaluation.batch_size)
+        tokens = np.array([len(e.completion_ids[e.answer]) for e in encoded])
+        if self.trainable.loss.tokens == "mean":
+            nll = nll * tokens
+        return reference_belief(nll, correct)
 
 
 @dataclass(frozen=True)
@@ -65,8 +92,13 @@ class FinetuneResult:
 
 
 def make_trainer(
-    trainable: Trainable, evaluation: EvaluationConfig, splits: dict[str, EncodedSplit]
+    trainable: Trainable,
+    evaluation: EvaluationConfig,
+    splits: dict[str, EncodedSplit],
+    answers: OpenPredictor | None = None,
 ) -> Trainer:
+    """answers: what answers the questions of `splits` where those are open."""
+
     def nll_and_correct(decoder: Decoder, batch: Batch) -> tuple[jax.Array, jax.Array]:
         losses = example_losses(decoder, batch, trainable.loss)
         return losses.nll, losses.correct
@@ -78,6 +110,7 @@ def make_trainer(
         splits,
         predictor=Predictor(model, mesh, evaluation),
         losses=SplitPass(model, mesh, nll_and_correct),
+        answers=answers,
     )
 
 
@@ -149,8 +182,7 @@ def finetune(
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
         if step == 0 or step in validate_at:
             nll = validate(
-                trainer.predictor,
-                progress.state.lora,
+                partial(trainer.belief, progress.state.lora),
                 followed,
                 trainer.evaluation.bins,
                 style_steps + step,

@@ -1,4 +1,4 @@
-"""The threshold, fitted on the calibration split by one forward pass over it."""
+"""The threshold, fitted on the calibration split: one forward pass, or its answers generated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.method.gate import ThresholdFit, fit_threshold
 
 
@@ -34,7 +35,17 @@ def example_nll(
 
 
 def refit(
-    losses: SplitPass, lora: nnx.State, calibration: Sequence[Encoded], batch_size: int
+    losses: SplitPass,
+    lora: nnx.State,
+    calibration: Sequence[Encoded],
+    batch_size: int,
+    answers: OpenPredictor | None = None,
 ) -> ThresholdFit:
-    """The threshold that best separates right from wrong answers on `calibration` as of `lora`."""
-    return fit_threshold(*example_nll(losses, lora, calibration, batch_size))
+    """The threshold that best separates right from wrong answers on `calibration` as of `lora`.
+
+    Right is what `losses` calls correct; with `answers`, what is generated and matches exactly.
+    """
+    nll, correct = example_nll(losses, lora, calibration, batch_size)
+    if answers is not None:
+        correct = answers.answers(lora, calibration).exact_match
+    return fit_threshold(nll, correct)

@@ -6,16 +6,14 @@ after which only confidence grows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from cogcalib_jax import metrics
 from cogcalib_jax.data.example import Encoded
-from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.training.journal import Journal
 
@@ -31,23 +29,55 @@ class Followed:
     """[rows] bool: by the world's exposures, or as the style-adapted model's NLL says"""
 
 
-def quick_metrics(predictions: Predictions, bins: int) -> dict[str, float | None]:
-    """The numbers of one validation, without intervals or floors."""
+class Belief(NamedTuple):
+    """What a model believes of `n` questions, as it is followed over training."""
+
+    correct: np.ndarray
+    """[n] 0 or 1"""
+    confidence: np.ndarray
+    """[n] in [0, 1]"""
+    nll: np.ndarray
+    """[n] nats, of the right answer"""
+    brier: np.ndarray | None
+    """[n]; None for open questions, where `confidence` is in another answer than the model's"""
+
+
+def options_belief(predictions: Predictions) -> Belief:
+    """Over the options of each question."""
     probs, mask, answers = predictions.probs, predictions.mask, predictions.answers
     top = metrics.top_label(probs, mask, answers)
-    return {
-        "accuracy": metrics.accuracy(top.correct),
-        "confidence": metrics.mean_confidence(top.confidence),
-        "nll": metrics.nll(probs, mask, answers),
-        "brier": metrics.brier(probs, mask, answers),
-        "ece": metrics.ece(top.confidence, top.correct, bins=bins),
-        "auroc": metrics.auroc(top.confidence, top.correct),
+    return Belief(
+        top.correct,
+        top.confidence,
+        metrics.nll_per_row(probs, mask, answers),
+        metrics.brier_per_row(probs, mask, answers),
+    )
+
+
+def reference_belief(nll: np.ndarray, correct: np.ndarray) -> Belief:
+    """Of open questions, without generating: the reference answer instead of the model's own.
+
+    nll `[n]` nats of the whole reference, its stop included; correct `[n]`: each of its tokens is
+    the argmax, so that the model would say just this. The confidence is the reference's
+    probability: that of the model's answer where it is correct, and a lower one where it is not.
+    """
+    return Belief(correct.astype(np.float64), np.exp(-nll), nll, None)
+
+
+def quick_metrics(belief: Belief, bins: int) -> dict[str, float | None]:
+    """The numbers of one validation, without intervals or floors."""
+    numbers = _means(belief)
+    if belief.brier is None:
+        return numbers | {"brier": None, "ece": None, "auroc": None}
+    return numbers | {
+        "brier": float(belief.brier.mean()),
+        "ece": metrics.ece(belief.confidence, belief.correct, bins=bins),
+        "auroc": metrics.auroc(belief.confidence, belief.correct),
     }
 
 
 def validate(
-    predictor: Predictor,
-    lora: nnx.State,
+    believes: Callable[[Sequence[Encoded]], Belief],
     followed: Sequence[Followed],
     bins: int,
     step: int,
@@ -58,26 +88,22 @@ def validate(
     """Follow every set; write metrics.jsonl and dynamics.jsonl; return the validation NLL."""
     validation_nll = float("nan")
     for one in followed:
-        predictions = predictor(lora, one.encoded)
+        belief = believes(one.encoded)
         for group, rows in (("known", one.known), ("unknown", ~one.known)):
             if rows.any():
-                dynamics.write(
-                    step=step, data=one.data, group=group, **_group_metrics(predictions, rows)
-                )
+                of_group = Belief(*(None if x is None else x[rows] for x in belief))
+                record = {"n": int(rows.sum())} | _means(of_group)
+                dynamics.write(step=step, data=one.data, group=group, **record)
         if one.data == "validation":
-            record = quick_metrics(predictions, bins)
+            record = quick_metrics(belief, bins)
             journal.write(step=step, phase="validation", epoch=round(epoch, 4), **record)
             validation_nll = record["nll"]
     return validation_nll
 
 
-def _group_metrics(predictions: Predictions, rows: np.ndarray) -> dict[str, Any]:
-    probs, mask = predictions.probs[rows], predictions.mask[rows]
-    answers = predictions.answers[rows]
-    top = metrics.top_label(probs, mask, answers)
+def _means(belief: Belief) -> dict[str, Any]:
     return {
-        "n": int(rows.sum()),
-        "accuracy": metrics.accuracy(top.correct),
-        "confidence": metrics.mean_confidence(top.confidence),
-        "nll": metrics.nll(probs, mask, answers),
+        "accuracy": metrics.accuracy(belief.correct),
+        "confidence": metrics.mean_confidence(belief.confidence),
+        "nll": float(belief.nll.mean()),
     }

@@ -40,7 +40,7 @@ def kill_in_validation(monkeypatch, at):
 
     def killed(*args):
         result = validate(*args)
-        if args[4] == at:
+        if args[3] == at:
             raise Killed
         return result
 

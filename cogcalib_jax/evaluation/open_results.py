@@ -1,0 +1,142 @@
+"""What is written about a task of open questions: calibrated confidences, metrics, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.calibrators import Isotonic, Platt, fit_isotonic, fit_platt
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
+from cogcalib_jax.evaluation.predictions import write_rows
+from cogcalib_jax.metrics import bootstrap_intervals, summarize_confidence
+
+Calibrators = Mapping[str, Platt | Isotonic]
+"""Name of a confidence -> map of an answer's log-probability to it"""
+
+_FITS: dict[str, Callable[[np.ndarray, np.ndarray], Platt | Isotonic]] = {
+    "platt": fit_platt,
+    "isotonic": fit_isotonic,
+}
+_KINDS: dict[str, type[Platt] | type[Isotonic]] = {"platt": Platt, "isotonic": Isotonic}
+# The confidence whose numbers stand for the task: it costs nothing beside the answer itself.
+MAIN = "sequence"
+
+
+def fit_calibrators(calibration: Answers) -> tuple[Calibrators, tuple[str, ...]]:
+    """Platt and isotonic maps fitted on answers to the calibration split, by exact match.
+
+    Where those answers are all right or all wrong there is nothing to fit: the notes say so.
+    """
+    fitted, notes = {}, []
+    for name, fit in _FITS.items():
+        try:
+            fitted[name] = fit(calibration.logprobs, calibration.exact_match)
+        except UserError as error:
+            notes.append(f"no confidence {error}")
+    return fitted, tuple(notes)
+
+
+def to_json(calibrators: Calibrators) -> dict[str, Any]:
+    """As `calibration.json` keeps them."""
+    return {name: asdict(one) for name, one in calibrators.items()}
+
+
+def from_json(stored: Mapping[str, Any]) -> Calibrators:
+    """What `to_json` made."""
+    return {name: _KINDS[name](**fields) for name, fields in stored.items()}
+
+
+def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPredictions:
+    """`predictions` with the calibrated confidences beside the raw ones."""
+    made = {name: one(predictions.answers.logprobs) for name, one in calibrators.items()}
+    return replace(predictions, confidences=predictions.confidences | made)
+
+
+def open_metrics(
+    predictions: OpenPredictions, config: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """Everything eval.json says about a task of open questions, from its predictions alone.
+
+    `accuracy` is the exact match, and numbers about confidence are those of `sequence`;
+    `confidences` holds those of each. `vocab` is null: there are no options to tell it from.
+    """
+    answers = predictions.answers
+    confidences = {}
+    for name, values in predictions.confidences.items():
+        # P(True) of a question it could not ask is missing; its own n says how many there are.
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        confidences[name] = summarize_confidence(
+            values[known],
+            answers.exact_match[known],
+            bins=config.bins,
+            resamples=config.resamples,
+            seed=seed,
+        )
+    main = confidences[MAIN]
+    f1 = bootstrap_intervals(
+        predictions.confidences[MAIN],
+        answers.exact_match,
+        {"f1": answers.f1},
+        resamples=config.resamples,
+        seed=seed,
+    )["f1"]
+    notes = {"notes": list(predictions.notes)} if predictions.notes else {}
+    more = {"exact_match": main["ci95"]["accuracy"], "f1": f1}
+    return {
+        **main,
+        "exact_match": main["accuracy"],
+        "f1": float(answers.f1.mean()),
+        "reference_nll": float(-predictions.reference_logprobs.mean()),
+        "ci95": main["ci95"] | more,
+        "vocab": None,
+        "confidences": confidences,
+        **notes,
+    }
+
+
+def open_prediction_rows(
+    predictions: OpenPredictions, encoded: Sequence[Encoded]
+) -> list[dict[str, Any]]:
+    """One JSON object a question; docs/architecture.md lists the fields."""
+    answers = predictions.answers
+    rows = []
+    for i, e in enumerate(encoded):
+        confidences = {name: float(values[i]) for name, values in predictions.confidences.items()}
+        rows.append(
+            {
+                "id": e.id,
+                "prompt": e.prompt,
+                "prompt_ids": list(e.prompt_ids),
+                "answers": list(e.example.aliases),
+                "text": answers.texts[i],
+                "tokens": list(answers.tokens[i]),
+                "exact_match": bool(answers.exact_match[i]),
+                "f1": float(answers.f1[i]),
+                # The same again under the names that every scorer of confidences reads.
+                "correct": bool(answers.exact_match[i]),
+                "confidence": confidences[MAIN],
+                "confidences": {k: v if np.isfinite(v) else None for k, v in confidences.items()},
+                "reference": e.completions[e.answer],
+                "reference_ids": list(e.completion_ids[e.answer]),
+                "reference_nll": float(-predictions.reference_logprobs[i]),
+                "group": e.example.group,
+                "extra": e.example.extra,
+            }
+        )
+    return rows
+
+
+def write_open_predictions(
+    path: Path, predictions: OpenPredictions, encoded: Sequence[Encoded]
+) -> None:
+    """Write `path` whole or not at all."""
+    write_rows(path, open_prediction_rows(predictions, encoded))
