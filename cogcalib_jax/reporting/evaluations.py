@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cogcalib_jax.significance import holm
 
 COMPARISON = "comparison"
 SMALL = 100
-"""Questions below which nothing is said of a subgroup's ECE: a bin of 15 holds a handful."""
+"""Questions below which nothing is said of a subgroup's ECE: one of 15 bins holds a handful."""
 WITH_INTERVAL = ("NLL", "Brier", "accuracy")
 
 
@@ -42,58 +42,68 @@ class TaskComparison:
     remarks: tuple[str, ...]
     """models without differences and why; whose ECE lies at its noise floor"""
 
-    @property
-    def tables(self) -> list[Table]:
-        """Numbers, differences, and the subgroups of each model."""
+    def show(self, form: Callable[[Table], str]) -> str:
+        """Numbers, differences, subgroups and remarks, tables in the form wanted."""
         numbers = comparison_table([self.results])
         numbers = replace(numbers, header=("model", *numbers.header[1:]))
         differences = difference_table(self.comparisons, next(iter(self.results.values()))["n"])
-        parts = [
-            table for name, metrics in self.results.items() for table in by_tables(metrics, name)
-        ]
-        return [numbers, *([] if differences is None else [differences]), *parts]
+        parts = [form(numbers)]
+        parts += [] if differences is None else [form(differences)]
+        parts += _subgroups(self.results, form)
+        return "\n\n".join([*parts, *filter(None, ["\n".join(self.remarks)])])
 
 
 def results_text(results: Mapping[str, Metrics]) -> str:
     """One model: a line a task, then the subgroups of each task that has some."""
     table = comparison_table([results])
-    tables = [replace(table, header=("task", *table.header[1:]))]
+    parts = [as_text(replace(table, header=("task", *table.header[1:])))]
     for task, metrics in results.items():
-        tables += by_tables(metrics, task)
-    return "\n\n".join(map(as_text, tables))
+        found = _subgroups({"": metrics}, as_text)
+        parts += [f"{task}:", *found] if found and len(results) > 1 else found
+    return "\n\n".join(parts)
 
 
-def by_tables(metrics: Metrics, whose: str) -> list[Table]:
-    """A table for each field of `--by`; `whose` says of which task or model, in the note."""
-    return [subgroup_table(field, groups, whose) for field, groups in metrics.get("by", {}).items()]
+def _subgroups(models: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
+    fields = next(iter(models.values())).get("by", {})
+    return [
+        f"By {field}:\n\n"
+        + form(subgroup_table(field, {name: m["by"][field] for name, m in models.items()}))
+        for field in fields
+    ]
 
 
-def subgroup_table(field: str, groups: Mapping[str, Metrics], whose: str) -> Table:
-    """A line for each value of `field`.
+def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> Table:
+    """A line for each value of `field`, and under it for each model (named where several).
 
-    Whether an ECE is more than its noise is only asked of groups of at least `SMALL` questions;
-    their p-values are Holm's over all of those.
+    models: model -> value -> numbers. Whether an ECE is more than its noise is only asked of
+    groups of at least `SMALL` questions; their p-values are Holm's over the table.
     """
-    large = [value for value, m in groups.items() if m["n"] >= SMALL]
-    adjusted = holm([groups[value]["ece_p_value"] for value in large])
-    beyond = {
-        value: "yes" if p <= LEVEL else "no" for value, p in zip(large, adjusted, strict=True)
+    values = list(dict.fromkeys(value for groups in models.values() for value in groups))
+    lines = {
+        (value, name): groups[value]
+        for value in values
+        for name, groups in models.items()
+        if value in groups
     }
+    large = [line for line, m in lines.items() if m["n"] >= SMALL]
+    adjusted = holm([lines[line]["ece_p_value"] for line in large])
+    beyond = {line: "yes" if p <= LEVEL else "no" for line, p in zip(large, adjusted, strict=True)}
+    several = len(models) > 1
     rows = tuple(
         (
-            value,
+            f"{value}: {short_name(name)}" if several else value,
             f"{m['n']:,}",
             cell([m["accuracy"]], percent=True),
             cell([m["confidence"]], percent=True),
             f"{cell([m['ece']])} ({floor_cell([m])})",
-            beyond.get(value, "small"),
+            beyond.get((value, name), "small"),
             cell([m["nll"]]),
             cell([m["brier"]]),
         )
-        for value, m in groups.items()
+        for (value, name), m in lines.items()
     )
     header = (
-        field,
+        f"{field}: model" if several else field,
         "n",
         "accuracy",
         "mean\nconfidence",
@@ -102,13 +112,13 @@ def subgroup_table(field: str, groups: Mapping[str, Metrics], whose: str) -> Tab
         "NLL\n(nats)",
         "Brier",
     )
-    notes = [f"{short_name(whose)}, by {field}."]
+    notes = []
     if large:
         notes.append(
             f"Beyond its floor: p against calibrated at most {LEVEL} after Holm's correction over"
-            f" {count(len(large), 'group')}."
+            f" {count(len(large), 'test')}."
         )
-    if len(large) < len(groups):
+    if len(large) < len(lines):
         notes.append(
             f"Small: fewer than {SMALL} questions, too few to tell its ECE from that of a"
             " calibrated model; read it beside the floor."
@@ -119,10 +129,10 @@ def subgroup_table(field: str, groups: Mapping[str, Metrics], whose: str) -> Tab
 def write_comparison(folder: Path) -> str:
     """Write comparison.md and comparison.csv beside comparison.json; return the text to print."""
     tasks = compare_evaluations(folder)
-    markdown = "\n\n".join(_section(task, as_markdown, "## {}") for task in tasks)
+    markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
     (folder / f"{COMPARISON}.md").write_text(markdown + "\n", encoding="utf-8")
     (folder / f"{COMPARISON}.csv").write_text(_csv(tasks), encoding="utf-8")
-    return "\n\n".join(_section(task, as_text, "{}:") for task in tasks)
+    return "\n\n".join(f"{task.task}:\n\n{task.show(as_text)}" for task in tasks)
 
 
 def compare_evaluations(folder: Path) -> list[TaskComparison]:
@@ -161,11 +171,6 @@ def compare_evaluations(folder: Path) -> list[TaskComparison]:
 def _data_hash(folder: Path) -> dict[str, str]:
     content = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     return content["provenance"]["data_hash"]
-
-
-def _section(task: TaskComparison, show: Any, heading: str) -> str:
-    parts = [heading.format(task.task), *map(show, task.tables)]
-    return "\n\n".join([*parts, *filter(None, ["\n".join(task.remarks)])])
 
 
 def _csv(tasks: Sequence[TaskComparison]) -> str:

@@ -43,7 +43,7 @@ def answer_questions(config: EvalConfig) -> str:
     # Named by their lines, so that a question that cannot be encoded is found.
     examples = [replace(question.example, id=question.where) for question in questions]
     shots = load_shots(config.data)
-    encoded, notes = encode_split(config.predict, examples, tokenizer, config.data, shots)
+    encoded, notes = encode_split("questions", examples, tokenizer, config.data, shots)
     for note in notes:
         say(f"   note: {note}")
     temperature = _temperature(model.adapter)
@@ -100,6 +100,11 @@ def _cut(
 
     def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
         encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data, splits.shots)
+        if encoded.is_open:
+            raise UserError(
+                f"{config.run[0]}: its held-out questions are open and say nothing of those with"
+                " options; leave out --abstain-below and --target-accuracy"
+            )
         scored = replace(predict(encoded), temperature=temperature)
         _, confidence, correct = top_label(scored.probs, scored.mask, scored.answers)
         return confidence, correct
@@ -119,8 +124,9 @@ def _cut(
                 ),
             )
         chosen = (
-            f"Cut-off {below:.3f}: on {count(len(confidence), 'validation question')} the lowest"
-            f" confidence with an accuracy of {percent(config.target_accuracy)}."
+            f"Cut-off {below:.3f}: the lowest confidence from which on at least"
+            f" {percent(config.target_accuracy)} of"
+            f" {count(len(confidence), 'validation question')} are answered right."
         )
     else:
         chosen = f"Cut-off {below:g}, as given."
