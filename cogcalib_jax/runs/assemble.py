@@ -69,11 +69,11 @@ def encode_splits(
     splits = load_splits(config, seed)
     encoded, notes = {}, list(splits.notes)
     for name, examples in splits.items():
-        encoded[name], more = encode_split(name, examples, tokenizer, config)
+        encoded[name], more = encode_split(name, examples, tokenizer, config, splits.shots)
         notes.extend(more)
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())
     say(f"   {config.task}: {sizes} questions")
-    for note in notes:
+    for note in dict.fromkeys(notes):
         say(f"   note: {note}")
     return encoded
 

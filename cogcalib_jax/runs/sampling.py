@@ -17,27 +17,17 @@ from flax import nnx
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.runs.assemble import first_lora, say
-from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
+from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.method_run import Run, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
 from cogcalib_jax.training.finetune import style_phase
 
 Predict = Callable[[EncodedSplit], Predictions]
-
-
-def require_options_to_average(config: RunConfig, test: EncodedSplit) -> None:
-    """What is averaged are probabilities of options: open questions have none."""
-    if config.sampling_baselines and test.is_open:
-        raise UserError(
-            f"compare = {', '.join(config.sampling_baselines)}: questions of {config.data.task} are"
-            " open, so there are no options whose probabilities could be averaged; leave it out"
-        )
 
 
 def sampling_rows(
