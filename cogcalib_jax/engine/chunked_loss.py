@@ -55,7 +55,7 @@ def batch_loss(
 
     def whole(rows: tuple[Batch, jax.Array], hidden: jax.Array, head: Head, key) -> Any:
         batch, labels = rows
-        losses = losses_at(head, hidden, batch, loss, method, key)
+        losses = losses_at(head, hidden, batch, loss, method, key, parts * chunk)
         sums = gated_loss(losses.nll, losses.cal, method, gate, labels, batch.weight, gate_key)
         return sums.loss, sums
 

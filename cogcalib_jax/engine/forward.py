@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.engine.row_stats import RowStats, row_stats
+from cogcalib_jax.engine.row_stats import CHUNK, RowStats, row_stats
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import example_mean
 from cogcalib_jax.method.terms import TERMS, mask_logits
@@ -61,20 +61,21 @@ def losses_at(
     loss: LossConfig,
     method: MethodConfig | None,
     dropout_key: jax.Array | None,
+    chunk: int = CHUNK,
 ) -> ExampleLosses:
     """Cross-entropy, correctness and (with a method that has a term) the term, per example.
 
-    hidden: `[batch, positions, d]` at the scored positions. Vocabulary: an answer is correct when
-    each of its tokens is the argmax under teacher forcing, which equals greedy exact match with the
-    reference. Options: the argmax over the options; needs single-token options
-    (`batch.option_ids` with at least one column).
+    hidden: `[batch, positions, d]` at the scored positions; chunk: see `row_stats`. Vocabulary: an
+    answer is correct when each of its tokens is the argmax under teacher forcing, which equals
+    greedy exact match with the reference. Options: the argmax over the options; needs single-token
+    options (`batch.option_ids` with at least one column).
     """
     has_term = method is not None and method.term != "none"
     term_space = method.space if has_term else None
     stats: RowStats | None = None
     if "vocab" in (loss.space, term_space):
         term = method if term_space == "vocab" else None
-        stats = row_stats(head, hidden, batch.targets, term, dropout_key)
+        stats = row_stats(head, hidden, batch.targets, term, dropout_key, chunk)
     option_logits = None
     if "options" in (loss.space, term_space):
         option_logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
