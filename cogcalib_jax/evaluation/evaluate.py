@@ -43,7 +43,8 @@ def data_hash(encoded: Sequence[Encoded]) -> str:
     """SHA-256 over ids, texts and answers: equal hashes mean the very same questions."""
     digest = hashlib.sha256()
     for e in encoded:
-        digest.update(json.dumps([e.id, e.prompt, e.completions, e.answer]).encode())
+        asked = [e.id, e.prompt, e.completions, e.answer, *e.example.aliases]
+        digest.update(json.dumps(asked).encode())
     return digest.hexdigest()
 
 

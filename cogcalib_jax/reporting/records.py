@@ -22,13 +22,14 @@ class Predictions:
 
     ids: tuple[str, ...]
     correct: np.ndarray
-    """[n] bool: whether the predicted option is the right one"""
+    """[n] bool: whether the predicted option is the right one, or the answer matches exactly"""
     confidence: np.ndarray
-    """[n] float64: probability of the predicted option among the options"""
+    """[n] float64: probability of the predicted option among the options, or of the answer"""
     nll: np.ndarray
-    """[n] float64: nats, -log probability of the right option among the options"""
+    """[n] float64: nats, -log probability of the right option among the options, or of whether the
+    answer is right"""
     brier: np.ndarray
-    """[n] float64: multiclass Brier score in the sum form"""
+    """[n] float64: multiclass Brier score in the sum form; of answers the binary one"""
 
 
 @dataclass(frozen=True)
@@ -121,22 +122,40 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise UserError(f"{path}: missing or empty; evaluate the run again (python eval.py)")
     try:
-        options = np.array([len(row["option_probs"]) for row in rows])
-        probs = np.zeros((len(rows), options.max()))
-        for i, row in enumerate(rows):
-            probs[i, : options[i]] = row["option_probs"]
-        answers = np.array([row["answer"] for row in rows])
-        return Predictions(
-            ids=tuple(row["id"] for row in rows),
-            correct=np.array([row["prediction"] == row["answer"] for row in rows]),
-            confidence=np.array([row["confidence"] for row in rows], float),
-            nll=np.array([row["nll"] for row in rows], float),
-            brier=brier_per_row(probs, options, answers),
-        )
+        return _of_answers(rows) if "exact_match" in rows[0] else _of_options(rows)
     except KeyError as error:
         raise UserError(
             f"{path}: a row lacks the field {error}; evaluate the run again (python eval.py)"
         ) from error
+
+
+def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
+    options = np.array([len(row["option_probs"]) for row in rows])
+    probs = np.zeros((len(rows), options.max()))
+    for i, row in enumerate(rows):
+        probs[i, : options[i]] = row["option_probs"]
+    answers = np.array([row["answer"] for row in rows])
+    return Predictions(
+        ids=tuple(row["id"] for row in rows),
+        correct=np.array([row["prediction"] == row["answer"] for row in rows]),
+        confidence=np.array([row["confidence"] for row in rows], float),
+        nll=np.array([row["nll"] for row in rows], float),
+        brier=brier_per_row(probs, options, answers),
+    )
+
+
+def _of_answers(rows: Sequence[dict[str, Any]]) -> Predictions:
+    """Of open questions: the scores of a binary forecast that the answer matches exactly."""
+    confidence = np.array([row["confidence"] for row in rows], float)
+    correct = np.array([row["exact_match"] for row in rows], bool)
+    of_outcome = np.where(correct, confidence, 1 - confidence)
+    return Predictions(
+        ids=tuple(row["id"] for row in rows),
+        correct=correct,
+        confidence=confidence,
+        nll=-np.log(np.maximum(of_outcome, np.finfo(float).tiny)),
+        brier=(confidence - correct) ** 2,
+    )
 
 
 def _check_same_questions(folder: Path, methods: Sequence[Method]) -> None:

@@ -134,11 +134,29 @@ def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) ->
     ]
     for name, rows in splits.items():
         if wanted and not single_token_options(rows):
+            if rows.is_open:
+                raise UserError(
+                    f"{wanted[0]} = options: questions of {config.data.task} are open and have no"
+                    " options; use vocab"
+                )
             raise UserError(
                 f"{wanted[0]} = options: {config.data.task} ({name}) has options of several"
                 " tokens, or two that share one, with this tokenizer; use vocab, or a prompt whose"
                 " options are letters (data.prompt letters)"
             )
+
+
+def require_open_questions(config: RunConfig, train: EncodedSplit) -> None:
+    """Exact match is of generated answers, and averages over members are over options."""
+    if config.loss.correct == "exact_match" and not train.is_open:
+        raise UserError(
+            f"loss.correct = exact_match: questions of {config.data.task} have options; use argmax"
+        )
+    if train.is_open and config.sampling_baselines:
+        raise UserError(
+            f"compare = {', '.join(config.sampling_baselines)}: averages the probabilities of"
+            f" options, and questions of {config.data.task} are open; leave it out"
+        )
 
 
 def require_true_labels(config: RunConfig, train: EncodedSplit) -> None:

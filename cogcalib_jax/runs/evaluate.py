@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from flax import nnx
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
+from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
@@ -19,6 +20,7 @@ from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say
 from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
+from cogcalib_jax.runs.open_questions import answering, open_predictor, stored_calibrators
 from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.results import (
     Predict,
@@ -116,22 +118,44 @@ class Loaded:
 
     decoder: Decoder
     predictor: Predictor
+    answers: OpenPredictor | None
+    """of open questions; None where it was not told of any"""
+    seed: int
 
 
-def load(config: EvalConfig, model: Evaluated) -> Loaded:
-    """Load the base of `model`, with room for its adapter and others of its shape."""
+def load(config: EvalConfig, model: Evaluated, sets: Iterable[EncodedSplit] = ()) -> Loaded:
+    """Load the base of `model`, with room for its adapter and others of its shape.
+
+    sets: questions it will be asked; needed where some are open.
+    """
     mesh, decoder = load_on_mesh(config.model, config.mesh, model.lora, model.base, config.seed)
     graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-    return Loaded(decoder, Predictor(SplitModel(graphdef, frozen), mesh, config.evaluation))
+    split = SplitModel(graphdef, frozen)
+    predictor = Predictor(split, mesh, config.evaluation)
+    answers = open_predictor(
+        split,
+        decoder.config.max_position_embeddings,
+        predictor,
+        config.evaluation,
+        config.data,
+        load_base_tokenizer(model.base),
+        sets,
+    )
+    return Loaded(decoder, predictor, answers, config.seed)
 
 
 def predict_function(loaded: Loaded, model: Evaluated) -> Predict:
     """From questions to predictions of `model`, whose base `loaded` holds."""
+    calibrators = {}
     if model.adapter is not None:
         load_adapter(model.adapter, loaded.decoder)
+        calibrators = stored_calibrators(Path(model.adapter))
     _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
 
-    def predict(encoded: EncodedSplit) -> Predictions:
+    def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
+        if encoded.is_open:
+            assert loaded.answers is not None  # `load` was told of these questions
+            return answering(loaded.answers, lora, loaded.seed, lambda: calibrators)(encoded)
         return loaded.predictor(lora, encoded)
 
     return predict

@@ -13,7 +13,10 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.evaluation.open_ended import OpenPredictions
+from cogcalib_jax.evaluation.open_results import MAIN, open_metrics, write_open_predictions
 from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
+from cogcalib_jax.evaluation.scored_rows import ConfidenceRows
 from cogcalib_jax.evaluation.subgroups import question_fields, subgroups
 from cogcalib_jax.metrics import summarize
 
@@ -21,7 +24,7 @@ FILE = "eval.json"
 PARTIAL = "eval.partial.json"
 """What is finished of an evaluation under way; it becomes eval.json with the last task."""
 
-Predict = Callable[[EncodedSplit], Predictions]
+Predict = Callable[[EncodedSplit], Predictions | OpenPredictions]
 
 
 def write_results(
@@ -76,24 +79,44 @@ def _score(
 ) -> dict[str, Any]:
     """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
 
-    Questions with options are scored by the probability of each.
+    Questions with options are scored by the probability of each, open ones by what is answered.
     """
     predictions = predict(encoded)
-    write_predictions(folder / "predictions" / f"{task}.jsonl", predictions, encoded)
-    metrics = {"split": "test"} | task_metrics(predictions, config, seed)
+    file = folder / "predictions" / f"{task}.jsonl"
+    if isinstance(predictions, OpenPredictions):
+        write_open_predictions(file, predictions, encoded)
+        metrics = open_metrics(predictions, config, seed)
+        part = _open_part(predictions, seed)
+    else:
+        write_predictions(file, predictions, encoded)
+        metrics = task_metrics(predictions, config, seed)
+        part = _option_part(predictions, seed)
     if by:
-        rows = (predictions.probs, predictions.mask, predictions.answers, predictions.vocab_probs)
-
-        def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
-            return summarize(
-                *(values[chosen] for values in rows),
-                bins=config.bins,
-                resamples=config.resamples,
-                seed=seed,
-            )
-
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)
-    return metrics
+    return {"split": "test"} | metrics
+
+
+Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]
+"""The numbers of some rows, by their indices"""
+
+
+def _option_part(predictions: Predictions, seed: int) -> Part:
+    rows = (predictions.probs, predictions.mask, predictions.answers, predictions.vocab_probs)
+
+    def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
+        return summarize(
+            *(values[chosen] for values in rows),
+            bins=config.bins,
+            resamples=config.resamples,
+            seed=seed,
+        )
+
+    return part
+
+
+def _open_part(predictions: OpenPredictions, seed: int) -> Part:
+    rows = ConfidenceRows(predictions.confidences[MAIN], predictions.answers.exact_match)
+    return lambda config, chosen: rows.metrics(seed, config, chosen)
 
 
 def _finished(

@@ -1,0 +1,61 @@
+"""What a run or an evaluation needs beside option scores where its questions are open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.evaluation.open_results import Calibrators, calibrated, from_json
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.models.generate import require_room
+from cogcalib_jax.weights.base_hash import read_calibration
+
+
+def open_predictor(
+    model: SplitModel,
+    context: int,
+    predictor: Predictor,
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Iterable[EncodedSplit],
+) -> OpenPredictor | None:
+    """What answers the open questions among `sets`, None where all have options.
+
+    Raises UserError, before anything slow, where an answer would not fit into the model's `context`
+    tokens or the tokenizer cannot write what is asked of it.
+    """
+    lengths = [len(e.prompt_ids) for rows in sets if rows.is_open for e in rows]
+    if not lengths:
+        return None
+    require_room(context, max(lengths), evaluation.open.max_new_tokens)
+    return OpenPredictor(model, evaluation, data, tokenizer, predictor)
+
+
+def stored_calibrators(adapter: Path) -> Calibrators:
+    """Those that were fitted when the adapter was made; none for adapters without."""
+    stored = read_calibration(adapter)
+    answers = None if stored is None else stored.get("open_answers")
+    return {} if answers is None else from_json(answers["calibrators"])
+
+
+def answering(
+    predictor: OpenPredictor,
+    lora: nnx.State,
+    seed: int,
+    calibrators: Callable[[], Calibrators],
+) -> Callable[[EncodedSplit], OpenPredictions]:
+    """From open questions to answers; `calibrators` is asked when the first ones are answered."""
+
+    def predict(encoded: EncodedSplit) -> OpenPredictions:
+        return calibrated(predictor(lora, encoded, seed=seed), calibrators())
+
+    return predict
