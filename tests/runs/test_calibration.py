@@ -1,12 +1,13 @@
 """`calibration.json`: what it says is true of the run, and nothing else of it changes."""
 
 import json
+from hashlib import sha256
 
 import pytest
 
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.weights.base_hash import base_hash
-from tests.examples.scored import QUESTIONS, scored
+from tests.examples.scored import CHAT, QUESTIONS, scored
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,7 @@ def test_its_pieces_make_up_the_exact_prompts(run):
     template = written(run)["prompt"]
     row, encoded = QUESTIONS[1], run.encoded[1]
     pieces = [
+        template["start"],
         template["passage"].format(passage=row["passage"]),
         template["question"].format(question="Where?"),
         template["option"].format(letter="A", choice="here"),
@@ -58,3 +60,20 @@ def test_without_a_mistake_there_is_no_temperature_but_a_reason(run, tmp_path):
     temperature = written(scored(tmp_path / "run", "letters", "sum", right))["temperature"]
     assert temperature["value"] is None
     assert "answered correctly" in temperature["why_none"]
+
+
+def test_solved_questions_and_the_chat_around_them_are_in_its_pieces(tmp_path):
+    made = scored(tmp_path / "run", "chat", "sum", few_shot=1)
+    content, row = written(made), made.encoded[0]
+    template = content["prompt"]
+    solved = "<user>\nIs it {hot}?\nA. yes\nB. no\nAnswer:</>\n<assistant>\nB</>\n"
+    assert template["start"] == f"<s>{solved}<user>\n"
+    assert row.prompt.startswith(template["start"]) and row.prompt.endswith(template["end"])
+    assert (template["completion"], template["stop"]) == ("{letter}", "</>")
+    assert content["prefix_ids"] == []
+    assert (content["few_shot"], content["protocol"]) == (1, "clean")
+    assert content["chat_template_sha256"] == sha256(CHAT.encode()).hexdigest()
+
+
+def test_without_a_chat_there_is_no_chat_template(run):
+    assert written(run)["chat_template_sha256"] is None
