@@ -48,7 +48,9 @@ class PTrue:
         if data.prompt == CHAT:
             template = chat_template(template, tokenizer, ())
         longest = data.max_length + _TOKENS_PER_TOKEN * max_new_tokens + _WORDS
-        self._encoder = Encoder(tokenizer, replace(data, max_length=longest, few_shot=0), template)
+        self._encoder = Encoder(
+            tokenizer, replace(data, max_length=longest, few_shot=0), template, ()
+        )
         (probe,) = self._encoder.encode([proposal(Example("probe", "question", (), 0), "answer")])
         if isinstance(probe, BadRow):
             raise UserError(
