@@ -71,7 +71,7 @@ def _evaluate_group(
 
     places: name -> folder of the model's results. sets: base -> its question sets.
     """
-    loaded = load(config, models[0])
+    loaded = load(config, models[0], sets[str(models[0].base)].values())
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
     if not config.resume:
