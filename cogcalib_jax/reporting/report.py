@@ -13,6 +13,7 @@ from cogcalib_jax.metrics import ece_noise_floor, reliability_bins, risk_coverag
 from cogcalib_jax.reporting.canvas import project_style, save
 from cogcalib_jax.reporting.html import Picture, Section, page
 from cogcalib_jax.reporting.names import SAMPLED, looks, short_name
+from cogcalib_jax.reporting.open_tables import confidence_table
 from cogcalib_jax.reporting.plots import (
     Coverage,
     Reliability,
@@ -36,6 +37,8 @@ from cogcalib_jax.reporting.words import (
 )
 
 RESULTS = "Results over the options of each question"
+ANSWERS = "Results of the generated answers"
+CONFIDENCES = "Confidences in these answers"
 DIFFERENCES = "Differences between methods"
 VOCABULARY = "Results over the whole vocabulary"
 
@@ -113,8 +116,10 @@ def _predictions_folder(run: Run) -> Path:
 def _section(run: Run, task: str) -> Section:
     results = _results(run, task)
     comparisons = compare([_predictions(run, task)])
+    confidences = confidence_table(results)
     tables = {
-        RESULTS: comparison_table([results]),
+        RESULTS if confidences is None else ANSWERS: comparison_table([results]),
+        CONFIDENCES: confidences,
         DIFFERENCES: difference_table(comparisons, next(iter(results.values()))["n"]),
         VOCABULARY: vocabulary_table(results),
     }

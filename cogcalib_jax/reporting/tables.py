@@ -26,28 +26,49 @@ class Table:
     """how to read it, one or more lines"""
 
 
+OVER_OPTIONS = "scores over the options unless said."
+OVER_ANSWERS = (
+    "confidence is the probability of the generated answer, right where it matches exactly."
+)
+OVER_CONFIDENCES = (
+    "Brier and NLL of the forecast that an answer is right; its options are not known."
+)
+
+
 def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     """One line a method: each element of `seeds` holds method -> numbers of one task.
 
     With several seeds a cell is mean ± standard deviation (n - 1) over them. Raises UserError when
     seeds do not hold the same methods.
     """
-    columns: list[tuple[str, Callable[[Metrics], float | None], bool]] = [  # bool: a percentage
-        ("accuracy", lambda m: m["accuracy"], True),
+    open_ended = all("confidences" in m for seed in seeds for m in seed.values())
+    columns: list[tuple[str, Callable[[Metrics], float | None], bool]]  # bool: a percentage
+    if open_ended:
+        columns = [
+            ("exact match", lambda m: m["exact_match"], True),
+            ("F1", lambda m: m["f1"], True),
+        ]
+    else:
+        columns = [("accuracy", lambda m: m["accuracy"], True)]
+    ece = len(columns)
+    columns += [
         ("ECE\n(floor: mean / 95 %)", lambda m: m["ece"], False),
         ("Brier", lambda m: m["brier"], False),
         ("NLL\n(nats)", lambda m: m["nll"], False),
         ("AUROC", lambda m: m["auroc"], False),
         ("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True),
-        ("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"], False),
     ]
+    if not open_ended:
+        columns.append(
+            ("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"], False)
+        )
     keys = _common_methods(seeds)
     rows = []
     rescaled = False
     for key in keys:
         metrics = [seed[key] for seed in seeds]
         cells = [cell([value(m) for m in metrics], percent) for _, value, percent in columns]
-        cells[1] += f" ({floor_cell(metrics)})"
+        cells[ece] += f" ({floor_cell(metrics)})"
         if split_key(key)[2] == "temperature" and metrics[0].get("vocab"):
             cells[-1] += "*"
             rescaled = True
@@ -55,8 +76,11 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     sizes = sorted({seed[key]["n"] for seed in seeds for key in keys})
     n = " to ".join(f"{size:,}" for size in (sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
     spread = f" in each of {len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else ""
+    over = OVER_ANSWERS if open_ended else OVER_OPTIONS
+    if not open_ended and not any("ece_classwise" in m for seed in seeds for m in seed.values()):
+        over = OVER_CONFIDENCES
     notes = [
-        f"n = {n} questions{spread}; scores over the options unless said.",
+        f"n = {n} questions{spread}; {over}",
         "Floor: the ECE that a calibrated model with these confidences would show by chance at"
         " this n.",
     ]

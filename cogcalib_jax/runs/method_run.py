@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.evaluation.open_ended import Answers
+from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.runs.assemble import Assembled, say
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.results import has_results, read_results, write_results
+from cogcalib_jax.runs.open_questions import answering, stored_calibrators
+from cogcalib_jax.runs.results import Predict, has_results, read_results, write_results
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
@@ -64,14 +67,36 @@ def train_method(
         run.base,
         run.tokenizer,
         calibration,
-        trainer.predictor(result.lora, calibration),
+        _on_calibration_split(trainer, result.lora),
     )
     return result
 
 
-def score(
-    run: Run, folder: Path, predict: Callable[[EncodedSplit], Predictions]
-) -> dict[str, dict[str, Any]]:
+def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | Answers:
+    scorer = trainer.predictor if trainer.answers is None else trainer.answers.answers
+    return scorer(lora, trainer.splits["calibration"])
+
+
+def predict_function(run: Run, lora: nnx.State, adapter: Path | None = None) -> Predict:
+    """From test questions to predictions with `lora`.
+
+    adapter: the folder these parameters were written to, whose `calibration.json` says how likely
+    an open answer is to be right; None: fitted anew on the calibration split.
+    """
+    trainer = run.trainer
+    if trainer.answers is None:
+        return partial(trainer.predictor, lora)
+
+    @cache
+    def calibrators() -> Calibrators:
+        if adapter is not None:
+            return stored_calibrators(adapter)
+        return fit_calibrators(_on_calibration_split(trainer, lora))[0]
+
+    return answering(trainer.answers, lora, run.config.seed, calibrators)
+
+
+def score(run: Run, folder: Path, predict: Predict) -> dict[str, dict[str, Any]]:
     """Task -> numbers of every test set; predictions/ and eval.json, unless they are there."""
     if not has_results(folder):
         config = run.config

@@ -12,6 +12,7 @@ from typing import Any
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.runs.assemble import (
     assemble_model,
     base_path,
@@ -20,14 +21,17 @@ from cogcalib_jax.runs.assemble import (
     load_base_tokenizer,
     make_trainable,
     require_even_batches,
+    require_open_questions,
     require_options_space,
     require_true_labels,
     say,
     with_own_lora,
 )
+from cogcalib_jax.runs.calibration import NO_OPTIONS
 from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
-from cogcalib_jax.runs.method_run import Run, score, train_method
+from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
+from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.sampling import sampling_rows
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 
@@ -49,7 +53,8 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
         result = train_method(
             run, run.trainer, config.for_method(method), start, style_folder, run.folder
         )
-        score(run, run.folder, partial(run.trainer.predictor, result.lora))
+        predict = predict_function(run, result.lora, run.folder / "adapter")
+        score(run, run.folder, predict)
         return run.folder
     results: dict[str, dict[str, Any]] = {}
     sft = None
@@ -58,7 +63,7 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
         alone = config.for_method(method)
         write_config(folder, alone)
         result = train_method(run, run.trainer, alone, start, style_folder, folder)
-        results[key] = score(run, folder, partial(run.trainer.predictor, result.lora))
+        results[key] = score(run, folder, predict_function(run, result.lora, folder / "adapter"))
         if key == "sft":
             results |= _derived_rows(run, folder, result)
             sft = result.lora
@@ -79,7 +84,17 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
+    require_open_questions(config, splits["train"])
     assembled = assemble_model(config, config.lora, base)
+    answers = open_predictor(
+        assembled.model,
+        assembled.decoder.config.max_position_embeddings,
+        Predictor(assembled.model, assembled.mesh, config.evaluation),
+        config.evaluation,
+        config.data,
+        tokenizer,
+        [*splits.values(), *sets.values()],
+    )
 
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
@@ -91,24 +106,28 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
         write_config(folder, written)
     trainable = make_trainable(config, assembled)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
-    trainer = make_trainer(trainable, config.evaluation, training_splits)
+    trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
 
 
 def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:
     """The strongest simple rivals, which need no training of their own.
 
-    A calibration split without a mistake has no best temperature: that row is left out, and said.
+    A calibration split without a mistake has no best temperature, nor have open questions: that row
+    is left out, and said.
     """
-    calibration = run.trainer.predictor(result.lora, run.trainer.splits["calibration"])
     say("== Rivals derived from sft: its best validation epoch, and a fitted temperature")
-    rivals = [("sft_best_epoch", result.best_lora, 1.0)]
+    rivals = {"sft_best_epoch": predict_function(run, result.best_lora)}
     try:
-        rivals.append(("sft_temperature", result.lora, fit_temperature(calibration)))
+        temperature = _fitted_temperature(run, result)
+        predict = partial(run.trainer.predictor, result.lora, temperature=temperature)
+        rivals["sft_temperature"] = predict
     except UserError as error:
         say(f"   note: no row sft_temperature: {error}")
-    rows = {}
-    for key, lora, temperature in rivals:
-        predict = partial(run.trainer.predictor, lora, temperature=temperature)
-        rows[key] = score(run, sft.parent / key, predict)
-    return rows
+    return {key: score(run, sft.parent / key, predict) for key, predict in rivals.items()}
+
+
+def _fitted_temperature(run: Run, result: FinetuneResult) -> float:
+    if run.trainer.answers is not None:
+        raise UserError(NO_OPTIONS)
+    return fit_temperature(run.trainer.predictor(result.lora, run.trainer.splits["calibration"]))
