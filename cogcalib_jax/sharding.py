@@ -8,9 +8,9 @@ tensor parallelism `tensor`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,24 +55,51 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh `config` asks for over `devices` (all of them where absent).
+    """The mesh `config` asks for over `devices` (those of all processes where absent).
 
     Axes are ("data", "fsdp", "tensor"), all of type Auto: the compiler propagates shardings.
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Raises UserError, with the nearest mesh that works, when the sizes do not multiply to the number
+    of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     model = config.fsdp * config.tensor
     data = len(devices) // model if config.data == -1 else config.data
     if data * model != len(devices):
+        wanted = (None if config.data == -1 else config.data, config.fsdp, config.tensor)
         raise UserError(
             f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit"
-            f" {len(devices)} device(s); choose sizes whose product is {len(devices)}"
+            f" {len(devices)} device(s); the nearest that works:"
+            f" {nearest_mesh(len(devices), wanted)}"
         )
     shape = (data, config.fsdp, config.tensor)
     # jax.make_mesh makes Explicit axes unless told otherwise.
     return jax.make_mesh(
         shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )
+
+
+def nearest_mesh(
+    devices: int,
+    wanted: Sequence[int | None],
+    works: Callable[[int, int], bool] = lambda fsdp, tensor: True,
+) -> str:
+    """The options for the mesh of `devices` devices that `works(fsdp, tensor)` and whose sizes are
+    nearest, by their ratios, to those `wanted` (data, fsdp, tensor; None where any will do)."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    meshes = [
+        (devices // (fsdp * tensor), fsdp, tensor)
+        for fsdp in divisors
+        for tensor in divisors
+        if devices % (fsdp * tensor) == 0 and works(fsdp, tensor)
+    ]
+
+    def distance(sizes: tuple[int, ...]) -> float:
+        pairs = zip(sizes, wanted, strict=True)
+        ratios = [abs(math.log(size / want)) for size, want in pairs if want is not None]
+        return round(sum(ratios), 9)  # equal ones must be equal: the first then wins, most data
+
+    nearest = min(meshes, key=distance)
+    return " ".join(f"--mesh.{axis} {n}" for axis, n in zip(MESH_AXES, nearest, strict=True))
 
 
 def named_sharding(
@@ -109,23 +136,70 @@ def length_multiple(mesh: Mesh) -> int:
     return 1 if mesh.devices.flat[0].platform == "cpu" else 8
 
 
-def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0) -> Any:
-    """A pytree of numpy arrays -> global jax arrays, `batch_axis` spread over (data, fsdp).
+def require_even(what: str, size: int, mesh: Mesh) -> None:
+    """Refuse a batch of `size` that cannot be cut evenly, with the nearest sizes that can.
 
-    Every process passes the rows its own devices hold. Raises UserError when the batch cannot be
-    cut evenly.
+    what: the batch's name, or that of the field that sets its size.
     """
     parts = batch_parts(mesh)
-    rows = {np.shape(leaf)[batch_axis] * jax.process_count() for leaf in jax.tree.leaves(batch)}
-    if any(n % parts for n in rows):
+    if size % parts:
+        below = size // parts * parts
+        nearest = f"{below} and {below + parts}" if below else str(parts)
         raise UserError(
-            f"batch: {min(n for n in rows if n % parts)} examples cannot be spread over {parts}"
-            f" devices (mesh data x fsdp); use a batch size that is a multiple of {parts}"
+            f"{what} = {size}: cannot be spread over {parts} devices (mesh data x fsdp); the"
+            f" nearest that can: {nearest}"
         )
 
+
+class Part(NamedTuple):
+    """Some rows of a batch: those that one process's devices hold."""
+
+    size: int
+    """rows of the whole batch"""
+    rows: np.ndarray
+    """`[n]` int: their numbers in it, ascending"""
+
+
+def local_part(mesh: Mesh, size: int) -> Part:
+    """What this process's devices hold of a batch of `size`. Raises UserError when that cannot be
+    cut evenly."""
+    require_even("batch", size, mesh)
+    indices = named_sharding(mesh, ("batch",)).addressable_devices_indices_map((size,))
+    held = {row for (rows,) in indices.values() for row in range(*rows.indices(size))}
+    return Part(size, np.array(sorted(held)))
+
+
+def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0, part: Part | None = None) -> Any:
+    """A pytree of numpy arrays -> global jax arrays, `batch_axis` spread over (data, fsdp).
+
+    Every process passes the whole batch, or with `part` the rows of it that its own devices hold.
+    Raises UserError when the batch cannot be cut evenly.
+    """
+
     def place(leaf: Any) -> jax.Array:
-        axes = [None] * np.ndim(leaf)
+        leaf = np.asarray(leaf)
+        given = leaf.shape[batch_axis]
+        whole = Part(given, np.arange(given)) if part is None else part
+        require_even("batch", whole.size, mesh)
+        axes: list[str | None] = [None] * leaf.ndim
         axes[batch_axis] = "batch"
-        return jax.make_array_from_process_local_data(named_sharding(mesh, axes), np.asarray(leaf))
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[batch_axis].indices(whole.size)
+            first, last = np.searchsorted(whole.rows, [start, stop])
+            here = [slice(None)] * leaf.ndim
+            here[batch_axis] = slice(first, last)
+            return leaf[tuple(here)]
+
+        shape = (*leaf.shape[:batch_axis], whole.size, *leaf.shape[batch_axis + 1 :])
+        return jax.make_array_from_callback(shape, named_sharding(mesh, axes), read)
 
     return jax.tree.map(place, batch)
+
+
+def replicate(mesh: Mesh, value: Any) -> jax.Array:
+    """A numpy value, the same in every process, on every device."""
+    value = np.asarray(value)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # Not device_put: of several processes that compares the values first, at every call.
+    return jax.make_array_from_callback(value.shape, everywhere, lambda index: value[index])

@@ -8,8 +8,10 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.sharding import (
     MeshConfig,
     batch_parts,
+    local_part,
     make_mesh,
     named_sharding,
+    replicate,
     shard_batch,
 )
 
@@ -20,9 +22,17 @@ def test_data_takes_the_devices_that_are_left():
     assert batch_parts(mesh) == 4
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(tensor=16)])
-def test_a_mesh_that_does_not_fit_the_devices_is_the_users_mistake(config):
-    with pytest.raises(UserError, match="8 device"):
+@pytest.mark.parametrize(
+    ("config", "nearest"),
+    [
+        (MeshConfig(3, 2), "--mesh.data 4 --mesh.fsdp 2 --mesh.tensor 1"),
+        (MeshConfig(fsdp=3), "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 1"),
+        (MeshConfig(tensor=16), "--mesh.data 1 --mesh.fsdp 1 --mesh.tensor 8"),
+        (MeshConfig(1, 1, 1), "--mesh.data 8 --mesh.fsdp 1 --mesh.tensor 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(config, nearest):
+    with pytest.raises(UserError, match=f"8 device.*{nearest}$"):
         make_mesh(config)
 
 
@@ -63,6 +73,23 @@ def test_a_batch_keeps_its_values_and_is_spread_over_data_and_fsdp(batch_axis):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(placed))
 
 
-def test_a_batch_that_cannot_be_spread_says_which_size_would_do():
-    with pytest.raises(UserError, match="6 examples.*multiple of 8"):
-        shard_batch(make_mesh(MeshConfig()), {"ids": np.zeros((6, 3))})
+@pytest.mark.parametrize(
+    ("size", "nearest"), [(12, "8 and 16"), (6, "8"), (1, "8"), (17, "16 and 24")]
+)
+def test_a_batch_that_cannot_be_spread_says_which_sizes_would_do(size, nearest):
+    with pytest.raises(UserError, match=f"batch = {size}: .* 8 devices .*can: {nearest}$"):
+        shard_batch(make_mesh(MeshConfig()), {"ids": np.zeros((size, 3))})
+
+
+def test_one_process_holds_a_whole_batch():
+    part = local_part(make_mesh(MeshConfig(2, 2, 2)), 12)
+    assert part.size == 12
+    np.testing.assert_array_equal(part.rows, np.arange(12))
+
+
+def test_a_replicated_value_is_whole_on_every_device():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    for value in (np.float32(np.nan), np.arange(6.0)):
+        placed = replicate(mesh, value)
+        assert placed.is_fully_replicated and len(placed.addressable_shards) == 8
+        np.testing.assert_array_equal(placed, value)

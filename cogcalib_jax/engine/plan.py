@@ -29,6 +29,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
+from cogcalib_jax.models.placement import require_cut
 from cogcalib_jax.sharding import named_sharding
 
 
@@ -64,8 +65,10 @@ def compile_step(
     """One update of `method` (resolved), compiled for `mesh`.
 
     Of the result, `memory_analysis()` gives bytes on each device and `cost_analysis()` operations.
-    Raises UserError for an attention kernel that `mesh`'s hardware cannot run.
+    Raises UserError for an attention kernel that `mesh`'s hardware cannot run, and for a mesh that
+    cannot cut the model.
     """
+    require_cut(config, mesh)
     graphdef, abstract = abstract_decoder(
         config, lora, dtype, mesh, remat=remat, attention=attention
     )

@@ -20,8 +20,9 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
+from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
+from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.base_hash import require_trained_on
@@ -103,17 +104,10 @@ def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ..
 
 def require_even_batches(config: RunConfig) -> None:
     """A mesh that does not fit the devices or the batches is refused before anything slow."""
-    parts = batch_parts(make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
     micro_batch = config.training.batch_size // config.training.accumulation
-    for field, size in (
-        ("training.batch_size / training.accumulation", micro_batch),
-        ("evaluation.batch_size", config.evaluation.batch_size),
-    ):
-        if size % parts:
-            raise UserError(
-                f"{field} = {size}: cannot be spread over {parts} devices (mesh data x fsdp);"
-                f" choose a multiple of {parts}, or a smaller mesh.data"
-            )
+    require_even("training.batch_size / training.accumulation", micro_batch, mesh)
+    require_even("evaluation.batch_size", config.evaluation.batch_size, mesh)
 
 
 def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) -> None:
@@ -229,6 +223,8 @@ def load_on_mesh(
     device = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     say(f"   {device}, mesh {shape}, {dtype.name}, attention {model.attention}")
+    for note in placement_notes(decoder.config, mesh):
+        say(f"   {note}")
     return mesh, decoder
 
 

@@ -26,6 +26,7 @@ from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
+from cogcalib_jax.models.placement import require_cut
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hf_config import read_config, to_hf
 from cogcalib_jax.weights.hub import model_folder
@@ -61,9 +62,10 @@ def load_decoder(
     Weights may be stored as bfloat16, float16 or float32. Each device gets exactly the slices it
     holds, read from the files when it needs them. LoRA parameters, where asked for, begin as
     PEFT's do, from `seed`. Raises one UserError that lists all missing, unexpected and misshapen
-    tensors, before any is read.
+    tensors, before any is read; and one for a mesh that cannot cut the model.
     """
     config = read_config(name)
+    require_cut(config, mesh)
     folder = model_folder(name)
     graphdef, abstract = abstract_decoder(
         config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention

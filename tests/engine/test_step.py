@@ -1,6 +1,7 @@
 """The jitted update: only LoRA moves, on any mesh, in any number of parts, compiled once."""
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cogcalib_jax.engine import step as step_module
+from cogcalib_jax.engine.chunked_loss import batch_loss
 from cogcalib_jax.engine.step import (
     init_state,
     jit_train_step,
@@ -22,14 +25,22 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from tests.engine.quick import quick_compilation
-from tests.engine.tiny import micro_batches, questions, tiny_decoder
+from tests.engine.tiny import TINY, micro_batches, questions, tiny_decoder
 from tests.models.small import one_device
 
-ROWS = questions(16, options=(4,))
+# Eight heads, so that eight devices can share them; the two key-value heads they then all hold.
+MODEL = replace(TINY, num_heads=8)
+# By the tokens of the longest answer.
+ROWS = {tokens: questions(16, options=(4,), tokens=tokens) for tokens in (1, 4)}
 COLS = MethodConfig(name="cols", weight=0.5).resolve()
-# Plain SGD beside AdamW's normalising first step, in which a gradient's size would not show.
-OPTIMIZER = optax.sgd(0.1)
-MESHES = {"8x1x1": MeshConfig(8, 1, 1), "1x8x1": MeshConfig(1, 8, 1), "2x2x2": MeshConfig(2, 2, 2)}
+# The update is the gradient itself: AdamW's normalising first step would hide its size.
+OPTIMIZER = optax.sgd(1.0)
+MESHES = {
+    "8x1x1": MeshConfig(8, 1, 1),
+    "1x8x1": MeshConfig(1, 8, 1),
+    "2x2x2": MeshConfig(2, 2, 2),
+    "1x1x8": MeshConfig(1, 1, 8),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,9 +52,9 @@ def quickly(tmp_path_factory):
 class Stepper:
     """A compiled step and what it needs, on one mesh."""
 
-    def __init__(self, mesh, optimizer=OPTIMIZER, method=COLS):
-        self.mesh = mesh
-        self.model, self.lora = split_model(tiny_decoder(mesh=mesh))
+    def __init__(self, mesh, optimizer=OPTIMIZER, method=COLS, tokens=1):
+        self.mesh, self.tokens = mesh, tokens
+        self.model, self.lora = split_model(tiny_decoder(config=MODEL, mesh=mesh))
         step = make_train_step(self.model, optimizer, method, LossConfig(), dropout=False)
         shardings = state_shardings(self.lora, optimizer, mesh)
         self.run = jit_train_step(step, shardings, self.model.frozen, mesh)
@@ -53,14 +64,15 @@ class Stepper:
         return jax.device_put(np.float32(value), NamedSharding(self.mesh, PartitionSpec()))
 
     def __call__(self, state, accumulation=1, threshold=4.0):
-        batch, labels = shard_batch(self.mesh, micro_batches(ROWS, accumulation), batch_axis=1)
+        rows = micro_batches(ROWS[self.tokens], accumulation)
+        batch, labels = shard_batch(self.mesh, rows, batch_axis=1)
         gate = GateInputs(self.scalar(threshold), self.scalar(COLS.weight))
         return self.run(state, self.model.frozen, batch, labels, gate, jax.random.key(0))
 
 
 @cache
-def on_one_device():
-    return Stepper(one_device())
+def on_one_device(tokens=1):
+    return Stepper(one_device(), tokens=tokens)
 
 
 def as_numpy(tree):
@@ -72,8 +84,9 @@ def assert_close(a, b):
 
 
 @cache
-def reference():
-    stepper = on_one_device()
+def reference(tokens=1):
+    """The update on one device, the logits of all positions formed at once."""
+    stepper = on_one_device(tokens)
     state, metrics = stepper(stepper.fresh())
     return as_numpy(state), as_numpy(metrics)
 
@@ -88,16 +101,29 @@ def test_two_micro_batches_are_the_same_update_as_one_batch():
     assert_close(as_numpy(metrics), wanted_metrics)
 
 
+def assert_same_update(stepper, accumulation=1):
+    wanted = reference(stepper.tokens)
+    state, metrics = stepper(stepper.fresh(), accumulation)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), as_numpy(stepper.lora), wanted[0].lora)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    assert_close((as_numpy(state), as_numpy(metrics)), wanted)
+    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(), state.lora, stepper.lora)
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_every_mesh_makes_the_same_update(name):
-    stepper = Stepper(make_mesh(MESHES[name]))
-    state, metrics = stepper(stepper.fresh())
-    moved = jax.tree.map(
-        lambda a, b: np.abs(a - b).max(), as_numpy(stepper.lora), reference()[0].lora
-    )
-    assert min(jax.tree.leaves(moved)) > 1e-4
-    assert_close((as_numpy(state), as_numpy(metrics)), reference())
-    jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(), state.lora, stepper.lora)
+    assert_same_update(Stepper(make_mesh(MESHES[name])))
+
+
+# Answers have four tokens: chunks of 4 positions hold whole examples, chunks of 2 pieces of them.
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("8x1x1", 2), ("1x8x1", 2), ("2x2x2", 2), ("1x1x8", 2), ("2x2x2", 4)]
+)
+def test_every_mesh_makes_the_same_update_of_long_answers_in_chunks(name, chunk, monkeypatch):
+    reference(tokens=4)
+    monkeypatch.setattr(step_module, "batch_loss", partial(batch_loss, chunk=chunk))
+    accumulation = 2 if name == "1x1x8" else 1
+    assert_same_update(Stepper(make_mesh(MESHES[name]), tokens=4), accumulation)
 
 
 def test_refitting_the_threshold_does_not_recompile():
@@ -138,6 +164,6 @@ def test_metrics_are_means_over_the_examples():
     # The gated term is part of the whole one, which is logged whatever the gate says.
     assert 0 < metrics.loss - metrics.ce < COLS.weight * metrics.cal
     before, after = as_numpy(on_one_device().lora), reference()[0].lora
-    gradient = jax.tree.map(lambda a, b: (a - b) / 0.1, before, after)
+    gradient = jax.tree.map(lambda a, b: a - b, before, after)
     norm = float(optax.tree.norm(jax.tree.map(jnp.asarray, gradient)))
     np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-3)

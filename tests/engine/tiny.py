@@ -82,7 +82,9 @@ def micro_batches(rows: EncodedSplit, accumulation: int, size: int = 8) -> tuple
     """The first training batch cut into micro-batches, and labels that differ by row."""
     batch = TrainStream(rows, 0, size, max_shapes=1).batch(0)
     labels = (batch.row % 2).astype(np.float32)
-    return jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (batch, labels))
+    # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
+    sizes = (accumulation, size // accumulation)
+    return jax.tree.map(lambda x: x.reshape(*sizes, *x.shape[1:]), (batch, labels))
 
 
 def full_logits(decoder: Decoder, ids: Sequence[int]) -> np.ndarray:
