@@ -12,12 +12,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.packing import PackedBatch
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.sharding import shard_batch
 
 
 class SplitPass:
     """`function(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape.
+
+    `batch.row` and `batch.weight` are `[batch]`, or `[batch, questions]` where a row holds several
+    questions; results begin with the same axes.
 
     With `members`, LoRA parameters carry a leading axis of members and results a last one: all
     members read the one base, which is neither copied nor read once for each.
@@ -42,23 +46,35 @@ class SplitPass:
 
         self._run = jax.jit(run)
 
+    @property
+    def compiled_shapes(self) -> int:
+        """For how many shapes of a batch the function was compiled so far."""
+        return self._run._cache_size()
+
     def __call__(
-        self, lora: nnx.State, batches: Iterable[Batch], *scalars: float | jax.Array
+        self, lora: nnx.State, batches: Iterable[Batch | PackedBatch], *scalars: float | jax.Array
     ) -> tuple[np.ndarray, Any]:
         """Row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
 
-        Results of different batches are padded with NaN to the widest second axis (questions may
-        have 3, 4 or 5 options).
+        A batch's results are fetched when the next one is under way, so that the host makes batches
+        while devices compute. Results of different batches are padded with NaN to the widest second
+        axis (questions may have 3, 4 or 5 options).
         """
         rows, outputs = [], []
+        started = None
         for batch in batches:
             keep = batch.weight > 0
             rows.append(batch.row[keep])
             output = self._run(lora, self._frozen, shard_batch(self._mesh, batch), *scalars)
-            # Device to host only when the next batch is under way would save little here: the
-            # results are a few floats a row.
-            outputs.append(jax.tree.map(lambda x, keep=keep: fetch(x)[keep], output))
+            if started is not None:
+                outputs.append(_fetch_real(*started))
+            started = output, keep
+        outputs.append(_fetch_real(*started))
         return np.concatenate(rows), jax.tree.map(lambda *xs: _concatenate(xs), *outputs)
+
+
+def _fetch_real(output: Any, keep: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: fetch(x)[keep], output)
 
 
 def fetch(array: jax.Array) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -10,15 +11,17 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, option_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.data.packing import packed_batches
 from cogcalib_jax.data.tokenization import single_token_options
-from cogcalib_jax.engine.forward import completion_logprob, option_logprobs
+from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.progress import watched
+from cogcalib_jax.sharding import batch_parts
 
-Score = Callable[[Iterable[Batch]], tuple[np.ndarray, np.ndarray]]
+Score = Callable[[Iterable[Any]], tuple[np.ndarray, np.ndarray]]
 """A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
 
 
@@ -27,8 +30,8 @@ class Predictor:
 
     def __init__(self, model: SplitModel, mesh: Mesh, config: EvaluationConfig):
         self._config = config
-        self._single = SplitPass(model, mesh, option_logprobs)
-        self._whole = SplitPass(model, mesh, completion_logprob)
+        self._multiple = batch_parts(mesh)
+        self._pass = SplitPass(model, mesh, packed_logprobs)
 
     def __call__(
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
@@ -48,11 +51,11 @@ class Predictor:
     def _logprobs(
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float
     ) -> np.ndarray:
-        return option_scores(
+        return packed_scores(
             encoded,
             self._config.batch_size,
-            lambda batches: self._single(lora, batches, temperature),
-            lambda batches: self._whole(lora, batches, temperature),
+            self._multiple,
+            lambda batches: self._pass(lora, batches, temperature),
         )
 
 
@@ -64,11 +67,28 @@ def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
     return tokens
 
 
+def packed_scores(
+    encoded: Sequence[Encoded], batch_size: int, multiple: int, score: Score
+) -> np.ndarray:
+    """Log-probability of every option of every question, `[n, k, ...]` nats; NaN where there is
+    none. Every prompt is computed once.
+
+    multiple: see `packed_batches`; score: of packed batches, `[n, k, ...]`. Further axes are kept
+    (members of an ensemble).
+    """
+    batches = packed_batches(encoded, batch_size, multiple)
+    rows, values = score(watched(batches, len(encoded), len(encoded)))
+    scores = np.full(values.shape, np.nan)
+    scores[rows] = values
+    scores[option_tokens(encoded) == 0] = np.nan
+    return scores
+
+
 def option_scores(
     encoded: Sequence[Encoded], batch_size: int, single: Score, whole: Score
 ) -> np.ndarray:
-    """Log-probability of every option of every question, `[n, k, ...]` nats; NaN where there is
-    none.
+    """Like `packed_scores`, from rows that hold one question, or one option, each: for what must
+    not depend on the questions beside it in a row, as dropout's masks would.
 
     single: scores all options of a row of a batch at once, `[n, options, ...]`, where each is one
     token; whole: scores one completion a row, `[n, ...]`. Further axes are kept (members of an

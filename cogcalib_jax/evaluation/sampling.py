@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.engine.forward import completion_logprob, option_logprobs, row_by_row
+from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import option_scores, option_tokens
+from cogcalib_jax.evaluation.predict import option_scores, option_tokens, packed_scores
 from cogcalib_jax.evaluation.predictions import Averaged, Predictions
+from cogcalib_jax.sharding import batch_parts
 
 # Dropout while scoring draws from another stream of a seed than training, whose phases are 0 and 1.
 STREAM = 2
@@ -89,8 +91,8 @@ class EnsemblePredictor:
 
     def __init__(self, model: SplitModel, mesh: Mesh, config: EvaluationConfig):
         self._config = config
-        self._single = SplitPass(model, mesh, option_logprobs, members=True)
-        self._whole = SplitPass(model, mesh, completion_logprob, members=True)
+        self._multiple = batch_parts(mesh)
+        self._pass = SplitPass(model, mesh, packed_logprobs, members=True)
 
     def __call__(self, members: Sequence[nnx.State], encoded: Sequence[Encoded]) -> Predictions:
         """The average over `members`: LoRA parameters of the same shapes, at least one."""
@@ -104,11 +106,11 @@ class EnsemblePredictor:
         self, members: Sequence[nnx.State], encoded: Sequence[Encoded]
     ) -> list[Predictions]:
         lora = stack_members(members)
-        logprobs = option_scores(
+        logprobs = packed_scores(
             encoded,
             self._config.batch_size,
-            lambda batches: self._single(lora, batches, 1.0),
-            lambda batches: self._whole(lora, batches, 1.0),
+            self._multiple,
+            lambda batches: self._pass(lora, batches, 1.0),
         )
         return [
             _predictions(logprobs[..., member], encoded, self._config)

@@ -1,0 +1,45 @@
+"""Option scores of questions packed into rows: every prompt is computed once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from cogcalib_jax.data.packing import PackedBatch
+from cogcalib_jax.engine.forward import gather_positions
+from cogcalib_jax.engine.row_stats import row_stats
+from cogcalib_jax.models.decoder import Decoder
+
+
+def packed_logprobs(
+    decoder: Decoder, batch: PackedBatch, temperature: jax.Array | float
+) -> jax.Array:
+    """Log-probability of every option, summed over its tokens, `[batch, questions, options]`
+    float32 nats under the vocabulary's softmax.
+
+    The end of a prompt predicts the first token of all its options, an option's token the next one.
+    Where a question or an option does not exist the value means nothing. The head is linear, so
+    dividing the hidden states by the temperature divides every vocabulary logit.
+    """
+    hidden = decoder.tree_hidden_states(
+        batch.input_ids, batch.positions, (batch.question, batch.option)
+    )
+    hidden = gather_positions(hidden, batch.scored) / temperature
+    head = decoder.head()
+    stats = row_stats(head, hidden, batch.targets)
+
+    rows, questions, options = batch.first_ids.shape
+    ends = gather_positions(hidden, batch.prompt_end)
+    first_logits = head.option_logits(
+        ends.reshape(rows * questions, -1),
+        batch.first_ids.reshape(rows * questions, options),
+    )
+    denominators = jnp.take_along_axis(stats.logsumexp, batch.prompt_end, axis=1)
+    first = first_logits.reshape(rows, questions, options) - denominators[:, :, None]
+
+    # One place more than there are options, for what belongs to none.
+    places = questions * options + 1
+    nll = jax.vmap(lambda nll, place: jax.ops.segment_sum(nll, place, places))(
+        stats.nll, batch.place
+    )
+    return first - nll[:, :-1].reshape(first.shape)
