@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
 from cogcalib_jax.evaluation.predictions import write_rows
 from cogcalib_jax.metrics import bootstrap_intervals, summarize_confidence
 
-Calibrators = Mapping[str, Platt | Isotonic]
-"""Name of a confidence -> map of an answer's log-probability to it"""
+
+@dataclass(frozen=True)
+class Calibrators:
+    """Maps from an answer's log-probability to the probability that it is right."""
+
+    maps: Mapping[str, Platt | Isotonic] = field(default_factory=dict)
+    """by the name of the confidence"""
+    notes: tuple[str, ...] = ()
+    """which are missing and why, a line each"""
+
 
 _FITS: dict[str, Callable[[np.ndarray, np.ndarray], Platt | Isotonic]] = {
     "platt": fit_platt,
@@ -29,7 +37,7 @@ _KINDS: dict[str, type[Platt] | type[Isotonic]] = {"platt": Platt, "isotonic": I
 MAIN = "sequence"
 
 
-def fit_calibrators(calibration: Answers) -> tuple[Calibrators, tuple[str, ...]]:
+def fit_calibrators(calibration: Answers) -> Calibrators:
     """Platt and isotonic maps fitted on answers to the calibration split, by exact match.
 
     Where those answers are all right or all wrong there is nothing to fit: the notes say so.
@@ -40,23 +48,29 @@ def fit_calibrators(calibration: Answers) -> tuple[Calibrators, tuple[str, ...]]
             fitted[name] = fit(calibration.logprobs, calibration.exact_match)
         except UserError as error:
             notes.append(f"no confidence {error}")
-    return fitted, tuple(notes)
+    return Calibrators(fitted, tuple(notes))
 
 
 def to_json(calibrators: Calibrators) -> dict[str, Any]:
     """As `calibration.json` keeps them."""
-    return {name: asdict(one) for name, one in calibrators.items()}
+    maps = {name: asdict(one) for name, one in calibrators.maps.items()}
+    return {"maps": maps, "notes": list(calibrators.notes)}
 
 
 def from_json(stored: Mapping[str, Any]) -> Calibrators:
     """What `to_json` made."""
-    return {name: _KINDS[name](**fields) for name, fields in stored.items()}
+    maps = {name: _KINDS[name](**fields) for name, fields in stored["maps"].items()}
+    return Calibrators(maps, tuple(stored["notes"]))
 
 
 def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPredictions:
     """`predictions` with the calibrated confidences beside the raw ones."""
-    made = {name: one(predictions.answers.logprobs) for name, one in calibrators.items()}
-    return replace(predictions, confidences=predictions.confidences | made)
+    made = {name: one(predictions.answers.logprobs) for name, one in calibrators.maps.items()}
+    return replace(
+        predictions,
+        confidences=predictions.confidences | made,
+        notes=(*predictions.notes, *calibrators.notes),
+    )
 
 
 def open_metrics(

@@ -81,7 +81,7 @@ def sweep(config: SweepConfig) -> list[dict[str, Any]]:
     return records
 
 
-def _last_validation(folder: Path) -> dict[str, float]:
+def _last_validation(folder: Path) -> dict[str, float | None]:
     lines = Journal(folder / "metrics.jsonl").read()
     last = [line for line in lines if line["phase"] == "validation"][-1]
     return {name: last[name] for name in SHOWN}
@@ -131,7 +131,9 @@ def table(records: Sequence[dict[str, Any]], config: SweepConfig) -> str:
     )
 
 
-def _mean_sd(values: list[float]) -> str:
+def _mean_sd(values: list[float | None]) -> str:
+    if None in values:
+        return "n/a"
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.reporting.names import short_name
+from cogcalib_jax.reporting.open_tables import confidence_table
 from cogcalib_jax.reporting.records import read_predictions, task_file
 from cogcalib_jax.reporting.tables import (
     Metrics,
@@ -47,7 +48,7 @@ class TaskComparison:
         numbers = comparison_table([self.results])
         numbers = replace(numbers, header=("model", *numbers.header[1:]))
         differences = difference_table(self.comparisons, next(iter(self.results.values()))["n"])
-        parts = [form(numbers)]
+        parts = [form(numbers), *_confidences(self.results, form)]
         parts += [] if differences is None else [form(differences)]
         parts += _subgroups(self.results, form)
         return "\n\n".join([*parts, *filter(None, ["\n".join(self.remarks)])])
@@ -57,10 +58,18 @@ def results_text(results: Mapping[str, Metrics]) -> str:
     """One model: a line a task, then the subgroups of each task that has some."""
     table = comparison_table([results])
     parts = [as_text(replace(table, header=("task", *table.header[1:])))]
+    open_tasks = {task: m for task, m in results.items() if "confidences" in m}
+    parts += _confidences(open_tasks, as_text) if open_tasks else []
     for task, metrics in results.items():
         found = _subgroups({"": metrics}, as_text)
         parts += [f"{task}:", *found] if found and len(results) > 1 else found
     return "\n\n".join(parts)
+
+
+def _confidences(results: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
+    """Those in generated answers, where questions are open."""
+    table = confidence_table(results)
+    return [] if table is None else [form(table)]
 
 
 def _subgroups(models: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:

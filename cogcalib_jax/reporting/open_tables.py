@@ -45,9 +45,12 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
         "AUROC",
         "answered at\n90 % accuracy",
     )
-    note = (
+    notes = [
         "Of the same answers, right where they match exactly. Probability: of the whole answer and"
-        " its end.\nNone but the Platt-scaled and the isotonic one, which were fitted on the"
-        " calibration split, is meant to be the probability of being right."
-    )
-    return Table(header, tuple(rows), note)
+        " its end.",
+        "Only the Platt-scaled and the isotonic one, fitted on the calibration split, are meant to"
+        " be the probability of being right.",
+    ]
+    for key, metrics in results.items():
+        notes += [f"{long_name(key)}: {note}." for note in metrics.get("notes", ())]
+    return Table(header, tuple(rows), "\n".join(notes))

@@ -84,6 +84,8 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         "Floor: the ECE that a calibrated model with these confidences would show by chance at"
         " this n.",
     ]
+    if not open_ended and any("confidences" in m for seed in seeds for m in seed.values()):
+        notes.append("Of open questions: exact match, and the generated answer's probability.")
     if rescaled:
         notes.append(
             "* the vocabulary's logits divided by a temperature that was fitted over the options."

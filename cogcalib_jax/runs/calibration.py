@@ -84,9 +84,7 @@ def _open_answers(predictions: Predictions | Answers, config: RunConfig) -> dict
     """Maps from an answer's probability to that of being right, or why there are none."""
     if not isinstance(predictions, Answers):
         return None
-    calibrators, notes = fit_calibrators(predictions)
     return {
         "max_new_tokens": config.evaluation.open.max_new_tokens,
-        "calibrators": to_json(calibrators),
-        "notes": list(notes),
+        "calibrators": to_json(fit_calibrators(predictions)),
     }

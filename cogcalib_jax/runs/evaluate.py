@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from flax import nnx
@@ -14,13 +15,19 @@ from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say
 from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
-from cogcalib_jax.runs.open_questions import answering, open_predictor, stored_calibrators
+from cogcalib_jax.runs.open_questions import (
+    NO_CALIBRATORS,
+    answering,
+    open_predictor,
+    stored_calibrators,
+)
 from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.results import (
     Predict,
@@ -78,7 +85,8 @@ def _evaluate_group(
         write_config(folder, config)
     command = original_command(folder, "eval.py", argv)
     for model in models:
-        say(f"== {model.name}: {model.adapter or 'no adapter'} on {model.base}")
+        members = ", ".join(member.name for member in model.members)
+        say(f"== {model.name}: {members or model.adapter or 'no adapter'} on {model.base}")
         write_results(
             places[model.name],
             sets[str(model.base)],
@@ -100,7 +108,18 @@ def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[str,
         sets[base] = encode_questions(config, questions, load_base_tokenizer(base))
         fields = {task: question_fields(encoded) for task, encoded in sets[base].items()}
         require_fields(config.by, fields)
+        _require_options(config, sets[base])
     return sets
+
+
+def _require_options(config: EvalConfig, sets: Sets) -> None:
+    averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
+    for task, encoded in sets.items():
+        if averaging and encoded.is_open:
+            raise UserError(
+                f"{averaging}: averages the probabilities of options, and questions of {task} are"
+                " open; leave it out"
+            )
 
 
 def _is_done(folder: Path, model: Evaluated, sets: Mapping[str, Sets]) -> bool:
@@ -121,6 +140,9 @@ class Loaded:
     answers: OpenPredictor | None
     """of open questions; None where it was not told of any"""
     seed: int
+    sampled: DropoutPredictor | None
+    """with dropout on, where the evaluation asks for passes"""
+    together: EnsemblePredictor
 
 
 def load(config: EvalConfig, model: Evaluated, sets: Iterable[EncodedSplit] = ()) -> Loaded:
@@ -141,16 +163,26 @@ def load(config: EvalConfig, model: Evaluated, sets: Iterable[EncodedSplit] = ()
         load_base_tokenizer(model.base),
         sets,
     )
-    return Loaded(decoder, predictor, answers, config.seed)
+    sampled = None
+    if config.mc_passes is not None:
+        passes = replace(config.evaluation, mc_passes=config.mc_passes)
+        sampled = DropoutPredictor(split, mesh, passes)
+    together = EnsemblePredictor(split, mesh, config.evaluation)
+    return Loaded(decoder, predictor, answers, config.seed, sampled, together)
 
 
 def predict_function(loaded: Loaded, model: Evaluated) -> Predict:
     """From questions to predictions of `model`, whose base `loaded` holds."""
-    calibrators = {}
+    if model.members:
+        adapters = [_adapter_parameters(loaded, member) for member in model.members]
+        return partial(loaded.together, adapters)
+    calibrators = NO_CALIBRATORS
     if model.adapter is not None:
-        load_adapter(model.adapter, loaded.decoder)
+        lora = _adapter_parameters(loaded, model)
         calibrators = stored_calibrators(Path(model.adapter))
     _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
+    if loaded.sampled is not None:
+        return partial(loaded.sampled, lora, seed=loaded.seed)
 
     def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
         if encoded.is_open:

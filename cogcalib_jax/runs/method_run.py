@@ -91,7 +91,7 @@ def predict_function(run: Run, lora: nnx.State, adapter: Path | None = None) -> 
     def calibrators() -> Calibrators:
         if adapter is not None:
             return stored_calibrators(adapter)
-        return fit_calibrators(_on_calibration_split(trainer, lora))[0]
+        return fit_calibrators(_on_calibration_split(trainer, lora))
 
     return answering(trainer.answers, lora, run.config.seed, calibrators)
 

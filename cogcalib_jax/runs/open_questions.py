@@ -18,6 +18,10 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.models.generate import require_room
 from cogcalib_jax.weights.base_hash import read_calibration
 
+NO_CALIBRATORS = Calibrators(
+    notes=("no confidences platt and isotonic: no calibration split was answered with this model",)
+)
+
 
 def open_predictor(
     model: SplitModel,
@@ -41,10 +45,10 @@ def open_predictor(
 
 
 def stored_calibrators(adapter: Path) -> Calibrators:
-    """Those that were fitted when the adapter was made; none for adapters without."""
+    """Those that were fitted when the adapter was made."""
     stored = read_calibration(adapter)
     answers = None if stored is None else stored.get("open_answers")
-    return {} if answers is None else from_json(answers["calibrators"])
+    return NO_CALIBRATORS if answers is None else from_json(answers["calibrators"])
 
 
 def answering(

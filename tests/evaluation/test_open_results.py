@@ -13,8 +13,10 @@ from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
 from cogcalib_jax.evaluation.open_results import (
     calibrated,
     fit_calibrators,
+    from_json,
     open_metrics,
     open_prediction_rows,
+    to_json,
     write_open_predictions,
 )
 from cogcalib_jax.evaluation.scored_rows import read_scored
@@ -62,12 +64,12 @@ def test_numbers_are_those_of_exact_match_and_of_each_confidence():
 
 
 def test_calibrated_confidences_stand_beside_the_raw_ones_and_are_better():
-    calibrators, notes = fit_calibrators(predictions(400, seed=1).answers)
-    assert notes == () and list(calibrators) == ["platt", "isotonic"]
+    calibrators = fit_calibrators(predictions(400, seed=1).answers)
+    assert calibrators.notes == () and list(calibrators.maps) == ["platt", "isotonic"]
     made = predictions(400, seed=2)
     metrics = open_metrics(calibrated(made, calibrators), CONFIG, 0)
     assert list(metrics["confidences"]) == [*made.confidences, "platt", "isotonic"]
-    for name in calibrators:
+    for name in calibrators.maps:
         numbers = metrics["confidences"][name]
         assert numbers["ece"] < metrics["ece"] / 2
         # Non-decreasing maps: the order of answers is that of their probabilities, but for ties.
@@ -77,13 +79,21 @@ def test_calibrated_confidences_stand_beside_the_raw_ones_and_are_better():
 
 def test_calibration_answers_of_one_kind_leave_the_maps_out_and_say_so():
     wrong = predictions().answers._replace(exact_match=np.zeros(N, bool))
-    calibrators, notes = fit_calibrators(wrong)
-    assert calibrators == {}
-    assert [note.split(":")[0] for note in notes] == [
-        "no confidence platt",
-        "no confidence isotonic",
-    ]
-    assert all("all 60 calibration questions are answered wrongly" in note for note in notes)
+    calibrators = fit_calibrators(wrong)
+    assert calibrators.maps == {} and len(calibrators.notes) == 2
+    for name, note in zip(("platt", "isotonic"), calibrators.notes, strict=True):
+        assert note.startswith(f"no confidence {name}: all 60 calibration questions are answered")
+    metrics = open_metrics(calibrated(predictions(), calibrators), CONFIG, 0)
+    assert metrics["notes"] == list(calibrators.notes)
+    assert "platt" not in metrics["confidences"]
+
+
+def test_maps_survive_their_file():
+    calibrators = fit_calibrators(predictions(100).answers)
+    again = from_json(json.loads(json.dumps(to_json(calibrators))))
+    logprobs = -np.linspace(0, 9, 20)
+    for name, one in calibrators.maps.items():
+        np.testing.assert_array_equal(again.maps[name](logprobs), one(logprobs))
 
 
 def test_a_missing_confidence_is_null_in_rows_and_left_out_of_numbers():
