@@ -1,0 +1,93 @@
+"""Several adapters as one model, and one adapter with its dropout on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.eval_program.programs import SCORING, lines, read, run_eval, small_world
+
+PREDICTIONS = "predictions/world.jsonl"
+
+
+@pytest.fixture(scope="module")
+def stronger(trained):
+    """The same run with an adapter that does three times as much."""
+    copy = trained[1].parent / "stronger"
+    shutil.copytree(trained[1], copy)
+    file = copy / "adapter" / "adapter_model.safetensors"
+    tensors = {k: 3 * v if "lora_B" in k else v for k, v in load_file(file).items()}
+    save_file(tensors, file)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def ensemble(trained, stronger, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ensemble") / "e"
+    assert run_eval("--run", trained[1], stronger, "--ensemble", "true", "--run-dir", folder) == 0
+    return folder
+
+
+def probs(folder, field="option_probs"):
+    return np.array([row[field] for row in lines(folder / PREDICTIONS)])
+
+
+def test_an_ensemble_of_runs_is_one_result_the_mean_of_theirs(
+    trained, stronger, ensemble, tmp_path
+):
+    alone = []
+    for name, run in (("one", trained[1]), ("two", stronger)):
+        assert run_eval("--run", run, "--task", "world", "--run-dir", tmp_path / name) == 0
+        alone.append(tmp_path / name)
+    assert np.abs(probs(alone[0]) - probs(alone[1])).max() > 1e-3
+    wanted = np.mean([probs(folder) for folder in alone], axis=0)
+    np.testing.assert_allclose(probs(ensemble), wanted, atol=1e-6)
+    vocab = np.mean([np.exp(probs(folder, "option_logprobs")) for folder in alone], axis=0)
+    np.testing.assert_allclose(np.exp(probs(ensemble, "option_logprobs")), vocab, atol=1e-6)
+    assert read(ensemble)["world"]["members"] == 2
+    assert not (ensemble / "comparison.json").exists()
+
+
+def test_adapters_on_a_base_are_averaged_alike(trained, stronger, ensemble, tmp_path, capsys):
+    base, run = trained
+    adapters = [run / "adapter", stronger / "adapter"]
+    argv = [*small_world(base), *SCORING, "--task", "world", "--run-dir", tmp_path / "e"]
+    assert run_eval(*argv, "--ensemble", "true", "--adapter", *adapters) == 0
+    np.testing.assert_allclose(probs(tmp_path / "e"), probs(ensemble), atol=1e-6)
+    out = capsys.readouterr().out
+    assert out.startswith("Deep ensemble of SFT, of ") or "Ensemble" in out.splitlines()[0]
+    assert "averaged over 2 members" in out
+
+
+def test_dropout_stays_on_where_passes_are_asked_for(trained, tmp_path, capsys):
+    _, run = trained
+    argv = ["--run", run, "--task", "world", "--run-dir", tmp_path / "e", "--mc-passes", "3"]
+    assert run_eval(*argv) == 0
+    assert read(tmp_path / "e")["world"]["mc_passes"] == 3
+    assert np.abs(probs(tmp_path / "e") - probs(run)).max() > 1e-5
+    assert "averaged over 3 passes" in capsys.readouterr().out
+
+
+def without_dropout(run, folder):
+    shutil.copytree(run, folder)
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_dropout": 0.0}))
+    return folder
+
+
+def test_what_cannot_be_averaged_is_refused(trained, other, tmp_path, capsys):
+    _, run = trained
+    plain = without_dropout(run, tmp_path / "plain")
+    refusals = [
+        (["--run", run, "--ensemble", "true"], "at least two"),
+        (["--run", run, other, "--ensemble", "true"], "differ in base, rank"),
+        (["--run", plain, "--mc-passes", "3"], "trained without dropout"),
+        (["--run", run, "--mc-passes", "0"], "mc_passes"),
+        (["--run", run, other, "--ensemble", "true", "--mc-passes", "3"], "mc_passes"),
+    ]
+    for argv, told in refusals:
+        assert run_eval(*argv, "--run-dir", tmp_path / "e") == 2
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "e").exists()
