@@ -57,7 +57,7 @@ def test_adapters_on_a_base_are_averaged_alike(trained, stronger, ensemble, tmp_
     assert run_eval(*argv, "--ensemble", "true", "--adapter", *adapters) == 0
     np.testing.assert_allclose(probs(tmp_path / "e"), probs(ensemble), atol=1e-6)
     out = capsys.readouterr().out
-    assert out.startswith("Deep ensemble of SFT, of ") or "Ensemble" in out.splitlines()[0]
+    assert out.startswith(f"Ensemble of {adapters[0]}, {adapters[1]}:")
     assert "averaged over 2 members" in out
 
 

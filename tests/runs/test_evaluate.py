@@ -36,10 +36,10 @@ def refusal(*argv: str) -> str:
 def run(tmp_path):
     """A run folder as train.py leaves it, as far as a config can tell."""
 
-    def make(*, adapter: bool = True, **config: str):
+    def make(name: str = "run", *, adapter: bool = True, **config: str):
         argv = [part for key, value in config.items() for part in (f"--{key}", value)]
         loaded = load_config(RunConfig, argv, prog="", description="")
-        folder = tmp_path / "run"
+        folder = tmp_path / name
         folder.mkdir()
         (folder / "config.yaml").write_text(to_yaml(loaded.config))
         if adapter:
@@ -107,6 +107,26 @@ def test_a_comparison_means_its_methods_which_must_be_finished(run):
     assert load("--run", str(folder)).run == (str(folder / "sft"), str(folder / "cols"))
 
 
+def test_runs_that_were_asked_differently_are_not_evaluated_together(run):
+    first = str(run("a", **OPENBOOKQA))
+    cloze = str(run("b", **OPENBOOKQA, **{"data.prompt": "cloze"}))
+    message = refusal("--run", first, cloze)
+    assert message.startswith(f"{cloze}: data.prompt is 'cloze', and 'auto' in {first}: they would")
+    assert "give --data.prompt for both" in message
+    assert load("--run", first, cloze, "--data.prompt", "letters").data.prompt == "letters"
+
+
+def test_runs_may_differ_in_what_they_trained_on_and_in_seed(run):
+    first = str(run("a", **OPENBOOKQA))
+    less = str(run("b", **OPENBOOKQA, **{"data.train_rows": "99", "seed": "1", "lora.rank": "2"}))
+    assert load("--run", first, less).run == (first, less)
+
+
+def test_worlds_of_two_seeds_ask_different_questions(run):
+    runs = [str(run(name, seed=name)) for name in ("3", "4")]
+    assert "seed is 4, and 3 in " in refusal("--run", *runs)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -119,6 +139,20 @@ def test_a_comparison_means_its_methods_which_must_be_finished(run):
             "data.path = x: must be none for several tasks (boolq, openbookqa)",
         ),
         ([*BASE, "--task", "custom"], "must name a file or folder for task custom"),
+        ([*BASE, "--resume"], "must name the evaluation to resume"),
+        ([*BASE, "--adapter", "x", "x"], "must name each adapter once"),
+        (["--predictions", "x.jsonl", *BASE], "must be none beside predictions"),
+        (["--predictions", "x.jsonl", "--task", "world"], "must be none beside predictions"),
+        ([*BASE, "--out", "x"], "must be none unless predict is given"),
+        ([*BASE, "--predict", "x.jsonl"], "must name the file for the answers (--out FILE)"),
+        (
+            [*BASE, "--predict", "x.jsonl", "--out", "y", "--adapter", "a", "b"],
+            "must name one model: only one can answer",
+        ),
+        (
+            [*BASE, "--predict", "x.jsonl", "--out", "y", "--target-accuracy", "0.9"],
+            "and a base or adapter alone has none",
+        ),
     ],
 )
 def test_mistakes_are_told(argv, message):
