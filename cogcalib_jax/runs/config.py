@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from cogcalib_jax.configlib import FieldError, Loaded, check, from_yaml, to_dict
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.method.config import ALIASES, LossConfig, MethodConfig
+from cogcalib_jax.method.config import ALIASES, Gate, LossConfig, MethodConfig, Term
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.pretrain import PretrainConfig
 from cogcalib_jax.weights.config import ModelConfig
 
 # What may differ between the command that started a run and the one that resumes it.
-NOT_IDENTITY = ("run_dir", "resume")
+NOT_IDENTITY = ("run_dir", "resume", "dry_run")
 
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
 SAMPLING_BASELINES = ("mc_dropout", "ensemble")
@@ -39,9 +41,11 @@ class RunConfig:
     """folder of the results; unset: runs/NAME-N after the preset's name"""
     resume: bool = False
     """continue the run in run_dir from its newest checkpoint"""
+    dry_run: bool = False
+    """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
     compare: tuple[str, ...] = ()
-    """methods to train from the same start, each NAME or NAME=WEIGHT, and beside them the sampling
-    baselines mc_dropout and ensemble; none: method alone"""
+    """methods to train from the same start, each NAME or TERM@GATE, with =WEIGHT if wanted, and
+    beside them the sampling baselines mc_dropout and ensemble; none: method alone"""
     ensemble_members: int = 5
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
@@ -60,10 +64,14 @@ class RunConfig:
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """optimisation"""
+    composition: CompositionConfig = field(default_factory=CompositionConfig)
+    """which of the fine-tuning rows are used, by what the model knows of them"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """scoring and metrics"""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """devices"""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """processes, where a run has several (one per host)"""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """what is saved while training"""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -112,10 +120,11 @@ class RunConfig:
         shared = replace(self.method, name=None, term=None, gate=None)
         methods = {}
         for entry in self._losses():
-            name, weight = _parse_entry(entry)
+            (term, gate), weight = _parse_entry(entry)
             weight = shared.weight if weight is None else weight
-            method = replace(shared, name=name, weight=None if name == "sft" else weight)
-            methods[name] = method.resolve()
+            weight = None if term == "none" else weight
+            method = replace(shared, term=term, gate=gate, weight=weight).resolve()
+            methods[method.label] = method
         return methods
 
     def as_plain_finetuning(self) -> RunConfig:
@@ -144,20 +153,29 @@ def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] 
 
 def _parse_entry(
     entry: str, field: str = "compare", beside: tuple[str, ...] = ()
-) -> tuple[str, float | None]:
-    """`cols` or `cols=0.3` -> (name, weight)."""
+) -> tuple[tuple[Term, Gate], float | None]:
+    """`cols`, `cols=0.3` or `ls@unknown=0.3` -> (term, gate), weight."""
     name, _, weight = entry.partition("=")
     also = f", or {' or '.join(beside)}" if beside else ""
-    allowed = f"must be of {', '.join(ALIASES)}, each with =WEIGHT if wanted{also} (got {entry!r})"
-    check(name in ALIASES, field, allowed)
+    allowed = (
+        f"must be of {', '.join(ALIASES)}, or TERM@GATE, each with =WEIGHT if wanted{also}"
+        f" (got {entry!r})"
+    )
+    term, at, gate = name.partition("@")
+    if at:
+        check(term in get_args(Term) and term != "none" and gate in get_args(Gate), field, allowed)
+        pair = (term, gate)
+    else:
+        check(name in ALIASES, field, allowed)
+        pair = ALIASES[name]
     if not weight:
-        return name, None
+        return pair, None
     try:
         value = float(weight)
     except ValueError as error:
         raise FieldError(field, allowed) from error
     check(value >= 0, field, f"must have weights of at least 0 (got {entry!r})")
-    return name, value
+    return pair, value
 
 
 def require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:

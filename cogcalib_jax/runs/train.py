@@ -5,12 +5,16 @@ With `compare`, every method starts from the same style-adapted model and sees t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
+from cogcalib_jax.distributed import require_agreement
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import write_json
+from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.runs.assemble import (
@@ -26,6 +30,7 @@ from cogcalib_jax.runs.assemble import (
     require_true_labels,
     say,
     with_own_lora,
+    with_processes,
 )
 from cogcalib_jax.runs.calibration import NO_OPTIONS
 from cogcalib_jax.runs.config import RunConfig, require_same_config
@@ -33,6 +38,7 @@ from cogcalib_jax.runs.folder import choose_folder, make_folder, original_comman
 from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.sampling import sampling_rows
+from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 
 
@@ -41,11 +47,13 @@ def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
 
     name: what a default run folder is called after; argv: the command line, kept for the record.
     """
+    config = with_processes(config)
     run = prepare(config, name, argv)
     config = run.config
     style_folder = run.folder / "style"
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
+    run = _composed(run, start)
 
     methods = config.resolved_methods()
     if not config.compare:
@@ -81,6 +89,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     say(f"== Data and model: {config.data.task} with {base}")
     tokenizer = load_base_tokenizer(base)
     splits = encode_splits(config.data, tokenizer, config.seed)
+    require_agreement("data", lambda: {name: data_hash(rows) for name, rows in splits.items()})
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
@@ -108,6 +117,21 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
+
+
+def _composed(run: Run, start: nnx.State) -> Run:
+    """The run with the fine-tuning rows that `composition` asks for."""
+    trainer, composition = run.trainer, run.config.composition
+    train = compose(
+        trainer.splits["train"],
+        composition,
+        lambda: trainer.known_at(start, trainer.splits["train"]),
+        run.config.data.split_seed,
+    )
+    if train is trainer.splits["train"]:
+        return run
+    say(f"   composed: {len(train)} fine-tuning rows, {composition.known_share:.0%} known")
+    return replace(run, trainer=trainer.with_train_split(train))
 
 
 def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,20 @@ class Trainer:
             self.splits["calibration"],
             self.evaluation.batch_size,
             self.answers if generated else None,
+        )
+
+    def known_at(self, lora: nnx.State, encoded: Sequence[Encoded]) -> np.ndarray:
+        """Knownness `[rows]` bool by the method's rule: NLL at most the threshold fitted there."""
+        nll, _ = example_nll(self.losses, lora, encoded, self.evaluation.batch_size)
+        return nll <= self.refit(lora).threshold
+
+    def with_train_split(self, train: EncodedSplit) -> Trainer:
+        """The same on other fine-tuning rows; style adaptation stays as long as it was."""
+        training = replace(self.trainable.training, style_steps=self.style_steps)
+        return replace(
+            self,
+            trainable=replace(self.trainable, training=training),
+            splits=self.splits | {"train": train},
         )
 
     def belief(self, lora: nnx.State, encoded: Sequence[Encoded]) -> Belief:
@@ -157,7 +171,7 @@ def finetune(
         schedule=learning_rate_schedule(
             training.learning_rate, training.schedule, total, training.warmup_fraction
         ),
-        save_at=_moments(trainable.checkpoint.every, total, ends),
+        save_at=pauses(trainable.checkpoint.every, total, ends),
         folder=folder,
         first_step=style_steps,
     )
@@ -165,8 +179,8 @@ def finetune(
     labels = fixed_labels(trainer, method, start, first_fit.threshold)
     followed = _followed(trainer, start, first_fit.threshold)
     journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
-    refit_at = _moments(training.refit_every, total, ends)
-    validate_at = _moments(training.validate_every, total, ends)
+    refit_at = pauses(training.refit_every, total, ends)
+    validate_at = pauses(training.validate_every, total, ends)
 
     def record_fit(fit: ThresholdFit, step: int) -> None:
         journal.write(step=style_steps + step, phase="refit", **fit.record(), note=fit.note)
@@ -245,7 +259,7 @@ def _followed(trainer: Trainer, start: nnx.State, threshold: float) -> list[Foll
     return followed
 
 
-def _moments(every: int | None, total: int, epoch_ends: list[int]) -> frozenset[int]:
+def pauses(every: int | None, total: int, epoch_ends: list[int]) -> frozenset[int]:
     """Updates after which something happens: every so many and the last, or at epoch ends."""
     if every is None:
         return frozenset(epoch_ends)

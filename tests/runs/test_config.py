@@ -50,11 +50,22 @@ def test_a_comparison_and_a_method_on_one_command_line_contradict_each_other(loa
         "sft,ensemble,ensemble",
         "sft,mc_dropout=0.3",
         "mc_dropout,ensemble",
+        "ls@somehow",
+        "none@known",
+        "ls@unknown=-1",
+        "cols,ls@adaptive",
     ],
 )
 def test_impossible_comparisons_are_refused(load, entries):
     with pytest.raises(UserError, match="compare"):
         load("--compare", entries)
+
+
+def test_a_comparison_names_terms_and_gates_of_their_own(load):
+    methods = load("--compare", "sft,ls@unknown,ecp@random=0.2").resolved_methods()
+    assert list(methods) == ["sft", "ls-unknown", "ecp-random"]
+    assert (methods["ls-unknown"].term, methods["ls-unknown"].gate) == ("ls", "unknown")
+    assert (methods["ls-unknown"].weight, methods["ecp-random"].weight) == (0.3, 0.2)
 
 
 def test_where_a_run_lies_is_no_part_of_what_it_is(load):
