@@ -95,20 +95,20 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
 
 
 def _costs(results: Mapping[str, Metrics]) -> list[str]:
-    """What averaging over several models costs, for every row that does."""
+    """What averaging over several models costs, where rows do."""
     lines = []
-    for key, metrics in results.items():
+    for metrics in results.values():
         if passes := metrics.get("mc_passes"):
             lines.append(
-                f"{long_name(key)}: probabilities averaged over {passes} passes with dropout on, so"
-                f" an answer costs {passes} times as much."
+                f"MC-dropout: probabilities averaged over {passes} passes with dropout on, so an"
+                f" answer costs {passes} times as much."
             )
         if members := metrics.get("members"):
             lines.append(
-                f"{long_name(key)}: probabilities averaged over {members} members on one base, each"
+                f"Ensemble: probabilities averaged over {members} members on one base, each"
                 f" fine-tuned by itself, so training and an answer cost {members} times as much."
             )
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:

@@ -41,6 +41,10 @@ class EvalConfig:
     """continue the evaluation in run_dir: what is finished there is not done again"""
     adapter: tuple[str, ...] = ()
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
+    ensemble: bool = False
+    """runs or adapters on one base as a single model, whose probabilities are averaged"""
+    mc_passes: int | None = None
+    """MC-dropout of adapters trained with it: passes to average; unset: one without dropout"""
     predictions: str | None = None
     """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
     predict: str | None = None
@@ -89,8 +93,16 @@ class EvalConfig:
             "run_dir",
             "must name the evaluation to resume (--run-dir runs/eval-N)",
         )
+        passes = self.mc_passes
+        check(passes is None or passes >= 1, "mc_passes", "must be an integer of at least 1")
+        check(
+            not self.ensemble or passes is None,
+            "mc_passes",
+            "must be none beside ensemble: each averages over models of its own",
+        )
         if self.predictions is not None:
             self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            self._require_unset("predictions", "ensemble", "mc_passes")
             check(
                 self.model.path is None,
                 "model.path",
@@ -104,6 +116,7 @@ class EvalConfig:
                 check(getattr(self, name) is None, name, "must be none unless predict is given")
             return
         self._require_unset("predict", "task", "by", "run_dir", "resume")
+        self._require_unset("predict", "ensemble", "mc_passes")
         check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
         for name in ("run", "adapter"):
             check(len(getattr(self, name)) <= 1, name, "must name one model: only one can answer")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.predict import Predictor
@@ -171,16 +173,21 @@ def load(config: EvalConfig, model: Evaluated, sets: Iterable[EncodedSplit] = ()
     return Loaded(decoder, predictor, answers, config.seed, sampled, together)
 
 
+def _parameters(loaded: Loaded, model: Evaluated) -> nnx.State:
+    """LoRA parameters of `model`, none of the bare base; those returned before stay as they are."""
+    if model.adapter is not None:
+        load_adapter(model.adapter, loaded.decoder)
+    _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
+    return jax.tree.map(lambda leaf: leaf, lora)
+
+
 def predict_function(loaded: Loaded, model: Evaluated) -> Predict:
     """From questions to predictions of `model`, whose base `loaded` holds."""
     if model.members:
-        adapters = [_adapter_parameters(loaded, member) for member in model.members]
-        return partial(loaded.together, adapters)
-    calibrators = NO_CALIBRATORS
+        return partial(loaded.together, [_parameters(loaded, one) for one in model.members])
+    lora, calibrators = _parameters(loaded, model), NO_CALIBRATORS
     if model.adapter is not None:
-        lora = _adapter_parameters(loaded, model)
         calibrators = stored_calibrators(Path(model.adapter))
-    _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
     if loaded.sampled is not None:
         return partial(loaded.sampled, lora, seed=loaded.seed)
 

@@ -29,10 +29,14 @@ class Evaluated:
     """the run it comes from, where it does"""
     lora: LoraConfig | None = None
     """rank, alpha and targets of the adapter"""
+    members: tuple[Evaluated, ...] = ()
+    """of an ensemble, whose own adapter is None"""
 
     def weights(self) -> dict[str, str | None]:
         """Hashes of its files: equal ones mean the very same model."""
         adapter = None
+        if self.members:
+            adapter = " ".join(str(member.weights()["adapter"]) for member in self.members)
         if self.adapter is not None:
             file = Path(self.adapter) / WEIGHTS_FILE
             adapter = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -42,8 +46,35 @@ class Evaluated:
 def evaluated_models(config: EvalConfig) -> list[Evaluated]:
     """What `config` asks for, in that order; bases of worlds are built where they are missing.
 
-    Raises UserError for adapters that cannot be read, or were trained on another base.
+    Raises UserError for adapters that cannot be read, or were trained on another base, and for
+    those that cannot be averaged as asked.
     """
+    models = _single_models(config)
+    if config.mc_passes is not None:
+        for model in models:
+            if model.lora is None or model.lora.dropout == 0:
+                raise UserError(
+                    f"{model.adapter or model.base}: was trained without dropout, so mc_passes has"
+                    " nothing to sample; leave it out, or train with --compare mc_dropout,sft"
+                )
+    return [_ensemble(models)] if config.ensemble else models
+
+
+def _ensemble(members: Sequence[Evaluated]) -> Evaluated:
+    first = members[0]
+    if len(members) < 2 or first.lora is None:
+        raise UserError(
+            "ensemble: needs at least two runs or adapters; give more --run or --adapter"
+        )
+    if len(by_base(members)) > 1:
+        raise UserError(
+            f"ensemble: {', '.join(m.name for m in members)} differ in base, rank, alpha, targets"
+            " or dropout, so one base cannot serve them together; average what was trained alike"
+        )
+    return Evaluated("ensemble", first.base, None, first.run, first.lora, tuple(members))
+
+
+def _single_models(config: EvalConfig) -> list[Evaluated]:
     models = []
     if config.run:
         bases: dict[tuple[object, ...], str | Path] = {}

@@ -28,6 +28,8 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
 def _whose(config: EvalConfig) -> str:
     if config.predictions is not None:
         return config.predictions
+    if config.ensemble:
+        return f"Ensemble of {', '.join(config.run or config.adapter)}"
     if config.run:
         (run,) = config.run
         return f"{long_name(read_trained_run(run).method.label)}, from {run}"

@@ -9,9 +9,13 @@ pytest.importorskip("sklearn")
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from scipy.optimize import minimize_scalar  # noqa: E402
+from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: E402
+from sklearn.calibration import CalibratedClassifierCV  # noqa: E402
+from sklearn.frozen import FrozenEstimator  # noqa: E402
 from sklearn.metrics import log_loss  # noqa: E402
 
 from cogcalib_jax.evaluation.posthoc import fit_temperature  # noqa: E402
+from cogcalib_jax.evaluation.predictions import Predictions  # noqa: E402
 from cogcalib_jax.method.config import MethodConfig  # noqa: E402
 from cogcalib_jax.method.objective import GateInputs, gated_loss  # noqa: E402
 from cogcalib_jax.method.terms import TERMS  # noqa: E402
@@ -67,3 +71,29 @@ def test_the_temperature_equals_netcals_and_scikit_learns_optimum(scale):
         predictions.logprobs, predictions.tokens, predictions.answers, "sum", temperature=ours
     )
     np.testing.assert_allclose(replaced.probs, scaled, atol=1e-4)
+
+
+class Scores(ClassifierMixin, BaseEstimator):
+    """A classifier whose decision scores are its inputs."""
+
+    def fit(self, scores, answers):
+        self.classes_ = np.unique(answers)
+        return self
+
+    def decision_function(self, scores):
+        return scores
+
+    def predict(self, scores):
+        return self.classes_[np.argmax(scores, -1)]
+
+
+@pytest.mark.parametrize("scale", [3.0, 0.5])
+def test_the_temperature_equals_scikit_learns(scale):
+    predictions = calibration(scale=scale, n=600)
+    keep = predictions.mask.all(-1)
+    scores, answers = predictions.logprobs[keep], predictions.answers[keep]
+    ours = fit_temperature(Predictions(scores, predictions.tokens[keep], answers, "sum"))
+    frozen = FrozenEstimator(Scores().fit(scores, answers))
+    theirs = CalibratedClassifierCV(frozen, method="temperature").fit(scores, answers)
+    inverse = theirs.calibrated_classifiers_[0].calibrators[0].beta_
+    np.testing.assert_allclose(ours, 1 / inverse, rtol=1e-4)

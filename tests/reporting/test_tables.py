@@ -59,10 +59,12 @@ def test_rows_of_several_models_say_what_they_cost():
         [{"sft": metrics(), "mc_dropout": metrics(mc_passes=10), "ensemble": metrics(members=5)}]
     )
     assert [row[0] for row in table.rows[1:]] == ["SFT with MC-dropout", "Deep ensemble of SFT"]
-    assert "SFT with MC-dropout: probabilities averaged over 10 passes" in table.note
+    assert "\nMC-dropout: probabilities averaged over 10 passes" in table.note
     assert "an answer costs 10 times as much" in table.note
-    assert "averaged over 5 members" in table.note
+    assert "\nEnsemble: probabilities averaged over 5 members" in table.note
     assert "training and an answer cost 5 times as much" in table.note
+    both = {task: metrics(members=5) for task in ("world", "world:taught_form_b")}
+    assert comparison_table([both]).note.count("times as much") == 1
     assert "times as much" not in comparison_table([{"sft": metrics()}]).note
 
 
