@@ -41,6 +41,8 @@ class TrainingConfig:
     """updates between fits of the threshold; unset: once an epoch"""
     validate_every: int | None = None
     """updates between validations and probes; unset: once an epoch"""
+    keep: Literal["last", "best"] = "last"
+    """which adapter a run leaves: that of the last update, or of the lowest validation NLL"""
     probe_rows: int = 512
     """fine-tuning rows whose accuracy and confidence are followed over training; 0 for none"""
     log_every: int = 10

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ from cogcalib_jax.training.validation import (
 )
 
 SFT = MethodConfig(name="sft").resolve()
+
+# What of a run's identity style adaptation never sees.
+_AFTER_STYLE = {
+    "": ("method", "compare", "composition", "evaluation", "checkpoint", "ensemble_members"),
+    "training": ("schedule", "refit_every", "validate_every", "probe_rows", "keep"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class FinetuneResult:
     """What one method's fine-tuning leaves behind."""
 
     lora: nnx.State
+    """what the run keeps: after the last update, or with `keep: best` the next"""
     best_lora: nnx.State
     """at the lowest validation NLL"""
     best_epoch: float
@@ -128,6 +136,18 @@ def make_trainer(
     )
 
 
+def style_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common to share a style phase, from the identity of one."""
+    training = dict(identity["training"])
+    dropped = [*_AFTER_STYLE["training"]]
+    if training["style_steps"] is not None:
+        dropped += ["epochs", "max_steps"]
+    if training["style_learning_rate"] is not None:
+        dropped.append("learning_rate")
+    kept = {key: value for key, value in identity.items() if key not in _AFTER_STYLE[""]}
+    return kept | {"training": {k: v for k, v in training.items() if k not in dropped}}
+
+
 def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
     """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format."""
     steps = trainer.style_steps
@@ -148,11 +168,14 @@ def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
         save_at=frozenset({steps}),
         folder=folder,
     )
+    # Another method, or another share of known rows, may start from the same style phase.
+    identity = style_identity(trainer.trainable.identity)
+    trainable = replace(trainer.trainable, identity=identity)
     # No threshold yet: nothing counts as known.
-    progress = begin(trainer.trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
+    progress = begin(trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
     journal = Journal(folder / "metrics.jsonl")
     return run_phase(
-        trainer.trainable, phase, progress, [journal], lambda progress, step: progress
+        trainable, phase, progress, [journal], lambda progress, step: progress
     ).state.lora
 
 
@@ -216,7 +239,7 @@ def finetune(
     progress = begin(trainable, phase, start, first_fit.threshold, labels)
     progress = run_phase(trainable, phase, progress, [journal, dynamics], pause)
     return FinetuneResult(
-        lora=progress.state.lora,
+        lora=progress.best_lora if training.keep == "best" else progress.state.lora,
         best_lora=progress.best_lora,
         best_epoch=float(progress.best_step) * training.batch_size / len(train),
         threshold=float(progress.threshold),
