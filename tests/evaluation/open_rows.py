@@ -14,9 +14,10 @@ from cogcalib_jax.data.tokenization import encode_split
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 NAMES = tuple(f"{a}{b}" for a in ("ba", "de", "ko", "mi") for b in ("lo", "ra", "tu", "si"))
+# The line end stands where the tiny model of the tests ends some answers with it and others not.
 WORDS = (
     *("Question:", "Answer:", "Proposed", "answer:", "Is", "the", "proposed", "A.", "B."),
-    *("A", "B", "True", "False", "who", "is", "of", "?", "\n"),
+    *("A", "B", "True", "\n", "False", "who", "is", "of", "?"),
     *NAMES,
 )
 VOCAB = len(SPECIAL) + len(WORDS)

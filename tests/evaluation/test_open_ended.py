@@ -28,7 +28,7 @@ from tests.evaluation.open_rows import DATA, NAMES, VOCAB, encoded, open_example
 from tests.models.small import one_device
 
 NEW_TOKENS = 5
-STOP, EOS = 21, 2
+STOP, EOS = 16, 2
 CONFIG = EvaluationConfig(batch_size=4, open=OpenConfig(max_new_tokens=NEW_TOKENS, samples=3))
 SHAPE = replace(TINY, vocab_size=VOCAB, max_position_embeddings=256)
 
@@ -81,6 +81,8 @@ def greedy(prompt_ids) -> tuple[tuple[int, ...], float]:
 
 def test_answers_and_their_probabilities_are_the_models_own():
     got = predictions()
+    ended = [tokens.index(STOP) < NEW_TOKENS - 1 for tokens in got.answers.tokens if STOP in tokens]
+    assert 0 < sum(ended) < len(got.answers.tokens)
     for i, row in enumerate(questions()):
         tokens, logprob = greedy(row.prompt_ids)
         assert got.answers.tokens[i] == tokens

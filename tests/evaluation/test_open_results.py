@@ -33,7 +33,7 @@ def predictions(n=N, seed=0) -> OpenPredictions:
     right = rng.random(n) < np.exp(0.3 * logprobs)
     f1 = np.where(right, 1.0, rng.choice([0, 0.5], n))
     texts = tuple(f"answer {i}" for i in range(n))
-    answers = Answers(texts, ((7, 21),) * n, logprobs, right, f1)
+    answers = Answers(texts, ((7, 16),) * n, logprobs, right, f1)
     confidences = {
         "sequence": np.exp(logprobs),
         "length_normalised": np.exp(logprobs / 2),
@@ -116,7 +116,7 @@ def test_rows_say_all_that_was_asked_said_and_believed(tmp_path):
         assert (row["id"], row["prompt"]) == (source.id, source.prompt)
         assert row["prompt_ids"] == list(source.prompt_ids)
         assert row["answers"] == list(source.example.aliases)
-        assert (row["text"], row["tokens"]) == (f"answer {i}", [7, 21])
+        assert (row["text"], row["tokens"]) == (f"answer {i}", [7, 16])
         assert row["exact_match"] is row["correct"] is bool(made.answers.exact_match[i])
         assert row["f1"] == made.answers.f1[i]
         assert row["confidence"] == row["confidences"]["sequence"]
