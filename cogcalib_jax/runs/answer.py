@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.metrics import top_label
+from cogcalib_jax.reporting.report import TEXT_WIDTH
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import load_base_tokenizer, say
 from cogcalib_jax.runs.eval_config import EvalConfig
@@ -56,7 +58,8 @@ def answer_questions(config: EvalConfig) -> str:
     _write(out, rows)
     answered = sum(row["answered"] for row in rows)
     left = f", {len(rows) - answered:,} left open" if answered < len(rows) else ""
-    return "\n".join([*cut.sentences, f"{answered:,} answered{left}: {out}"])
+    sentences = [textwrap.fill(sentence, TEXT_WIDTH) for sentence in cut.sentences]
+    return "\n".join([*sentences, f"{answered:,} answered{left}: {out}"])
 
 
 def _temperature(adapter: str | None) -> float:

@@ -67,7 +67,7 @@ def test_a_given_cutoff_and_what_the_calibration_split_says_of_it(
     capsys.readouterr()
     argv = ("--run", run, "--predict", questions, "--out", tmp_path / "a.jsonl")
     assert run_eval(*argv, "--abstain-below", below) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for row in lines(tmp_path / "a.jsonl"):
         assert row["answered"] == (row["confidence"] >= below)
     expected = expected_accuracy(below, confidence, correct)
@@ -101,7 +101,7 @@ def test_a_target_is_chosen_on_validation_and_measured_on_calibration(
     assert target == 0.75
     np.testing.assert_allclose(confidence, validation[0], atol=1e-6)
     np.testing.assert_array_equal(correct, validation[1])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert f"Cut-off {cutoff:.3f}: the lowest confidence from which on at least 75.0 % of 12" in out
     expected = expected_accuracy(cutoff, *calibration)
     assert f"{expected.right} right of the {expected.answered} that are this confident" in out
@@ -120,7 +120,7 @@ def test_a_target_that_nothing_reaches_answers_nothing(
     questions = ask(tmp_path / "mine.jsonl", splits.test)
     argv = ("--run", run, "--predict", questions, "--out", tmp_path / "a.jsonl")
     assert run_eval(*argv, "--target-accuracy", "0.99") == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "No cut-off reaches an accuracy of 99.0 % on 12 validation questions" in out
     assert "0 answered, 16 left open" in out
     assert not any(row["answered"] for row in lines(tmp_path / "a.jsonl"))

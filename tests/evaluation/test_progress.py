@@ -12,7 +12,7 @@ def test_questions_are_counted_whatever_their_options(monkeypatch):
 
     class Recording(progress.tqdm):
         def __init__(self, **options):
-            super().__init__(**options, disable=False)
+            super().__init__(**options | {"disable": False})
             bars.append(self)
             self.seen = []
 
