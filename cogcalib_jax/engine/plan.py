@@ -7,7 +7,9 @@ devices a topology describes. What is compiled is the very step that training ru
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,28 @@ class BatchShape:
     """micro-batches of an update"""
 
 
+class CompiledMemory(NamedTuple):
+    """Bytes of a compiled step on each device."""
+
+    arguments: int
+    """what it is given: base, adapter, optimizer state, batch"""
+    temporaries: int
+    """what it needs beside that while it runs"""
+    outputs: int
+    """what it returns and does not write over its arguments"""
+    peak: int
+    """all of it, the compiled code included"""
+
+
+class OutOfMemory(Exception):
+    """The compiler found no way to run a step in a device's memory."""
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(f"needs {needed} bytes of {available}")
+        self.needed = needed
+        self.available = available
+
+
 def compile_step(
     config: DecoderConfig,
     mesh: Mesh,
@@ -85,17 +109,38 @@ def compile_step(
     step = make_train_step(
         SplitModel(graphdef, frozen), optimizer, method, loss, dropout=lora.dropout > 0
     )
-    return (
-        jit_train_step(step, shardings, frozen, mesh)
-        .lower(
-            jax.tree.map(_placed, state, shardings),
-            frozen,
-            *abstract_batch(shape, mesh),
-            GateInputs(scalar, scalar),
-            _placed(key, replicated),
-        )
-        .compile()
+    lowered = jit_train_step(step, shardings, frozen, mesh).lower(
+        jax.tree.map(_placed, state, shardings),
+        frozen,
+        *abstract_batch(shape, mesh),
+        GateInputs(scalar, scalar),
+        _placed(key, replicated),
     )
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        sizes = _SIZES.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or sizes is None:
+            raise
+        raise OutOfMemory(_bytes(*sizes.group(1, 2)), _bytes(*sizes.group(3, 4))) from error
+
+
+# "... temporaries (36.00G) exceeds available HBM (15.75G)", "Used 17.51G of 15.75G hbm"
+_SIZES = re.compile(
+    r"([\d.]+)([KMGT])\)? (?:exceeds available HBM \(|of )([\d.]+)([KMGT])", re.IGNORECASE
+)
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** (1 + "KMGT".index(unit.upper())))
+
+
+def memory_of(compiled: jax.stages.Compiled) -> CompiledMemory:
+    """What a compiled step takes on each device, as its compiler laid it out."""
+    stats = compiled.memory_analysis()
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    parts = (stats.argument_size_in_bytes, stats.temp_size_in_bytes, outputs)
+    return CompiledMemory(*parts, peak=sum(parts) + stats.generated_code_size_in_bytes)
 
 
 def abstract_batch(shape: BatchShape, mesh: Mesh) -> tuple[Batch, jax.ShapeDtypeStruct]:
