@@ -6,6 +6,7 @@ import sys
 
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.answer import answer_questions
+from cogcalib_jax.runs.dry_eval import dry_run_evaluation
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.runs.evaluate import evaluate_run
 from cogcalib_jax.runs.evaluation_text import evaluation_text
@@ -14,7 +15,9 @@ from cogcalib_jax.runs.score_file import score_predictions
 
 def main(argv: list[str]) -> None:
     config = load_evaluation(argv, prog="eval.py", description=__doc__)
-    if config.predict is not None:
+    if config.dry_run:
+        print(dry_run_evaluation(config))
+    elif config.predict is not None:
         print(answer_questions(config))
     elif config.predictions is not None:
         print(evaluation_text(config, score_predictions(config, argv)))

@@ -9,6 +9,7 @@ from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
+from cogcalib_jax.runs.dry_run import dry_run_training
 from cogcalib_jax.runs.train import train_run
 
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
@@ -19,7 +20,11 @@ def main(argv: list[str]) -> None:
         RunConfig, argv, prog="train.py", description=__doc__, default_preset=DEFAULT_PRESET
     )
     require_nothing_retyped(loaded)
-    folder = train_run(settle_comparison(loaded), loaded.preset.stem, argv)
+    config = settle_comparison(loaded)
+    if config.dry_run:
+        print(dry_run_training(config, loaded.preset.stem))
+        return
+    folder = train_run(config, loaded.preset.stem, argv)
     print(write_report(folder))
 
 

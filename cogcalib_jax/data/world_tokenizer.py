@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from cogcalib_jax.data.world import WorldConfig, vocabulary
 
@@ -28,8 +30,19 @@ def build_tokenizer(config: WorldConfig) -> Tokenizer:
 def save_tokenizer(config: WorldConfig, folder: Path, max_length: int) -> None:
     """Write tokenizer.json and tokenizer_config.json; `max_length` is the model's context."""
     build_tokenizer(config).save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_settings(max_length)}
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def tokenizer_in_memory(config: WorldConfig, max_length: int) -> PreTrainedTokenizerFast:
+    """What loading the files of `save_tokenizer` gives, without any file."""
+    tokenizer = build_tokenizer(config)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_settings(max_length))
+
+
+def _settings(max_length: int) -> dict[str, Any]:
+    return {
         "bos_token": BOS,
         "eos_token": EOS,
         "pad_token": PAD,
@@ -39,5 +52,3 @@ def save_tokenizer(config: WorldConfig, folder: Path, max_length: int) -> None:
         # Words are joined by spaces; cleaning up would remove the one before a question mark.
         "clean_up_tokenization_spaces": False,
     }
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

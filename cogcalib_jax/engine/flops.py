@@ -32,16 +32,53 @@ def update_flops(
     scored: positions whose logits enter the loss, over all examples. classes: logits formed at
     each of them, the vocabulary's size or the number of options.
     """
+    return _flops(config, lora, lengths, scored, classes, passes=2, trained=1)
+
+
+def forward_flops(
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    lengths: Sequence[int] | np.ndarray,
+    scored: int,
+    classes: int,
+) -> float:
+    """Operations of a forward pass over the same; `lora` None for a base alone."""
+    return _flops(config, lora, lengths, scored, classes, passes=1, trained=0)
+
+
+def pretraining_flops(config: DecoderConfig, lengths: Sequence[int] | np.ndarray) -> float:
+    """Operations of training every weight on texts of `lengths` tokens, scored at each of them."""
+    lengths = np.asarray(lengths, np.float64)
+    scored = int(lengths.sum())
+    forward = forward_flops(config, None, lengths, scored, config.vocab_size)
+    return 3 * forward
+
+
+def _flops(
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    lengths: Sequence[int] | np.ndarray,
+    scored: int,
+    classes: int,
+    *,
+    passes: int,
+    trained: int,
+) -> float:
+    """passes: forward 1, with the gradient of inputs 2; trained: 1 for the adapter's gradient."""
     lengths = np.asarray(lengths, np.float64)
     shapes = layer_shapes(config)
+    rank, modules = (0, frozenset()) if lora is None else (lora.rank, lora.modules)
     linear = config.num_layers * sum(out * into for out, into in shapes.values())
     adapters = config.num_layers * sum(
-        lora.rank * (out + into) for name, (out, into) in shapes.items() if name in lora.modules
+        rank * (out + into) for name, (out, into) in shapes.items() if name in modules
     )
-    attention = 6 * config.num_heads * config.head_dim * config.num_layers
-    trunk = np.sum(lengths * (4 * linear + 6 * adapters + attention * lengths))
-    head_adapter = lora.rank * (config.hidden_size + classes) if "lm_head" in lora.modules else 0
-    return float(trunk + scored * (4 * classes * config.hidden_size + 6 * head_adapter))
+    # The two products of attention have two inputs each, so their backward pass costs twice.
+    attention = 2 * (2 * passes - 1) * config.num_heads * config.head_dim * config.num_layers
+    adapted = 2 * (passes + trained)
+    trunk = np.sum(lengths * (2 * passes * linear + adapted * adapters + attention * lengths))
+    head_adapter = rank * (config.hidden_size + classes) if "lm_head" in modules else 0
+    head = 2 * passes * classes * config.hidden_size + adapted * head_adapter
+    return float(trunk + scored * head)
 
 
 def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:

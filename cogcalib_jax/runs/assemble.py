@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def show_note(text: str) -> None:
+    """What was left out or changed, for the person who watches."""
+    say(f"   note: {text}")
+
+
 def base_path(
     model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
 ) -> str | Path:
@@ -64,9 +70,12 @@ def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
 
 
 def encode_splits(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    note: Callable[[str], None] = show_note,
 ) -> dict[str, EncodedSplit]:
-    """All splits of the task as token ids, by name; notes and sizes are shown."""
+    """All splits of the task as token ids, by name; sizes are shown, and `note` gets notes."""
     splits = load_splits(config, seed)
     encoded, notes = {}, list(splits.notes)
     for name, examples in splits.items():
@@ -74,8 +83,8 @@ def encode_splits(
         notes.extend(more)
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())
     say(f"   {config.task}: {sizes} questions")
-    for note in dict.fromkeys(notes):
-        say(f"   note: {note}")
+    for text in dict.fromkeys(notes):
+        note(text)
     return encoded
 
 

@@ -39,6 +39,8 @@ class EvalConfig:
     """folder of the results; unset: runs/eval-N"""
     resume: bool = False
     """continue the evaluation in run_dir: what is finished there is not done again"""
+    dry_run: bool = False
+    """look at questions, precision, memory and time, print a report and stop: docs/dry_run.md"""
     adapter: tuple[str, ...] = ()
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
     ensemble: bool = False
@@ -101,7 +103,9 @@ class EvalConfig:
             "must be none beside ensemble: each averages over models of its own",
         )
         if self.predictions is not None:
-            self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            self._require_unset(
+                "predictions", "run", "adapter", "task", "predict", "resume", "dry_run"
+            )
             self._require_unset("predictions", "ensemble", "mc_passes")
             check(
                 self.model.path is None,
@@ -115,7 +119,7 @@ class EvalConfig:
             for name in ("out", "abstain_below", "target_accuracy"):
                 check(getattr(self, name) is None, name, "must be none unless predict is given")
             return
-        self._require_unset("predict", "task", "by", "run_dir", "resume")
+        self._require_unset("predict", "task", "by", "run_dir", "resume", "dry_run")
         self._require_unset("predict", "ensemble", "mc_passes")
         check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
         for name in ("run", "adapter"):

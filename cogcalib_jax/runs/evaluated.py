@@ -12,6 +12,7 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
+from cogcalib_jax.training.pretrain import base_place
 from cogcalib_jax.weights.base_hash import base_hash, require_trained_on
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE, read_lora_config
@@ -43,13 +44,14 @@ class Evaluated:
         return {"base": base_hash(model_folder(self.base)), "adapter": adapter}
 
 
-def evaluated_models(config: EvalConfig) -> list[Evaluated]:
+def evaluated_models(config: EvalConfig, *, look_only: bool = False) -> list[Evaluated]:
     """What `config` asks for, in that order; bases of worlds are built where they are missing.
 
-    Raises UserError for adapters that cannot be read, or were trained on another base, and for
-    those that cannot be averaged as asked.
+    look_only: nothing is built, and no weight is read to see whether an adapter belongs to its
+    base. Raises UserError for adapters that cannot be read, or were trained on another base, and
+    for those that cannot be averaged as asked.
     """
-    models = _single_models(config)
+    models = _single_models(config, look_only)
     if config.mc_passes is not None:
         for model in models:
             if model.lora is None or model.lora.dropout == 0:
@@ -74,7 +76,7 @@ def _ensemble(members: Sequence[Evaluated]) -> Evaluated:
     return Evaluated("ensemble", first.base, None, first.run, first.lora, tuple(members))
 
 
-def _single_models(config: EvalConfig) -> list[Evaluated]:
+def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
     models = []
     if config.run:
         bases: dict[tuple[object, ...], str | Path] = {}
@@ -82,9 +84,10 @@ def _single_models(config: EvalConfig) -> list[Evaluated]:
         for name, place, run in zip(_names(config.run), config.run, runs, strict=True):
             made_from = (run.model.path, run.data, run.pretrain, run.seed)
             if config.model.path is None and made_from not in bases:
-                bases[made_from] = base_path(run.model, run.data, run.pretrain, run.seed)
+                bases[made_from] = _base_of(run, look_only)
             base = config.model.path or bases[made_from]
-            models.append(_with_adapter(name, base, str(Path(place) / "adapter"), run))
+            adapter = str(Path(place) / "adapter")
+            models.append(_with_adapter(name, base, adapter, run, look_only=look_only))
         return models
     base = config.model.path
     assert base is not None  # EvalConfig holds that there is a run or a base
@@ -92,17 +95,33 @@ def _single_models(config: EvalConfig) -> list[Evaluated]:
     names = _names(["base" if adapter == BARE else adapter for adapter in adapters])
     for name, adapter in zip(names, adapters, strict=True):
         bare = adapter == BARE
-        models.append(Evaluated(name, base, None) if bare else _with_adapter(name, base, adapter))
+        models.append(
+            Evaluated(name, base, None)
+            if bare
+            else _with_adapter(name, base, adapter, look_only=look_only)
+        )
     return models
 
 
+def _base_of(run: RunConfig, look_only: bool) -> str | Path:
+    if look_only and run.model.path is None:
+        return base_place(run.data.world, run.pretrain, run.seed)[-1]
+    return base_path(run.model, run.data, run.pretrain, run.seed)
+
+
 def _with_adapter(
-    name: str, base: str | Path, adapter: str, run: RunConfig | None = None
+    name: str,
+    base: str | Path,
+    adapter: str,
+    run: RunConfig | None = None,
+    *,
+    look_only: bool,
 ) -> Evaluated:
     lora = read_lora_config(adapter)
     if not (Path(adapter) / WEIGHTS_FILE).is_file():
         raise UserError(f"{adapter}: no {WEIGHTS_FILE}; give a folder that holds a whole adapter")
-    require_trained_on(Path(adapter), model_folder(base))
+    if not look_only:
+        require_trained_on(Path(adapter), model_folder(base))
     return Evaluated(name, base, adapter, run, lora)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -11,56 +11,66 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.tokenization import encode_split
-from cogcalib_jax.runs.assemble import extra_examples, say
+from cogcalib_jax.runs.assemble import extra_examples, say, show_note
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig
 
 Questions = Mapping[str, tuple[Example, ...]]
 """task, or TASK:GROUP -> its test questions"""
+Note = Callable[[str], None]
 
 
-def test_questions(config: EvalConfig, runs: Sequence[RunConfig]) -> Questions:
-    """All that `config` asks for; notes are shown.
+def test_questions(
+    config: EvalConfig, runs: Sequence[RunConfig], note: Note = show_note
+) -> Questions:
+    """All that `config` asks for; `note` gets what was left out or changed.
 
     runs: those that are evaluated, for their own rows are split as they were for training.
     """
     if config.task:
-        return {entry: _entry(entry, config, runs) for entry in config.task}
-    questions = {config.data.task: _test(config.data, config.seed, runs)}
+        return {entry: _entry(entry, config, runs, note) for entry in config.task}
+    questions = {config.data.task: _test(config.data, config.seed, runs, note)}
     return questions | extra_examples(config.data, config.seed)
 
 
 def encode_questions(
-    config: EvalConfig, questions: Questions, tokenizer: PreTrainedTokenizerBase
+    config: EvalConfig,
+    questions: Questions,
+    tokenizer: PreTrainedTokenizerBase,
+    note: Note = show_note,
 ) -> dict[str, EncodedSplit]:
-    """The same as token ids; sizes and notes are shown."""
+    """The same as token ids; sizes are shown, and `note` gets what was left out or changed."""
     sets = {}
     for entry, rows in questions.items():
-        data = _data(entry.partition(":")[0], config)
+        data = data_of(entry.partition(":")[0], config)
         sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
-        _show(notes)
+        _each(notes, note)
     return sets
 
 
-def _data(task: str, config: EvalConfig) -> DataConfig:
+def data_of(task: str, config: EvalConfig) -> DataConfig:
     """Where the rows of `task` are: `data.path` holds those of `data.task` alone."""
     if task == config.data.task:
         return config.data
     return replace(config.data, task=task, path=None)
 
 
-def _entry(entry: str, config: EvalConfig, runs: Sequence[RunConfig]) -> tuple[Example, ...]:
+def _entry(
+    entry: str, config: EvalConfig, runs: Sequence[RunConfig], note: Note
+) -> tuple[Example, ...]:
     task, _, group = entry.partition(":")
-    data = _data(task, config)
+    data = data_of(task, config)
     if not group:
-        return _test(data, config.seed, runs)
+        return _test(data, config.seed, runs, note)
     examples, notes = load_test(data, config.seed, group)
-    _show(notes)
+    _each(notes, note)
     return examples
 
 
-def _test(data: DataConfig, seed: int, runs: Sequence[RunConfig]) -> tuple[Example, ...]:
+def _test(
+    data: DataConfig, seed: int, runs: Sequence[RunConfig], note: Note
+) -> tuple[Example, ...]:
     """The test split: as it was made for training where these are a run's own rows, for they
     may have been its training rows otherwise; else the stored one."""
     if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
@@ -68,10 +78,10 @@ def _test(data: DataConfig, seed: int, runs: Sequence[RunConfig]) -> tuple[Examp
         examples, notes = splits.test, splits.notes
     else:
         examples, notes = load_test(data, seed)
-    _show(notes)
+    _each(notes, note)
     return examples
 
 
-def _show(notes: Sequence[str]) -> None:
-    for note in notes:
-        say(f"   note: {note}")
+def _each(notes: Sequence[str], note: Note) -> None:
+    for text in notes:
+        note(text)

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cogcalib_jax.configlib import check
@@ -131,12 +132,17 @@ def ensure_base(
     Raises:
         UserError: the cache cannot be written.
     """
-    made = build_world(world, seed)
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    folder = base_folder(made, config, seed, mesh)
+    made, mesh, folder = base_place(world, config, seed)
     if not folder.is_dir():
         pretrain_base(made, config, seed, mesh, folder, progress)
     return folder
+
+
+def base_place(world: WorldConfig, config: PretrainConfig, seed: int) -> tuple[World, Mesh, Path]:
+    """The world, the single device its base is trained on, and the folder the base has or gets."""
+    made = build_world(world, seed)
+    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+    return made, mesh, base_folder(made, config, seed, mesh)
 
 
 def base_folder(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> Path:
@@ -206,6 +212,29 @@ def pretrain_base(
     return folder
 
 
+def base_architecture(config: PretrainConfig, tokenizer: Tokenizer) -> DecoderConfig:
+    """What the base of a world with this tokenizer is made of."""
+    return DecoderConfig(
+        model_type="llama",
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.hidden_size // config.num_heads,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+    )
+
+
+def corpus_ids(world: World, tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of the corpus, a row each, its end marked."""
+    eos = tokenizer.token_to_id(EOS)
+    return [[*row.ids, eos] for row in tokenizer.encode_batch(list(world.corpus))]
+
+
 def corpus_batches(rows: list[list[int]], batch_size: int) -> Iterator[CorpusBatch]:
     """Token rows in their order, batched with rows of the same padded length; each row once.
 
@@ -236,26 +265,8 @@ def _train(
 ) -> tuple[nnx.Module, float]:
     """The trained decoder and its loss on the last batches, nats per token."""
     tokenizer = build_tokenizer(world.config)
-    eos = tokenizer.token_to_id(EOS)
-    rows = [[*row.ids, eos] for row in tokenizer.encode_batch(list(world.corpus))]
-    batches = list(corpus_batches(rows, config.batch_size))
-    decoder = random_decoder(
-        DecoderConfig(
-            model_type="llama",
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.hidden_size // config.num_heads,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.token_to_id(BOS),
-            eos_token_id=eos,
-        ),
-        mesh=mesh,
-        seed=seed,
-    )
+    batches = list(corpus_batches(corpus_ids(world, tokenizer), config.batch_size))
+    decoder = random_decoder(base_architecture(config, tokenizer), mesh=mesh, seed=seed)
     graphdef, params = nnx.split(decoder)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(config.warmup_steps, len(batches) - 1), len(batches)

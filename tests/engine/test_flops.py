@@ -4,7 +4,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from cogcalib_jax.engine.flops import layer_shapes, update_flops
+from cogcalib_jax.engine.flops import (
+    forward_flops,
+    layer_shapes,
+    pretraining_flops,
+    update_flops,
+)
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
@@ -65,3 +70,22 @@ def test_only_scored_positions_pay_for_the_head():
         update_flops(LLAMA3_8B, ATTENTION_ONLY, [100, 60], n, 128_256) for n in (2, 160)
     )
     assert all_positions - answers == 158 * head
+
+
+def test_an_update_is_two_passes_and_the_adapters_gradient():
+    """Forward N, backward N for inputs and as much again as forward for the adapter's weights; the
+    backward pass of attention's two products costs twice its forward pass."""
+    lengths = [7, 3]
+    base = forward_flops(SMALL, None, lengths, 2, 40)
+    attention = 2 * SMALL.num_heads * SMALL.head_dim * SMALL.num_layers * (7**2 + 3**2)
+    adapted = forward_flops(SMALL, ATTENTION_ONLY, lengths, 2, 40) - base
+    update = update_flops(SMALL, ATTENTION_ONLY, lengths, 2, 40)
+    assert update == 2 * (base - attention) + 3 * attention + 3 * adapted
+
+
+def test_pretraining_trains_every_weight():
+    """Six operations a weight and token; the embedding is looked up, not multiplied."""
+    one = pretraining_flops(SMALL, [1])
+    linear = SMALL.num_layers * sum(a * b for a, b in layer_shapes(SMALL).values())
+    attention = 6 * SMALL.num_heads * SMALL.head_dim * SMALL.num_layers
+    assert one == 6 * (linear + SMALL.vocab_size * SMALL.hidden_size) + attention

@@ -1,0 +1,352 @@
+"""What a dry run prints: sections of text, and at the end what deserves a look."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data import inspection
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.engine.memory import Memory
+from cogcalib_jax.metrics.power import (
+    NARROW,
+    detectable_accuracy_difference,
+    detectable_mean_difference,
+    expected_noise_floor,
+)
+from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.runs.workload import Rates, Work
+
+WIDTH = 100
+
+# Assumed of two methods' differences on one question; seen between plain fine-tuning and the other
+# rows of the world's comparison (1,520 test questions): .19 to .31 in Brier and .90 to 1.32 in NLL,
+# .005 to .04 of the questions right under one method alone.
+BRIER_DEVIATION = 0.25
+NLL_DEVIATION = 1.0
+DISCORDANT = (0.05, 0.1)
+
+# A split is called skewed whose commonest answer is this much above guessing, in accuracy and in
+# standard errors.
+SKEWED, SKEWED_ERRORS = 0.05, 3.0
+# Shares and sizes from which on a line of the report asks for a look.
+COMMON_REFERENCE = 0.1
+MANY_CUT = 0.05
+FEW_CALIBRATION_ROWS = 100
+HIGH_FLOOR = 0.05
+# Wall time over the estimate, seen on two CPU cores; see docs/dry_run.md.
+FACTOR = (1, 4)
+
+
+@dataclass
+class Report:
+    """Text that grows by sections; `remarks` are what the reader should not miss."""
+
+    title: str
+    remarks: list[str] = field(default_factory=list)
+    _lines: list[str] = field(default_factory=list)
+
+    def section(self, heading: str) -> None:
+        self._lines += ["", f"== {heading}"]
+
+    def line(self, text: str) -> None:
+        """A sentence, wrapped."""
+        self._lines += textwrap.wrap(
+            text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+
+    def verbatim(self, text: str) -> None:
+        """A text whose own line ends are kept, marked as a quotation."""
+        self._lines += [f"  | {line}" for line in text.split("\n")]
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        shown = as_text(Table(tuple(header), tuple(map(tuple, rows)), ""))
+        self._lines += shown.rstrip().split("\n")
+
+    def text(self) -> str:
+        remarks = self.remarks or ["Nothing stands out."]
+        closing = ["", "== Worth a look"]
+        for remark in remarks:
+            closing += textwrap.wrap(f"- {remark}", WIDTH, subsequent_indent="  ")
+        return "\n".join([*textwrap.wrap(self.title, WIDTH), *self._lines, *closing])
+
+
+def show_rows(report: Report, splits: Mapping[str, EncodedSplit], notes: Sequence[str]) -> None:
+    """How many rows, which answers, and what was left out before."""
+    report.section("Rows and answers")
+    filled = {name: [e.example for e in rows] for name, rows in splits.items() if rows}
+    closed = {name: rows for name, rows in filled.items() if not rows[0].is_open}
+    opened = {name: rows for name, rows in filled.items() if rows[0].is_open}
+    if closed:
+        _show_labels(report, closed)
+    if opened:
+        _show_references(report, opened)
+    for note in dict.fromkeys(notes):
+        report.line(f"Left out or changed: {note}")
+
+
+def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
+    table, skewed = [], []
+    for name, rows in splits.items():
+        found = inspection.labels(rows)
+        best = found.shares[found.commonest]
+        options = ", ".join(
+            f"{size}" if len(found.options) == 1 else f"{size} ({n:,} x)"
+            for size, n in found.options.items()
+        )
+        shares = " ".join(f"{100 * share:.0f}" for share in found.shares)
+        table.append(
+            (name, f"{len(rows):,}", options, shares, percent(best), percent(found.chance))
+        )
+        error = (found.chance * (1 - found.chance) / len(rows)) ** 0.5
+        if best - found.chance > max(SKEWED, SKEWED_ERRORS * error):
+            skewed.append(f"{name} {percent(best)} (option {found.commonest + 1})")
+    if skewed:
+        report.remarks.append(
+            f"the right answer often stands at the same place: choosing it always is right in"
+            f" {', '.join(skewed)}, so accuracy must be read against that and not against guessing,"
+            " and a model may learn the place; shuffle the options if their order means nothing"
+        )
+    report.table(
+        (
+            "split",
+            "questions",
+            "options",
+            "right at option\n1, 2, ... (%)",
+            "always the\ncommonest",
+            "guessing",
+        ),
+        table,
+    )
+
+
+def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
+    table, common = [], []
+    for name, rows in splits.items():
+        found = inspection.references(rows)
+        accepted = f"{found.fewest} / {found.mean:.1f} / {found.most}"
+        commonest = textwrap.shorten(found.commonest, 30, placeholder="...")
+        table.append((name, f"{len(rows):,}", accepted, commonest, percent(found.share)))
+        if found.share > COMMON_REFERENCE:
+            common.append(f"{name} {percent(found.share)} ({commonest!r})")
+    if common:
+        report.remarks.append(
+            f"one answer is frequent: giving it always is right in {', '.join(common)}"
+        )
+    report.table(
+        (
+            "split",
+            "questions",
+            "accepted answers\nleast / mean / most",
+            "commonest\nreference",
+            "share",
+        ),
+        table,
+    )
+
+
+def examples_of(splits: Mapping[str, EncodedSplit]) -> dict[str, list[Example]]:
+    """The rows of each split that became token ids."""
+    return {name: [e.example for e in split] for name, split in splits.items()}
+
+
+def show_overlaps(
+    report: Report, splits: Mapping[str, Sequence[Example]], sources: Collection[str]
+) -> None:
+    """What splits still share, checked on the rows themselves.
+
+    sources: those whose questions must not stand in a later one.
+    """
+    report.section("Questions that stand in two places")
+    equal = [overlap for overlap in inspection.overlaps(splits) if overlap.first in sources]
+    if not sources:
+        report.line("What the model was trained on is not known here: nothing to compare with.")
+    elif not equal:
+        report.line(
+            f"No question of {', '.join(sources)} stands in another split (compared without case,"
+            " white space and the order of options)."
+        )
+    for overlap in equal:
+        shown = f"{count(overlap.rows, 'question')} of {overlap.second} also in {overlap.first}"
+        report.line(f"{shown}, such as {_quoted(overlap.example)}.")
+        report.remarks.append(
+            f"{shown}: numbers on {overlap.second} flatter a model that was trained on them"
+        )
+    names = list(splits)
+    for place, (name, rows) in enumerate(splits.items()):
+        before = {key: splits[key] for key in names[:place] if key in sources}
+        if near := inspection.near_overlaps(before, rows):
+            report.line(
+                f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
+                f" one of {', '.join(before)}, with other options, passage or punctuation, such as"
+                f" {_quoted(near[0].question)}; kept, for they may be other questions."
+            )
+        if repeats := inspection.repeated(rows):
+            report.line(
+                f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
+                " one."
+            )
+
+
+def _quoted(text: str) -> str:
+    return repr(textwrap.shorten(text, 70, placeholder=" ..."))
+
+
+def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: DataConfig) -> None:
+    """Token counts, and one passage that was cut."""
+    report.section("Tokens of a prompt with its longest option")
+    table, examples, many = [], [], []
+    for name, split in splits.items():
+        if not split:
+            continue
+        found, cut = inspection.lengths(split), inspection.cut_rows(split)
+        numbers = (found.shortest, f"{found.median:g}", f"{found.p95:.0f}", found.longest)
+        shortened = f"{len(cut):,} ({percent(len(cut) / len(split))})"
+        table.append((name, *map(str, numbers), shortened))
+        examples += cut[:1]
+        if len(cut) > MANY_CUT * len(split):
+            many.append(f"{name} {percent(len(cut) / len(split))}")
+    if many:
+        report.remarks.append(
+            f"passages are cut to fit into {config.max_length} tokens, of {', '.join(many)}; a"
+            " larger --data.max-length keeps more, and costs memory and time"
+        )
+    report.table(("split", "least", "median", "95 %", "most", "passages cut"), table)
+    report.line(f"At most {config.max_length} tokens are kept (data.max_length).")
+    if examples:
+        cut = inspection.show_cut(examples[0])
+        report.line(f"One that was cut, row {cut.id}; it begins:")
+        report.verbatim(cut.beginning)
+        report.line(f"and the cut, at {inspection.BORDER}:")
+        report.verbatim(f"...{cut.before}{inspection.BORDER}{cut.after}...")
+
+
+def show_prompt(
+    report: Report,
+    name: str,
+    split: EncodedSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+) -> None:
+    """The first row of a split as it is fed."""
+    row = split[0]
+    report.section("A prompt as the model reads it")
+    report.line(
+        f"Row {row.id} of {name}, with special tokens; {inspection.LINE_END} is a line end, and at"
+        f" {inspection.BORDER} the right answer begins:"
+    )
+    report.verbatim(inspection.fed_text(row, tokenizer, config))
+    answer = row.completion_ids[row.answer]
+    tokens = " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(answer)))
+    report.line(
+        f"{count(len(row.prompt_ids), 'token')} and {count(len(answer), 'token')} of answer:"
+        f" {tokens}"
+    )
+    if not row.example.is_open:
+        kind = "one token each" if split.single_token_options else "not one token of its own each"
+        report.line(f"Its options ({kind}, over the whole split):")
+        for completion in row.completions:
+            report.verbatim(repr(completion))
+
+
+def show_precision(report: Report, name: str, split: EncodedSplit, bins: int) -> None:
+    """What the size of a test set allows to be said."""
+    n = len(split)
+    examples = [e.example for e in split]
+    is_open = split.is_open
+    chance = 0.0 if is_open else inspection.labels(examples).chance
+    floor = expected_noise_floor(n, chance, bins=bins)
+    report.section(f"What {count(n, 'question')} of {name} can show")
+    report.line(
+        f"ECE of a perfectly calibrated model, by chance ({bins} bins): mean {floor.wide[0]:.3f},"
+        f" 95th percentile {floor.wide[1]:.3f} if confidences are spread evenly from"
+        f" {chance:.3g} to 1; {floor.narrow[0]:.3f} and {floor.narrow[1]:.3f} if all lie within"
+        f" {NARROW} of {(1 + chance) / 2:.3g}. An ECE below that cannot be told from calibrated."
+    )
+    found = [(share, detectable_accuracy_difference(n, share)) for share in DISCORDANT]
+    accuracy = ", ".join(
+        f"{'none' if d is None else f'{100 * d:.1f} points'} if one is right and one wrong on"
+        f" {100 * share:.0f} % of them"
+        for share, d in found
+    )
+    report.line(
+        "Smallest true difference between two methods on the same questions that is found in 80 %"
+        f" of all cases (two-sided, 5 %): in accuracy {accuracy}; in Brier"
+        f" {detectable_mean_difference(n, BRIER_DEVIATION):.3f} and in NLL"
+        f" {detectable_mean_difference(n, NLL_DEVIATION):.3f} nats, if differences on one question"
+        f" have standard deviations of {BRIER_DEVIATION} and {NLL_DEVIATION} (seen on the world;"
+        " yours may differ: docs/metrics.md)."
+    )
+    if floor.wide[1] > HIGH_FLOOR:
+        report.remarks.append(
+            f"{name}: with {count(n, 'question')} a calibrated model may well show an ECE of"
+            f" {floor.wide[1]:.2f}; compare Brier and NLL, and take more questions if you can"
+        )
+
+
+def show_memory(report: Report, what: str, memory: Memory, limit: int | None, basis: str) -> None:
+    """Bytes on one device."""
+    parts = [
+        ("weights", memory.base),
+        ("weights gathered over fsdp", memory.gathered),
+        ("adapter with gradient and moments" if memory.stored else "adapter", memory.adapter),
+        ("activations kept", memory.stored),
+        ("a layer at work", memory.working),
+        ("logits", memory.logits),
+        ("keys and values while generating", memory.cache),
+    ]
+    shown = ", ".join(f"{name} {size(value)}" for name, value in parts if value)
+    report.line(f"{what}: about {size(memory.total)} on each device ({shown}); {basis}.")
+    if limit is None:
+        report.line("JAX reports no memory limit for this kind of device.")
+        return
+    report.line(f"The device has {size(limit)} for JAX.")
+    if memory.total > 0.8 * limit:
+        report.remarks.append(
+            f"{what} needs about {size(memory.total)} of the device's {size(limit)}: it may not"
+            " fit; try --model.remat layer, --training.accumulation, --mesh.fsdp, or a smaller"
+            " batch or data.max_length"
+        )
+
+
+def show_time(
+    report: Report, heading: str, parts: Sequence[tuple[str, Work]], rates: Rates
+) -> None:
+    """Seconds by kind of work, and what they rest on."""
+    report.section(heading)
+    table = [(name, duration(rates.seconds(work))) for name, work in parts]
+    together = sum(rates.seconds(work) for _, work in parts)
+    report.table(("", "estimate"), [*table, ("together", duration(together))])
+    rows, width, inner = rates.shape
+    report.line(
+        f"Operations by formula, over {rates.at_once / 1e9:,.1f} GFLOP/s, which products of this"
+        f" model's shape ({rows} x {width} x {inner}) reached just now. Attention, norms, data and"
+        f" whatever else runs here are not in that: expect {FACTOR[0]} to {FACTOR[1]} times as"
+        f" long on a machine that does nothing else, {duration(FACTOR[0] * together)} to"
+        f" {duration(FACTOR[1] * together)}, and for each compiled shape some seconds (small models)"
+        " to minutes (large ones) once."
+    )
+
+
+def size(number: int) -> str:
+    """Bytes, for people."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time, as exactly as an estimate deserves."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,297 @@
+"""A training run looked at before it starts: data, precision, memory and time.
+
+Nothing is written, and of the base only config.json and the tokenizer are read; the world's is not
+built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.engine.memory import device_limit, update_memory
+from cogcalib_jax.engine.plan import BatchShape
+from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.runs.assemble import (
+    encode_splits,
+    evaluation_sets,
+    require_even_batches,
+    require_open_questions,
+    require_options_space,
+    require_true_labels,
+    with_own_lora,
+)
+from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.dry_report import (
+    FEW_CALIBRATION_ROWS,
+    Report,
+    examples_of,
+    show_lengths,
+    show_memory,
+    show_overlaps,
+    show_precision,
+    show_prompt,
+    show_rows,
+    show_time,
+)
+from cogcalib_jax.runs.folder import choose_folder
+from cogcalib_jax.runs.open_questions import open_predictor
+from cogcalib_jax.runs.outline import Outline, outline_base
+from cogcalib_jax.runs.workload import Padding, Work, Workload, measure, pretraining
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.composition import compose, known_to_the_world
+from cogcalib_jax.training.finetune import pauses
+from cogcalib_jax.training.phase import Trainable, train_stream
+
+
+def dry_run_training(config: RunConfig, name: str) -> str:
+    """The report on what `config` would train; name: what a default folder is called after.
+
+    Raises UserError for every mistake that a run itself would refuse before it loads a weight.
+    """
+    folder = choose_folder(config.run_dir, name, config.resume)
+    config = with_own_lora(config)
+    if config.resume:
+        written = config if config.compare else config.for_method(config.method.resolve())
+        require_same_config(folder, written)
+    require_even_batches(config)
+    base = outline_base(config.model, config.data, config.pretrain, config.seed)
+    notes: list[str] = []
+    splits = encode_splits(config.data, base.tokenizer, config.seed, notes.append)
+    share, by = config.composition.known_share, config.composition.by
+    if share is not None and by == "world":
+        every = splits["train"]
+        splits["train"] = compose(
+            every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
+        )
+    require_options_space(config, splits)
+    require_true_labels(config, splits["train"])
+    sets = evaluation_sets(config.data, base.tokenizer, splits["test"], config.seed)
+    require_open_questions(config, splits["train"])
+    mesh = make_mesh(config.mesh)
+    model = base.model(config.lora, config.model, mesh)
+    open_predictor(
+        model,
+        base.config.max_position_embeddings,
+        Predictor(model, mesh, config.evaluation),
+        config.evaluation,
+        config.data,
+        base.tokenizer,
+        [*splits.values(), *sets.values()],
+    )
+    run = _Planned(config, base, mesh, splits, sets, model)
+
+    report = Report(
+        f"Dry run of {', '.join([*config.resolved_methods(), *config.sampling_baselines])} on"
+        f" {config.data.task} with {base.name}; nothing was trained, built or written."
+    )
+    rows = splits | {task: split for task, split in sets.items() if task != config.data.task}
+    show_rows(report, rows, notes)
+    show_overlaps(report, examples_of(splits), splits)
+    show_lengths(report, rows, config.data)
+    show_prompt(report, "train", splits["train"], base.tokenizer, config.data)
+    _show_steps(report, run)
+    show_precision(report, "test", splits["test"], config.evaluation.bins)
+    if len(splits["calibration"]) < FEW_CALIBRATION_ROWS:
+        report.remarks.append(
+            f"calibration: {count(len(splits['calibration']), 'row')} for threshold and"
+            f" temperature; below {FEW_CALIBRATION_ROWS} both depend on which rows these are"
+        )
+    if share is not None and by == "start":
+        report.remarks.append(
+            f"composition.known_share = {share:g}: which of the training rows are left is known"
+            " only after style adaptation; updates and time above are of all of them"
+        )
+    _show_cost(report, run)
+    return report.text()
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A run that is not made."""
+
+    config: RunConfig
+    base: Outline
+    mesh: Mesh
+    splits: dict[str, EncodedSplit]
+    sets: dict[str, EncodedSplit]
+    """task -> test questions"""
+    model: SplitModel
+    """without an array"""
+
+    @property
+    def methods(self) -> dict[str, MethodConfig]:
+        return self.config.resolved_methods()
+
+    @property
+    def trainable(self) -> Trainable:
+        """As a run has it, which decides batches and their padding."""
+        config = self.config
+        return Trainable(
+            model=self.model,
+            mesh=self.mesh,
+            training=config.training,
+            loss=config.loss,
+            checkpoint=config.checkpoint,
+            dropout=config.lora.dropout > 0,
+            seed=config.training_seed,
+            identity=config.identity(),
+        )
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Updates of each phase; of fine-tuning, for one method."""
+        training, rows = self.config.training, len(self.splits["train"])
+        return {"style": training.style_updates(rows), "train": training.finetune_steps(rows)}
+
+
+def _show_steps(report: Report, run: _Planned) -> None:
+    training, steps = run.config.training, run.steps
+    report.section("Updates")
+    report.line(
+        f"Style adaptation: {count(steps['style'], 'update')} of {training.batch_size} on"
+        f" {count(len(run.splits['style']), 'question')}, plain cross-entropy."
+    )
+    rows = len(run.splits["train"])
+    epochs = steps["train"] * training.batch_size / rows
+    report.line(
+        f"Fine-tuning: {count(steps['train'], 'update')} of {training.batch_size} on"
+        f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {', '.join(run.methods)}."
+    )
+    refits, validations = (
+        len(pauses(every, steps["train"], training.epoch_ends(rows)))
+        for every in (training.refit_every, training.validate_every)
+    )
+    report.line(
+        f"Threshold on {count(len(run.splits['calibration']), 'question')}: fitted first, then"
+        f" {count(refits, 'time')}; validation on {len(run.splits['validation']):,}: first, then"
+        f" {count(validations, 'time')}."
+    )
+    for name, (_, padding) in _updates(run).items():
+        shapes = ", ".join(map(str, padding.lengths))
+        report.line(
+            f"Batches of {name} are padded to {shapes} tokens;"
+            f" {percent(padding.real)} of what is computed is real."
+        )
+    if run.base.corpus is not None:
+        report.line(
+            f"Before all that, the base is pretrained on {len(run.base.corpus):,} rows, once: it"
+            " is kept for later runs."
+        )
+
+
+def _updates(run: _Planned) -> dict[str, tuple[Work, Padding]]:
+    """Phase -> its updates (of fine-tuning: for one method) and how they are padded."""
+    config, workload = run.config, _workload(run)
+    classes = max(_classes(run, config.loss, method) for method in run.methods.values())
+    trainable, found = run.trainable, {}
+    for name, steps in run.steps.items():
+        if steps:
+            split = run.splits[name]
+            stream = train_stream(trainable, split, steps)
+            found[name] = workload.updates(stream, split, steps, classes, config.model.remat)
+    return found
+
+
+def _workload(run: _Planned) -> Workload:
+    return Workload(run.base.config, run.config.lora, run.config.evaluation)
+
+
+def _classes(run: _Planned, loss: LossConfig, method: MethodConfig) -> int:
+    """Logits formed at a scored position."""
+    term = method.space if method.term != "none" else None
+    options = run.splits["train"].options
+    return run.base.config.vocab_size if "vocab" in (loss.space, term) else options
+
+
+def _show_cost(report: Report, run: _Planned) -> None:
+    config, training = run.config, run.config.training
+    updates = _updates(run)
+    longest = max(length for _, padding in updates.values() for length in padding.lengths)
+    answer_tokens = max(run.splits[name].answer_tokens for name in updates)
+    dtype = config.model.jax_dtype(run.mesh)
+    shape = BatchShape(training.batch_size // training.accumulation, longest, answer_tokens)
+    memory = update_memory(
+        run.base.config,
+        run.mesh,
+        lora=config.lora,
+        shape=shape,
+        dtype=dtype,
+        classes=max(_classes(run, config.loss, method) for method in run.methods.values()),
+        remat=config.model.remat,
+        attention=config.model.attention,
+    )
+    report.section("Memory")
+    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    basis = (
+        f"{shape.examples} x {longest} tokens, {dtype.name}, remat {config.model.remat}, {devices}"
+    )
+    show_memory(report, "An update", memory, device_limit(run.mesh), basis)
+
+    tokens = float(np.mean([length for length in updates["train"][1].lengths])) * shape.examples
+    answers = config.evaluation.batch_size if run.splits["test"].is_open else None
+    rates = measure(run.base.config, run.mesh, dtype, tokens, answers)
+    show_time(report, "Time", _parts(run, updates), rates)
+
+
+def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tuple[str, Work]]:
+    """All work of the run, in its order."""
+    config, workload, splits = run.config, _workload(run), run.splits
+    nothing = Work()
+    style = updates.get("style", (nothing, None))[0]
+    between = {name: _between(run, method) for name, method in run.methods.items()}
+    tests = sum((workload.evaluating(split) for split in run.sets.values()), nothing)
+    finetuning = updates["train"][0]
+    parts = [("style adaptation", style)]
+    if run.base.corpus is not None:
+        first = pretraining(run.base.config, run.base.corpus, config.pretrain.batch_size)
+        parts.insert(0, ("pretraining of the base", first))
+    trained = finetuning * len(run.methods)
+    parts.append((f"fine-tuning ({count(len(run.methods), 'method')})", trained))
+    parts.append(("thresholds and validation", sum(between.values(), nothing)))
+    rows = len(run.methods)
+    if "sft" in run.methods and config.compare:
+        # The best epoch costs one evaluation; a temperature two, and a pass to fit it.
+        rows += 1 if splits["test"].is_open else 3
+    parts.append(("evaluation on test questions", tests * rows))
+    if "mc_dropout" in config.sampling_baselines:
+        again = config.lora.dropout == 0 or "sft" not in run.methods
+        train = (
+            finetuning + _between(run, config.as_plain_finetuning().method) if again else nothing
+        )
+        parts.append(("MC-dropout", train + tests * config.evaluation.mc_passes))
+    if "ensemble" in config.sampling_baselines:
+        alone = style + finetuning + _between(run, config.as_plain_finetuning().method)
+        members = config.ensemble_members
+        more = members - ("sft" in run.methods)
+        parts.append(("ensemble", alone * more + tests * members))
+    return parts
+
+
+def _between(run: _Planned, method: MethodConfig) -> Work:
+    """All that a method does beside updates, until its test questions."""
+    config, workload, splits = run.config, _workload(run), run.splits
+    training, total = config.training, run.steps["train"]
+    ends = training.epoch_ends(len(splits["train"]))
+    calibration = splits["calibration"]
+    fit = workload.losses(calibration)
+    if config.loss.correct == "exact_match":
+        fit += workload.answers(calibration, confidences=False)
+    adaptive = method.gate != "frozen_threshold"
+    fits = 1 + (len(pauses(training.refit_every, total, ends)) if adaptive else 0)
+    probe = EncodedSplit(splits["train"][: training.probe_rows])
+    followed = [split for split in (splits["validation"], probe) if split]
+    is_open = splits["train"].is_open
+    look = sum((workload.losses(s) if is_open else workload.scores(s) for s in followed), Work())
+    looks = 1 + len(pauses(training.validate_every, total, ends))
+    last = workload.answers(calibration, False) if is_open else workload.scores(calibration)
+    work = fit * fits + look * looks + last
+    if method.gate == "frozen_labels":
+        work += workload.losses(splits["train"])
+    return work

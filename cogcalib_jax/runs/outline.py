@@ -1,0 +1,77 @@
+"""A base model without its weights: what it is made of, and how it writes text as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
+from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import abstract_decoder
+from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.runs.assemble import load_base_tokenizer
+from cogcalib_jax.training.pretrain import (
+    CONTEXT,
+    PretrainConfig,
+    base_architecture,
+    base_place,
+    corpus_ids,
+)
+from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_config import read_config
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a base before its weights are."""
+
+    name: str
+    config: DecoderConfig
+    tokenizer: PreTrainedTokenizerBase
+    corpus: list[list[int]] | None = None
+    """token ids of the world that a run would pretrain it on first; None where it is there"""
+
+    def model(self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh) -> SplitModel:
+        """Its structure with an adapter, and shapes in place of arrays.
+
+        Raises UserError as loading does for a mesh that cannot cut it, and an attention kernel
+        that the mesh cannot run.
+        """
+        require_cut(self.config, mesh)
+        graphdef, abstract = abstract_decoder(
+            self.config, lora, config.jax_dtype(mesh), mesh, attention=config.attention
+        )
+        _, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
+        return SplitModel(graphdef, frozen)
+
+
+def outline_base(
+    model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
+) -> Outline:
+    """The base of a run, of which only config.json and the tokenizer are read; a world's that was
+    not built yet stays unbuilt, for its shape follows from the config.
+
+    Raises UserError as reading them for a run does.
+    """
+    if model.path is not None:
+        return _stored(model.path, model.path)
+    made, _, folder = base_place(data.world, pretrain, seed)
+    if folder.is_dir():
+        return _stored("the world's base, which is built already", str(folder))
+    tokenizer = build_tokenizer(made.config)
+    return Outline(
+        "the world's base, which is not built yet",
+        base_architecture(pretrain, tokenizer),
+        tokenizer_in_memory(made.config, CONTEXT),
+        corpus_ids(made, tokenizer),
+    )
+
+
+def _stored(name: str, path: str) -> Outline:
+    return Outline(name, read_config(path), load_base_tokenizer(path))

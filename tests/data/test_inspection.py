@@ -1,0 +1,121 @@
+"""What is said of rows before training, counted by hand."""
+
+import pytest
+
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import Example
+from cogcalib_jax.data.inspection import (
+    Overlap,
+    cut_rows,
+    fed_text,
+    labels,
+    lengths,
+    near_overlaps,
+    overlaps,
+    references,
+    repeated,
+    show_cut,
+)
+from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.world_tokenizer import save_tokenizer, tokenizer_in_memory
+from tests.runs.small_base import WORLD
+
+PLAYS = ("banjo", "cello", "drums", "flute")
+
+
+def ask(question, answer=0, choices=PLAYS, **more):
+    return Example(id=question, question=question, choices=choices, answer=answer, **more)
+
+
+def test_positions_and_chance():
+    rows = [ask("a", 0), ask("b", 0), ask("c", 2), ask("d", 1, ("x", "y"))]
+    found = labels(rows)
+    assert found.options == {2: 1, 4: 3}
+    assert found.shares == (0.5, 0.25, 0.25, 0.0)
+    assert found.commonest == 0
+    assert found.chance == pytest.approx((0.25 * 3 + 0.5) / 4)
+
+
+def test_references_are_counted_without_case():
+    rows = [
+        ask(str(i), 0, (aliases[0],), aliases=aliases)
+        for i, aliases in enumerate([("Oslo",), ("oslo", "Oslo city", "Kristiania"), ("Lima",)])
+    ]
+    found = references(rows)
+    assert (found.fewest, found.most, found.commonest) == (1, 3, "oslo")
+    assert found.mean == pytest.approx(5 / 3)
+    assert found.share == pytest.approx(2 / 3)
+
+
+def test_equal_and_nearly_equal_questions():
+    train = [ask("Who plays?"), ask("Who works?"), ask("Who sings?")]
+    test = [
+        ask("who  PLAYS?", choices=PLAYS[::-1]),
+        ask("Who works!"),
+        ask("Who sings?", choices=("one", "two")),
+        ask("Who studies?"),
+    ]
+    assert overlaps({"train": train, "test": test}) == [Overlap("train", "test", 1, "who  PLAYS?")]
+    assert near_overlaps({"train": train}, test) == [test[1], test[2]]
+    assert repeated([*train, test[0], train[1]]) == 2
+    assert repeated(train) == 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_in_memory(WORLD, 64)
+
+
+def test_the_worlds_tokenizer_without_files_is_the_stored_one(tokenizer, tmp_path):
+    save_tokenizer(WORLD, tmp_path, 64)
+    stored = load_tokenizer(tmp_path)
+    text = "question where was Ada born ? answer lisbon"
+    assert tokenizer(text)["input_ids"] == stored(text)["input_ids"]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == stored.decode(
+        stored(text)["input_ids"]
+    )
+    assert tokenizer.get_vocab() == stored.get_vocab()
+    assert (tokenizer.model_max_length, tokenizer.padding_side, tokenizer.eos_token) == (
+        stored.model_max_length,
+        stored.padding_side,
+        stored.eos_token,
+    )
+
+
+def encode(rows, tokenizer, **fields):
+    config = DataConfig(task="custom", path="rows", prompt="cloze", **fields)
+    return encode_split("test", rows, tokenizer, config)[0], config
+
+
+def test_lengths_are_of_prompts_with_their_option(tokenizer):
+    """BOS, the words of the question, one word of answer."""
+    questions = ["Ada plays the", "Ada performs on the", "Ada", "Ada performs on the piano and"]
+    split, _ = encode([ask(question) for question in questions], tokenizer)
+    found = lengths(split)
+    assert (found.shortest, found.median, found.longest) == (3, 5.5, 8)
+    assert found.p95 == pytest.approx(6 + 0.85 * 2)
+
+
+def test_a_cut_passage_is_found_and_shown(tokenizer):
+    """14 tokens hold BOS, three words of the question, the answer, "..." and eight of passage: with
+    four of them on either side, "lisbon" to "lima" and "harp" to "violin"."""
+    passage = (
+        "lisbon oslo cairo lima kyoto quebec nairobi perth banjo cello drums flute harp piano"
+        " trumpet violin"
+    )
+    split, _ = encode(
+        [ask("Ada plays the", passage=passage), ask("Boris plays the", passage="lima")],
+        tokenizer,
+        max_length=14,
+    )
+    assert [row.id for row in cut_rows(split)] == ["Ada plays the"]
+    cut = show_cut(split[0], 12)
+    assert cut.id == "Ada plays the"
+    assert cut.beginning == "lisbon oslo "
+    assert cut.before == " cairo lima "
+    assert cut.after == "... harp pia"
+
+
+def test_the_text_that_is_fed_shows_what_is_invisible(tokenizer):
+    split, config = encode([ask("Ada plays the", 1, passage="lima")], tokenizer)
+    assert fed_text(split[0], tokenizer, config) == "<s>lima⏎\nAda plays the▶ cello"
