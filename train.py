@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cogcalib_jax.configlib import load_config
+from cogcalib_jax.distributed import is_main
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> None:
         print(dry_run_training(config, loaded.preset.stem))
         return
     folder = train_run(config, loaded.preset.stem, argv)
-    print(write_report(folder))
+    if is_main():
+        print(write_report(folder))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cogcalib_jax.configlib import check
@@ -203,3 +204,11 @@ def replicate(mesh: Mesh, value: Any) -> jax.Array:
     everywhere = NamedSharding(mesh, PartitionSpec())
     # Not device_put: of several processes that compares the values first, at every call.
     return jax.make_array_from_callback(value.shape, everywhere, lambda index: value[index])
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A global array as numpy, in every process; all processes ask for the same ones in the same
+    order."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

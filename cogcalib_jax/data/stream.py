@@ -69,6 +69,10 @@ class TrainStream:
         longest = int(self._lengths[self.rows(step)].max())
         return min(bucket for bucket in self.buckets if bucket >= longest)
 
+    def real_tokens(self, step: int) -> int:
+        """Tokens that the rows of the batch of `step` have, padding left out."""
+        return int(self._lengths[self.rows(step)].sum())
+
     def batch(self, step: int, part: Sequence[int] | None = None) -> Batch:
         """The batch of `step`, or those of its rows that `part` (positions in it) names: what one
         host of several holds."""

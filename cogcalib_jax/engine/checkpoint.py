@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cogcalib_jax.configlib import check
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.sharding import fetch
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class CheckpointConfig:
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
-    """SHA-256 of every leaf's dtype, shape and bytes, by path."""
+    """SHA-256 of every leaf's dtype, shape and bytes, by path.
+
+    Of several processes, each gathers a leaf at a time and works out the same sums: what a leaf
+    holds does not depend on where its parts lie. Leaves are LoRA parameters and their moments, so
+    that is little.
+    """
     checksums = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = fetch(leaf)
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
         checksums[jax.tree_util.keystr(path)] = digest.hexdigest()

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.packing import PackedBatch
 from cogcalib_jax.engine.step import SplitModel
-from cogcalib_jax.sharding import shard_batch
+from cogcalib_jax.sharding import fetch, shard_batch
 
 
 class SplitPass:
@@ -75,13 +74,6 @@ class SplitPass:
 
 def _fetch_real(output: Any, keep: np.ndarray) -> Any:
     return jax.tree.map(lambda x: fetch(x)[keep], output)
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """A possibly multi-host array as numpy on every host."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:

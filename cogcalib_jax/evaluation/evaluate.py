@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.metrics import summarize
@@ -73,6 +74,7 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
+@main_only
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `path` whole or not at all; NaN is refused (a metric without a value is null)."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from cogcalib_jax.data.batching import length_buckets
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.data.tokenization import answer_stop
+from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -218,4 +219,11 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: str) -> frozenset[int]
 
 
 def _bar(answers: int) -> tqdm:
-    return tqdm(total=answers, desc="answering", unit="answer", delay=QUIET_SECONDS, leave=False)
+    return tqdm(
+        total=answers,
+        desc="answering",
+        unit="answer",
+        delay=QUIET_SECONDS,
+        leave=False,
+        disable=not is_main(),
+    )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.distributed import main_only
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def write_predictions(path: Path, predictions: Predictions, encoded: Sequence[En
     write_rows(path, prediction_rows(predictions, encoded))
 
 
+@main_only
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines, `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from tqdm import tqdm
 
 from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.distributed import is_main
 
 QUIET_SECONDS = 3.0
 """A pass shorter than this shows nothing."""
@@ -19,7 +20,14 @@ def watched(batches: Iterable[Batch], questions: int, sequences: int) -> Iterato
     one. A batch counts as done when the next one is asked for.
     """
     done = 0.0
-    bar = tqdm(total=questions, desc="scoring", unit="question", delay=QUIET_SECONDS, leave=False)
+    bar = tqdm(
+        total=questions,
+        desc="scoring",
+        unit="question",
+        delay=QUIET_SECONDS,
+        leave=False,
+        disable=not is_main(),
+    )
     with bar:
         for batch in batches:
             yield batch

@@ -20,7 +20,7 @@ from flax import nnx
 from cogcalib_jax.configlib import check
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder, KVCache
-from cogcalib_jax.sharding import batch_parts, shard_batch
+from cogcalib_jax.sharding import batch_parts, fetch, shard_batch
 
 SHORTEST_BUCKET = 16
 
@@ -92,20 +92,19 @@ def generate(
     ends = np.zeros(decoder.config.vocab_size, bool)
     ends[[*decoder.config.eos_token_ids, *stop]] = True
     graphdef, state = nnx.split(decoder)
-    tokens, logprobs, counts = jax.device_get(
-        _generate(
-            graphdef,
-            sampling.max_new_tokens,
-            _choice(sampling),
-            state,
-            *inputs,
-            ends,
-            # A greedy run never divides by it.
-            np.float32(sampling.temperature or 1.0),
-            np.float32(sampling.top_p),
-            jax.random.key(seed),
-        )
+    generated = _generate(
+        graphdef,
+        sampling.max_new_tokens,
+        _choice(sampling),
+        state,
+        *inputs,
+        ends,
+        # A greedy run never divides by it.
+        np.float32(sampling.temperature or 1.0),
+        np.float32(sampling.top_p),
+        jax.random.key(seed),
     )
+    tokens, logprobs, counts = map(fetch, generated)
     return [
         Generated(tuple(tokens[row, :n].tolist()), tuple(logprobs[row, :n].tolist()))
         for row, n in enumerate(counts[: len(prompts)])

@@ -6,16 +6,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.configlib import to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.distributed import (
+    DistributedConfig,
+    is_main,
+    main_only,
+    require_agreement,
+    start_processes,
+)
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
@@ -34,6 +43,10 @@ from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 
 
+AnyConfig = TypeVar("AnyConfig")
+
+
+@main_only
 def say(text: str) -> None:
     """A line for the person who watches; results go to stdout, progress to stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -44,6 +57,18 @@ def show_note(text: str) -> None:
     say(f"   note: {text}")
 
 
+def with_processes(config: AnyConfig) -> AnyConfig:
+    """Meet the other processes, before anything else; `config` without how they found one another,
+    which is no part of what they do.
+
+    config: of a run or an evaluation. Raises UserError where the processes were given other ones.
+    """
+    start_processes(config.distributed)
+    config = replace(config, distributed=DistributedConfig())
+    require_agreement("config", lambda: to_dict(config))
+    return config
+
+
 def base_path(
     model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
 ) -> str | Path:
@@ -51,7 +76,8 @@ def base_path(
     if model.path is not None:
         return model.path
     say("== The base: a small Llama that has read about a made-up world")
-    return ensure_base(data.world, pretrain, seed)
+    # Every process makes it, for there is nothing else to do; the first one's is kept.
+    return ensure_base(data.world, pretrain, seed, progress=is_main())
 
 
 def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:

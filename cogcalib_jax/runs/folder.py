@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.configlib import to_yaml
+from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 
 DEFAULT_ROOT = Path("runs")
@@ -19,6 +20,10 @@ def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
     Asked for before anything slow. Raises UserError when the folder holds something already and
     `resume` is not set, or when there is nothing to resume.
     """
+    return Path(from_main(lambda: str(_choose(run_dir, name, resume))))
+
+
+def _choose(run_dir: str | None, name: str, resume: bool) -> Path:
     if run_dir is None:
         folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
     else:
@@ -39,14 +44,19 @@ def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
 
 def make_folder(folder: Path) -> None:
     """Make a chosen folder; UserError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be created ({error.strerror}); choose another"
-        ) from error
+
+    def make() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be created ({error.strerror}); choose another"
+            ) from error
+
+    from_main(make)
 
 
+@main_only
 def write_config(folder: Path, config: Any) -> None:
     """`config.yaml`: every field, resolved; `--config` repeats the run with it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +66,10 @@ def write_config(folder: Path, config: Any) -> None:
 def original_command(folder: Path, program: str, argv: list[str]) -> str:
     """The command that started the run in `folder`, kept there so that a resumed run reports it."""
     file = folder / "command.txt"
-    if not file.is_file():
-        file.write_text(shlex.join(["python", program, *argv]) + "\n", encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()
+
+    def kept() -> str:
+        if not file.is_file():
+            file.write_text(shlex.join(["python", program, *argv]) + "\n", encoding="utf-8")
+        return file.read_text(encoding="utf-8").strip()
+
+    return from_main(kept)

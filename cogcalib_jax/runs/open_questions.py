@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.distributed import from_main
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
@@ -46,7 +47,7 @@ def open_predictor(
 
 def stored_calibrators(adapter: Path) -> Calibrators:
     """Those that were fitted when the adapter was made."""
-    stored = read_calibration(adapter)
+    stored = from_main(lambda: read_calibration(adapter))
     answers = None if stored is None else stored.get("open_answers")
     return NO_CALIBRATORS if answers is None else from_json(answers["calibrators"])
 

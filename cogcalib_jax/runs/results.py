@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
@@ -65,6 +66,11 @@ def write_results(
     (protocol,) = {encoded.protocol for encoded in sets.values()}
     made = provenance(seed, hashes, protocol) | ({"weights": dict(weights)} if weights else {})
     write_json(folder / FILE, results | {"provenance": made | {"command": command}})
+    _forget_partial(folder)
+
+
+@main_only
+def _forget_partial(folder: Path) -> None:
     (folder / PARTIAL).unlink(missing_ok=True)
 
 
@@ -124,9 +130,9 @@ def _finished(
 ) -> dict[str, Any]:
     """Task -> numbers of what an interrupted evaluation finished."""
     file = folder / PARTIAL
-    if not file.is_file():
+    results = from_main(lambda: _read(file) if file.is_file() else {})
+    if not results:
         return {}
-    results = json.loads(file.read_text(encoding="utf-8"))
     require_same_origin(folder, results.pop("provenance"), hashes, weights)
     return results
 
@@ -152,15 +158,19 @@ def require_same_origin(
 
 def has_results(folder: Path) -> bool:
     """Whether an evaluation of `folder` was finished."""
-    return (folder / FILE).is_file()
+    return from_main((folder / FILE).is_file)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Task -> metrics of a finished evaluation."""
-    results = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    results = from_main(lambda: _read(folder / FILE))
     return {task: metrics for task, metrics in results.items() if task != "provenance"}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Where the numbers of a finished evaluation came from."""
-    return json.loads((folder / FILE).read_text(encoding="utf-8"))["provenance"]
+    return from_main(lambda: _read(folder / FILE))["provenance"]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -7,16 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+from cogcalib_jax.distributed import main_only
+
 
 class Journal:
     """One file of JSON objects, each with a `step`, one a line."""
 
     def __init__(self, path: Path):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
+    @main_only
     def write(self, **record: Any) -> None:
         line = json.dumps({key: _finite(value) for key, value in record.items()})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -27,11 +30,14 @@ class Journal:
         text = self.path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
+    @main_only
     def cut_to(self, step: int) -> None:
         """Drop what was written after `step`: a resumed run writes it again."""
         self.replace([record for record in self.read() if record["step"] <= step])
 
+    @main_only
     def replace(self, records: list[dict[str, Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
         partial.replace(self.path)

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
+from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
 from cogcalib_jax.engine.step import (
     SplitModel,
@@ -38,7 +39,7 @@ from cogcalib_jax.engine.step import (
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.objective import GateInputs
-from cogcalib_jax.sharding import length_multiple, shard_batch
+from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.config import TrainingConfig, make_optimizer
 from cogcalib_jax.training.journal import Journal
 
@@ -60,7 +61,7 @@ class Trainable:
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""
-        return jax.device_put(np.float32(value), NamedSharding(self.mesh, PartitionSpec()))
+        return replicate(self.mesh, np.float32(value))
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ def begin(
     return Progress(
         state=init_state(lora, optimizer, trainable.mesh),
         threshold=trainable.scalar(threshold),
-        labels=jax.device_put(
-            labels.astype(np.float32), NamedSharding(trainable.mesh, PartitionSpec())
-        ),
+        labels=replicate(trainable.mesh, labels.astype(np.float32)),
         best_lora=jax.tree.map(jnp.copy, lora),
         best_nll=trainable.scalar(float("inf")),
         best_step=trainable.scalar(0),
@@ -149,12 +148,14 @@ def run_phase(
     stream = train_stream(trainable, phase.encoded, phase.steps)
     log = _StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
-    key = jax.device_put(key, NamedSharding(trainable.mesh, PartitionSpec()))
+    key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
     labels = np.asarray(progress.labels)
     weight = trainable.scalar(phase.method.weight)
     steps = range(start, phase.steps)
     batches = prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps)
-    bar = tqdm(total=phase.steps, initial=start, desc=phase.title, unit="step")
+    bar = tqdm(
+        total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
+    )
     with bar:
         for step, (tokens, batch, batch_labels) in zip(steps, batches, strict=True):
             gate = GateInputs(progress.threshold, weight)
@@ -216,13 +217,15 @@ def micro_batches(
     trainable: Trainable, stream: TrainStream, step: int, labels: np.ndarray
 ) -> tuple[int, Batch, jax.Array]:
     """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
-    how many real tokens it reads."""
-    training = trainable.training
-    batch = stream.batch(step)
+    how many real tokens it reads. Of several processes, each makes the rows its devices hold."""
+    accumulation = trainable.training.accumulation
+    size = trainable.training.batch_size // accumulation
+    part = local_part(trainable.mesh, size)
+    batch = stream.batch(step, (size * np.arange(accumulation)[:, None] + part.rows).ravel())
     # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
-    split = (training.accumulation, training.batch_size // training.accumulation)
+    split = (accumulation, len(part.rows))
     tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))
-    return int(batch.lengths.sum()), *shard_batch(trainable.mesh, tree, batch_axis=1)
+    return stream.real_tokens(step), *shard_batch(trainable.mesh, tree, batch_axis=1, part=part)
 
 
 class _StepLog:

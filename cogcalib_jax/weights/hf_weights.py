@@ -27,6 +27,7 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
 from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hf_config import read_config, to_hf
 from cogcalib_jax.weights.hub import model_folder
@@ -180,12 +181,13 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
 
 
 def host_tensors(state: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters under their checkpoint names, one layer at a time."""
+    """Parameters under their checkpoint names, one layer at a time; gathered where processes hold
+    parts of them."""
     for path, leaf in nnx.to_flat_state(state):
         array = leaf.get_value()
         names = tensor_names(path, layers)
         if path[0] != "layers":
-            yield names[0], np.asarray(array)
+            yield names[0], fetch(array)
             continue
         for layer, name in enumerate(names):
-            yield name, np.asarray(array[layer])
+            yield name, fetch(array[layer])

@@ -14,11 +14,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import ALL_LINEAR, LAYER_PROJECTIONS, LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
+from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hf_weights import host_tensors, read_parameter, tensor_names
 from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, read_header
@@ -63,6 +65,7 @@ def save_adapter(
 
     lora_config: what the decoder was built with. base_name: the Hub id or folder of the base, for
     the reader of the file. An adapter already in `folder` is replaced; it is never half-written.
+    Of several processes all call this, and the main one writes.
     """
     if decoder.lora != lora_config:
         raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
@@ -85,7 +88,12 @@ def save_adapter(
         f"{PREFIX}{name}.weight": np.ascontiguousarray(array)
         for name, array in host_tensors(state, decoder.config.num_layers)
     }
-    with whole_folder(Path(folder), replace=True) as building:
+    _write(Path(folder), raw, tensors)
+
+
+@main_only
+def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    with whole_folder(folder, replace=True) as building:
         text = json.dumps(raw, indent=2) + "\n"
         (building / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -167,7 +175,7 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     def own(module: str) -> np.ndarray:
         tied = decoder.config.tie_word_embeddings
         weight = (decoder.embed_tokens if tied else getattr(decoder, module)).weight
-        return np.asarray(weight[...].astype(jnp.float32))
+        return fetch(weight[...].astype(jnp.float32))
 
     require_same_base(folder, own)
 
