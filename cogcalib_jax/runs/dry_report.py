@@ -328,8 +328,8 @@ def show_time(
         f" model's shape ({rows} x {width} x {inner}) reached just now. Attention, norms, data and"
         f" whatever else runs here are not in that: expect {FACTOR[0]} to {FACTOR[1]} times as"
         f" long on a machine that does nothing else, {duration(FACTOR[0] * together)} to"
-        f" {duration(FACTOR[1] * together)}, and for each compiled shape some seconds (small models)"
-        " to minutes (large ones) once."
+        f" {duration(FACTOR[1] * together)}, and once for each compiled shape some seconds (small"
+        " models) to minutes (large ones)."
     )
 
 
