@@ -13,7 +13,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.experiments.peak import Peak, peak_flops
 from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired_ratio
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.objective import GateInputs
@@ -95,7 +96,7 @@ def bench_train(argv: list[str], default_preset: Path) -> str:
         description=__doc__,
         default_preset=default_preset,
     )
-    _refuse_meaningless(loaded)
+    refuse_meaningless(loaded, REFUSED)
     file = None if loaded.config.json is None else Path(loaded.config.json)
     if file is not None:
         require_writable(file)
@@ -106,10 +107,11 @@ def bench_train(argv: list[str], default_preset: Path) -> str:
     return as_text(table(figures))
 
 
-def _refuse_meaningless(loaded: Loaded[TrainBenchConfig]) -> None:
-    for path in sorted(loaded.explicit & REFUSED.keys()):
+def refuse_meaningless(loaded: Loaded[Any], refused: Mapping[str, str]) -> None:
+    """Options of a run that mean nothing for a benchmark, each with what to write instead."""
+    for path in sorted(loaded.explicit & refused.keys()):
         option = "--" + path.replace("_", "-")
-        raise UserError(f"command line: {option} has no meaning for a benchmark; {REFUSED[path]}")
+        raise UserError(f"command line: {option} has no meaning for a benchmark; {refused[path]}")
 
 
 def require_writable(file: Path) -> None:
@@ -146,7 +148,7 @@ class Measured(NamedTuple):
 
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; see `_figures`."""
-    run = config.run_config()
+    run, phases = config.run_config(), Phases()
     require_even_batches(run)
     base = base_path(run.model, run.data, run.pretrain, run.seed)
     say(f"== Data and model: {run.data.task} with {base}")
@@ -154,7 +156,9 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     require_options_space(run, splits)
     assembled = assemble_model(run, run.lora, base)
     trainable = make_trainable(run, assembled)
+    phases.end("loading")
     prepared = _prepare(run, trainable, splits["train"], assembled.decoder.config, config.steps)
+    phases.end("batches")
     shapes = {p.batch.input_ids.shape: p for p in prepared}
 
     steppers, compile_s = {}, {}
@@ -163,17 +167,21 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
         steppers[name] = _stepper(trainable, method, assembled.lora)
         compile_s[name] = sum(_first_call(steppers[name], one) for one in shapes.values())
     steppers[CONTROL] = steppers[BASE]
+    phases.end("compiling")
 
     say(f"== {config.steps} rounds of single steps: {', '.join(steppers)}")
     work = {
         name: lambda number, take=step: take(prepared[number]) for name, step in steppers.items()
     }
     seconds = interleave(work, config.steps, warmup=WARMUP, seed=run.seed)
+    phases.end("steps")
     control = seconds.pop(CONTROL)
+    peak = peak_flops(assembled.mesh, assembled.decoder.dtype)
     measured = {name: Measured(times, compile_s[name]) for name, times in seconds.items()}
     data = {run.data.task: data_hash(splits["train"])}
     return (
-        _figures(measured, control, prepared[WARMUP:], run.training.batch_size)
+        _figures(measured, control, prepared[WARMUP:], run.training.batch_size, peak)
+        | {"phases": phases.ended, "peak_host_bytes": _peak_host_bytes()}
         | {"shapes": sorted(list(shape) for shape in shapes)}
         | provenance(run.seed, data)
         | {"cpus": len(os.sched_getaffinity(0)), "config": to_dict(config)}
@@ -190,9 +198,7 @@ def _prepare(
     prepared = []
     for step in range(WARMUP + steps):
         start = time.perf_counter()
-        tokens, batch, labels = jax.block_until_ready(
-            micro_batches(trainable, stream, step, known)
-        )
+        tokens, batch, labels = jax.block_until_ready(micro_batches(trainable, stream, step, known))
         seconds = time.perf_counter() - start
         flops = update_flops(
             decoder,
@@ -236,7 +242,11 @@ def _first_call(take: Callable[[Prepared], None], one: Prepared) -> float:
 
 
 def _figures(
-    measured: dict[str, Measured], control: np.ndarray, batches: list[Prepared], examples: int
+    measured: dict[str, Measured],
+    control: np.ndarray,
+    batches: list[Prepared],
+    examples: int,
+    peak: Peak,
 ) -> dict[str, Any]:
     """Medians over rounds; `..._ci95` are their bootstrap intervals. Ratios are taken within rounds
     first, so that `ratio_to_sft` is close to, but not, the ratio of two `step_ms`."""
@@ -255,6 +265,7 @@ def _figures(
             "tokens_per_s": float(np.median(tokens / seconds)),
             "padded_tokens_per_s": float(np.median(padded / seconds)),
             "model_flop_per_s": float(np.median(flops / seconds)),
+            **_with_interval("mfu", median(flops / seconds / peak.flop_per_s)),
             "compile_s": compile_s,
         }
     return {
@@ -268,8 +279,26 @@ def _figures(
             "model_flop": float(flops.mean()),
             "ms": 1e3 * float(np.median([b.seconds for b in batches])),
         },
-        "peak_host_bytes": _peak_host_bytes(),
+        "peak": peak._asdict(),
     }
+
+
+class Phases:
+    """What the parts of a measurement took, one after the other."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, dict[str, Any]] = {}
+        self._start = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """The part that began where the last one ended (or with this object) is over."""
+        now = time.perf_counter()
+        self.ended[name] = {
+            "seconds": now - self._start,
+            "peak_host_bytes": _peak_host_bytes(),
+            "peak_device_bytes": _peak_device_bytes(),
+        }
+        self._start = now
 
 
 def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
@@ -280,6 +309,13 @@ def _peak_host_bytes() -> int:
     """The most memory this process has held, loading and compiling included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+
+
+def _peak_device_bytes() -> int | None:
+    """The most memory a device has held so far; None where it keeps no account, as a CPU."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return max(peaks, default=None)
 
 
 def table(figures: dict[str, Any]) -> Table:
@@ -300,6 +336,7 @@ def table(figures: dict[str, Any]) -> Table:
                 f"{m['tokens_per_s']:,.0f}",
                 f"{m['padded_tokens_per_s']:,.0f}",
                 f"{m['model_flop_per_s'] / 1e9:,.2f}",
+                f"{100 * m['mfu']:.1f}",
                 f"{m['compile_s']:.1f}",
             )
         )
@@ -311,6 +348,7 @@ def table(figures: dict[str, Any]) -> Table:
         "real tokens\na second",
         "with padding\na second",
         "model\nGFLOP/s",
+        "MFU\n%",
         "compiling\ns",
     )
     batch = figures["batch"]
@@ -322,9 +360,21 @@ def table(figures: dict[str, Any]) -> Table:
             f"A batch: {batch['examples']} examples, {batch['tokens']:,.0f} real of"
             f" {batch['padded_tokens']:,.0f} computed tokens; making one takes {batch['ms']:.2f} ms"
             " (not in the step).",
+            f"MFU: of {figures['peak']['flop_per_s'] / 1e9:,.1f} GFLOP/s"
+            f" ({figures['peak']['source']}).",
+            "Seconds and peak memory so far: " + "; ".join(_phase_notes(figures["phases"])) + ".",
             "sft against itself, the noise of a ratio:"
-            f" {interval(figures['control'], 'ratio_to_sft', 3)}."
-            f" Peak host memory, all methods: {figures['peak_host_bytes'] / 2**20:,.0f} MiB.",
+            f" {interval(figures['control'], 'ratio_to_sft', 3)}.",
         ]
     )
     return Table(header, tuple(rows), note)
+
+
+def _phase_notes(phases: dict[str, dict[str, Any]]) -> list[str]:
+    notes = []
+    for name, one in phases.items():
+        memory = f"host {one['peak_host_bytes'] / 2**20:,.0f} MiB"
+        if one["peak_device_bytes"] is not None:
+            memory += f", device {one['peak_device_bytes'] / 2**20:,.0f} MiB"
+        notes.append(f"{name} {one['seconds']:.1f} s, {memory}")
+    return notes
