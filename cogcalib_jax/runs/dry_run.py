@@ -43,7 +43,7 @@ from cogcalib_jax.runs.dry_report import (
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.outline import Outline, outline_base
-from cogcalib_jax.runs.workload import Padding, Work, Workload, measure, pretraining
+from cogcalib_jax.runs.workload import Padding, Rates, Work, Workload, measure, pretraining
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
@@ -60,32 +60,10 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     if config.resume:
         written = config if config.compare else config.for_method(config.method.resolve())
         require_same_config(folder, written)
-    require_even_batches(config)
-    base = outline_base(config.model, config.data, config.pretrain, config.seed)
     notes: list[str] = []
-    splits = encode_splits(config.data, base.tokenizer, config.seed, notes.append)
+    run = _plan(config, notes)
+    base, splits, sets = run.base, run.splits, run.sets
     share, by = config.composition.known_share, config.composition.by
-    if share is not None and by == "world":
-        every = splits["train"]
-        splits["train"] = compose(
-            every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
-        )
-    require_options_space(config, splits)
-    require_true_labels(config, splits["train"])
-    sets = evaluation_sets(config.data, base.tokenizer, splits["test"], config.seed)
-    require_open_questions(config, splits["train"])
-    mesh = make_mesh(config.mesh)
-    model = base.model(config.lora, config.model, mesh)
-    open_predictor(
-        model,
-        base.config.max_position_embeddings,
-        Predictor(model, mesh, config.evaluation),
-        config.evaluation,
-        config.data,
-        base.tokenizer,
-        [*splits.values(), *sets.values()],
-    )
-    run = _Planned(config, base, mesh, splits, sets, model)
 
     report = Report(
         f"Dry run of {', '.join([*config.resolved_methods(), *config.sampling_baselines])} on"
@@ -149,6 +127,43 @@ class _Planned:
         """Updates of each phase; of fine-tuning, for one method."""
         training, rows = self.config.training, len(self.splits["train"])
         return {"style": training.style_updates(rows), "train": training.finetune_steps(rows)}
+
+
+def estimate_seconds(config: RunConfig) -> float:
+    """About how long `config` takes, compiling left out; what it rests on: `show_time`."""
+    run = _plan(with_own_lora(config), [])
+    updates = _updates(run)
+    rates = _rates(run, updates)
+    return sum(rates.seconds(work) for _, work in _parts(run, updates))
+
+
+def _plan(config: RunConfig, notes: list[str]) -> _Planned:
+    """Everything of a run but its weights; `notes` gets what its data had to say."""
+    require_even_batches(config)
+    base = outline_base(config.model, config.data, config.pretrain, config.seed)
+    splits = encode_splits(config.data, base.tokenizer, config.seed, notes.append)
+    share, by = config.composition.known_share, config.composition.by
+    if share is not None and by == "world":
+        every = splits["train"]
+        splits["train"] = compose(
+            every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
+        )
+    require_options_space(config, splits)
+    require_true_labels(config, splits["train"])
+    sets = evaluation_sets(config.data, base.tokenizer, splits["test"], config.seed)
+    require_open_questions(config, splits["train"])
+    mesh = make_mesh(config.mesh)
+    model = base.model(config.lora, config.model, mesh)
+    open_predictor(
+        model,
+        base.config.max_position_embeddings,
+        Predictor(model, mesh, config.evaluation),
+        config.evaluation,
+        config.data,
+        base.tokenizer,
+        [*splits.values(), *sets.values()],
+    )
+    return _Planned(config, base, mesh, splits, sets, model)
 
 
 def _show_steps(report: Report, run: _Planned) -> None:
@@ -234,10 +249,16 @@ def _show_cost(report: Report, run: _Planned) -> None:
     )
     show_memory(report, "An update", memory, device_limit(run.mesh), basis)
 
-    tokens = float(np.mean([length for length in updates["train"][1].lengths])) * shape.examples
+    show_time(report, "Time", _parts(run, updates), _rates(run, updates))
+
+
+def _rates(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Rates:
+    """Operations a second on this machine, in products as large as an update's."""
+    config, training = run.config, run.config.training
+    tokens = float(np.mean(updates["train"][1].lengths)) * training.batch_size
     answers = config.evaluation.batch_size if run.splits["test"].is_open else None
-    rates = measure(run.base.config, run.mesh, dtype, tokens, answers)
-    show_time(report, "Time", _parts(run, updates), rates)
+    dtype = config.model.jax_dtype(run.mesh)
+    return measure(run.base.config, run.mesh, dtype, tokens / training.accumulation, answers)
 
 
 def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tuple[str, Work]]:

@@ -5,6 +5,7 @@ With `compare`, every method starts from the same style-adapted model and sees t
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from cogcalib_jax.distributed import require_agreement
+from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.posthoc import fit_temperature
@@ -42,15 +43,18 @@ from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 
 
-def train_run(config: RunConfig, name: str, argv: list[str]) -> Path:
+def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
     """Train and evaluate everything `config` asks for; returns the run's folder.
 
-    name: what a default run folder is called after; argv: the command line, kept for the record.
+    name: what a default run folder is called after; argv: the command line, kept for the record;
+    style: the style folder of another run, finished and with the same `style_identity`.
     """
     config = with_processes(config)
     run = prepare(config, name, argv)
     config = run.config
     style_folder = run.folder / "style"
+    if style is not None:
+        from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
     run = _composed(run, start)
@@ -117,6 +121,12 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
+
+
+def _take_over(style: Path, folder: Path) -> None:
+    """A copy of another run's style phase, where this run has not begun its own."""
+    if style.is_dir() and not folder.exists():
+        shutil.copytree(style, folder)
 
 
 def _composed(run: Run, start: nnx.State) -> Run:

@@ -1,0 +1,55 @@
+"""Run a study: python -m cogcalib_jax.experiments configs/suites/world_quick.yaml [--seeds 0,1]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cogcalib_jax.configlib import load_config
+from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
+from cogcalib_jax.experiments.suite_plan import plan_text
+from cogcalib_jax.experiments.suite_results import write_results
+from cogcalib_jax.experiments.tune import tune
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["tune"]:
+        print(tune(argv[1:]))
+        return
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("--help", "-h")):
+        raise UserError(
+            "experiments: name a suite's YAML file first, as in python -m cogcalib_jax.experiments"
+            " configs/suites/world_quick.yaml; or the command tune"
+        )
+    suite = None if argv[0] in ("--help", "-h") else argv[0]
+    rest = argv if suite is None else ["--config", suite, *argv[1:]]
+    config = load_config(SuiteConfig, rest, prog="experiments", description=__doc__).config
+    name = Path(suite or "").stem
+    folder = Path(config.folder) if config.folder else Path("runs") / "suites" / name
+    planned = cells(config, folder)
+    if config.dry_run:
+        print(plan_text(planned))
+        return
+    failed = run_cells(planned, folder)
+    done = [cell for cell in planned if cell not in failed]
+    if not done:
+        raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
+    text = write_results(config, name, done, folder)
+    command = " ".join(["python -m cogcalib_jax.experiments", *argv])
+    if config.out is not None:
+        out = Path(config.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"    {command}\n\n{text}", encoding="utf-8")
+    print(text)
+    print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
+    if failed:
+        listed = ", ".join(cell.title for cell in failed)
+        raise UserError(
+            f"{len(failed)} of {len(planned)} cells failed: {listed}; see failure.txt in their"
+            " folders, then run the same command again"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,173 @@
+"""A study: a preset under several conditions and seeds, resumable, in one folder with one table.
+
+A cell is one condition with one seed. Its methods are a comparison (`--compare`), so they share
+base, data, style phase and first threshold; cells that differ in nothing the style phase sees share
+that phase too, and all share compiled steps through JAX's cache on disk. A finished cell is never
+run again, a half-finished one continues, and one that fails is reported and does not stop the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from cogcalib_jax.configlib import FieldError, check, load_config
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.reporting.report import write_report
+from cogcalib_jax.runs.assemble import say, with_own_lora
+from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.train import train_run
+from cogcalib_jax.training.finetune import style_identity
+
+# Compiling a step of the world takes 2 to 6 s; what takes less is not worth a file.
+MIN_COMPILE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """A grid of conditions and seeds over one preset."""
+
+    preset: str = "configs/world.yaml"
+    """the run every cell starts from"""
+    question: str = ""
+    """what the suite is to answer, in a sentence; heads its tables"""
+    compare: tuple[str, ...] = ()
+    """methods of every cell, as in train.py; none: as the preset says"""
+    conditions: tuple[str, ...] = ("as in the preset",)
+    """each a name, in quotes where it has blanks, then settings as PATH=VALUE"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
+    across: tuple[str, ...] = ()
+    """methods whose conditions are compared with the first one"""
+    folder: str | None = None
+    """where the cells and results lie; unset: runs/NAME after the suite's file"""
+    out: str | None = None
+    """Markdown file for a copy of the tables; unset: in the folder only"""
+    dry_run: bool = False
+    """list the cells with an estimate of their time, and run nothing"""
+
+    def __post_init__(self) -> None:
+        check(len(self.seeds) > 0, "seeds", "must name at least one seed")
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", "must name each seed once")
+        check(len(self.conditions) > 0, "conditions", "must name at least one condition")
+        names = [parse_condition(entry)[0] for entry in self.conditions]
+        check(len(set(names)) == len(names), "conditions", "must have a name of its own each")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition with one seed: a comparison in a folder of its own."""
+
+    condition: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    argv: tuple[str, ...]
+    """the command line of train.py that makes this very run"""
+
+    @property
+    def title(self) -> str:
+        return f"{self.condition}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "comparison.json").is_file()
+
+
+def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
+    """`"all known" composition.known_share=1` -> name and command-line words."""
+    try:
+        name, *settings = shlex.split(entry)
+    except ValueError as error:
+        raise FieldError("conditions", f"must begin with a name (got {entry!r})") from error
+    words: list[str] = []
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        check(bool(equals), "conditions", f"must have settings as PATH=VALUE (got {setting!r})")
+        words += [f"--{path}", value]
+    return name, tuple(words)
+
+
+def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
+    """Every cell, seeds of one condition together.
+
+    Raises UserError for a preset or setting that does not exist, before anything is run.
+    """
+    planned = []
+    for entry in config.conditions:
+        name, words = parse_condition(entry)
+        for seed in config.seeds:
+            place = folder / slug(name) / f"seed-{seed}"
+            argv = ["--config", config.preset]
+            if config.compare:
+                argv += ["--compare", ",".join(config.compare)]
+            # Later words win: a condition may compare other methods than the suite.
+            merged = dict(zip(argv[::2], argv[1::2], strict=True))
+            merged |= dict(zip(words[::2], words[1::2], strict=True))
+            merged |= {"--seed": str(seed), "--run-dir": str(place)}
+            argv = [word for pair in merged.items() for word in pair]
+            run = load_config(RunConfig, argv, prog="", description="").config
+            if not run.compare:
+                raise UserError(
+                    f"suite: condition {name!r} compares no methods; name them with compare (in the"
+                    " suite, in the condition as compare=sft,cols, or in the preset)"
+                )
+            planned.append(Cell(name, seed, run, place, tuple(argv)))
+    if len({cell.folder for cell in planned}) < len(planned):
+        raise UserError("suite: two conditions would have one folder; give them other names")
+    return planned
+
+
+def slug(name: str) -> str:
+    """A condition's name as that of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Run what is not finished; returns the cells that failed, each with `failure.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    failed = []
+    styles: dict[str, Path] = {}
+    with tqdm(planned, desc=folder.name, unit="cell") as bar:
+        for cell in bar:
+            bar.set_postfix_str(cell.title)
+            style_key = json.dumps(
+                style_identity(with_own_lora(cell.config).identity()), sort_keys=True
+            )
+            try:
+                _run(cell, styles.get(style_key))
+            except Exception as error:  # whatever it is: the other cells do not depend on it
+                failed.append(cell)
+                cell.folder.mkdir(parents=True, exist_ok=True)
+                (cell.folder / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                say(f"== {cell.title} failed: {error} (details: {cell.folder / 'failure.txt'})")
+            else:
+                styles.setdefault(style_key, cell.folder / "style")
+            # Compiled functions of finished cells would stay in memory.
+            jax.clear_caches()
+    return failed
+
+
+def _run(cell: Cell, style: Path | None) -> None:
+    """One cell, from where it stands; `style`: a finished style phase that is the same."""
+    if cell.finished:
+        require_same_config(cell.folder, with_own_lora(cell.config))
+        return
+    say(f"== {cell.title}, in {cell.folder}")
+    (cell.folder / "failure.txt").unlink(missing_ok=True)
+    resume = (cell.folder / "config.yaml").is_file()
+    start = time.monotonic()
+    train_run(replace(cell.config, resume=resume), cell.condition, list(cell.argv), style)
+    write_report(cell.folder)
+    with (cell.folder / "seconds.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{time.monotonic() - start:.1f}\n")

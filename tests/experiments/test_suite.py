@@ -1,0 +1,192 @@
+"""A suite: every cell once, whatever interrupts it; one table at the end."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.experiments import suite
+from cogcalib_jax.experiments.__main__ import main
+from cogcalib_jax.experiments.suite import SuiteConfig, cells, parse_condition, run_cells
+from tests.runs.small_base import arguments, write_base
+
+CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A preset whose cells take a second or two, apart from compiling."""
+    folder = tmp_path_factory.mktemp("suite")
+    words = arguments(write_base(folder / "base"), folder / "unused")
+    tree = {"compare": ["sft", "ls"]}
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        *sections, name = option[2:].replace("-", "_").split(".")
+        if name == "run_dir":
+            continue
+        level = tree
+        for section in sections:
+            level = level.setdefault(section, {})
+        level[name] = yaml.safe_load(value)
+    path = folder / "preset.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def write_suite(folder, base, **more):
+    content = {
+        "preset": str(base),
+        "question": "Which?",
+        "seeds": [0, 1],
+        "conditions": list(CONDITIONS),
+        "across": ["sft"],
+    }
+    path = folder / "quick.yaml"
+    path.write_text(yaml.safe_dump(content | more), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(preset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    out = folder / "out"
+    main([str(write_suite(folder, preset)), "--folder", str(out), "--out", str(folder / "copy.md")])
+    return folder
+
+
+def test_one_tidy_table_holds_every_cell_method_and_task(finished):
+    lines = (finished / "out" / "results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    keys = [(r["condition"], r["seed"], r["method"], r["task"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert {key[:2] for key in keys} == {(c, s) for c in ("plain", "few known") for s in (0, 1)}
+    assert {r["method"] for r in rows if r["condition"] == "few known"} >= {"sft", "sft_best_epoch"}
+    assert "ls" in {r["method"] for r in rows if r["condition"] == "plain"}
+    with (finished / "out" / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["ece"] for row in table] == [str(row["ece"]) for row in rows]
+    # The numbers are those of the cells' own files.
+    row = next(r for r in rows if r["method"] == "ls" and r["seed"] == 1)
+    own = json.loads((finished / "out" / "plain" / "seed-1" / "ls" / "eval.json").read_text())
+    assert row["nll"] == own[row["task"]]["nll"]
+
+
+def test_tables_in_markdown_set_conditions_side_by_side(finished):
+    text = (finished / "copy.md").read_text()
+    assert "python -m cogcalib_jax.experiments" in text.splitlines()[0]
+    assert "Which?" in text and "## few known" in text
+    assert "conditions against plain" in text
+    assert "few known" in text and "±" in text
+
+
+def test_cells_that_only_differ_later_share_the_style_phase(finished):
+    """Same style data, same seed: its checkpoint is copied and not trained again."""
+    out = finished / "out"
+    for seed in (0, 1):
+        first, second = (out / name / f"seed-{seed}" / "style" for name in ("plain", "few-known"))
+        journals = [(folder / "metrics.jsonl").read_text() for folder in (first, second)]
+        assert journals[0] == journals[1]  # times included: it is a copy
+
+
+def test_a_finished_suite_runs_nothing_again(finished, monkeypatch):
+    monkeypatch.setattr(suite, "train_run", lambda *_: pytest.fail("ran again"))
+    before = (finished / "out" / "results.md").read_text()
+    main([str(finished / "quick.yaml"), "--folder", str(finished / "out")])
+    assert (finished / "out" / "results.md").read_text() == before
+
+
+def test_a_cell_of_another_preset_is_refused(finished, capsys):
+    main_argv = [str(finished / "quick.yaml"), "--folder", str(finished / "out")]
+    with pytest.raises(UserError, match="cells failed"):
+        main([*main_argv, "--compare", "sft,ecp"])
+    text = (finished / "out" / "plain" / "seed-0" / "failure.txt").read_text()
+    assert "compare" in text
+    capsys.readouterr()
+
+
+def planned(preset, folder, **more):
+    config = SuiteConfig(preset=str(preset), conditions=CONDITIONS, seeds=(0,), **more)
+    return cells(config, folder)
+
+
+def fake_run(config, name, argv, style):
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("")
+    (folder / "style").mkdir(exist_ok=True)
+    (folder / "comparison.json").write_text("{}")
+
+
+def test_a_failing_cell_is_reported_and_the_others_go_on(preset, tmp_path, monkeypatch):
+    def run(config, *rest):
+        if config.composition.known_share is None:
+            raise RuntimeError("no power")
+        fake_run(config, *rest)
+
+    monkeypatch.setattr(suite, "train_run", run)
+    monkeypatch.setattr(suite, "write_report", lambda folder: "")
+    plan = planned(preset, tmp_path)
+    (failed,) = run_cells(plan, tmp_path)
+    assert failed.condition == "plain"
+    assert "no power" in (failed.folder / "failure.txt").read_text()
+    assert [cell.finished for cell in plan] == [False, True]
+
+
+def test_an_interrupted_cell_is_resumed(preset, tmp_path, monkeypatch):
+    plan = planned(preset, tmp_path)
+    seen = []
+
+    def run(config, *rest):
+        seen.append(config.resume)
+        if len(seen) == 1:
+            Path(config.run_dir).mkdir(parents=True)
+            (Path(config.run_dir) / "config.yaml").write_text("")
+            raise KeyboardInterrupt
+        fake_run(config, *rest)
+
+    monkeypatch.setattr(suite, "train_run", run)
+    monkeypatch.setattr(suite, "write_report", lambda folder: "")
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(plan, tmp_path)
+    assert run_cells(plan, tmp_path) == []
+    assert seen == [False, True, False]
+
+
+def test_the_plan_lists_cells_and_runs_nothing(finished, capsys):
+    main([str(finished / "quick.yaml"), "--folder", str(finished / "new"), "--dry-run", "true"])
+    text = capsys.readouterr().out
+    assert text.count("to do") == 4 and "min" in text
+    assert not (finished / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "wanted"),
+    [
+        ("plain", ("plain", ())),
+        ("'two words' a.b=1 c=x=y", ("two words", ("--a.b", "1", "--c", "x=y"))),
+    ],
+)
+def test_conditions_are_a_name_and_settings(entry, wanted):
+    assert parse_condition(entry) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conditions": ["a", "a"]}, "conditions"),
+        ({"conditions": ["a b"]}, "PATH=VALUE"),
+        ({"conditions": ["a nothing.like=1"]}, "nothing"),
+        ({"conditions": ["a lora.rank=much"]}, "rank"),
+        ({"conditions": ["a/b", "a-b"]}, "one folder"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"preset": "nowhere.yaml"}, "nowhere.yaml"),
+    ],
+)
+def test_mistakes_in_a_suite_are_found_before_anything_runs(preset, tmp_path, change, message):
+    path = write_suite(tmp_path, preset, **change)
+    with pytest.raises(UserError, match=message):
+        main([str(path), "--folder", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
