@@ -1,4 +1,5 @@
-"""Measure what runs cost: `train` times each method's training step, `load` reads a checkpoint."""
+"""What runs cost: `train` times each method's training step, `load` reads a checkpoint, `plan`
+compiles a step for accelerators that are not here."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from pathlib import Path
 
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.experiments.bench_load import bench_load
+from cogcalib_jax.experiments.bench_plan import bench_plan
 from cogcalib_jax.experiments.bench_train import bench_train
 
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
 COMMANDS: dict[str, Callable[[list[str]], str]] = {
     "train": partial(bench_train, default_preset=DEFAULT_PRESET),
     "load": bench_load,
+    "plan": partial(bench_plan, default_preset=DEFAULT_PRESET),
 }
 
 

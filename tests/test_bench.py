@@ -97,6 +97,8 @@ def test_figures_belong_together(measured):
             assert 0 < low <= figures[name] <= high
         assert 0 < figures["tokens_per_s"] <= figures["padded_tokens_per_s"]
         assert figures["model_flop_per_s"] > 0
+        mfu = figures["model_flop_per_s"] / measured["peak"]["flop_per_s"]
+        assert figures["mfu"] == pytest.approx(mfu) and 0 < mfu < 1.5
 
 
 def test_a_batch_is_described_by_what_it_holds(measured):
@@ -112,6 +114,20 @@ def test_a_batch_is_described_by_what_it_holds(measured):
     assert 8 * attention <= per_token <= 10 * attention
 
 
+def test_the_peak_is_measured_where_no_maker_publishes_it(measured):
+    assert measured["peak"]["flop_per_s"] > 1e6
+    assert "float32 matrices, timed here" in measured["peak"]["source"]
+
+
+def test_parts_of_the_measurement_are_told_apart(measured):
+    phases = measured["phases"]
+    assert list(phases) == ["loading", "batches", "compiling", "steps"]
+    peaks = [phase["peak_host_bytes"] for phase in phases.values()]
+    assert peaks == sorted(peaks) and peaks[-1] <= measured["peak_host_bytes"]
+    assert all(phase["seconds"] > 0 for phase in phases.values())
+    assert all(phase["peak_device_bytes"] is None for phase in phases.values())
+
+
 def test_where_figures_come_from_is_written_beside_them(measured):
     assert measured["device"] == "cpu" and measured["devices"] == 8
     assert {"jax", "flax", "cogcalib-jax"} <= measured["versions"].keys()
@@ -121,11 +137,12 @@ def test_where_figures_come_from_is_written_beside_them(measured):
 
 
 def test_the_table_shows_every_method(measurement):
-    *_, line, sft, cols, _, _, noise = measurement.table
+    *_, line, sft, cols, _, _, mfu, phases, noise = measurement.table
     assert set(line) == {"-", " "}
     assert [row.split()[0] for row in (sft, cols)] == ["sft", "cols"]
     assert f"{measurement.figures['methods']['cols']['step_ms']:.2f}" in cols
     assert "noise of a ratio" in noise
+    assert mfu.startswith("MFU: of ") and "loading" in phases
 
 
 def test_options_of_several_tokens_are_measured_too(preset, tmp_path, capsys):
@@ -144,7 +161,10 @@ def test_options_of_several_tokens_are_measured_too(preset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([], "a command is missing; write python bench.py COMMAND (allowed: train, load)"),
+        (
+            [],
+            "a command is missing; write python bench.py COMMAND (allowed: train, ",
+        ),
         (["run"], "'run' is no command"),
         (["train", "--methods", "sft,magic"], "methods = sft,magic: must be of sft, ls"),
         (["train", "--methods", "cols,cols=0.1"], "must name each method once"),
