@@ -134,8 +134,7 @@ def slug(name: str) -> str:
 def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
     """Run what is not finished; returns the cells that failed, each with `failure.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    share_compiled_steps(folder / "compiled")
     failed = []
     styles: dict[str, Path] = {}
     with tqdm(planned, desc=folder.name, unit="cell") as bar:
@@ -156,6 +155,12 @@ def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
             # Compiled functions of finished cells would stay in memory.
             jax.clear_caches()
     return failed
+
+
+def share_compiled_steps(folder: Path) -> None:
+    """Keep what XLA compiles in `folder`, for later cells and later processes."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
 
 def _run(cell: Cell, style: Path | None) -> None:

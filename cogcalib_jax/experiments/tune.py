@@ -25,6 +25,7 @@ import numpy as np
 from cogcalib_jax.configlib import check, load_config, to_yaml
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.suite_results import mean_sd
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.metrics import ece
@@ -113,6 +114,7 @@ def tune(argv: list[str]) -> str:
     )
     config, name = loaded.config, loaded.preset.stem
     folder = Path(config.out) if config.out else Path("runs") / f"tune-{name}"
+    share_compiled_steps(folder / "compiled")
     found: Found = {}
     for seed in config.seeds:
         for epochs in config.epochs or (config.training.epochs,):
