@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cogcalib_jax.distributed import from_main, is_main
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.answer import answer_questions
 from cogcalib_jax.runs.dry_eval import dry_run_evaluation
@@ -22,7 +23,10 @@ def main(argv: list[str]) -> None:
     elif config.predictions is not None:
         print(evaluation_text(config, score_predictions(config, argv)))
     else:
-        print(evaluation_text(config, evaluate_run(config, argv)))
+        folder = evaluate_run(config, argv)
+        text = from_main(lambda: evaluation_text(config, folder))
+        if is_main():
+            print(text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cogcalib_jax.configlib import load_config
-from cogcalib_jax.distributed import is_main
+from cogcalib_jax.distributed import from_main, is_main
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
@@ -26,8 +26,9 @@ def main(argv: list[str]) -> None:
         print(dry_run_training(config, loaded.preset.stem))
         return
     folder = train_run(config, loaded.preset.stem, argv)
+    report = from_main(lambda: write_report(folder))
     if is_main():
-        print(write_report(folder))
+        print(report)
 
 
 if __name__ == "__main__":

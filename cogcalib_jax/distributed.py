@@ -3,8 +3,8 @@
 All of them execute the same program on the same config and the same files, so they take the same
 decisions, meet in the same collective operations, and fail alike. What happens once (choosing a
 folder, writing, printing) the main process does alone: functions that only write are `main_only`,
-and what is read from files that a run writes comes `from_main`. A process that dies is noticed by
-JAX's coordination service, which ends the others.
+and what is read from files that a run writes comes `from_main`. Where a process ends alone, the
+others wait in their next collective until JAX's coordination service ends them, within minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ Result = TypeVar("Result")
 
 # How long processes wait for one that works alone: long, since a dead one is noticed by heartbeats.
 WAIT_SECONDS = 3600
+# A process that ends waits this long for the others, then all are ended: one failed alone.
+ENDING_SECONDS = 60
 _barriers = count()
+_working_alone = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,12 @@ def start_processes(config: DistributedConfig) -> None:
     if jax.distributed.is_initialized() or not (config.auto or config.coordinator):
         return
     try:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process,
+            shutdown_timeout_seconds=ENDING_SECONDS,
+        )
     except ValueError as error:
         raise UserError(
             f"distributed.auto: no cluster tells this process of others ({error}); give"
@@ -99,16 +107,21 @@ def main_only(function: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def from_main(function: Callable[[], Result]) -> Result:
     """What `function` returns in the main process, or the UserError it raises, in all processes.
 
-    All of them call this in the same order. The result is sent as JSON.
+    All of them call this in the same order; what it calls in turn may do so, too. The result is
+    sent as JSON.
     """
-    if not _several():
+    global _working_alone
+    if _working_alone or not _several():
         return function()
     outcome: dict[str, Any] = {}
     if is_main():
+        _working_alone = True
         try:
             outcome = {"result": function()}
         except UserError as error:
             outcome = {"mistake": str(error)}
+        finally:
+            _working_alone = False
     # Collectives on a CPU give up after 30 seconds; this barrier waits as long as the work takes.
     multihost.get_barrier_sync_fn()(
         key=f"from_main_{next(_barriers)}", timeout_ms=1000 * WAIT_SECONDS

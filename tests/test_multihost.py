@@ -162,6 +162,18 @@ def test_two_processes_go_on_from_their_checkpoint(base, pair, cache, tmp_path):
     assert lines(folder) == lines(first)
 
 
+def test_two_processes_evaluate_like_one(alone, pair, cache, tmp_path):
+    """On a mesh of its own, whatever the run was trained on."""
+    script = str(REPOSITORY / "eval.py")
+    options = ["--run", str(alone), "--run-dir", str(tmp_path / "eval"), "--mesh.fsdp", "2"]
+    main, other = together(cache, script, *options)
+    for process in (main, other):
+        assert process.returncode == 0, process.stderr[-4000:]
+    ours, theirs = (json.loads((d / "eval.json").read_text()) for d in (tmp_path / "eval", alone))
+    assert ours["world"]["nll"] == pytest.approx(theirs["world"]["nll"], abs=1e-5)
+    assert "Every answer:" in main.stdout and "Every answer:" not in other.stdout
+
+
 def test_processes_with_other_options_are_refused_by_all(base, cache, tmp_path):
     script = str(REPOSITORY / "train.py")
     done = together(cache, script, *command(base, tmp_path / "run"), each=((), ("--seed", "3")))
@@ -171,12 +183,12 @@ def test_processes_with_other_options_are_refused_by_all(base, cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_in_use_is_refused_by_all(base, cache, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    done = together(cache, str(REPOSITORY / "train.py"), *command(base, tmp_path))
-    for process in done:
-        assert process.returncode == 2, process.stderr[-4000:]
-        assert "exists and is not empty" in process.stderr.splitlines()[-1]
+def test_each_process_holds_its_own_rows_and_slices_and_hears_the_main_one(base, cache):
+    """The assertions are in the processes themselves."""
+    script = str(REPOSITORY / "tests" / "multihost_process.py")
+    for number, process in enumerate(together(cache, script, str(base))):
+        assert process.returncode == 0, process.stderr[-4000:]
+        assert json.dumps({"process": number}) in process.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 from cogcalib_jax.configlib import check, from_yaml, given_values, load_config, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
+from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -67,6 +68,8 @@ class EvalConfig:
     """scoring and metrics"""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """devices"""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """processes, where an evaluation has several (one per host)"""
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", "must be an integer of at least 0")
@@ -107,6 +110,7 @@ class EvalConfig:
                 "predictions", "run", "adapter", "task", "predict", "resume", "dry_run"
             )
             self._require_unset("predictions", "ensemble", "mc_passes")
+            self._require_one_process("predictions")
             check(
                 self.model.path is None,
                 "model.path",
@@ -121,6 +125,7 @@ class EvalConfig:
             return
         self._require_unset("predict", "task", "by", "run_dir", "resume", "dry_run")
         self._require_unset("predict", "ensemble", "mc_passes")
+        self._require_one_process("predict")
         check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
         for name in ("run", "adapter"):
             check(len(getattr(self, name)) <= 1, name, "must name one model: only one can answer")
@@ -137,6 +142,13 @@ class EvalConfig:
             len(cuts) < 2,
             "target_accuracy",
             "must be none beside abstain_below: each decides what is left open",
+        )
+
+    def _require_one_process(self, beside: str) -> None:
+        check(
+            self.distributed == DistributedConfig(),
+            "distributed.coordinator",
+            f"must be none beside {beside}, which takes one process",
         )
 
     def _require_unset(self, beside: str, *names: str) -> None:

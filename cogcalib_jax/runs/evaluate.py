@@ -20,7 +20,7 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say
+from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say, with_processes
 from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
@@ -51,6 +51,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
 
     argv: the command line, kept for the record.
     """
+    config = with_processes(config)
     folder = choose_folder(config.run_dir, "eval", config.resume)
     if config.resume:
         require_same_evaluation(folder, config)
