@@ -1,5 +1,5 @@
-"""What runs cost: `train` times each method's training step, `load` reads a checkpoint, `plan`
-compiles a step for accelerators that are not here."""
+"""What runs cost: `train` times each method's training step, `eval` scores questions, `load` reads
+a checkpoint, `plan` compiles a step for accelerators that are not here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.experiments.bench_eval import bench_eval
 from cogcalib_jax.experiments.bench_load import bench_load
 from cogcalib_jax.experiments.bench_plan import bench_plan
 from cogcalib_jax.experiments.bench_train import bench_train
@@ -16,6 +17,7 @@ from cogcalib_jax.experiments.bench_train import bench_train
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
 COMMANDS: dict[str, Callable[[list[str]], str]] = {
     "train": partial(bench_train, default_preset=DEFAULT_PRESET),
+    "eval": partial(bench_eval, default_preset=DEFAULT_PRESET),
     "load": bench_load,
     "plan": partial(bench_plan, default_preset=DEFAULT_PRESET),
 }
