@@ -137,6 +137,7 @@ def _bytes(number: str, unit: str) -> int:
 
 def memory_of(compiled: jax.stages.Compiled) -> CompiledMemory:
     """What a compiled step takes on each device, as its compiler laid it out."""
+    # Not `peak_memory_in_bytes`: a TPU's counts the 128 MiB of scratch on the chip with it.
     stats = compiled.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     parts = (stats.argument_size_in_bytes, stats.temp_size_in_bytes, outputs)

@@ -231,3 +231,22 @@ def test_the_step_compiles_for_a_real_tpu_topology(shape):
     assert figures["per_chip"]["hbm_bytes"] == 16 * 2**30
     assert figures["loops_counted_once"] == 0
     assert figures["flops"]["compiled"] > 0.9 * figures["flops"]["formula"]
+
+
+def test_on_a_tpu_the_head_is_gathered_once_and_logits_never_travel(tmp_path):
+    """Every position scored, in a loop over chunks: 8 examples a chip, two at a time."""
+    pytest.importorskip("libtpu", reason="libtpu (extra tpu) is not installed")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_hf(replace(TINY, vocab_size=8192, max_position_embeddings=64))))
+    config = planned("--shape", str(file), "--topology", "v5e:2x2", "--mesh", "fsdp=4")
+    targets = ("q_proj", "lm_head")
+    config = replace(
+        config, tokens=64, answer_tokens=64, lora=replace(config.lora, rank=2, targets=targets)
+    )
+    (attempt,) = plan(config)[1]
+    head, logits = 8192 * 32 * 2, 128 * 8192 * 4
+    largest = {}
+    for one in attempt.planned.work.collectives:
+        largest[one.times] = max(largest.get(one.times, 0), one.result_bytes)
+    assert largest.pop(1) == head < logits
+    assert largest and max(largest.values()) < head / 4
