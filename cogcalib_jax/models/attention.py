@@ -89,7 +89,16 @@ def cudnn_attention(
     )
 
 
-ATTENTION: dict[str, Attention] = {"xla": xla_attention, "cudnn": cudnn_attention}
+# Kernels that take a mask. "splash" takes none (models/splash.py): where one is needed, xla runs.
+MASKED: dict[str, Attention] = {"xla": xla_attention, "cudnn": cudnn_attention}
+ATTENTION = (*MASKED, "splash")
+
+
+def attention_words(name: str) -> str:
+    """Which kernels run where `name` is asked for, for the log."""
+    if name == "splash":
+        return "splash (xla where texts of a row branch, and in generation)"
+    return name if name == "xla" else f"{name} (xla in generation)"
 
 
 def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
@@ -100,9 +109,13 @@ def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
     """
     if name not in ATTENTION:
         raise UserError(f"attention: {name!r} is not one of {', '.join(ATTENTION)}")
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if name == "splash" and device.platform != "tpu":
+        raise UserError(
+            f"attention: 'splash' needs a TPU but the mesh is made of {device.platform}; use 'xla'"
+        )
     if name != "cudnn":
         return
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     if device.platform not in ("gpu", "cuda"):
         raise UserError(
             f"attention: 'cudnn' needs an NVIDIA GPU but the mesh is made of {device.platform};"

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.models.attention import (
-    ATTENTION,
+    MASKED,
     require_attention,
     visible,
     visible_in_tree,
@@ -27,6 +27,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.head import Head
 from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig, normal_param
 from cogcalib_jax.models.rope import rotate, rotation
+from cogcalib_jax.models.splash import splash_attention
 from cogcalib_jax.sharding import named_sharding
 
 # What the backward pass finds stored: everything, only each block's input, or the results of the
@@ -137,6 +138,7 @@ class Attention(Projections):
         lora: LoraConfig | None,
         dtype: jnp.dtype,
         attention: str,
+        mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         width, heads = config.hidden_size, config.num_heads * config.head_dim
@@ -151,6 +153,8 @@ class Attention(Projections):
         self.k_norm = RMSNorm(*norm) if config.qk_norm else None
         self.head_dim = config.head_dim
         self.attention = attention
+        self.windows = tuple(sorted(set(config.sliding_windows)))
+        self.mesh = mesh
 
     def __call__(
         self,
@@ -173,19 +177,34 @@ class Attention(Projections):
         q = rotate(q, reading.cos, reading.sin)
         k = rotate(k, reading.cos, reading.sin)
 
-        attend, lengths = ATTENTION[self.attention], reading.lengths
         if cache is not None:
             cache = cache.write(layer, reading.positions, k, v)
             k, v = cache.keys[layer], cache.values[layer]
+        if self.attention == "splash" and cache is None and not reading.branches:
+            mixed = splash_attention(q, k, v, window, self.windows, self.mesh)
+        else:
+            mixed = self._masked(q, k, v, reading, window, cache is not None)
+        return self.project("o_proj", mixed.reshape(*mixed.shape[:2], -1), key), cache
+
+    def _masked(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        reading: Reading,
+        window: jax.Array | None,
+        cached: bool,
+    ) -> jax.Array:
+        attend, lengths = MASKED.get(self.attention, xla_attention), reading.lengths
+        if cached:
             # Queries of length one gain nothing from a fused kernel.
             attend, lengths = xla_attention, None
         mask, reach = None, 0 if window is None else window
         if reading.branches:
             mask = visible_in_tree(reading.positions, reading.branches, reach)
-        elif window is not None or cache is not None:
+        elif window is not None or cached:
             mask = visible(reading.positions, k.shape[1], reach)
-        mixed = attend(q, k, v, mask, lengths)
-        return self.project("o_proj", mixed.reshape(*mixed.shape[:2], -1), key), cache
+        return attend(q, k, v, mask, lengths)
 
 
 class MLP(Projections):
@@ -218,11 +237,12 @@ class Layer(nnx.Module):
         lora: LoraConfig | None,
         dtype: jnp.dtype,
         attention: str,
+        mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         norm = ((config.num_layers,), config.hidden_size, config.rms_norm_eps, dtype)
         self.input_layernorm = RMSNorm(*norm)
-        self.self_attn = Attention(config, lora, dtype, attention, rngs)
+        self.self_attn = Attention(config, lora, dtype, attention, mesh, rngs)
         self.post_attention_layernorm = RMSNorm(*norm)
         self.mlp = MLP(config, lora, dtype, rngs)
 
@@ -265,7 +285,7 @@ class Decoder(nnx.Module):
         self.remat = remat
         self.mesh = mesh
         self.embed_tokens = Embedding(config, dtype, rngs)
-        self.layers = Layer(config, lora, dtype, attention, rngs)
+        self.layers = Layer(config, lora, dtype, attention, mesh, rngs)
         self.norm = RMSNorm((), config.hidden_size, config.rms_norm_eps, dtype)
         self.lm_head = Linear(
             (),

@@ -27,6 +27,7 @@ from cogcalib_jax.distributed import (
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
@@ -41,7 +42,6 @@ from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
-
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -257,7 +257,7 @@ def load_on_mesh(
     )
     device = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    say(f"   {device}, mesh {shape}, {dtype.name}, attention {model.attention}")
+    say(f"   {device}, mesh {shape}, {dtype.name}, attention {attention_words(model.attention)}")
     for note in placement_notes(decoder.config, mesh):
         say(f"   {note}")
     return mesh, decoder

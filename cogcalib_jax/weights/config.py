@@ -21,8 +21,8 @@ class ModelConfig:
     """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""
     remat: Literal["none", "layer", "dots"] = "none"
     """what the backward pass computes again to save memory: nothing, layers, all but products"""
-    attention: Literal["xla", "cudnn"] = "xla"
-    """attention kernel; one that the hardware cannot run is refused, never replaced"""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """attention kernel: xla everywhere, cudnn on NVIDIA GPUs, splash on TPUs; refused elsewhere"""
 
     def __post_init__(self) -> None:
         check(self.path != "", "path", "must be a Hub id or a folder")

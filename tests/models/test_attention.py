@@ -46,5 +46,5 @@ def test_cudnn_is_refused_where_the_mesh_has_no_gpu():
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(UserError, match="'flash' is not one of xla, cudnn"):
+    with pytest.raises(UserError, match="'flash' is not one of xla, cudnn, splash"):
         require_attention("flash", jnp.float32, None)
