@@ -83,7 +83,7 @@ def main(base: str, *argv: str) -> None:
     config = load_config(Config, argv, prog="process", description="").config
     start_processes(config.distributed)
     start_processes(config.distributed)  # once is enough
-    half = range(4 * config.distributed.process, 4 * config.distributed.process + 4)
+    half = range(4 * jax.process_index(), 4 * jax.process_index() + 4)
     holds_its_own_rows(MeshConfig(4, 1, 1), list(half))
     holds_its_own_rows(MeshConfig(1, 2, 2), list(half))
     holds_its_own_rows(MeshConfig(1, 1, 4), list(range(8)))

@@ -35,14 +35,18 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
-def together(
-    cache: Path, *command: str, each: tuple[tuple[str, ...], ...] = ((), ())
-) -> list[subprocess.CompletedProcess]:
-    """Run `python COMMAND` as processes that know of one another, two devices each; `each` has
-    what one of them is given beside."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+        return free.getsockname()[1]
+
+
+def together(
+    cache: Path, *command: str, each: tuple[tuple[str, ...], ...] = ((), ()), slurm: bool = False
+) -> list[subprocess.CompletedProcess]:
+    """Run `python COMMAND` as processes that know of one another, two devices each; `each` has
+    what one of them is given beside. They are told as the docs say, or as Slurm's srun does."""
+    port = free_port()
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -50,8 +54,14 @@ def together(
     }
     started = []
     for number, own in enumerate(each):
-        place = ("coordinator", address), ("processes", len(each)), ("process", number)
+        place = ("coordinator", f"localhost:{port}"), ("processes", len(each)), ("process", number)
         found = [str(x) for name, value in place for x in (f"--distributed.{name}", value)]
+        if slurm:
+            found = ["--distributed.auto", "true"]
+            place = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": len(each)}
+            place |= {"PROCID": number, "LOCALID": number, "STEP_NUM_NODES": 1}
+            environment |= {f"SLURM_{name}": str(value) for name, value in place.items()}
+            environment |= {"JAX_COORDINATOR_PORT": str(port)}
         started.append(
             subprocess.Popen(
                 [sys.executable, *command, *own, *found],
@@ -186,7 +196,7 @@ def test_processes_with_other_options_are_refused_by_all(base, cache, tmp_path):
 def test_each_process_holds_its_own_rows_and_slices_and_hears_the_main_one(base, cache):
     """The assertions are in the processes themselves."""
     script = str(REPOSITORY / "tests" / "multihost_process.py")
-    for number, process in enumerate(together(cache, script, str(base))):
+    for number, process in enumerate(together(cache, script, str(base), slurm=True)):
         assert process.returncode == 0, process.stderr[-4000:]
         assert json.dumps({"process": number}) in process.stdout
 
