@@ -1,1 +1,1 @@
-"""Studies over several runs: sweeps on validation, published tables."""
+"""Over whole runs: studies, tuning on validation, benchmarks, plans."""
