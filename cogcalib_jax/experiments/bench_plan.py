@@ -207,8 +207,8 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     ]
     if figures["estimate"]:
         notes.append(
-            "ESTIMATE: memory by formula; compiled by the CPU's compiler for simulated devices,"
-            " which fuses less and holds bfloat16 in float32: memory traffic is overestimated."
+            "ESTIMATE: memory by formula; what is sent, by the CPU's compiler for simulated"
+            " devices; of memory traffic only the arguments, read once."
         )
     if "floor" in figures:
         notes += _speed_notes(figures)
