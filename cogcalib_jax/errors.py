@@ -1,13 +1,35 @@
 """The error a user's mistake raises, and how an entry point ends.
 
-Exit codes: 0 done, 2 a user's mistake told in one line on stderr, 130 interrupted, 141 the reader
-of a pipe went away. Every other exception is a bug of this project and keeps its traceback.
+Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
+without permission, memory), told in one line on stderr, 130 interrupted, 141 the reader of a pipe
+went away. Every other exception is a bug of this project and keeps its traceback.
 """
 
+import errno
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+
+
+# What a user can do about a file that the operating system refuses. Other errors of files (one
+# that is not there, say) are foreseen where it is opened, or a bug.
+_REFUSED = {
+    errno.EACCES: "change its permissions, or choose another",
+    errno.EPERM: "change its permissions, or choose another",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "mend the links, or choose another",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.EIO: "the device fails: choose another place",
+}
+_MEMORY = (
+    "lower --training.batch-size or --evaluation.batch-size, or spread the model over more devices"
+    " (--mesh.fsdp); --dry-run says what is needed"
+)
 
 
 class UserError(Exception):
@@ -43,11 +65,32 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return main(argv) or 0
     except UserError as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _refuse(f"{where}{error.strerror}; {_REFUSED[error.errno]}")
+    except MemoryError as error:
+        return _refuse(f"out of memory ({error or 'on this machine'}); {_MEMORY}")
+    except RuntimeError as error:
+        # How JAX reports an accelerator's memory; its class is not known in this room.
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        return _refuse(f"out of memory on the device ({reason}); {_MEMORY}")
+
+
+def _refuse(message: str) -> int:
+    # One line of plain characters, whatever names of files or words of data it repeats: an escape
+    # sequence among them could rewrite the terminal.
+    line = " ".join(message.split())
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print("error:", plain, file=sys.stderr)
+    return 2
 
 
 def _reader_is_gone() -> bool:

@@ -1,5 +1,6 @@
 """How an entry point ends."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -56,6 +57,43 @@ def test_user_error_is_one_line_on_stderr_and_exit_code_2(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "error: a.yaml: rank = 0: must be at least 1\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J", "a\0b", "\u202eevil", "\ud800", "line\u2028line\x85line"]
+)
+def test_a_message_is_one_printable_line_whatever_it_repeats(text, capsys):
+    assert run_main(raising(UserError(f"row {text}: bad; mend it")), []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: row ") and line.endswith(": bad; mend it")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/a.json"),
+            "runs/x/a.json: No space left on device; make room, or choose another place",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+            "/root/x: Permission denied; change its permissions, or choose another",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; allow more"),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9G\nfirst"), "out of memory on the device (RESOURCE_"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_too(error, message, capsys):
+    assert run_main(raising(error), []) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "none", "x"), RuntimeError("INTERNAL: x")])
+def test_an_error_of_files_or_devices_that_nobody_foresaw_is_a_bug(error):
+    with pytest.raises(type(error)):
+        run_main(raising(error), [])
 
 
 def test_field_error_outside_a_config_file_names_its_field(capsys):

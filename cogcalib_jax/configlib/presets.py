@@ -57,6 +57,8 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
     except yaml.reader.ReaderError as error:
         place = f"character {error.position + 1}"
         raise UserError(f"{source}: not a valid preset: {error.reason} ({place})") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: not a valid preset: nested too deeply") from error
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):

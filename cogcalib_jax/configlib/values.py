@@ -42,6 +42,8 @@ def convert(kind: Any, value: Any) -> Any:
         Refused: the message follows "must be".
     """
     origin = get_origin(kind)
+    if isinstance(value, str) and "\0" in value:
+        raise Refused("without the character NUL, which no file name holds")
     if origin in (Union, UnionType):
         for member in _members(kind):
             try:

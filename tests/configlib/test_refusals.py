@@ -47,6 +47,9 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
         ("run_dir: ''", 'p.yaml:1: run_dir = "": must be a path, or none'),
         ("model: 3", "p.yaml:1: model = 3: is a section; write its fields below it (adapter, "
          "path)"),
+        ('run_dir: "a\\0b"', 'p.yaml:1: run_dir = "a\\u0000b": must be without the character NUL, '
+         "which no file name holds"),
+        ("name: " + "[" * 10_000, "p.yaml: not a valid preset: nested too deeply"),
         ("seed: 1\nname: x\nseed: 2", "p.yaml:3: seed is given twice; keep one of them"),
         ("run_dir: a\nrun-dir: b", "p.yaml:2: run_dir is given twice; keep one of them"),
         ("model: {path: a}\nmodel: {path: b}", "p.yaml:2: model is given twice; keep one of them"),
