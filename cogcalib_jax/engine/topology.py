@@ -28,6 +28,10 @@ _LIBTPU = {
 }
 # GPUs of one NVLink domain; beyond it the network between machines counts, which varies.
 MOST_GPUS = 8
+# Shapes that can be had (the makers' pages, see engine/chips.py), from small to large.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_GPUS = ("1", "2", "4", "8")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,18 @@ def find_topology(name: str) -> Topology:
             f" {found[1]}:{MOST_GPUS}"
         )
     return Topology(name, CHIPS[found[1]], _simulated(shape[0]), True)
+
+
+def next_larger(name: str) -> str | None:
+    """The smallest topology of the same chip that has more of them, None beyond the table."""
+    chip, _, shape = name.partition(":")
+    shapes = _FLAT if chip in ("v5e", "v6e") else _DEEP if chip in TPUS else _GPUS
+    larger = (one for one in shapes if _chips(one) > _chips(shape))
+    return next((f"{chip}:{one}" for one in larger), None)
+
+
+def _chips(shape: str) -> int:
+    return math.prod(int(side) for side in shape.split("x"))
 
 
 def _tpus(name: str, chip: str, shape: list[int]) -> Sequence[jax.Device]:
