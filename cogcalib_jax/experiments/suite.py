@@ -41,7 +41,7 @@ class SuiteConfig:
     """what the suite is to answer, in a sentence; heads its tables"""
     compare: tuple[str, ...] = ()
     """methods of every cell, as in train.py; none: as the preset says"""
-    conditions: tuple[str, ...] = ("as in the preset",)
+    conditions: tuple[str, ...] = ("'as in the preset'",)
     """each a name, in quotes where it has blanks, then settings as PATH=VALUE"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""

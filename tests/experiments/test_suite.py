@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments import suite
 from cogcalib_jax.experiments.__main__ import main
@@ -159,6 +160,16 @@ def test_the_plan_lists_cells_and_runs_nothing(finished, capsys):
     text = capsys.readouterr().out
     assert text.count("to do") == 4 and "min" in text
     assert not (finished / "new").exists()
+
+
+SUITES = sorted((Path(__file__).resolve().parents[2] / "configs" / "suites").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda p: p.stem)
+def test_every_suite_of_ours_can_be_planned(path, tmp_path):
+    config = load_config(SuiteConfig, ["--config", str(path)], prog="", description="").config
+    assert config.question
+    assert len(cells(config, tmp_path)) == len(config.conditions) * len(config.seeds)
 
 
 @pytest.mark.parametrize(
