@@ -18,7 +18,7 @@ from cogcalib_jax.distributed import main_only
 class Averaged:
     """What an average of probabilities holds beside the average over the vocabulary."""
 
-    over: Literal["mc_passes", "members"]
+    over: Literal["mc_passes", "members", "posterior_samples"]
     """what was averaged over, and the name of `count` in eval.json"""
     count: int
     option_logprobs: np.ndarray

@@ -20,6 +20,7 @@ DERIVED = {"temperature": " + temperature", "best_epoch": ", best epoch"}
 SAMPLED = {
     "mc_dropout": ("MC-dropout", "SFT with MC-dropout"),
     "ensemble": ("Ensemble", "Deep ensemble of SFT"),
+    "laplace_lora": ("Laplace-LoRA", "Laplace-LoRA around SFT"),
 }
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness. Warm: nothing
@@ -36,6 +37,7 @@ _FIXED = {
     "coecp": ("#333333", "-"),
     "mc_dropout": ("#A6761D", ":"),
     "ensemble": ("#6A3D9A", ":"),
+    "laplace_lora": ("#8B1A1A", "-."),
 }
 _SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
 

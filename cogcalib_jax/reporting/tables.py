@@ -108,6 +108,13 @@ def _costs(results: Mapping[str, Metrics]) -> list[str]:
                 f"Ensemble: probabilities averaged over {members} members on one base, each"
                 f" fine-tuned by itself, so training and an answer cost {members} times as much."
             )
+        if draws := metrics.get("posterior_samples"):
+            lines.append(
+                f"Laplace-LoRA: probabilities averaged over {draws:,} draws of the options' logits;"
+                " it costs a forward pass over the fine-tuning rows, and for an answer one, with a"
+                " backward pass for each option in both. Over the vocabulary the trained model says"
+                " how probable an option is at all."
+            )
     return list(dict.fromkeys(lines))
 
 

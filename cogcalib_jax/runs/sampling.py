@@ -2,12 +2,13 @@
 
 MC-dropout is one adapter trained with dropout, which stays on while it answers. A deep ensemble is
 several fine-tunings of one base on the same rows, each with LoRA's first weights, style phase and
-data order of its own.
+data order of its own. Laplace-LoRA is one adapter that is trained already and a normal distribution
+around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,17 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.tokenization import single_token_options
 from cogcalib_jax.engine.step import split_model
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.evaluate import write_json
+from cogcalib_jax.evaluation.kronecker import NoPosterior
+from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.runs.assemble import first_lora, say
-from cogcalib_jax.runs.config import MC_DROPOUT
+from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.method_run import Run, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
@@ -41,15 +47,29 @@ def sampling_rows(
     baselines: dict[str, Callable[[Path], Predict]] = {
         "mc_dropout": lambda folder: _mc_dropout(run, start, style_folder, sft, folder),
         "ensemble": lambda folder: _ensemble(run, sft, folder),
+        "laplace_lora": lambda folder: _laplace_lora(run, start, style_folder, sft, folder),
     }
     rows = {}
     for name in run.config.sampling_baselines:
         folder = run.folder / name
         if has_results(folder):
             rows[name] = read_results(folder)
-        else:
+            continue
+        try:
             rows[name] = score(run, folder, baselines[name](folder))
+        except NoPosterior as error:
+            say(f"   note: no row {name}: {error}")
     return rows
+
+
+def require_single_tokens(config: RunConfig, splits: Iterable[EncodedSplit]) -> None:
+    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
+    if "laplace_lora" in config.compare and not all(map(single_token_options, splits)):
+        raise UserError(
+            f"compare = laplace_lora: {config.data.task} has options of several tokens, or two that"
+            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
+            " letters (data.prompt letters)"
+        )
 
 
 def _mc_dropout(
@@ -95,3 +115,25 @@ def _member(run: Run, number: int, folder: Path) -> nnx.State:
     trainer = replace(run.trainer, trainable=trainable)
     start = style_phase(trainer, first_lora(config, run.assembled), folder / "style")
     return train_method(run, trainer, config, start, folder / "style", folder).lora
+
+
+def _laplace_lora(
+    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
+) -> Predict:
+    """Around the comparison's sft; where there is none it is trained, from the shared start."""
+    config = run.config.as_plain_finetuning()
+    if sft is None:
+        write_config(folder, config)
+        sft = train_method(run, run.trainer, config, start, style_folder, folder).lora
+    rows = run.trainer.splits["train"]
+    say(f"== laplace_lora: a posterior around sft from {len(rows)} fine-tuning rows")
+    model, mesh, evaluation = run.assembled.model, run.assembled.mesh, config.evaluation
+    fitted = fit(model, sft, mesh, rows, evaluation.batch_size)
+    record = fitted.record()
+    write_json(folder / "laplace.json", record)
+    say(
+        f"   prior precision {record['prior_precision']:.4g},"
+        f" {record['effective_parameters']:.0f} effective parameters"
+    )
+    predictor = LaplacePredictor(model, mesh, evaluation)
+    return partial(predictor, sft, fitted.posterior, seed=config.seed)

@@ -38,7 +38,7 @@ from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
 from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
-from cogcalib_jax.runs.sampling import sampling_rows
+from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 
@@ -98,6 +98,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
     require_open_questions(config, splits["train"])
+    require_single_tokens(config, [splits["train"], *sets.values()])
     assembled = assemble_model(config, config.lora, base)
     answers = open_predictor(
         assembled.model,

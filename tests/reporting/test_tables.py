@@ -63,6 +63,8 @@ def test_rows_of_several_models_say_what_they_cost():
     assert "an answer costs 10 times as much" in table.note
     assert "\nEnsemble: probabilities averaged over 5 members" in table.note
     assert "training and an answer cost 5 times as much" in table.note
+    table = comparison_table([{"sft": metrics(), "laplace_lora": metrics(posterior_samples=10000)}])
+    assert "\nLaplace-LoRA: probabilities averaged over 10,000 draws" in table.note
     both = {task: metrics(members=5) for task in ("world", "world:taught_form_b")}
     assert comparison_table([both]).note.count("times as much") == 1
     assert "times as much" not in comparison_table([{"sft": metrics()}]).note
@@ -105,6 +107,7 @@ def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
         ("ecp-oracle", "ECP on known data, true labels"),
         ("mc_dropout", "SFT with MC-dropout"),
         ("ensemble", "Deep ensemble of SFT"),
+        ("laplace_lora", "Laplace-LoRA around SFT"),
         ("something_else", "something_else"),
         ("strange_temperature", "strange_temperature"),
     ],
@@ -115,13 +118,13 @@ def test_methods_have_names_for_people(key, name):
 
 def test_only_the_gated_methods_themselves_are_ours():
     keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
-    keys += ["mc_dropout", "ensemble"]
+    keys += ["mc_dropout", "ensemble", "laplace_lora"]
     assert [key for key in keys if is_ours(key)] == ["cols", "coecp"]
 
 
 def test_a_method_looks_the_same_whatever_stands_beside_it():
     assert looks(["cols"])["cols"] == looks(["sft", "x", "cols"])["cols"]
     many = ["sft", "sft_best_epoch", "sft_temperature", "ls", "cols", "mc_dropout", "ensemble"]
-    many += ["x", "y", "z"]
+    many += ["laplace_lora", "x", "y", "z"]
     assert len({(look.color, look.line) for look in looks(many).values()}) == len(many)
     assert len({short_name(key) for key in many}) == len(many)
