@@ -43,6 +43,7 @@ from cogcalib_jax.runs.dry_report import (
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.outline import Outline, outline_base
+from cogcalib_jax.runs.sampling import require_single_tokens
 from cogcalib_jax.runs.workload import Padding, Rates, Work, Workload, measure, pretraining
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
@@ -152,6 +153,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config.data, base.tokenizer, splits["test"], config.seed)
     require_open_questions(config, splits["train"])
+    require_single_tokens(config, [splits["train"], *sets.values()])
     mesh = make_mesh(config.mesh)
     model = base.model(config.lora, config.model, mesh)
     open_predictor(
@@ -292,6 +294,13 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
         members = config.ensemble_members
         more = members - ("sft" in run.methods)
         parts.append(("ensemble", alone * more + tests * members))
+    if "laplace_lora" in config.sampling_baselines:
+        # Each row: a forward pass, and for every option a backward one that costs about as much.
+        asked = [splits["train"], *run.sets.values()]
+        passes = (workload.losses(split) * (1 + split.options) for split in asked)
+        alone = finetuning + _between(run, config.as_plain_finetuning().method)
+        again = nothing if "sft" in run.methods else alone
+        parts.append(("Laplace-LoRA", sum(passes, again)))
     return parts
 
 

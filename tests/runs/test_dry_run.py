@@ -148,7 +148,8 @@ def test_of_ones_own_rows(base, rows, capsys, tmp_path):
 
 def test_a_world_whose_base_is_not_there_is_not_built(capsys, tmp_path):
     argv = arguments("none", tmp_path / "run", "--pretrain.cache-dir", str(tmp_path / "cache"))
-    argv += ["--pretrain.hidden-size", "32", "--compare", "sft,cols,mc_dropout,ensemble"]
+    compare = "sft,cols,mc_dropout,ensemble,laplace_lora"
+    argv += ["--pretrain.hidden-size", "32", "--compare", compare]
     argv += ["--mesh.data", "8", "--evaluation.batch-size", "8"]
     out = report(capsys, train.main, argv)
     text = flat(out)
@@ -163,7 +164,7 @@ def test_a_world_whose_base_is_not_there_is_not_built(capsys, tmp_path):
         "Fine-tuning: 6 updates of 8 on 24 questions (2.0 epochs) for each of: sft, cols." in text
     )
     times = out.split("== Time")[1]
-    for part in ("pretraining of the base", "MC-dropout", "ensemble", "together"):
+    for part in ("pretraining of the base", "MC-dropout", "ensemble", "Laplace-LoRA", "together"):
         assert line_of(times, part)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
