@@ -11,7 +11,6 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 
-
 # What a user can do about a file that the operating system refuses. Other errors of files (one
 # that is not there, say) are foreseen where it is opened, or a bug.
 _REFUSED = {

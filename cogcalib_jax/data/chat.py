@@ -19,6 +19,14 @@ from cogcalib_jax.errors import UserError
 # Templates of reasoning models open an empty thought instead of waiting for one; those of Llama 3
 # write this date, their own default, instead of today's, so that prompts do not change overnight.
 _SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+_OF_TEMPLATES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _PROBES = (
     ("Which colour has it?\nA. red\nB. blue\nAnswer:", "Xylophone"),
     ("Who wrote the book", "Zebra"),
@@ -119,9 +127,9 @@ def _rendered(
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=question is not None, **_SETTINGS
         )
-    # ValueError: several templates and none that is the default; TypeError: a template that adds
-    # or indexes what is not text.
-    except (TemplateError, ValueError, TypeError) as error:
+    # A template is a program: it may add what is no text, divide by zero, count too far or call
+    # itself for ever. ValueError also: several templates and none that is the default.
+    except _OF_TEMPLATES + (TemplateError,) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise _refusal(tokenizer, f"cannot write a conversation ({reason})") from error
 

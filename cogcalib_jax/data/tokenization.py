@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cogcalib_jax.data.chat import chat_notes, chat_template
@@ -35,7 +36,11 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:
         # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
         # transformers stumbles over damaged content with the types below; others are bugs.
-        expected = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+        # That a JSON file is nested without end shows as a RecursionError.
+        expected = (
+            *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
+            *(ArithmeticError, RecursionError, StrictDataclassError),
+        )
         if type(error) is not Exception and not isinstance(error, expected):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

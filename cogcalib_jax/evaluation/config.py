@@ -29,7 +29,7 @@ class EvaluationConfig:
     """answers to open questions"""
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 1, "batch_size", "must be an integer of at least 1")
+        check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
         check(self.mc_passes >= 1, "mc_passes", "must be an integer of at least 1")
         check(
             self.members_at_once is None or self.members_at_once >= 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cogcalib_jax.metrics.rows import PROBABILITY_SLACK, SUM_SLACK
 
 PROBS, LOGPROBS, ANSWER = "option_probs", "option_logprobs", "answer"
 CONFIDENCE, CORRECT = "confidence", "correct"
+LARGEST = sys.float_info.max
 KINDS = (
     f'{{"{PROBS}": [...], "{ANSWER}": INDEX}}, {{"{LOGPROBS}": [...], "{ANSWER}": INDEX}} or'
     f' {{"{CONFIDENCE}": P, "{CORRECT}": true}}'
@@ -173,7 +175,7 @@ def _check_list(values: Any, name: str) -> int:
 
 
 def _require_number(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise BadRow(f"{name} is {value!r:.40}, must be a finite number")
 
 

@@ -6,6 +6,7 @@ out. A name that contradicts an explicit term or gate is an error, never a silen
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,8 +68,12 @@ class MethodConfig:
     """divide each example's loss by one plus the weight it received"""
 
     def __post_init__(self) -> None:
-        check(self.weight is None or self.weight >= 0, "weight", "must be a number of at least 0")
-        check(self.margin >= 0, "margin", "must be a number of at least 0")
+        check(
+            self.weight is None or 0 <= self.weight < math.inf,
+            "weight",
+            "must be a finite number of at least 0",
+        )
+        check(0 <= self.margin < math.inf, "margin", "must be a finite number of at least 0")
         if self.name is not None:
             term, gate = ALIASES[self.name]
             check(

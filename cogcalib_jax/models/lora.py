@@ -19,6 +19,7 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
 ALL_LINEAR = "all-linear"
+LARGEST_RANK = 2**16
 LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
 
 
@@ -36,7 +37,11 @@ class LoraConfig:
     """share of A's inputs that is dropped while training"""
 
     def __post_init__(self) -> None:
-        check(self.rank >= 1, "rank", "must be an integer of at least 1")
+        check(
+            1 <= self.rank <= LARGEST_RANK,
+            "rank",
+            f"must be an integer from 1 to {LARGEST_RANK}, wider than which is no layer",
+        )
         check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", "must be a positive number")
         check(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
         check(len(self.targets) > 0, "targets", f"must name a layer ({', '.join(LORA_TARGETS)})")

@@ -43,8 +43,8 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
-        check(self.theta > 0, "theta", "must be positive")
-        check(self.factor >= 1, "factor", "must be at least 1")
+        check(0 < self.theta < math.inf, "theta", "must be positive and finite")
+        check(1 <= self.factor < math.inf, "factor", "must be at least 1 and finite")
         check(
             self.type not in ("llama3", "yarn") or self.original_max_position_embeddings,
             "original_max_position_embeddings",

@@ -85,8 +85,10 @@ def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
 
     Such an id would not fail: JAX reads the last row in its place.
     """
+    # First, since transformers reads config.json for a tokenizer, too, and says less of it.
+    rows = read_config(base).vocab_size
     tokenizer = load_tokenizer(base)
-    rows, largest = read_config(base).vocab_size, max(tokenizer.get_vocab().values())
+    largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= rows:
         raise UserError(
             f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"

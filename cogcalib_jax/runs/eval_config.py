@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, from_yaml, given_values, load_config, to_dict
+from cogcalib_jax.configlib import check, given_values, load_config, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.distributed import DistributedConfig
@@ -15,8 +15,10 @@ from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig
+from cogcalib_jax.runs.folder import read_config
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.foreign import require_no_way_out
 
 BARE = "none"
 """Stands in the list of adapters for the base without one."""
@@ -282,11 +284,11 @@ def _read_config(folder: Path) -> RunConfig:
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
             " run, or of a comparison of methods"
         )
-    return from_yaml(RunConfig, file.read_text(encoding="utf-8"), file)
+    require_no_way_out(folder, (file, folder / "adapter"))
+    return read_config(folder, RunConfig)
 
 
 def require_same_evaluation(folder: Path, config: EvalConfig) -> None:
     """A resumed evaluation is the one that was started; the first field that differs is named."""
-    file = folder / "config.yaml"
-    stored = from_yaml(EvalConfig, file.read_text(encoding="utf-8"), file)
+    stored = read_config(folder, EvalConfig)
     require_same_identity(folder, stored.identity(), config.identity())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cogcalib_jax.configlib import to_yaml
+from cogcalib_jax.configlib import from_yaml, to_yaml
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import require_no_way_out
 
 DEFAULT_ROOT = Path("runs")
+CONFIG_FILE = "config.yaml"
+ConfigT = TypeVar("ConfigT")
 
 
 def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
@@ -29,10 +32,11 @@ def _choose(run_dir: str | None, name: str, resume: bool) -> Path:
     else:
         folder = Path(run_dir)
     if resume:
-        if not (folder / "config.yaml").is_file():
+        if not (folder / CONFIG_FILE).is_file():
             raise UserError(
                 f"{folder}: nothing to resume (no config.yaml); leave out --resume to start there"
             )
+        require_no_way_out(folder, folder.rglob("*"))
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
@@ -60,7 +64,19 @@ def make_folder(folder: Path) -> None:
 def write_config(folder: Path, config: Any) -> None:
     """`config.yaml`: every field, resolved; `--config` repeats the run with it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+
+
+def read_config(folder: Path, cls: type[ConfigT]) -> ConfigT:
+    """What `write_config` wrote; UserError where that cannot be read."""
+    file = folder / CONFIG_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); start again in another folder") from (
+            error
+        )
+    return from_yaml(cls, text, file)
 
 
 def original_command(folder: Path, program: str, argv: list[str]) -> str:

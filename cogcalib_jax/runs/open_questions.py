@@ -12,12 +12,13 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.open_results import Calibrators, calibrated, from_json
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.models.generate import require_room
-from cogcalib_jax.weights.base_hash import read_calibration
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 
 NO_CALIBRATORS = Calibrators(
     notes=("no confidences platt and isotonic: no calibration split was answered with this model",)
@@ -49,7 +50,14 @@ def stored_calibrators(adapter: Path) -> Calibrators:
     """Those that were fitted when the adapter was made."""
     stored = from_main(lambda: read_calibration(adapter))
     answers = None if stored is None else stored.get("open_answers")
-    return NO_CALIBRATORS if answers is None else from_json(answers["calibrators"])
+    if answers is None:
+        return NO_CALIBRATORS
+    try:
+        return from_json(answers["calibrators"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{adapter / CALIBRATION_FILE}: damaged ({error!r}); train again, or fetch it again"
+        ) from error
 
 
 def answering(

@@ -12,6 +12,7 @@ import numpy as np
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.engine.checkpoint import require_same_identity
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions
@@ -173,4 +174,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["provenance"]["data_hash"].items()
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: damaged ({error!r}); remove it, and its questions are scored again"
+        ) from error
+    return results

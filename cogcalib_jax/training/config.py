@@ -10,6 +10,8 @@ import optax
 
 from cogcalib_jax.configlib import check
 
+LEARNING_RATES = "a number above 0 and at most a million"
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -49,7 +51,7 @@ class TrainingConfig:
     """updates between lines of metrics.jsonl"""
 
     def __post_init__(self) -> None:
-        check(self.epochs > 0, "epochs", "must be a number above 0")
+        check(0 < self.epochs <= 1e6, "epochs", "must be a number above 0 and at most a million")
         for name in ("max_steps", "refit_every", "validate_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "must be an integer of at least 1, or unset")
@@ -58,7 +60,10 @@ class TrainingConfig:
             "style_steps",
             "must be an integer of at least 0, or unset",
         )
-        for name in ("batch_size", "accumulation", "log_every"):
+        check(
+            1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}"
+        )
+        for name in ("accumulation", "log_every"):
             check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
         check(self.probe_rows >= 0, "probe_rows", "must be an integer of at least 0")
         check(
@@ -66,14 +71,17 @@ class TrainingConfig:
             "accumulation",
             f"must divide batch_size ({self.batch_size})",
         )
-        check(self.learning_rate > 0, "learning_rate", "must be a number above 0")
+        # One beyond float32 is infinite on the device.
+        check(0 < self.learning_rate <= 1e6, "learning_rate", f"must be {LEARNING_RATES}")
         check(
-            self.style_learning_rate is None or self.style_learning_rate > 0,
+            self.style_learning_rate is None or 0 < self.style_learning_rate <= 1e6,
             "style_learning_rate",
-            "must be a number above 0, or unset",
+            f"must be {LEARNING_RATES}, or unset",
         )
         check(0 <= self.warmup_fraction < 1, "warmup_fraction", "must be in [0, 1)")
-        check(self.weight_decay >= 0, "weight_decay", "must be a number of at least 0")
+        check(
+            0 <= self.weight_decay < math.inf, "weight_decay", "must be a finite number, at least 0"
+        )
         check(self.clip_norm > 0, "clip_norm", "must be a number above 0")
 
     def finetune_steps(self, rows: int) -> int:

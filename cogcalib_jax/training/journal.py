@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.distributed import main_only
+from cogcalib_jax.errors import UserError
 
 
 class Journal:
@@ -27,8 +28,20 @@ class Journal:
         """All whole lines; a last line torn by a crash is left out."""
         if not self.path.exists():
             return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            if isinstance(record["step"], int):
+                return record
+        except (ValueError, RecursionError, LookupError, TypeError):
+            pass
+        raise UserError(
+            f"{self.path}:{number}: no record of a step, so the file is damaged; take the line out,"
+            " or start the run again in another folder"
+        )
 
     @main_only
     def cut_to(self, step: int) -> None:

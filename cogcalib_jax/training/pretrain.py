@@ -6,6 +6,7 @@ this one.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -97,9 +98,11 @@ class PretrainConfig:
             "kv_heads",
             f"must divide num_heads ({self.num_heads})",
         )
-        check(self.learning_rate > 0, "learning_rate", "must be a number above 0")
+        check(0 < self.learning_rate < 1, "learning_rate", "must be a number between 0 and 1")
         check(self.warmup_steps >= 0, "warmup_steps", "must be an integer of at least 0")
-        check(self.weight_decay >= 0, "weight_decay", "must be a number of at least 0")
+        check(
+            0 <= self.weight_decay < math.inf, "weight_decay", "must be a finite number, at least 0"
+        )
         check(0 < self.b2 < 1, "b2", "must be between 0 and 1")
         check(self.clip_norm > 0, "clip_norm", "must be a number above 0")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import read_object
 from cogcalib_jax.weights.safetensors_files import open_folder
 
 CALIBRATION_FILE = "calibration.json"
@@ -37,11 +39,17 @@ def read_calibration(adapter: Path) -> dict[str, Any] | None:
     file = adapter / CALIBRATION_FILE
     if not file.is_file():
         return None
+    content = read_object(file, "")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["base"]["hash"]
-    except (ValueError, KeyError, TypeError) as error:
+        base, fitted = content["base"], content["temperature"]
+        temperature = fitted["value"]
+        whole = isinstance(base["hash"], str) and isinstance(base["name"], str)
+        whole &= isinstance(fitted["rows"], int) and isinstance(fitted["why_none"], str | None)
+        whole &= temperature is None or 0 < float(temperature) < math.inf
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error!r}); train again, or fetch it again") from error
+    if not whole:
+        raise UserError(f"{file}: damaged; train again, or fetch it again")
     return content
 
 

@@ -6,7 +6,6 @@ only the JSON is looked at.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.rope import ROPE_TYPES, RopeConfig, yarn_scale
+from cogcalib_jax.weights.foreign import read_object
 from cogcalib_jax.weights.hub import model_folder
 
 # What each family's configuration class in transformers assumes where config.json is silent.
@@ -62,6 +62,10 @@ REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+# No model is near these. Larger ones are a damaged file, whose tensors nobody should try to place.
+MOST_LAYERS = 10_000
+LARGEST_SIZE = 2**31 - 1
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 SUPPORTED = (
     "supported are Llama 2, 3, 3.1 and 3.2 (llama), Mistral (mistral), Qwen2 and Qwen2.5 (qwen2)"
     f" and Qwen3 dense (qwen3), with RoPE of type {', '.join(ROPE_TYPES)}"
@@ -75,32 +79,30 @@ def read_config(name: str | Path) -> DecoderConfig:
     values that make no model.
     """
     path = model_folder(name, weights=False) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a model's folder holds its config.json")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch the file again") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold a JSON object; fetch the file again")
-    return from_hf(raw, str(path))
+    return from_hf(read_object(path, "a model's folder holds its config.json"), str(path))
 
 
 def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
     """The contents of a config.json -> DecoderConfig; `source` names the file in errors."""
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{source}: model_type {family!r} is not supported; {SUPPORTED}")
     _refuse_unsupported(raw, source)
     missing = [key for key in REQUIRED if raw.get(key) is None]
     if missing:
         raise UserError(f"{source}: {', '.join(missing)} missing; use the model's own config.json")
     known = FAMILIES[family] | raw
+    _require_values(known, source)
     if known["hidden_act"] != "silu":
         raise UserError(
             f"{source}: hidden_act {known['hidden_act']!r} is not supported; only silu is"
         )
     heads = known["num_attention_heads"]
+    if known["head_dim"] is None and known["hidden_size"] % heads:
+        raise UserError(
+            f"{source}: hidden_size {known['hidden_size']} cannot be divided among {heads}"
+            " attention heads, and no head_dim is given; use the model's own config.json"
+        )
     eos = known["eos_token_id"]
     try:
         return DecoderConfig(
@@ -127,8 +129,33 @@ def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
         )
     except FieldError as error:
         raise UserError(f"{source}: {error}") from error
-    except TypeError as error:
-        raise UserError(f"{source}: a value has the wrong type ({error})") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{source}: a value has the wrong type or range ({error}); use the model's own"
+            " config.json"
+        ) from error
+
+
+def _require_values(known: dict[str, Any], source: str) -> None:
+    """Sizes that some model might have, flags and ids, before anything is made of them."""
+    limits = dict.fromkeys((*REQUIRED, "head_dim", "num_key_value_heads"), LARGEST_SIZE)
+    limits |= {"num_hidden_layers": MOST_LAYERS, "max_position_embeddings": LARGEST_SIZE}
+    for name, limit in limits.items():
+        size = known[name]
+        optional = name in ("head_dim", "num_key_value_heads")
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if not (size is None and optional) and not (whole and 1 <= size <= limit):
+            raise UserError(
+                f"{source}: {name} is {size!r:.40}, must be a whole number from 1 to {limit:,};"
+                " use the model's own config.json"
+            )
+    for name in FLAGS:
+        if known.get(name) not in (True, False, None):
+            raise UserError(f"{source}: {name} is {known[name]!r:.40}, must be true or false")
+    for name in ("bos_token_id", "eos_token_id"):
+        ids = known[name] if isinstance(known[name], list) else [known[name]]
+        if not all(token is None or isinstance(token, int) for token in ids):
+            raise UserError(f"{source}: {name} is {known[name]!r:.40}, must be a whole number")
 
 
 def _refuse_unsupported(raw: dict[str, Any], source: str) -> None:
@@ -143,6 +170,8 @@ def _refuse_unsupported(raw: dict[str, Any], source: str) -> None:
 def _read_rope(known: dict[str, Any], source: str) -> RopeConfig:
     """Both layouts: `rope_theta` beside `rope_scaling`, and `rope_parameters` of transformers 5."""
     rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{source}: its RoPE parameters must be a JSON object; {SUPPORTED}")
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"{source}: a RoPE for each layer type is not supported; {SUPPORTED}")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -205,7 +234,7 @@ def _read_windows(known: dict[str, Any], source: str) -> tuple[int, ...]:
     kinds = known["layer_types"]
     if kinds is None:
         # The first max_window_layers layers see everything.
-        full = known["max_window_layers"]
+        full = max(0, known["max_window_layers"])
         kinds = ["full_attention"] * min(full, layers) + ["sliding_attention"] * (layers - full)
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown:

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import require_no_way_out
 
 DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # Not "*.safetensors": some repositories hold the same weights again as consolidated*.safetensors.
@@ -22,10 +23,11 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
     """The folder of `name`, a local folder or a Hub id such as "Qwen/Qwen2.5-0.5B".
 
     weights: False fetches only configuration and tokenizer, for a look before gigabytes move.
-    Raises UserError when it is neither, or cannot be reached.
+    Raises UserError when it is neither, cannot be reached, or links out of its folder.
     """
     folder = Path(name)
     if folder.is_dir():
+        require_no_way_out(folder, folder.iterdir())
         return folder
     text = str(name)
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or folder.exists():

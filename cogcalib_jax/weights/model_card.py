@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.weights.hub import public_name
 
@@ -28,8 +29,21 @@ def model_card(
     """The card's text.
 
     run: the run folder the adapter comes from, where known. base_name, base: the base as it was
-    named, and its folder. argv: the merge's arguments.
+    named, and its folder. argv: the merge's arguments. Raises UserError for damaged files.
     """
+    try:
+        return _card(run, base_name, base, lora, argv)
+    # What a file that was cut off or edited by hand lacks.
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{run}: its config.yaml, metrics.jsonl or eval.json is damaged ({error!r}); give"
+            " --adapter its adapter instead of --run, for a card without its numbers"
+        ) from error
+
+
+def _card(
+    run: Path | None, base_name: str, base: Path, lora: LoraConfig, argv: Sequence[str]
+) -> str:
     shown = public_name(base_name)
     licence, licence_link = _licence(base)
     hub_id = base_name if shown == base_name and "/" in base_name else None

@@ -22,6 +22,7 @@ from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.foreign import read_object, require_no_way_out
 from cogcalib_jax.weights.hf_weights import host_tensors, read_parameter, tensor_names
 from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, read_header
 
@@ -102,16 +103,15 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
 def read_lora_config(folder: str | Path) -> LoraConfig:
     """Rank, alpha, targets and dropout of an adapter.
 
-    Raises UserError for anything but plain LoRA on layers a decoder has.
+    Raises UserError for anything but plain LoRA on layers a decoder has, for tensors of another
+    rank, and for a folder whose files lie elsewhere.
     """
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a folder that PEFT's save_pretrained wrote")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch the file again") from error
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    if folder.is_dir():
+        require_no_way_out(folder, folder.iterdir())
+    raw = read_object(path, "give a folder that PEFT's save_pretrained wrote")
+    if raw.get("peft_type") != "LORA":
         raise UserError(f"{path}: not a LoRA adapter; only peft_type LORA is supported")
     variants = [key for key in VARIANTS if raw.get(key)]
     if raw.get("bias", "none") != "none":
@@ -119,7 +119,7 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     if variants:
         raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
     try:
-        return LoraConfig(
+        config = LoraConfig(
             rank=raw["r"],
             alpha=raw["lora_alpha"],
             targets=_read_targets(raw.get("target_modules"), path),
@@ -129,12 +129,28 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: r and lora_alpha must be numbers ({error!r})") from error
+    _require_rank(folder, config.rank)
+    return config
+
+
+def _require_rank(folder: Path, rank: int) -> None:
+    """The tensors are of the rank that the config names: a model is given room for it before they
+    are read."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        return  # told where they are read
+    for name, tensor in read_header(file).items():
+        if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
+            raise UserError(
+                f"{folder / CONFIG_FILE}: r is {rank}, but {name} in {WEIGHTS_FILE} has the shape"
+                f" {list(tensor.shape)}; use the files of one adapter"
+            )
 
 
 def _read_targets(raw: Any, path: Path) -> tuple[str, ...]:
     if raw == ALL_LINEAR:
         return LAYER_PROJECTIONS
-    if not isinstance(raw, list) or not raw:
+    if not isinstance(raw, list) or not raw or not all(isinstance(name, str) for name in raw):
         raise UserError(
             f"{path}: target_modules must be a list of names, or all-linear; patterns are not"
             " supported"

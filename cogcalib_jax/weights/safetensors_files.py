@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import read_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -78,12 +79,18 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def _read_index(index: Path) -> dict[str, Tensor]:
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({str(file) for file in placed.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: no index of shards ({error!r}); fetch it again") from error
-    outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]
+    placed = read_object(index, "").get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
+        raise UserError(
+            f"{index}: no index of shards (weight_map must name the file of every tensor); fetch"
+            " the file again"
+        )
+    files = sorted(set(placed.values()))
+    outside = [
+        name
+        for name in files
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable()
+    ]
     if outside:
         raise UserError(
             f"{index}: names a file outside its folder ({outside[0]!r}); get the checkpoint from"

@@ -10,6 +10,9 @@ from cogcalib_jax.data.example import BadRow, Example, NoLabel
 
 # A value of "" or -1 is how the Hub stores the answers of its unlabelled test splits.
 _UNLABELLED = (None, "", -1, "-1")
+# None belongs into a text but white space: the rest is left of a damaged file, or meant for the
+# terminal it is shown on.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
@@ -29,6 +32,8 @@ def clean(value: Any, name: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise BadRow(f"{name!r} holds half a character (a lone surrogate)") from None
+    if control := _CONTROL.search(value):
+        raise BadRow(f"{name!r} holds the control character U+{ord(control[0]):04X}")
     return value.strip()
 
 

@@ -1,0 +1,46 @@
+"""Files that somebody else made: nothing in them may lead out of their folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.errors import UserError
+
+
+def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
+    """Refuse links among `files` that lead out of `folder`: what was made elsewhere must not make
+    a program read, copy or overwrite its user's other files.
+
+    A snapshot in the Hub's cache may link to its blobs.
+    """
+    place = folder.resolve()
+    repository = place.parents[1] if len(place.parents) > 1 else place
+    is_snapshot = place.parent.name == "snapshots" and (repository / "blobs").is_dir()
+    root = repository if is_snapshot else place
+    for file in sorted(files):
+        # A link to itself cannot be followed: where it is read it is told as any other file.
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
+            raise UserError(
+                f"{file}: is a link that leads out of its folder, and what was made elsewhere may"
+                " not name other files of this machine; put the file itself there"
+            )
+
+
+def read_object(file: Path, absent: str) -> dict[str, Any]:
+    """The JSON object in `file`; `absent` says what to do where there is no such file.
+
+    Raises:
+        UserError: absent, not readable, not JSON, or no object.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; {absent}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold a JSON object; fetch the file again")
+    return content
