@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
-from cogcalib_jax.experiments.suite_results import write_results
+from cogcalib_jax.experiments.suite_results import read_study, write_results
 from cogcalib_jax.experiments.tune import tune
 
 
@@ -35,14 +36,15 @@ def main(argv: list[str]) -> None:
     done = [cell for cell in planned if cell not in failed]
     if not done:
         raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
-    text = write_results(config, name, done, folder)
-    command = " ".join(["python -m cogcalib_jax.experiments", *argv])
+    command = shlex.join(["python", "-m", "cogcalib_jax.experiments", *argv])
+    text = write_results(read_study(config, name, command, done, failed, folder), done)
     if config.out is not None:
         out = Path(config.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(f"    {command}\n\n{text}", encoding="utf-8")
     print(text)
     print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
+    print(f"Report: {folder / 'report.html'}")
     if failed:
         listed = ", ".join(cell.title for cell in failed)
         raise UserError(

@@ -1,4 +1,4 @@
-"""Three pictures: is confidence right, how it got there, and what it is good for.
+"""Pictures of answers: is confidence right, whom does it go to, and what is it good for.
 
 Each function draws one figure from plain numbers and knows nothing of files.
 """
@@ -15,36 +15,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cogcalib_jax.metrics import ReliabilityBins
 from cogcalib_jax.reporting.canvas import (
-    GRID,
+    BAND,
     INK,
     MUTED,
     headline,
+    legend_beside,
     light_grid,
     new_figure,
     percent_axis,
     place_axes,
 )
 from cogcalib_jax.reporting.names import Look
+from cogcalib_jax.reporting.words import percent
 
 OVER = "#B3261E"
 UNDER = "#1A237E"
-KNOWN = "#0072B2"
-UNKNOWN = "#D55E00"
-BAND = "#D3D6DA"
-DATA_WORDS = {
-    "train": "questions trained on",
-    "validation": "questions not trained on",
-    "test": "questions not trained on",
-}
+RIGHT = "#009E73"
+WRONG = "#B35C94"
+COLUMNS = 3
+"""panels beside each other: with more, the text would be too small on a page"""
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """One panel of the reliability diagram."""
+class Answers:
+    """What one method's answers look like: a panel of a diagram."""
 
     name: str
     look: Look
@@ -52,7 +50,16 @@ class Reliability:
     band: np.ndarray
     """[bins, 2] accuracies between which a calibrated model's would lie in 90 % of cases"""
     metrics: Mapping[str, Any]
-    """its numbers in eval.json: ece and ece_noise_floor"""
+    """its numbers in eval.json"""
+    sure_right: float | None
+    """mean confidence of the right answers, None where there is none"""
+    sure_wrong: float | None
+    """mean confidence of the wrong answers, None where there is none"""
+
+    @property
+    def right(self) -> np.ndarray:
+        """[bins] right answers."""
+        return np.rint(np.nan_to_num(self.bins.accuracy) * self.bins.count)
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,12 @@ class Coverage:
     """largest share that keeps the target accuracy"""
 
 
-def reliability_figure(panels: Sequence[Reliability], task: str, n: int) -> Figure:
+def reliability_figure(panels: Sequence[Answers], task: str, n: int) -> Figure:
     """Accuracy per confidence bin against the diagonal, one panel a method."""
-    columns = min(len(panels), 3)
+    columns = min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    across, down = (3.45 if len(panels) > 1 else 6.3), 4.75
+    across, height = (3.45 if len(panels) > 1 else 6.3), (3.0 if rows < 3 else 2.3)
+    down = height + 1.85
     legend_columns = 4 if columns == 3 else 2
     figure = new_figure(across * columns + 0.5, down * rows + (0.95 if columns == 3 else 1.15))
     headline(
@@ -85,8 +93,8 @@ def reliability_figure(panels: Sequence[Reliability], task: str, n: int) -> Figu
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         left, top = 0.62 + across * column, 1.3 + down * row
-        axes = place_axes(figure, left, top, across - 0.45, 3.0)
-        counts = place_axes(figure, left, top + 3.08, across - 0.45, 0.62)
+        axes = place_axes(figure, left, top, across - 0.45, height)
+        counts = place_axes(figure, left, top + height + 0.08, across - 0.45, 0.62)
         _reliability_panel(axes, counts, panel, most)
         if column == 0:
             axes.set_ylabel("accuracy (%)")
@@ -107,7 +115,7 @@ def reliability_figure(panels: Sequence[Reliability], task: str, n: int) -> Figu
     return figure
 
 
-def _reliability_panel(axes: Axes, counts: Axes, panel: Reliability, most: int) -> None:
+def _reliability_panel(axes: Axes, counts: Axes, panel: Answers, most: int) -> None:
     bins, metrics = panel.bins, panel.metrics
     filled = np.flatnonzero(bins.count)
     left, width = bins.edges[filled], np.diff(bins.edges)[filled]
@@ -131,12 +139,12 @@ def _reliability_panel(axes: Axes, counts: Axes, panel: Reliability, most: int) 
     axes.tick_params(labelbottom=False)
     light_grid(axes)
     floor = metrics["ece_noise_floor"]
-    axes.set_title(panel.name, fontweight="bold", pad=34)
-    axes.text(0, 1.03, f"{metrics['confidence']:.1%} sure, {metrics['accuracy']:.1%} right\n"
-              f"ECE {metrics['ece']:.3f} (noise floor {floor['mean']:.3f}, "
-              f"95 %: {floor['p95']:.3f})".replace("%", " %").replace("  %", " %"),
-              transform=axes.transAxes, fontsize=9, color=MUTED, va="bottom",
-              linespacing=1.35)  # fmt: skip
+    _panel_title(
+        axes,
+        panel.name,
+        f"{percent(metrics['confidence'])} sure, {percent(metrics['accuracy'])} right\n"
+        f"ECE {metrics['ece']:.3f} (noise floor {floor['mean']:.3f}, 95 %: {floor['p95']:.3f})",
+    )
 
     counts.bar(left, bins.count[filled], width, align="edge", color="#8A9099", edgecolor="white",
                linewidth=0.6)  # fmt: skip
@@ -147,88 +155,83 @@ def _reliability_panel(axes: Axes, counts: Axes, panel: Reliability, most: int) 
     counts.set_xlabel("confidence (%)")
 
 
-def dynamics_figure(
-    runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], style_end: int | None
-) -> Figure:
-    """Accuracy and confidence over steps for known and unknown questions, one column a method.
-
-    `runs` holds (name of the method, lines of its dynamics.jsonl), not all of them empty.
-    """
-    kinds = list(dict.fromkeys(line["data"] for _, lines in runs for line in lines))
-    grid = [[(name, lines, data) for name, lines in runs] for data in kinds]
-    if len(runs) == 1:  # one row instead of one column
-        grid = [[panel for row in grid for panel in row]]
-    columns, rows = len(grid[0]), len(grid)
-    across, down = 3.45, 3.1
-    figure = new_figure(max(across * columns + 0.7, 7.0), down * rows + 1.7)
+def histogram_figure(panels: Sequence[Answers], task: str, n: int) -> Figure:
+    """How many right answers (upwards) and wrong ones (downwards) at each level of confidence."""
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    across, down, height = (3.45 if len(panels) > 1 else 6.3), 2.85, 1.85
+    figure = new_figure(across * columns + 0.6, down * rows + 1.1)
     headline(
         figure,
-        "How accuracy and confidence grow over training",
-        "Where confidence (dashed) runs above accuracy (solid), the model is too confident.",
+        "How sure is it of its right answers, and how sure of its wrong ones?",
+        f"{n:,} questions of {task}.",
     )
-    last_step = max(line["step"] for _, lines in runs for line in lines)
-    for row, column in np.ndindex(rows, columns):
-        name, lines, data = grid[row][column]
-        axes = place_axes(figure, 0.85 + across * column, 1.1 + down * row, across - 0.4, 2.75)
-        for group, color in (("known", KNOWN), ("unknown", UNKNOWN)):
-            _dynamics_lines(axes, lines, data, group, color)
-        axes.set(xlim=(0, last_step), ylim=(0, 1))
-        percent_axis(axes.yaxis)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    up = max(float(p.right.max()) for p in panels) * 1.08 + 0.5
+    down_to = max(float((p.bins.count - p.right).max()) for p in panels) * 1.08 + 0.5
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        axes = place_axes(figure, 0.72 + across * column, 1.3 + down * row, across - 0.45, height)
+        left, width = panel.bins.edges[:-1], np.diff(panel.bins.edges)
+        how = {"align": "edge", "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
+        axes.bar(left, panel.right, width, color=RIGHT, **how)
+        axes.bar(left, panel.right - panel.bins.count, width, color=WRONG, hatch="////", **how)
+        axes.axhline(0, color=INK, linewidth=1, zorder=4)
+        axes.set(xlim=(0, 1), ylim=(-down_to, up))
+        percent_axis(axes.xaxis)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
         light_grid(axes)
-        if style_end:
-            axes.axvspan(0, style_end, color=GRID, zorder=0, linewidth=0)
-            axes.axvline(style_end, color=MUTED, linewidth=1)
-        if len(runs) == 1:
-            axes.set_title(f"{name}: {DATA_WORDS[data]}", fontweight="bold")
-        elif row == 0:
-            axes.set_title(name, fontweight="bold")
-        if row == rows - 1:
-            axes.set_xlabel("step (updates)")
+        auroc = panel.metrics["auroc"]
+        _panel_title(
+            axes,
+            panel.name,
+            f"right: {_share(panel.sure_right)} sure; wrong: {_share(panel.sure_wrong)} sure\n"
+            f"AUROC {'n/a' if auroc is None else f'{auroc:.3f}'}",
+        )
+        if row == rows - 1 or i + columns >= len(panels):
+            axes.set_xlabel("confidence (%)")
         if column == 0:
-            unit = "accuracy, confidence (%)"
-            axes.set_ylabel(unit if len(runs) == 1 else f"{DATA_WORDS[data]}\n{unit}")
-    handles: list[Any] = [
-        Line2D([], [], color=KNOWN, linewidth=2.4, label="known before training"),
-        Line2D([], [], color=UNKNOWN, linewidth=2.4, label="unknown before training"),
-        Line2D([], [], color=INK, label="accuracy"),
-        Line2D([], [], color=INK, linestyle=(0, (4, 2)), label="mean confidence"),
+            axes.set_ylabel("questions")
+    handles = [
+        Patch(facecolor=RIGHT, label="right answers (upwards)"),
+        Patch(facecolor=WRONG, edgecolor="white", hatch="////", label="wrong answers (downwards)"),
     ]
-    if style_end:
-        handles.append(Patch(facecolor=GRID, edgecolor=MUTED, label="style phase"))
-    figure.legend(handles=handles, loc="lower center", ncols=3 if columns < 3 else 5)
+    figure.legend(handles=handles, loc="lower center", ncols=2, handlelength=1.8)
     return figure
 
 
-def _dynamics_lines(
-    axes: Axes, lines: Sequence[dict[str, Any]], data: str, group: str, color: str
-) -> None:
-    chosen = [line for line in lines if line["data"] == data and line["group"] == group]
-    if not chosen:
-        return
-    steps, accuracy, confidence = (
-        np.array([line[field] for line in chosen], float)
-        for field in ("step", "accuracy", "confidence")
-    )
-    axes.fill_between(steps, accuracy, confidence, color=color, alpha=0.13, linewidth=0)
-    axes.plot(steps, accuracy, color=color, linewidth=2)
-    axes.plot(steps, confidence, color=color, linewidth=1.8, linestyle=(0, (4, 2)))
+def _share(value: float | None) -> str:
+    return "never" if value is None else percent(value)
+
+
+def _panel_title(axes: Axes, name: str, below: str) -> None:
+    """The name, and two lines of numbers between it and the axes."""
+    axes.set_title(name, fontweight="bold", pad=34)
+    axes.text(0, 1 + 0.09 / _height(axes), below, transform=axes.transAxes, fontsize=9, color=MUTED,
+              va="bottom", linespacing=1.35)  # fmt: skip
+
+
+def _height(axes: Axes) -> float:
+    """Of the axes, in inches."""
+    return axes.get_position().height * axes.figure.get_figheight()
 
 
 def coverage_figure(lines: Sequence[Coverage], task: str, n: int, target: float) -> Figure:
     """Accuracy of the answers given when the least confident questions are left unanswered."""
-    figure = new_figure(8.2, 5.4)
+    figure = new_figure(10.85, 5.4)
     headline(
         figure,
         "How many questions can be answered before mistakes creep in?",
         f"The most confident answers come first; {n:,} questions of {task}.",
     )
-    axes = place_axes(figure, 0.75, 0.9, 7.25, 3.9)
+    axes = place_axes(figure, 0.75, 0.9, 6.7, 3.9)
     # Lines that lie on each other stay visible: each is thinner than the one below.
-    for line, width in zip(lines, np.linspace(3.2, 1.6, len(lines)), strict=True):
-        label = f"{line.name}: {line.at_target:.1%}".replace("%", " %")
-        axes.plot(line.share, line.accuracy, color=line.look.color, linestyle=line.look.line,
-                  linewidth=width, label=label)  # fmt: skip
+    handles: list[Any] = []
+    for line, width in zip(lines, np.linspace(3.2, 1.4, len(lines)), strict=True):
+        how = {"color": line.look.color, "linestyle": line.look.line}
+        axes.plot(line.share, line.accuracy, linewidth=width, **how)
+        label = f"{line.name}: {percent(line.at_target)}"
+        handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
     axes.axhline(target, color=INK, linewidth=1)
     axes.text(0.997, target + 0.006, f"{target * 100:.0f} % accuracy", ha="right", va="bottom",
               color=INK, fontsize=9)  # fmt: skip
@@ -239,8 +242,9 @@ def coverage_figure(lines: Sequence[Coverage], task: str, n: int, target: float)
     axes.set_xlabel("share of questions answered (%)")
     axes.set_ylabel("accuracy of the answers given (%)")
     light_grid(axes)
-    legend = axes.legend(
-        title=f"share answered at {target * 100:.0f} % accuracy", loc="best", handlelength=2.8
-    )
-    legend.set_alignment("left")
+    left = 7.75 / figure.get_figwidth()
+    top = 1 - 0.9 / figure.get_figheight()
+    title = f"Share answered at {target * 100:.0f} % accuracy"
+    figure.text(left, top, title, fontsize=9.5, fontweight="bold", va="top")
+    legend_beside(figure, handles, 7.75, 1.18)
     return figure

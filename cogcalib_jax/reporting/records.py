@@ -13,7 +13,7 @@ import yaml
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.reporting.names import method_key
+from cogcalib_jax.reporting.names import DERIVED, method_key
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Method:
     """lines of metrics.jsonl; empty for rows derived from another run"""
     dynamics: tuple[dict[str, Any], ...]
     """lines of dynamics.jsonl; empty for rows derived from another run"""
+    config: str
+    """file, relative to the run's folder, with the config that made it"""
+    command: str | None
+    """that made it, None where none was recorded"""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,10 @@ def read_run(folder: Path) -> Run:
     """
     if (folder / "comparison.json").is_file():
         table = _read_json(folder / "comparison.json")
-        methods = tuple(_method(key, folder / key, tasks) for key, tasks in table.items())
+        methods = tuple(_method(key, folder, key, tasks) for key, tasks in table.items())
     elif (folder / "eval.json").is_file():
         tasks = _tasks(_read_json(folder / "eval.json"))
-        methods = (_method(_single_key(folder), folder, tasks),)
+        methods = (_method(_single_key(folder), folder, "", tasks),)
     else:
         raise UserError(
             f"{folder}: no comparison.json and no eval.json, so there is nothing to report; give"
@@ -93,7 +97,7 @@ def read_run(folder: Path) -> Run:
         style_end=_style_end(methods),
         configs=configs,
         bins=int(_setting(configs, "evaluation", "bins")),
-        provenance=_provenance(folder, methods),
+        provenance=_provenance(folder, *(folder / m.key for m in methods)),
     )
 
 
@@ -106,13 +110,17 @@ def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in results.items() if name != "provenance"}
 
 
-def _method(key: str, folder: Path, metrics: dict[str, dict[str, Any]]) -> Method:
+def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]]) -> Method:
+    """`place`: the method's folder in that of the run."""
+    folder = run / place
     return Method(
         key=key,
         metrics=metrics,
         predictions={t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
         steps=_read_lines(folder / "metrics.jsonl"),
         dynamics=_read_lines(folder / "dynamics.jsonl"),
+        config=_config_of(run, place),
+        command=_provenance(folder).get("command"),
     )
 
 
@@ -204,10 +212,19 @@ def _setting(configs: dict[str, str], section: str, field: str) -> Any:
     raise UserError(f"{', '.join(configs)}: no {section}.{field}, so no config of a finished run")
 
 
-def _provenance(folder: Path, methods: Iterable[Method]) -> dict[str, Any]:
-    for path in (folder, *(folder / m.key for m in methods)):
-        if (path / "eval.json").is_file():
-            return _read_json(path / "eval.json").get("provenance", {})
+def _config_of(run: Path, place: str) -> str:
+    """A row derived from a method has that one's; what has none of its own, that of the run."""
+    for derivation in DERIVED:
+        place = place.removesuffix(f"_{derivation}")
+    own = Path(place) / "config.yaml"
+    return str(own) if (run / own).is_file() else "config.yaml"
+
+
+def _provenance(*folders: Path) -> dict[str, Any]:
+    """Of the first of the folders with an eval.json."""
+    for folder in folders:
+        if (folder / "eval.json").is_file():
+            return _read_json(folder / "eval.json").get("provenance", {})
     return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,46 @@ def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str
     n = next(iter(results.values()))["n"]
     opening = f"Reliability diagrams, accuracy against confidence, on {count(n, 'question')} of"
     return " ".join([f"{opening} {task}.", *parts])
+
+
+def histogram_text(
+    means: Mapping[str, tuple[float | None, float | None]],
+    results: Mapping[str, Mapping[str, Any]],
+    task: str,
+) -> str:
+    """`means` holds method -> mean confidence of its right and of its wrong answers."""
+    parts = []
+    for key, (right, wrong) in means.items():
+        m = results[key]
+        correct = round(m["accuracy"] * m["n"])
+        auroc = "undefined" if m["auroc"] is None else f"{m['auroc']:.3f}"
+        parts.append(
+            f"{short_name(key)}: {count(correct, 'right answer')}{_sure(right)},"
+            f" {count(m['n'] - correct, 'wrong answer')}{_sure(wrong)}; AUROC {auroc}."
+        )
+    return " ".join([f"Confidence of right and of wrong answers to {task}, apart.", *parts])
+
+
+def _sure(confidence: float | None) -> str:
+    return "" if confidence is None else f" with mean confidence {percent(confidence)}"
+
+
+def gate_text(
+    thresholds: Mapping[str, tuple[float, float]], shares: Mapping[str, tuple[float, float]]
+) -> str:
+    """Both hold method -> first and last value: threshold in nats, known share of the batches."""
+    parts = [
+        f"{short_name(key)}: threshold from {nats(first)} to {nats(last)}, known share from"
+        f" {percent(shares[key][0])} to {percent(shares[key][1])}."
+        for key, (first, last) in thresholds.items()
+    ]
+    opening = "Threshold, and share of the training examples that count as known, over steps."
+    return " ".join([opening, *parts])
+
+
+def nats(value: float) -> str:
+    """A loss, or that there is none."""
+    return "undefined" if math.isnan(value) else f"{value:.3f} nats"
 
 
 def coverage_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:

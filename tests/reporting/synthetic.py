@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.metrics import summarize
+from cogcalib_jax.reporting.records import read_run
+from cogcalib_jax.reporting.study import Condition, Study
 
 CONFIG = """\
 seed: {seed}
@@ -83,9 +85,16 @@ def write_training(folder: Path, *, overconfidence: float, style: int = 60, end:
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step in range(10, style + 1, 10):
             file.write(json.dumps({"step": step, "phase": "style", "loss": 2.0}) + "\n")
-        for step in range(style + 10, end + 1, 10):
-            line = {"step": step, "phase": "finetune", "loss": 1.0, "known_fraction": 0.4}
-            file.write(json.dumps(line) + "\n")
+        for step in range(style, end + 1, 10):
+            done = (step - style) / (end - style)
+            if step > style:
+                known = 0.45 + 0.4 * done * overconfidence / (1 + overconfidence)
+                line = {"step": step, "phase": "finetune", "loss": 1.0, "known_fraction": known}
+                file.write(json.dumps(line) + "\n")
+            if (step - style) % 30 == 0:
+                fit = 1.6 - 0.4 * done / (1 + overconfidence)
+                line = {"step": step, "phase": "refit", "threshold": fit, "auroc": 0.99}
+                file.write(json.dumps(line) + "\n")
     goal = {
         ("train", "known"): (0.86, 0.93, 0.80),
         ("train", "unknown"): (0.10, 0.55, 0.20),
@@ -128,3 +137,37 @@ def write_comparison(
             write_training(folder / key, overconfidence=value - 1)
     (folder / "comparison.json").write_text(json.dumps(table))
     return table
+
+
+def write_study(
+    folder: Path,
+    *,
+    shares: tuple[float, ...] = (0.0, 0.5, 1.0),
+    seeds: tuple[int, ...] = (0, 1),
+    n: int = 60,
+    methods: tuple[str, ...] = ("sft", "cols"),
+    command: str = "python -m cogcalib_jax.experiments suites/ratios.yaml",
+) -> Study:
+    """A study whose conditions are known shares; over-confidence grows with them."""
+    conditions = []
+    for share in shares:
+        runs = {}
+        for seed in seeds:
+            place = folder / f"share-{share}" / f"seed-{seed}"
+            sharpness = {key: 1.2 + share * (2 - i) for i, key in enumerate(methods)}
+            write_comparison(place, sharpness, n=n, seed=seed)
+            with (place / "config.yaml").open("a") as file:
+                file.write(f"composition:\n  known_share: {share}\n")
+            runs[seed] = read_run(place)
+        settings = (f"composition.known_share={share}", "composition.by=world")
+        conditions.append(Condition(f"{share:.0%} known", settings, runs))
+    return Study(
+        name="ratios",
+        question="Does known data harm?",
+        folder=folder,
+        preset="configs/world.yaml",
+        command=command,
+        configuration="preset: configs/world.yaml\n",
+        across=("sft",),
+        conditions=tuple(conditions),
+    )

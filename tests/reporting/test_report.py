@@ -80,7 +80,10 @@ def test_the_text_ends_with_verdict_and_files(comparison):
     assert f"Report: {folder / 'report.html'}" in text
 
 
-@pytest.mark.parametrize("name", ["reliability", "dynamics", "coverage"])
+NAMES = ["reliability", "confidence", "coverage", "dynamics", "threshold"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_pictures_show_something(comparison, name):
     folder, _, _ = comparison
     image = matplotlib.image.imread(folder / "plots" / f"{name}.png")[..., :3]
@@ -104,24 +107,32 @@ def test_the_page_needs_no_network_and_says_every_picture_in_words(comparison):
     folder, _, table = comparison
     page = read_page(folder)
     images = page.all("img")
-    assert len(images) == 3
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
-    assert f"ECE {table['sft']['world']['ece']:.3f}" in images[0]["alt"]
-    assert "unknown questions not trained on: accuracy from" in images[1]["alt"]
-    assert "Share answered at 90 % accuracy: SFT" in images[2]["alt"]
+    said = dict(zip(NAMES, (image["alt"] for image in images), strict=True))
+    m = table["sft"]["world"]
+    right = round(m["accuracy"] * m["n"])
+    assert f"ECE {m['ece']:.3f}" in said["reliability"]
+    assert f"SFT: {right} right answers with mean confidence" in said["confidence"]
+    assert f"AUROC {m['auroc']:.3f}" in said["confidence"]
+    assert "Share answered at 90 % accuracy: SFT" in said["coverage"]
+    assert "unknown questions not trained on: accuracy from" in said["dynamics"]
+    lines = [json.loads(x) for x in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
+    fits = [line["threshold"] for line in lines if line["phase"] == "refit"]
+    assert f"SFT: threshold from {fits[0]:.3f} nats to {fits[-1]:.3f} nats" in said["threshold"]
+    assert fits[0] != fits[-1]
     assert not page.all("script") and not page.all("link")
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r"(?:src|href)=\"(?!data:)", html) == []
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", html) == []
     assert "url(" not in html
 
 
 def test_tables_of_the_page_mark_their_headers(comparison):
     folder, _, _ = comparison
     page = read_page(folder)
-    assert len(page.all("table")) == 3
+    assert len(page.all("table")) == len(page.all("caption")) == 4
     headers = page.all("th")
     assert {attrs["scope"] for attrs in headers} == {"col", "row"}
-    assert sum(attrs["scope"] == "row" for attrs in headers) == 5 + 7 + 5
+    assert sum(attrs["scope"] == "row" for attrs in headers) == 5 + 7 + 5 + 5
     assert "CoLS (ours: LS on known data)" in page.text
 
 
@@ -142,6 +153,57 @@ def test_a_recorded_command_is_shown_as_it_was(tmp_path):
     assert "python train.py --method.name cols --seed 3" in read_page(run).text
 
 
+def test_every_table_and_picture_names_its_command_config_and_numbers(tmp_path):
+    write_comparison(tmp_path, {"sft": 2.0, "sft_temperature": 1.0, "cols": 1.2}, n=30)
+    write_config(tmp_path / "cols", "ls", "adaptive")
+    for key in ("sft", "sft_temperature", "cols"):
+        results = json.loads((tmp_path / key / "eval.json").read_text())
+        results["provenance"]["command"] = "python train.py --compare sft,cols"
+        (tmp_path / key / "eval.json").write_text(json.dumps(results))
+    write_report(tmp_path)
+    page = read_page(tmp_path)
+    shown = len(page.all("table")) - 1 + len(page.all("img"))  # less the list of sources itself
+    assert page.text.count("Source\n") == shown
+    assert page.text.count("python train.py --compare sft,cols") == shown + 1
+    links = [a["href"] for a in page.all("a") if a["href"].startswith("#config")]
+    assert links.count("#config-1") == links.count("#config-2") == shown
+    assert {"#" + d["id"] for d in page.all("details") if "id" in d} == set(links)
+    assert "METHOD/predictions/world.jsonl" in page.text
+    assert "METHOD/metrics.jsonl" in page.text
+
+
+def test_subgroups_have_a_table_of_their_own(tmp_path):
+    run = single_run(tmp_path / "run")
+    results = json.loads((run / "eval.json").read_text())
+    world = results["world"]
+    world["by"] = {"relation": {"born <here>": dict(world), "plays": dict(world)}}
+    (run / "eval.json").write_text(json.dumps(results))
+    write_report(run)
+    page = read_page(run)
+    assert "Results by relation" in page.text and "born <here>" in page.text
+
+
+def test_a_threshold_that_could_not_be_fitted_is_said(tmp_path):
+    run = single_run(tmp_path / "run")
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["phase"] == "refit":
+            line["threshold"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    write_report(run)
+    assert "threshold from undefined to undefined" in read_page(run).all("img")[-1]["alt"]
+
+
+def test_without_a_log_of_training_its_pictures_are_left_out(tmp_path):
+    run = single_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    (run / "dynamics.jsonl").unlink()
+    write_report(run)
+    page = read_page(run)
+    assert len(page.all("img")) == 3
+    assert "Training" not in page.text
+
+
 def single_run(folder: Path, *, n: int = 60, task: str = "world", sharpness: float = 2.0) -> Path:
     write_config(folder, "ls", "adaptive")
     probs, answers = option_probs(n, sharpness, options=4)
@@ -156,11 +218,7 @@ def test_a_single_run_has_one_row_and_no_verdict_on_differences(tmp_path):
     assert text.count("CoLS (ours: LS on known data)") == 1
     assert "SFT" not in text
     assert "gate" not in text
-    assert {p.name for p in (run / "plots").iterdir()} == {
-        "reliability.png",
-        "dynamics.png",
-        "coverage.png",
-    }
+    assert {p.name for p in (run / "plots").iterdir()} == {f"{name}.png" for name in NAMES}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -184,7 +242,7 @@ def test_every_task_is_on_the_page_and_the_trained_one_is_printed(tmp_path):
     page = read_page(run)
     assert "Results on world" in page.text and "Results on mmlu:history" in page.text
     assert (run / "plots" / "coverage_mmlu_history.png").exists()
-    assert len(page.all("img")) == 5
+    assert len(page.all("img")) == 3 + 3 + 2
 
 
 def test_markup_from_data_is_shown_and_not_run(tmp_path):

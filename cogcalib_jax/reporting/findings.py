@@ -1,0 +1,90 @@
+"""What the answers to a task show, over one run or several seeds of it: tables and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.reporting.evaluations import subgroup_table
+from cogcalib_jax.reporting.open_tables import confidence_table
+from cogcalib_jax.reporting.records import Run
+from cogcalib_jax.reporting.tables import (
+    Metrics,
+    Table,
+    as_markdown,
+    comparison_table,
+    vocabulary_table,
+)
+from cogcalib_jax.reporting.verdict import compare, difference_table, verdict
+
+RESULTS = "Results over the options of each question"
+ANSWERS = "Results of the generated answers"
+CONFIDENCES = "Confidences in these answers"
+DIFFERENCES = "Differences between methods"
+VOCABULARY = "Results over the whole vocabulary"
+BY = "Results by "
+"""opens the caption of a table of subgroups"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """On one task."""
+
+    task: str
+    tables: Mapping[str, Table]
+    """by caption"""
+    verdict: tuple[str, ...]
+
+    def as_markdown(self) -> str:
+        """Tables and verdict, without the captions."""
+        lines = "\n".join(f"- {line}" for line in self.verdict)
+        shown = [as_markdown(table) for table in self.tables.values()]
+        return "\n\n".join([*shown, *filter(None, [lines])])
+
+
+def results_of(run: Run, task: str) -> dict[str, Metrics]:
+    """Method -> numbers of the task."""
+    return {m.key: m.metrics[task] for m in run.methods}
+
+
+def findings(runs: Sequence[Run], task: str) -> Findings:
+    """Of one run, or of several that differ in their seed: means, standard deviations, differences.
+
+    What is not averaged (vocabulary, subgroups, confidences in generated answers) is only in those
+    of one run. Raises UserError where runs hold different methods or were not evaluated on `task`.
+    """
+    for run in runs:
+        if task not in run.tasks:
+            raise UserError(
+                f"{run.folder}: was not evaluated on {task}, which {runs[0].folder} was;"
+                " evaluate all seeds on the same tasks"
+            )
+    metrics = [results_of(run, task) for run in runs]
+    results = comparison_table(metrics)  # first: it refuses seeds of different methods
+    comparisons = compare([{m.key: m.predictions[task] for m in run.methods} for run in runs])
+    first = metrics[0]
+    confidences = confidence_table(first) if len(runs) == 1 else None
+    tables = {
+        ANSWERS if "confidences" in next(iter(first.values())) else RESULTS: results,
+        CONFIDENCES: confidences,
+        DIFFERENCES: difference_table(comparisons, next(iter(first.values()))["n"]),
+    }
+    if len(runs) == 1:
+        tables[VOCABULARY] = vocabulary_table(first)
+        tables |= _subgroups(first)
+    return Findings(
+        task,
+        {caption: table for caption, table in tables.items() if table is not None},
+        tuple(verdict(comparisons, metrics)),
+    )
+
+
+def _subgroups(results: Mapping[str, Metrics]) -> dict[str, Table]:
+    fields = next(iter(results.values())).get("by", {})
+    return {
+        f"{BY}{field}": subgroup_table(
+            field, {method: metrics["by"][field] for method, metrics in results.items()}
+        )
+        for field in fields
+    }
