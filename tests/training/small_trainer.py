@@ -1,7 +1,7 @@
 """A trainer over a tiny decoder and random questions, and what a killed process looks like."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def trainer(training: TrainingConfig = TRAINING, every: int | None = 2) -> Train
         checkpoint=CheckpointConfig(every=every),
         dropout=True,
         seed=0,
-        identity={"seed": 0},
+        identity={"seed": 0, "training": asdict(training)},
     )
     made = make_trainer(trainable, EvaluationConfig(batch_size=24), splits())
     if (training, every) == (TRAINING, 2):

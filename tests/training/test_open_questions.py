@@ -1,7 +1,7 @@
 """Fine-tuning on open questions: one gate an example, what validation follows, and a threshold
 fitted on generated answers."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import jax
@@ -73,7 +73,7 @@ def trainer(loss=LossConfig()) -> Trainer:  # noqa: B008 - frozen
         checkpoint=CheckpointConfig(),
         dropout=False,
         seed=0,
-        identity={"seed": 0},
+        identity={"seed": 0, "training": asdict(TRAINING)},
     )
     scores = Predictor(split, mesh, EVALUATION)
     answers = OpenPredictor(split, EVALUATION, DATA, tokenizer(), scores)

@@ -125,7 +125,7 @@ def test_dynamics_follow_known_and_unknown_questions_apart(style, tmp_path):
 def test_a_run_that_diverges_says_so(style, tmp_path):
     """Whether it shows in a step's loss or, after the last update, in the refit."""
     for steps in (1, 4):
-        training = replace(STEADY, learning_rate=1e30, max_steps=steps)
+        training = replace(STEADY, learning_rate=1e6, weight_decay=1e38, max_steps=steps)
         with pytest.raises(UserError, match="learning_rate"):
             folder = tmp_path / str(steps)
             finetune(trainer(training), method(gate="all"), *style[::-1], folder)
