@@ -60,9 +60,7 @@ class TrainingConfig:
             "style_steps",
             "must be an integer of at least 0, or unset",
         )
-        check(
-            1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}"
-        )
+        check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
         for name in ("accumulation", "log_every"):
             check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
         check(self.probe_rows >= 0, "probe_rows", "must be an integer of at least 0")
