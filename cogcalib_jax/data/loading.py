@@ -178,7 +178,7 @@ def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> li
         rows = sources.read_files(Path(config.path), split, name)
         source = f"{config.path} {split}"
     if not rows:
-        raise UserError(f"{source}: has no rows")
+        raise UserError(f"{source}: has no rows; give a file that holds some")
     examples, refused = _examples(task, rows)
     examples = _as_published(examples, config, source, notes)
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:

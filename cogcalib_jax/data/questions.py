@@ -51,5 +51,8 @@ def _require_distinct(questions: Sequence[Question]) -> None:
     seen: dict[str, str] = {}
     for where, example in questions:
         if example.id in seen:
-            raise UserError(f"{where}: its id {example.id!r} stands at {seen[example.id]} already")
+            raise UserError(
+                f"{where}: its id {example.id!r} stands at {seen[example.id]} already;"
+                " give each an id of its own, or none"
+            )
         seen[example.id] = where

@@ -86,7 +86,10 @@ def read_files(folder: Path, split: str, config: str | None = None) -> list[Row]
         UserError: no such folder, no file for the split, or a file that is no JSONL or Parquet.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --data.path names the folder of the splits")
+        raise UserError(
+            f"{folder}: no such folder or file; --data.path names the folder of the splits, or one"
+            " file of rows"
+        )
     files = split_files(folder, split, config)
     if not files:
         present = ", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing"

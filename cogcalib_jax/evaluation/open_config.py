@@ -23,4 +23,4 @@ class OpenConfig:
     def __post_init__(self) -> None:
         check(self.max_new_tokens >= 1, "max_new_tokens", "must be an integer of at least 1")
         check(self.samples >= 0, "samples", "must be an integer of at least 0")
-        check(self.temperature > 0, "temperature", "must be a number above 0")
+        check(0 < self.temperature <= 1e6, "temperature", "must be above 0 and at most a million")

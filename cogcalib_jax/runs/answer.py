@@ -68,15 +68,22 @@ def _temperature(adapter: str | None) -> float:
     if calibration is None:
         say("   no fitted temperature: confidences are the model's own")
         return 1.0
-    fitted = calibration["temperature"]
-    if fitted["value"] is None:
-        say(f"   no fitted temperature ({fitted['why_none']}): confidences are the model's own")
-        return 1.0
+    file = f"{adapter}/{CALIBRATION_FILE}"
+    try:
+        fitted = calibration["temperature"]
+        if fitted["value"] is None:
+            say(f"   no fitted temperature ({fitted['why_none']}): confidences are the model's own")
+            return 1.0
+        temperature, rows = float(fitted["value"]), int(fitted["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error!r}); train again, or fetch it again") from error
+    if not 0 < temperature < np.inf:
+        raise UserError(f"{file}: temperature {temperature} divides nothing; train again")
     say(
-        f"   confidences at temperature {fitted['value']:.3f}, fitted on"
-        f" {count(fitted['rows'], 'held-out question')} ({adapter}/{CALIBRATION_FILE})"
+        f"   confidences at temperature {temperature:.3f}, fitted on"
+        f" {count(rows, 'held-out question')} ({file})"
     )
-    return float(fitted["value"])
+    return temperature
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -78,7 +79,7 @@ class RunConfig:
     """the base of the knowledge world (task world without model.path)"""
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", "must be an integer of at least 0")
+        check_seed(self.seed)
         check(
             self.model.path is not None or self.data.task == "world",
             "model.path",
@@ -140,6 +141,11 @@ class RunConfig:
         return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
 
 
+def check_seed(seed: int) -> None:
+    """Random keys hold 32 bits of a seed: two that differ beyond them would be one run."""
+    check(0 <= seed < 2**32, "seed", f"must be an integer from 0 to {2**32 - 1}")
+
+
 def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
     """Refuse methods, each NAME or NAME=WEIGHT, that do not exist or are named twice.
 
@@ -174,7 +180,7 @@ def _parse_entry(
         value = float(weight)
     except ValueError as error:
         raise FieldError(field, allowed) from error
-    check(value >= 0, field, f"must have weights of at least 0 (got {entry!r})")
+    check(0 <= value < math.inf, field, f"must have finite weights of at least 0 (got {entry!r})")
     return pair, value
 
 

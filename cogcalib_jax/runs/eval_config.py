@@ -14,7 +14,7 @@ from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig
+from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed
 from cogcalib_jax.runs.folder import read_config
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.config import ModelConfig
@@ -74,7 +74,7 @@ class EvalConfig:
     """processes, where an evaluation has several (one per host)"""
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, "seed", "must be an integer of at least 0")
+        check_seed(self.seed)
         check(
             bool(self.run) or self.model.path is not None or self.predictions is not None,
             "run",

@@ -61,7 +61,14 @@ def test_several_end_of_text_tokens_are_kept():
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": None, "vocab_size": None}, "vocab_size, hidden_size missing"),
         ({"num_key_value_heads": 3}, "kv_heads: must divide"),
-        ({"hidden_size": "wide"}, "wrong type"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a whole number"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000, must be a whole number from 1 to"),
+        ({"num_hidden_layers": 10**9}, "must be a whole number from 1 to 10,000"),
+        ({"num_attention_heads": 5, "head_dim": None}, "cannot be divided among 5 attention heads"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
+        ({"eos_token_id": [1, "x"]}, "eos_token_id is .*, must be a whole number"),
+        ({"rms_norm_eps": None, "rope_scaling": [1]}, "RoPE parameters must be a JSON object"),
+        ({"rope_theta": "large"}, "wrong type or range"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, says):

@@ -249,7 +249,7 @@ def test_an_index_that_promises_too_much_is_refused(sharded):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_an_unreadable_index_is_one_clear_line(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match="no index of shards"):
+    with pytest.raises(UserError, match="index.json: (no index of shards|not JSON|must hold)"):
         load_decoder(sharded, mesh=one_device())
 
 
