@@ -237,7 +237,7 @@ def out_holds_files(base: Path, adapter: Path) -> None:
     ("damage", "says"),
     [
         (wider, "do not belong together; misshapen: "),
-        (another_rank, "misshapen: .*use its own base"),
+        (another_rank, "r is 3, but .*use the files of one adapter"),
         (trained_further, r"trained on another base \(org/base\)"),
         (damaged_calibration, "calibration.json: damaged"),
         (too_large_for_float16, "model.norm.weight: holds values that float16 cannot"),
