@@ -121,8 +121,8 @@ def training_pictures(run: Run) -> list[Picture]:
                     path,
                     gate_text(*_ends(gates)),
                     "The threshold is fitted on questions that are not trained on; the share is of"
-                    " those that are, and grows as they are memorised. Plain fine-tuning logs both"
-                    " and uses neither.",
+                    " those that are, and grows as they are memorised."
+                    + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
                     "metrics.jsonl",
                 )
             )

@@ -69,7 +69,7 @@ def dynamics_figure(
     blocks = math.ceil(len(runs) / columns)
     across, down, between = 3.45, 3.0 if len(runs) <= COLUMNS else 2.3, 0.75
     block_height = kinds_down * down + between
-    figure = new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 1.6)
+    figure = new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 1.25)
     headline(
         figure,
         "How accuracy and confidence grow over training",
