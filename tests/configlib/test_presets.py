@@ -12,7 +12,9 @@ from tests.configlib.example import Adapter, Config, Method, Model, load
 WHOLE = st.integers(-(10**18), 10**18)
 NUMBERS = st.floats(allow_nan=False)
 # Any text, and above all the texts that YAML or a field's type could take for something else.
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(
+TEXTS = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), max_size=20
+) | st.sampled_from(
     ["none", "null", "~", "true", "on", "1e-4", "3", ".inf", "nan", "[]", "a, b", "# x", "a: b", ""]
 )
 # Text that a command line can say anywhere, also in a list and for an optional field.
