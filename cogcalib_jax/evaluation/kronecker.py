@@ -6,12 +6,18 @@ matrix over n rows is approximated by (K-FAC; Martens and Grosse 2015)
     mean over positions of a a^T  (x)  sum over rows, positions, classes of g g^T,
 
 one block a matrix. LoRA matrices have one short side, of the adapter's rank, kept whole, and one
-wide side, of which the largest eigenvalues are kept (Yang et al. 2024, appendix on low rank).
+wide side, of which the largest eigenvalues are kept where it is very wide (Yang et al. 2024,
+appendix on low rank).
 
 The paper finds those by an SVD for each batch. Here a moment is multiplied by a thin random matrix
 while rows pass and decomposed once, at the end (Nystroem; Tropp et al. 2017): sums, so neither
 batch size, nor order, nor mesh changes the result, and hundreds of positions a row cost two thin
 products.
+
+Positions enter as K-FAC-expand has them (Eschenhagen et al. 2023). On the world, fitted to 120
+questions, the variances this predicts with whole sides are .93 times those of the exact matrix of
+all parameters together (median over 32 questions; 5 to 95 %: .83 to 1.17). With inputs summed over
+positions and divided by rows, as in the authors' code, they are .57 times those.
 """
 
 from __future__ import annotations
@@ -62,50 +68,72 @@ class NoPosterior(UserError):
     """There is nothing to fit a prior to."""
 
 
-def sketching_matrix(width: int, rank: int) -> np.ndarray:
+class LowRank(NamedTuple):
+    """What is kept of a LoRA matrix's wide side. Its short side is kept whole."""
+
+    rank: int = 10
+    """eigenvalues of a side that is not kept whole; 10 as in the paper"""
+    above: int = 512
+    """sides up to this width are kept whole: low rank saves memory and nothing else. On the world,
+    128 and 344 wide, rank 10, rank 40 and whole sides gave an ECE of .186, .141 and .120, and
+    effective parameters 1,203, 2,140 and 2,655: what is dropped keeps the prior's variance"""
+
+    def kept(self, width: int, short: int) -> int:
+        """Eigenvalues of a side of `width` whose matrix has a short side of `short`."""
+        return width if width <= max(self.above, short) else min(self.rank, width)
+
+    def columns(self, width: int, short: int) -> int:
+        """Columns of the sketch they are taken from."""
+        whole = self.kept(width, short) == width
+        return width if whole else min(COLUMNS * self.rank, width)
+
+
+def sketching_matrix(width: int, columns: int) -> np.ndarray:
     """Orthonormal columns `[width, columns]` float32 that a moment is multiplied by; the identity
-    for a side that is short enough to be kept whole."""
-    columns = COLUMNS * rank
-    if width <= columns:
+    where there are as many as rows."""
+    if width == columns:
         return np.eye(width, dtype=np.float32)
     noise = np.random.default_rng(width).standard_normal((width, columns))
     return np.linalg.qr(noise)[0].astype(np.float32)
 
 
-def flow_moments(flow: Flow, rank: int) -> Moments:
+def flow_moments(flow: Flow, low_rank: LowRank) -> Moments:
     """The moments of one batch."""
     layers, _, _, width = flow.inputs.shape
+    outputs = flow.gradients.shape[-1]
     inputs = flow.inputs.reshape(layers, -1, width)
-    gradients = jnp.moveaxis(flow.gradients, 0, 1).reshape(layers, -1, flow.gradients.shape[-1])
-    return Moments(_sketch(inputs, rank), _sketch(gradients, rank), flow.positions)
+    gradients = jnp.moveaxis(flow.gradients, 0, 1).reshape(layers, -1, outputs)
+    short = min(width, outputs)
+    return Moments(
+        _sketch(inputs, low_rank.columns(width, short)),
+        _sketch(gradients, low_rank.columns(outputs, short)),
+        flow.positions,
+    )
 
 
-def _sketch(vectors: jax.Array, rank: int) -> jax.Array:
-    """vectors `[layers, n, width]` -> their second moment times the test matrix."""
-    seen = jnp.einsum("lnw,wc->lnc", vectors, sketching_matrix(vectors.shape[-1], rank))
+def _sketch(vectors: jax.Array, columns: int) -> jax.Array:
+    """vectors `[layers, n, width]` -> their second moment times the sketching matrix."""
+    seen = jnp.einsum("lnw,wc->lnc", vectors, sketching_matrix(vectors.shape[-1], columns))
     return jnp.einsum("lnw,lnc->lwc", vectors, seen)
 
 
-def curvature_block(moments: Moments, rank: int) -> Block:
-    """The curvature that summed moments stand for. `rank` eigenvalues of the wide side are kept
-    and all of the other, of the adapter's rank."""
+def curvature_block(moments: Moments, low_rank: LowRank) -> Block:
+    """The curvature that summed moments stand for."""
     inputs, gradients = np.asarray(moments.inputs), np.asarray(moments.gradients)
     short = min(inputs.shape[1], gradients.shape[1])
-    input_basis, input_values = _eigen(inputs, rank, short)
-    gradient_basis, gradient_values = _eigen(gradients, rank, short)
+    input_basis, input_values = _eigen(inputs, low_rank.kept(inputs.shape[1], short))
+    gradient_basis, gradient_values = _eigen(gradients, low_rank.kept(gradients.shape[1], short))
     mean_inputs = input_values / np.float64(moments.positions)
     curvature = gradient_values[:, :, None] * mean_inputs[:, None, :]
     return Block(*(x.astype(np.float32) for x in (input_basis, gradient_basis, curvature)))
 
 
-def _eigen(sketches: np.ndarray, rank: int, short: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leading eigenvectors `[layers, width, k]` and eigenvalues `[layers, k]` of sketched moments,
-    float64."""
-    width = sketches.shape[1]
-    kept = width if width == short else min(rank, width)
-    test = sketching_matrix(width, rank).astype(np.float64)
-    basis = np.zeros((len(sketches), width, kept))
-    values = np.zeros((len(sketches), kept))
+def _eigen(sketches: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvectors `[layers, width, kept]` and eigenvalues `[layers, kept]` of sketched
+    moments, float64."""
+    layers, width, columns = sketches.shape
+    test = sketching_matrix(width, columns).astype(np.float64)
+    basis, values = np.zeros((layers, width, kept)), np.zeros((layers, kept))
     for layer, sketch in enumerate(sketches.astype(np.float64)):
         vectors, found = _leading(sketch, test)
         found, vectors = found[:kept], vectors[:, :kept]

@@ -30,6 +30,7 @@ from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.kronecker import (
     Block,
     Evidence,
+    LowRank,
     Moments,
     covariance,
     curvature_block,
@@ -42,8 +43,7 @@ from cogcalib_jax.method.terms import mask_logits
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts, fetch, length_multiple, shard_batch
 
-# Eigenvalues kept of a wide side, as in the paper.
-RANK = 10
+LOW_RANK = LowRank()
 # Draws of a question's logits: a probability is then off by at most .005 (one standard error).
 SAMPLES = 10_000
 # Draws of logits come from another stream of a seed than training (0, 1) and MC-dropout (2).
@@ -93,19 +93,18 @@ def fit(
     mesh: Mesh,
     train: Sequence[Encoded],
     batch_size: int,
-    rank: int = RANK,
+    low_rank: LowRank = LOW_RANK,
 ) -> Fit:
     """The posterior around `lora` given `train`: questions with options of one token.
 
-    batch_size: sequences at a time, of which each question is as many as it has options. rank: of
-    the wide sides.
+    batch_size: sequences at a time, of which each question is as many as it has options.
 
     Raises:
         NoPosterior: see `Evidence.best_prior_precision`.
     """
 
     def sums(lora: nnx.State, frozen: nnx.State, batch: Batch) -> _Sums:
-        return _batch_sums(nnx.merge(model.graphdef, lora, frozen), batch, rank)
+        return _batch_sums(nnx.merge(model.graphdef, lora, frozen), batch, low_rank)
 
     replicated = NamedSharding(mesh, PartitionSpec())
     run = jax.jit(sums, out_shardings=replicated)
@@ -115,20 +114,20 @@ def fit(
         one = run(lora, model.frozen, shard_batch(mesh, batch))
         total = one if total is None else add(total, one)
     total = jax.tree.map(fetch, total)
-    blocks = {name: curvature_block(moments, rank) for name, moments in total.moments.items()}
+    blocks = {name: curvature_block(moments, low_rank) for name, moments in total.moments.items()}
     norm = sum(float(np.sum(fetch(x).astype(np.float64) ** 2)) for x in jax.tree.leaves(lora))
     evidence = Evidence.of(blocks, float(total.log_likelihood), norm)
     posterior = Posterior(blocks, np.float32(evidence.best_prior_precision()))
     return Fit(posterior, evidence, len(train))
 
 
-def _batch_sums(decoder: Decoder, batch: Batch, rank: int) -> _Sums:
+def _batch_sums(decoder: Decoder, batch: Batch, low_rank: LowRank) -> _Sums:
     _, logits, flows = adapter_flows(decoder, batch, partial(_curvature_roots, batch.option_mask))
     logprobs = jax.nn.log_softmax(mask_logits(logits, batch.option_mask))
     right = jnp.take_along_axis(logprobs, batch.answer[:, None], -1)[:, 0]
     return _Sums(
         jnp.sum(jnp.where(batch.weight > 0, right, 0.0)),
-        {name: flow_moments(flow, rank) for name, flow in flows.items()},
+        {name: flow_moments(flow, low_rank) for name, flow in flows.items()},
     )
 
 

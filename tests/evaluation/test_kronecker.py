@@ -11,6 +11,7 @@ from cogcalib_jax.evaluation.kronecker import (
     COLUMNS,
     Block,
     Evidence,
+    LowRank,
     NoPosterior,
     covariance,
     curvature_block,
@@ -35,8 +36,9 @@ def flows() -> list[Flow]:
 
 
 def block_of(flows: list[Flow], rank: int) -> Block:
-    moments = [flow_moments(flow, rank) for flow in flows]
-    return curvature_block(type(moments[0])(*map(sum, zip(*moments, strict=True))), rank)
+    low_rank = LowRank(rank, above=0)
+    moments = [flow_moments(flow, low_rank) for flow in flows]
+    return curvature_block(type(moments[0])(*map(sum, zip(*moments, strict=True))), low_rank)
 
 
 def dense_moments(layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,6 +161,14 @@ def test_a_wide_output_side_is_treated_as_a_wide_input_side():
         for turn in (turned, straight)
     )
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
+
+
+def test_sides_are_kept_whole_that_are_short_or_not_too_wide():
+    low_rank = LowRank(rank=10, above=512)
+    assert [low_rank.kept(width, 8) for width in (8, 344, 512, 513)] == [8, 344, 512, 10]
+    assert [low_rank.columns(width, 8) for width in (8, 344, 512, 513)] == [8, 344, 512, 40]
+    assert low_rank.kept(600, 600) == low_rank.columns(600, 600) == 600
+    assert LowRank(rank=30, above=0).columns(100, 8) == 100
 
 
 def test_nothing_large_cancels():
