@@ -48,7 +48,8 @@ from cogcalib_jax.runs.workload import Padding, Rates, Work, Workload, measure, 
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
-from cogcalib_jax.training.phase import Trainable, train_stream
+from cogcalib_jax.training.loop import train_stream
+from cogcalib_jax.training.phase import Trainable
 
 
 def dry_run_training(config: RunConfig, name: str) -> str:

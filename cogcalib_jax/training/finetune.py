@@ -25,7 +25,8 @@ from cogcalib_jax.method.gate import ThresholdFit
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin, run_phase
+from cogcalib_jax.training.loop import run_phase
+from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
 from cogcalib_jax.training.validation import (
     Belief,

@@ -7,7 +7,7 @@ from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.training import finetune as finetune_module
-from cogcalib_jax.training import phase as phase_module
+from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.finetune import finetune, style_phase
 from tests.training.small_trainer import (
     Killed,
@@ -60,14 +60,14 @@ def kill_after_checkpoint(monkeypatch, at):
 
 
 def kill_before_update(monkeypatch, at):
-    batches = phase_module.micro_batches
+    batches = loop_module.micro_batches
 
     def killed(trainable, encoded, step, *args):
         if step == at:
             raise Killed
         return batches(trainable, encoded, step, *args)
 
-    monkeypatch.setattr(phase_module, "micro_batches", killed)
+    monkeypatch.setattr(loop_module, "micro_batches", killed)
 
 
 # Five updates: refits after 2, 4 and 5, validations after 3 and 5, checkpoints after 2, 4

@@ -1,0 +1,146 @@
+"""The loop around the jitted step, the same for style adaptation and for fine-tuning.
+
+All state that later updates depend on lies in one pytree (`Progress`), which is saved whole, and a
+batch is a pure function of (seed, step): a resumed phase continues bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.prefetch import prefetch
+from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
+from cogcalib_jax.distributed import is_main
+from cogcalib_jax.engine.checkpoint import Checkpoints
+from cogcalib_jax.engine.step import (
+    StepFunction,
+    jit_train_step,
+    make_train_step,
+    state_shardings,
+)
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
+from cogcalib_jax.training.config import make_optimizer
+from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.phase import Phase, Progress, Trainable
+from cogcalib_jax.training.step_log import StepLog
+
+# (progress, updates made in this phase) -> progress; validation, refits and other pauses.
+Pause = Callable[[Progress, int], Progress]
+
+
+def run_phase(
+    trainable: Trainable,
+    phase: Phase,
+    progress: Progress,
+    journals: Sequence[Journal],
+    pause: Pause,
+) -> Progress:
+    """All updates of `phase`, from `progress` or from the newest checkpoint in its folder.
+
+    `pause(progress, 0)` runs before the first update of a fresh phase and `pause(progress, n)`
+    after update n; checkpoints are written after the pause, so that they hold its outcome. The
+    first of `journals` gets a line per logged update; on resume all are cut to the checkpoint.
+    """
+    checkpoints = Checkpoints(phase.folder / "checkpoints", trainable.checkpoint.keep)
+    identity = trainable.identity | {"phase": phase.name}
+    start = checkpoints.latest_step or 0
+    if start:
+        progress = checkpoints.restore(progress, identity)
+    # Also without a checkpoint: the phase may have been killed before its first one.
+    for journal in journals:
+        journal.cut_to(phase.first_step + start)
+    if not start:
+        progress = pause(progress, 0)
+
+    step_function = jit_step(trainable, phase.method, phase.schedule, progress.state.lora)
+    stream = train_stream(trainable, phase.encoded, phase.steps)
+    log = StepLog(journals[0], phase, trainable.training)
+    key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
+    key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
+    labels = np.asarray(progress.labels)
+    weight = trainable.scalar(phase.method.weight)
+    steps = range(start, phase.steps)
+    batches = prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps)
+    bar = tqdm(
+        total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
+    )
+    with bar:
+        for step, (tokens, batch, batch_labels) in zip(steps, batches, strict=True):
+            gate = GateInputs(progress.threshold, weight)
+            # Whatever an update reads lies on the devices already: a copy that slipped in would
+            # make the device wait for the host at every step.
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_function(
+                    progress.state, trainable.model.frozen, batch, batch_labels, gate, key
+                )
+            progress = progress._replace(state=state)
+            log.updated(step, metrics, progress.threshold, tokens, bar)
+            if step + 1 in phase.save_at:
+                # Before the checkpoint: a resumed run writes only the lines after it. And a state
+                # whose loss is not finite is never saved.
+                log.flush(bar)
+            with log.paused():
+                progress = pause(progress, step + 1)
+                if step + 1 in phase.save_at:
+                    checkpoints.save(step + 1, progress, identity)
+        log.flush(bar)
+    checkpoints.close()
+    return progress
+
+
+def _stream(name: str) -> int:
+    """Phases draw from different random streams of the run's seed."""
+    return {"style": 0, "finetune": 1}[name]
+
+
+def jit_step(
+    trainable: Trainable, method: MethodConfig, schedule: optax.Schedule, lora: nnx.State
+) -> StepFunction:
+    """The jitted update of `method` (resolved), compiled at its first call with a shape."""
+    optimizer = make_optimizer(trainable.training, schedule)
+    step = make_train_step(
+        trainable.model, optimizer, method, trainable.loss, dropout=trainable.dropout
+    )
+    shardings = state_shardings(lora, optimizer, trainable.mesh)
+    return jit_train_step(step, shardings, trainable.model.frozen, trainable.mesh)
+
+
+# A compiled shape pays for itself within this many updates: a step of a 0.5B model took 20 s to
+# compile on two CPU cores, and a padded length more saves some tenths of a second an update.
+STEPS_PER_SHAPE = 25
+
+
+def train_stream(trainable: Trainable, encoded: EncodedSplit, steps: int) -> TrainStream:
+    """The batches of a phase of `steps` updates; a short one gets few padded lengths."""
+    return TrainStream(
+        encoded,
+        trainable.seed,
+        trainable.training.batch_size,
+        max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
+        multiple=length_multiple(trainable.mesh),
+    )
+
+
+def micro_batches(
+    trainable: Trainable, stream: TrainStream, step: int, labels: np.ndarray
+) -> tuple[int, Batch, jax.Array]:
+    """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
+    how many real tokens it reads. Of several processes, each makes the rows its devices hold."""
+    accumulation = trainable.training.accumulation
+    size = trainable.training.batch_size // accumulation
+    part = local_part(trainable.mesh, size)
+    batch = stream.batch(step, (size * np.arange(accumulation)[:, None] + part.rows).ravel())
+    # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
+    split = (accumulation, len(part.rows))
+    tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))
+    return stream.real_tokens(step), *shard_batch(trainable.mesh, tree, batch_axis=1, part=part)

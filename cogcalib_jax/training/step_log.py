@@ -1,0 +1,90 @@
+"""What a phase says of its updates while it runs: a progress bar and lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from cogcalib_jax.engine.step import StepMetrics
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.phase import Phase
+
+
+class StepLog:
+    """Progress bar and metrics.jsonl, one update late so that host and device overlap."""
+
+    def __init__(self, journal: Journal, phase: Phase, training: TrainingConfig):
+        self._journal, self._phase, self._training = journal, phase, training
+        self._pending: tuple[int, StepMetrics, jax.Array, int] | None = None
+        self._since = time.perf_counter()
+        self._steps_since = 0
+        self._tokens_since = 0
+
+    def paused(self) -> Paused:
+        return Paused(self)
+
+    def shift(self, seconds: float) -> None:
+        """Time spent outside updates does not count as training time."""
+        self._since += seconds
+
+    def updated(
+        self, step: int, metrics: StepMetrics, threshold: jax.Array, tokens: int, bar: tqdm
+    ) -> None:
+        self.flush(bar)
+        self._pending = (step, metrics, threshold, tokens)
+
+    def flush(self, bar: tqdm) -> None:
+        if self._pending is None:
+            return
+        step, metrics, threshold, tokens = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+        if not np.isfinite(values["loss"]):
+            broken = [name for name in ("ce", "cal", "grad_norm") if not np.isfinite(values[name])]
+            raise UserError(
+                f"training: the loss is not finite at step {step + 1} of {self._phase.name}"
+                f" (not finite: {', '.join(broken) or 'loss'}); lower training.learning_rate"
+                f" ({self._training.learning_rate}) or method.weight ({self._phase.method.weight})"
+            )
+        self._steps_since += 1
+        self._tokens_since += tokens
+        bar.update()
+        last = step + 1 == self._phase.steps
+        if (step + 1) % self._training.log_every and not last:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        examples_per_s = self._steps_since * self._training.batch_size / seconds
+        tokens_per_s = self._tokens_since / seconds
+        self._since, self._steps_since, self._tokens_since = now, 0, 0
+        self._journal.write(
+            step=self._phase.first_step + step + 1,
+            phase=self._phase.name,
+            **values,
+            threshold=float(threshold),
+            lr=float(self._phase.schedule(step)),
+            examples_per_s=round(examples_per_s, 2),
+            tokens_per_s=round(tokens_per_s, 1),
+        )
+        bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, known {values['known_fraction']:.0%},"
+            f" {examples_per_s:.0f} examples/s"
+        )
+
+
+class Paused:
+    """Context in which the training clock stands still."""
+
+    def __init__(self, log: StepLog):
+        self._log = log
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._log.shift(time.perf_counter() - self._start)
