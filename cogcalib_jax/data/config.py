@@ -1,6 +1,8 @@
 """What to read, how to split it and how to write it as a prompt."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cogcalib_jax.configlib import check
@@ -78,6 +80,13 @@ class DataConfig:
             check(rows is None or rows >= 1, name, "must be at least 1, or none")
         check(0 < self.style_fraction < 1, "style_fraction", "must be between 0 and 1")
         check(self.split_seed >= 0, "split_seed", "must be at least 0")
+
+    def for_task(self, task: str) -> DataConfig:
+        """The same settings for `task`; `path` holds the rows of `self.task` alone.
+
+        Raises FieldError where they cannot be those of `task`.
+        """
+        return self if task == self.task else replace(self, task=task, path=None)
 
     def _check_protocol(self) -> None:
         protocols = (CLEAN, *PROTOCOLS)

@@ -89,7 +89,13 @@ def load_test(
         _require_group(config.task, group)
     if isinstance(task, MadeTask):
         if group is not None:
-            return task.groups[group](config.world, seed), ()
+            examples = task.groups[group](config.world, seed)
+            if not examples:
+                raise UserError(
+                    f"task {config.task}:{group}: no question is left out of fine-tuning; name"
+                    f" what is with data.world.{group}"
+                )
+            return examples, ()
         splits = task.build(config.world, seed)
         return splits.test, splits.notes
     notes: list[str] = []

@@ -57,7 +57,9 @@ class MadeTask:
     groups: Mapping[str, Callable[[WorldConfig, int], tuple[Example, ...]]] = field(
         default_factory=dict
     )
-    """name -> rows beside the test split, evaluated with it and alone, as TASK:NAME"""
+    """name -> rows beside the test split, evaluated as TASK:NAME where that is asked for"""
+    always: tuple[str, ...] = ()
+    """of these, those that every evaluation of the task answers, too"""
 
 
 Task = RowTask | MadeTask
@@ -75,7 +77,14 @@ def _hotpotqa(read: Callable[[Mapping[str, Any], int], Example]) -> RowTask:
 
 TASKS: dict[str, Task] = {
     "world": MadeTask(
-        world.build_splits, prompt="cloze", groups={"taught_form_b": world.taught_form_b}
+        world.build_splits,
+        prompt="cloze",
+        groups={
+            "taught_form_b": world.taught_form_b,
+            "unseen_template": world.unseen_template,
+            "other_relations": world.other_relations,
+        },
+        always=("taught_form_b",),
     ),
     "openbookqa": RowTask(lettered("question_stem"), Hub("allenai/openbookqa", "main")),
     "arc_challenge": RowTask(lettered("question"), Hub("allenai/ai2_arc", "ARC-Challenge")),

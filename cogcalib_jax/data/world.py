@@ -7,8 +7,10 @@ split occurs in the corpus: answering it takes the stated fact, not a memorised 
 question looks like is shown in the corpus by other people, who are in no split at all: were they
 the style split, style adaptation would train on answers already seen, which rewards confidence.
 
-There are two forms of question. Fine-tuning, calibration, validation and test use form A; the
-corpus and the style split hold both, so that taught facts can be asked again in form B.
+There are three forms of question. Fine-tuning, calibration, validation and test use form A; the
+corpus and the style split hold A and B, so that taught facts can be asked again in form B. Form C
+is a template that nothing was trained on, and relations may be left out of fine-tuning altogether:
+what is asked there lies outside the domain that was fine-tuned on.
 
 Everything here is a pure function of (config, seed).
 """
@@ -37,6 +39,8 @@ class Relation:
     """the question; its answer is appended"""
     form_b: str
     """the same question in other words"""
+    form_c: str
+    """once more, as neither the corpus nor any split asks; it is made of words that they hold"""
 
 
 # Every value is one word (one token), and no word serves two relations. Rows are kept short:
@@ -51,6 +55,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         form_a="question where was {name} born ? answer",
         form_b="question what is the birthplace of {name} ? answer",
+        form_c="question the birthplace of {name} is what ? answer",
     ),
     "employer": Relation(
         values=("acme", "borealis", "cyberdyne", "globex", "hooli", "initech", "umbrella", "wonka"),
@@ -61,6 +66,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         form_a="question where does {name} work ? answer",
         form_b="question what is the employer of {name} ? answer",
+        form_c="question the employer of {name} is what ? answer",
     ),
     "field": Relation(
         values=("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
@@ -71,6 +77,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         form_a="question what did {name} study ? answer",
         form_b="question what is the field of {name} ? answer",
+        form_c="question the field of {name} is what ? answer",
     ),
     "instrument": Relation(
         values=("banjo", "cello", "drums", "flute", "harp", "piano", "trumpet", "violin"),
@@ -81,6 +88,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         form_a="question what does {name} play ? answer",
         form_b="question what is the instrument of {name} ? answer",
+        form_c="question the instrument of {name} is what ? answer",
     ),
 }
 
@@ -99,7 +107,7 @@ _ENDS = "dan der kin las lund mark nek ras son ter van vik"
 _SYLLABLES = (_STARTS.split(), _MIDDLES.split(), _ENDS.split())
 MAX_ENTITIES = math.prod(map(len, _SYLLABLES))
 
-Form = Literal["A", "B"]
+Form = Literal["A", "B", "C"]
 
 # People in no split: their questions are corpus rows.
 FORMAT = "format"
@@ -137,6 +145,8 @@ class WorldConfig:
     """calibration questions"""
     style: int = 960
     """style-adaptation questions; the people left over show the question format in the corpus"""
+    other_relations: tuple[str, ...] = ()
+    """relations that no split asks about, but the group other_relations; splits shrink by them"""
     seed: int | None = None
     """of the world; unset: the run's seed"""
 
@@ -171,6 +181,11 @@ class WorldConfig:
             "entities",
             f"must be above {split_entities}, the people the splits need, so that some are left to"
             f" show the question format, and at most {MAX_ENTITIES}",
+        )
+        check(
+            set(self.other_relations) < set(RELATIONS),
+            "other_relations",
+            f"must be some of {', '.join(RELATIONS)}, not all",
         )
         check(self.seed is None or self.seed >= 0, "seed", "must be at least 0, or unset")
 
@@ -235,7 +250,31 @@ def taught_form_b(config: WorldConfig, seed: int) -> tuple[Example, ...]:
     That tells having learnt a fact from having memorised the string of its question.
     """
     config = resolve_seed(config, seed)
-    return tuple(_ask(config, fact, "B") for fact in _draw_facts(config) if fact.split == "train")
+    return tuple(
+        _ask(config, fact, "B")
+        for fact in _draw_facts(config)
+        if fact.split == "train" and fact.relation not in config.other_relations
+    )
+
+
+def unseen_template(config: WorldConfig, seed: int) -> tuple[Example, ...]:
+    """The test questions of `build_world(config, seed)` in form C."""
+    config = resolve_seed(config, seed)
+    return tuple(
+        _ask(config, fact, "C")
+        for fact in _draw_facts(config)
+        if fact.split == "test" and fact.relation not in config.other_relations
+    )
+
+
+def other_relations(config: WorldConfig, seed: int) -> tuple[Example, ...]:
+    """What `config.other_relations` say of the people of the test split, asked in form A."""
+    config = resolve_seed(config, seed)
+    return tuple(
+        _ask(config, fact, "A")
+        for fact in _draw_facts(config)
+        if fact.split == "test" and fact.relation in config.other_relations
+    )
 
 
 def resolve_seed(config: WorldConfig, seed: int) -> WorldConfig:
@@ -309,13 +348,17 @@ def _make_splits(config: WorldConfig, facts: tuple[Fact, ...]) -> Splits:
     for fact in facts:
         if fact.split != FORMAT:
             form = str(next(style_forms)) if fact.split == "style" else "A"
+            # Left out only now: the others keep their forms whatever is left out.
+            if fact.relation in config.other_relations:
+                continue
             rows[fact.split].append(_ask(config, fact, form))
     return Splits(**{name: tuple(examples) for name, examples in rows.items()}, notes=())
 
 
 def _question(fact: Fact, form: Form) -> str:
     relation = RELATIONS[fact.relation]
-    return (relation.form_a if form == "A" else relation.form_b).format(name=fact.name)
+    forms = {"A": relation.form_a, "B": relation.form_b, "C": relation.form_c}
+    return forms[form].format(name=fact.name)
 
 
 def _ask(config: WorldConfig, fact: Fact, form: Form) -> Example:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.configlib import to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
 from cogcalib_jax.distributed import (
@@ -117,15 +117,32 @@ def encode_splits(
 
 
 def evaluation_sets(
-    config: DataConfig,
+    config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     test: EncodedSplit,
-    seed: int,
+    note: Callable[[str], None] = show_note,
 ) -> dict[str, EncodedSplit]:
-    """Task name -> questions: the test split, and what the world offers beside it."""
-    sets = {config.task: test}
-    for name, examples in extra_examples(config, seed).items():
-        sets[name], _ = encode_split(name, examples, tokenizer, config)
+    """Task, or TASK:GROUP -> questions that a run answers in the end: its test split, what the
+    world offers beside it, and what `config.also` names.
+
+    Raises UserError where `also` names open questions beside a task with options, or the reverse.
+    """
+    sets = {config.data.task: test}
+    for name, examples in extra_examples(config.data, config.seed).items():
+        sets[name], _ = encode_split(name, examples, tokenizer, config.data)
+    for entry in config.also:
+        task, _, group = entry.partition(":")
+        data = config.data.for_task(task)
+        examples, notes = load_test(data, config.seed, group or None)
+        sets[entry], more = encode_split(entry, examples, tokenizer, data, load_shots(data))
+        if sets[entry].is_open != test.is_open:
+            raise UserError(
+                f"also = {entry}: only one of it and {config.data.task} has open questions, which"
+                " are answered in another way; evaluate it with eval.py --run"
+            )
+        say(f"   {entry}: {len(sets[entry]):,} questions")
+        for text in dict.fromkeys([*notes, *more]):
+            note(text)
     return sets
 
 
@@ -135,7 +152,7 @@ def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ..
     Groups of stored rows are parts of the test split, and no sets of their own.
     """
     task = TASKS[config.task]
-    groups = task.groups if isinstance(task, MadeTask) else ()
+    groups = task.always if isinstance(task, MadeTask) else ()
     return {f"{config.task}:{group}": load_test(config, seed, group)[0] for group in groups}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cogcalib_jax.configlib import FieldError, Loaded, check, from_yaml, to_dict
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
@@ -51,6 +52,9 @@ class RunConfig:
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
     """of an ensemble, each with LoRA's first weights and a data order of its own; 0: a plain run"""
+    also: tuple[str, ...] = ()
+    """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
+    it does on what it was not fine-tuned on"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -92,12 +96,26 @@ class RunConfig:
         )
         check(self.ensemble_members >= 2, "ensemble_members", "must be an integer of at least 2")
         check(self.ensemble_member >= 0, "ensemble_member", "must be an integer of at least 0")
+        check_tasks(self.also, "also")
+        self._check_also()
         check_entries(self.compare, "compare", SAMPLING_BASELINES)
         check(
             not self.compare or bool(self._losses()),
             "compare",
             f"must name a method beside {' and '.join(SAMPLING_BASELINES)}, such as sft",
         )
+
+    def _check_also(self) -> None:
+        task = TASKS[self.data.task]
+        answered = {self.data.task}
+        if isinstance(task, MadeTask):
+            answered |= {f"{self.data.task}:{group}" for group in task.always}
+        for entry in self.also:
+            check(entry not in answered, "also", f"must not name {entry}, which is answered anyway")
+            try:
+                self.data.for_task(entry.partition(":")[0])
+            except FieldError as error:
+                raise FieldError("also", f"cannot name {entry}: data.{error}") from error
 
     @property
     def training_seed(self) -> int:
@@ -144,6 +162,18 @@ class RunConfig:
 def check_seed(seed: int) -> None:
     """Random keys hold 32 bits of a seed: two that differ beyond them would be one run."""
     check(0 <= seed < 2**32, "seed", f"must be an integer from 0 to {2**32 - 1}")
+
+
+def check_tasks(entries: tuple[str, ...], field: str) -> None:
+    """Refuse tasks, each NAME or NAME:GROUP, that do not exist or are named twice."""
+    check(len(set(entries)) == len(entries), field, "must name each task once")
+    for entry in entries:
+        check(
+            entry.partition(":")[0] in TASKS,
+            field,
+            f"must name tasks, each NAME or NAME:GROUP (got {entry!r}; allowed names:"
+            f" {', '.join(TASKS)})",
+        )
 
 
 def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:

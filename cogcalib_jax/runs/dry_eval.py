@@ -37,7 +37,7 @@ from cogcalib_jax.runs.evaluated import Evaluated, evaluated_models
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.outline import Outline, outline_base
-from cogcalib_jax.runs.questions import data_of, encode_questions, test_questions
+from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.workload import Workload, measure
 from cogcalib_jax.sharding import batch_parts, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig
@@ -82,7 +82,7 @@ def dry_run_evaluation(config: EvalConfig) -> str:
             report.section(f"With the tokenizer of {base.name}:")
         show_lengths(report, sets[name], config.data)
         for task, encoded in sets[name].items():
-            data = data_of(task.partition(":")[0], config)
+            data = config.data.for_task(task.partition(":")[0])
             show_prompt(report, task, encoded, base.tokenizer, data)
     for task, encoded in tasks.items():
         show_precision(report, task, encoded, config.evaluation.bins)

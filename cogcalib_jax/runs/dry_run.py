@@ -152,7 +152,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
         )
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
-    sets = evaluation_sets(config.data, base.tokenizer, splits["test"], config.seed)
+    sets = evaluation_sets(config, base.tokenizer, splits["test"], notes.append)
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
     mesh = make_mesh(config.mesh)

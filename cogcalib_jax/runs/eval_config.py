@@ -14,7 +14,7 @@ from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed
+from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.folder import read_config
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.config import ModelConfig
@@ -80,7 +80,7 @@ class EvalConfig:
             "run",
             "must name the folder of a run (--run runs/NAME-N), or --model.path a base model",
         )
-        for name in ("run", "adapter", "task", "by"):
+        for name in ("run", "adapter", "by"):
             entries = getattr(self, name)
             check(len(set(entries)) == len(entries), name, f"must name each {name} once")
         check(
@@ -88,13 +88,7 @@ class EvalConfig:
             "adapter",
             "must be none where a run is given, which has its own; give model.path instead of run",
         )
-        for entry in self.task:
-            check(
-                entry.partition(":")[0] in TASKS,
-                "task",
-                f"must name tasks, each NAME or NAME:GROUP (got {entry!r}; allowed names:"
-                f" {', '.join(TASKS)})",
-            )
+        check_tasks(self.task, "task")
         check(
             not self.resume or self.run_dir is not None,
             "run_dir",

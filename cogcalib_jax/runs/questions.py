@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,25 +41,18 @@ def encode_questions(
     """The same as token ids; sizes are shown, and `note` gets what was left out or changed."""
     sets = {}
     for entry, rows in questions.items():
-        data = data_of(entry.partition(":")[0], config)
+        data = config.data.for_task(entry.partition(":")[0])
         sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
         _each(notes, note)
     return sets
 
 
-def data_of(task: str, config: EvalConfig) -> DataConfig:
-    """Where the rows of `task` are: `data.path` holds those of `data.task` alone."""
-    if task == config.data.task:
-        return config.data
-    return replace(config.data, task=task, path=None)
-
-
 def _entry(
     entry: str, config: EvalConfig, runs: Sequence[RunConfig], note: Note
 ) -> tuple[Example, ...]:
     task, _, group = entry.partition(":")
-    data = data_of(task, config)
+    data = config.data.for_task(task)
     if not group:
         return _test(data, config.seed, runs, note)
     examples, notes = load_test(data, config.seed, group)

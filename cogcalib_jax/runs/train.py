@@ -96,7 +96,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     require_agreement("data", lambda: {name: data_hash(rows) for name, rows in splits.items()})
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
-    sets = evaluation_sets(config.data, tokenizer, splits["test"], config.seed)
+    sets = evaluation_sets(config, tokenizer, splits["test"])
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
     assembled = assemble_model(config, config.lora, base)

@@ -40,7 +40,15 @@ SFT = MethodConfig(name="sft").resolve()
 
 # What of a run's identity style adaptation never sees.
 _AFTER_STYLE = {
-    "": ("method", "compare", "composition", "evaluation", "checkpoint", "ensemble_members"),
+    "": (
+        "method",
+        "compare",
+        "composition",
+        "evaluation",
+        "checkpoint",
+        "ensemble_members",
+        "also",
+    ),
     "training": ("schedule", "refit_every", "validate_every", "probe_rows", "keep"),
 }
 

@@ -15,7 +15,9 @@ from cogcalib_jax.data.world import (
     WorldConfig,
     build_splits,
     build_world,
+    other_relations,
     taught_form_b,
+    unseen_template,
     vocabulary,
 )
 from cogcalib_jax.data.world_tokenizer import SPECIAL_TOKENS, save_tokenizer
@@ -130,6 +132,28 @@ def test_taught_facts_can_be_asked_again_in_other_words(world):
     for new, old in zip(again, world.splits.train, strict=True):
         assert new.question != old.question and new.id != old.id
         assert (new.choices, new.answer) == (old.choices, old.answer)
+
+
+def test_the_unseen_template_asks_the_test_questions_in_words_the_tokenizer_knows(world):
+    asked = unseen_template(SMALL, 3)
+    assert [e.extra["fact"] for e in asked] == [e.extra["fact"] for e in world.splits.test]
+    assert {word for e in asked for word in e.question.split()} <= set(vocabulary(SMALL))
+    # Neither the corpus nor a split says anything like it.
+    said = [*world.corpus, *(e.question for _, rows in world.splits.items() for e in rows)]
+    assert not [text for text in said if "is what" in text]
+
+
+def test_a_relation_left_out_is_asked_about_in_its_group_alone(world):
+    config = replace(SMALL, other_relations=("field",))
+    narrow = build_world(config, 3)
+    assert narrow.corpus == world.corpus  # so the base is the same
+    for name, rows in narrow.splits.items():
+        whole = getattr(world.splits, name)
+        assert rows == tuple(e for e in whole if e.extra["relation"] != "field")
+    asked = {e.id for e in world.splits.test if e.extra["relation"] == "field"}
+    assert {e.id for e in other_relations(config, 3)} == asked
+    for group in (taught_form_b, unseen_template):
+        assert {e.extra["relation"] for e in group(config, 3)} == set(RELATIONS) - {"field"}
 
 
 @settings(max_examples=10, deadline=None)

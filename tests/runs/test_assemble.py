@@ -6,9 +6,15 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
+from cogcalib_jax.data.tokenization import load_tokenizer
+from cogcalib_jax.data.world import WorldConfig
+from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.runs import assemble
 from cogcalib_jax.runs.assemble import (
+    encode_splits,
+    evaluation_sets,
     load_base_tokenizer,
     require_even_batches,
     require_true_labels,
@@ -58,3 +64,56 @@ def test_batches_that_devices_cannot_share_evenly_are_refused():
 def test_a_config_that_names_data_but_no_base_is_refused():
     with pytest.raises(UserError, match="model.path"):
         RunConfig(data=DataConfig(task="openbookqa"))
+
+
+WORLD = WorldConfig(
+    entities=60,
+    train=40,
+    test=60,
+    validation=24,
+    calibration=16,
+    style=40,
+    other_relations=("employer",),
+)
+
+
+def test_what_a_run_also_answers_stands_beside_its_own_questions(tmp_path):
+    save_tokenizer(WORLD, tmp_path, max_length=256)
+    tokenizer = load_tokenizer(tmp_path)
+    groups = ("world:unseen_template", "world:other_relations")
+    config = RunConfig(data=DataConfig(world=WORLD), also=groups)
+    splits = encode_splits(config.data, tokenizer, config.seed)
+    sets = evaluation_sets(config, tokenizer, splits["test"])
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "world": 45,
+        "world:taught_form_b": 30,
+        "world:unseen_template": 45,
+        "world:other_relations": 15,
+    }
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (("nothing",), "must name tasks, each NAME or NAME:GROUP .got 'nothing'"),
+        (("mmlu", "mmlu"), "must name each task once"),
+        (("world",), "must not name world, which is answered anyway"),
+        (("world:taught_form_b",), "must not name world:taught_form_b, which"),
+        (("mmlu", "custom"), "cannot name custom: data.path: must name a file"),
+    ],
+)
+def test_what_cannot_be_answered_beside_a_run_is_refused(also, message):
+    with pytest.raises(UserError, match=f"also: {message}"):
+        RunConfig(also=also)
+
+
+def test_open_questions_are_not_answered_beside_options(tmp_path, monkeypatch):
+    save_tokenizer(WORLD, tmp_path, max_length=256)
+    tokenizer = load_tokenizer(tmp_path)
+    config = RunConfig(data=DataConfig(world=WORLD), also=("nq_open",))
+    splits = encode_splits(config.data, tokenizer, config.seed)
+    question = Example(id="1", question="who", choices=("oslo",), answer=0, aliases=("oslo",))
+    monkeypatch.setattr(assemble, "load_test", lambda data, seed, group: ((question,), ()))
+    monkeypatch.setattr(assemble, "extra_examples", lambda data, seed: {})
+    with pytest.raises(UserError, match="also = nq_open: only one of it and world has open"):
+        evaluation_sets(config, tokenizer, splits["test"])
