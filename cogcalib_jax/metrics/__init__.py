@@ -23,10 +23,12 @@ from cogcalib_jax.metrics.calibration import (
 )
 from cogcalib_jax.metrics.ranking import (
     RiskCoverage,
+    Roc,
     aurc,
     auroc,
     coverage_at_accuracy,
     risk_coverage,
+    roc,
 )
 from cogcalib_jax.metrics.resampling import bootstrap_intervals
 from cogcalib_jax.metrics.rows import InvalidRows
@@ -49,6 +51,7 @@ __all__ = [
     "NoiseFloor",
     "ReliabilityBins",
     "RiskCoverage",
+    "Roc",
     "TopLabel",
     "accuracy",
     "auroc",
@@ -70,6 +73,7 @@ __all__ = [
     "nll_per_row",
     "reliability_bins",
     "risk_coverage",
+    "roc",
     "summarize",
     "summarize_confidence",
     "top_label",

@@ -29,6 +29,15 @@ class RiskCoverage(NamedTuple):
     """[points] share of wrong ones among the answered."""
 
 
+class Roc(NamedTuple):
+    """Receiver operating characteristic, from calling nothing positive to calling everything."""
+
+    fpr: FloatArray
+    """[points] share of negative rows called positive, ascending from 0 to 1."""
+    tpr: FloatArray
+    """[points] share of positive rows called positive."""
+
+
 @cpu_float64
 def auroc(confidence: ArrayLike, correct: ArrayLike) -> float | None:
     """Probability that a correct row is more confident than a wrong one, ties counting half.
@@ -51,6 +60,20 @@ def _cumulative_by_confidence(
     rows = np.bincount(group, minlength=len(values))
     right = np.bincount(group, weights=correct, minlength=len(values)).astype(np.int64)
     return -values, np.cumsum(rows), np.cumsum(rows - right)
+
+
+def roc(confidence: ArrayLike, correct: ArrayLike) -> Roc | None:
+    """The curve `auroc` is the area of, a point for each distinct confidence and one before them.
+
+    None where one class is absent.
+    """
+    confidence, correct = check_confidence(confidence, correct)
+    if correct.min() == correct.max():
+        return None
+    _, called, wrong = _cumulative_by_confidence(confidence, correct)
+    right = called - wrong
+    fpr, tpr = wrong / wrong[-1], right / right[-1]
+    return Roc(np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr]))
 
 
 def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> RiskCoverage:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from cogcalib_jax import metrics
 from tests.metrics.cases import SETTINGS, calibrated_rows, rows
@@ -18,6 +18,17 @@ def test_auroc_equals_scikit_learn_with_ties_and_is_none_for_one_class(data):
     else:
         expected = roc_auc_score(correct, confidence)
         assert metrics.auroc(confidence, correct) == pytest.approx(expected, abs=1e-12)
+
+
+@SETTINGS
+@given(rows())
+def test_the_roc_curve_is_scikit_learns_with_every_point(data):
+    confidence, correct = data
+    if correct.min() == correct.max():
+        assert metrics.roc(confidence, correct) is None
+    else:
+        fpr, tpr, _ = roc_curve(correct, confidence, drop_intermediate=False)
+        np.testing.assert_allclose(metrics.roc(confidence, correct), (fpr, tpr), atol=1e-12)
 
 
 def aurc_of_order(correct):
