@@ -5,7 +5,7 @@ None of the confidences is the probability of being right; `calibrators` maps on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -126,6 +126,25 @@ class OpenPredictor:
         with _bar(len(encoded)) as bar:
             return self._answers(lora, encoded, bar)
 
+    def sampled_matches(
+        self,
+        lora: nnx.State,
+        encoded: Sequence[Encoded],
+        *,
+        temperature: float,
+        samples: int,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Share `[n]` of `samples` sampled answers that match an accepted one exactly."""
+        matches = np.zeros(len(encoded))
+        with _bar(len(encoded) * samples) as bar:
+            for texts in self._sampled(lora, encoded, temperature, samples, seed, bar):
+                matches += [
+                    exact_match(text, e.example.aliases)
+                    for text, e in zip(texts, encoded, strict=True)
+                ]
+        return matches / samples
+
     def _answers(self, lora: nnx.State, encoded: Sequence[Encoded], bar: tqdm) -> Answers:
         generated = self._generate(lora, encoded, 0.0, 0, bar)
         texts = tuple(self._text(one) for one in generated)
@@ -149,14 +168,28 @@ class OpenPredictor:
         greedy = [normalise_answer(text) for text in answers.texts]
         agreeing = np.zeros(len(encoded))
         settings = self._config.open
-        for sample in range(settings.samples):
-            of_sample = int(np.random.SeedSequence([seed, sample]).generate_state(1)[0])
-            generated = self._generate(lora, encoded, settings.temperature, of_sample, bar)
+        for texts in self._sampled(
+            lora, encoded, settings.temperature, settings.samples, seed, bar
+        ):
             agreeing += [
-                normalise_answer(self._text(one)) == wanted
-                for one, wanted in zip(generated, greedy, strict=True)
+                normalise_answer(text) == wanted for text, wanted in zip(texts, greedy, strict=True)
             ]
         return agreeing / settings.samples
+
+    def _sampled(
+        self,
+        lora: nnx.State,
+        encoded: Sequence[Encoded],
+        temperature: float,
+        samples: int,
+        seed: int,
+        bar: tqdm,
+    ) -> Iterator[list[str]]:
+        """`samples` times an answer to each of `encoded`."""
+        for sample in range(samples):
+            of_sample = int(np.random.SeedSequence([seed, sample]).generate_state(1)[0])
+            generated = self._generate(lora, encoded, temperature, of_sample, bar)
+            yield [self._text(one) for one in generated]
 
     def _generate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,16 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What a study writes down with every validation, the one before the first update included."""
+
+    journal: Journal
+    """cut back on resume, as a run's own journals are"""
+    records: Callable[[nnx.State], Iterable[dict[str, Any]]]
+    """from the LoRA parameters of that moment to lines; they get its step"""
+
+
+@dataclass(frozen=True)
 class FinetuneResult:
     """What one method's fine-tuning leaves behind."""
 
@@ -189,7 +199,12 @@ def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
 
 
 def finetune(
-    trainer: Trainer, method: MethodConfig, start: nnx.State, style_folder: Path, folder: Path
+    trainer: Trainer,
+    method: MethodConfig,
+    start: nnx.State,
+    style_folder: Path,
+    folder: Path,
+    watch: Watch | None = None,
 ) -> FinetuneResult:
     """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`."""
     trainable, training = trainer.trainable, trainer.trainable.training
@@ -211,6 +226,7 @@ def finetune(
     labels = fixed_labels(trainer, method, start, first_fit.threshold)
     followed = _followed(trainer, start, first_fit.threshold)
     journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
+    journals = [journal, dynamics] + ([watch.journal] if watch else [])
     refit_at = pauses(training.refit_every, total, ends)
     validate_at = pauses(training.validate_every, total, ends)
 
@@ -220,7 +236,8 @@ def finetune(
     def pause(progress: Progress, step: int) -> Progress:
         if step == 0:
             journal.replace(Journal(style_folder / "metrics.jsonl").read())
-            dynamics.replace([])
+            for one in journals[1:]:
+                one.replace([])
             record_fit(first_fit, 0)
         elif step in refit_at and method.gate != "frozen_threshold":
             fit = trainer.refit(progress.state.lora)
@@ -236,6 +253,8 @@ def finetune(
                 journal,
                 dynamics,
             )
+            for record in watch.records(progress.state.lora) if watch else ():
+                watch.journal.write(step=style_steps + step, **record)
             # The start is no candidate: a fine-tuned model is what was asked for.
             if step > 0 and nll < float(progress.best_nll):
                 progress = progress._replace(
@@ -246,7 +265,7 @@ def finetune(
         return progress
 
     progress = begin(trainable, phase, start, first_fit.threshold, labels)
-    progress = run_phase(trainable, phase, progress, [journal, dynamics], pause)
+    progress = run_phase(trainable, phase, progress, journals, pause)
     return FinetuneResult(
         lora=progress.best_lora if training.keep == "best" else progress.state.lora,
         best_lora=progress.best_lora,

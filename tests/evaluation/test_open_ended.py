@@ -113,6 +113,22 @@ def test_agreement_is_the_share_of_equal_samples():
     assert (predictor(cold)(model()[1], questions()).confidences["agreement"] == 1).all()
 
 
+def test_sampled_matches_count_accepted_answers():
+    """Cold, every sample is the greedy answer; what that is becomes an alias of every other row."""
+    texts = predictions().answers.texts
+    rows = [
+        replace(row, example=replace(row.example, aliases=(*row.example.aliases, text)))
+        if i % 2
+        else row
+        for i, (row, text) in enumerate(zip(questions(), texts, strict=True))
+    ]
+    cold = predictor().sampled_matches(model()[1], rows, temperature=1e-4, samples=2)
+    np.testing.assert_array_equal(cold, predictor().answers(model()[1], rows).exact_match)
+    assert cold.sum() >= 5
+    warm = predictor().sampled_matches(model()[1], rows, temperature=1.0, samples=4, seed=1)
+    assert set(warm) <= {0, 0.25, 0.5, 0.75, 1} and (warm != cold).any()
+
+
 def test_agreement_estimates_the_answers_probability():
     """Answers of one token, many samples: the share is near the probability of all tokens whose
     texts are alike once normalised."""
