@@ -131,6 +131,8 @@ def _build(cls: type, given: Tree, prefix: str = "", base: Any = MISSING) -> Any
         for part in error.field.split("."):
             found = found.get(part, {})
             value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+        if not found and (value is None or value == ()):
+            raise UserError(f"{prefix}{error.field}: not given; {error.message}") from error
         found = found or Given(value, "default")
         raise _refusal(found, prefix + error.field, error.message) from error
 

@@ -53,12 +53,19 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{source}{line}: not a valid preset: {error.problem}") from error
+        # "but found ..." goes on with what was expected, which the context says.
+        goes_on = error.context and error.problem.startswith("but ")
+        problem = f"{error.context}, {error.problem}" if goes_on else error.problem
+        raise UserError(f"{source}{line}: not a valid preset: {problem}; mend it") from error
     except yaml.reader.ReaderError as error:
         place = f"character {error.position + 1}"
-        raise UserError(f"{source}: not a valid preset: {error.reason} ({place})") from error
+        raise UserError(f"{source}: not a valid preset: {error.reason} ({place}); mend it") from (
+            error
+        )
     except RecursionError as error:
-        raise UserError(f"{source}: not a valid preset: nested too deeply") from error
+        raise UserError(
+            f"{source}: not a valid preset: nested too deeply; no field needs it"
+        ) from (error)
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import damage
 
 _SUFFIXES = (".jsonl", ".parquet")
 
@@ -129,7 +130,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | BadRow:
     except UnicodeDecodeError:
         return BadRow("is not UTF-8 text")
     except (ValueError, RecursionError) as error:
-        return BadRow(f"is not JSON ({_line(error)})")
+        return BadRow(f"is not JSON ({damage(error)})")
     if not isinstance(content, dict):
         return BadRow(f"must be a JSON object, is a {type(content).__name__}")
     return content
@@ -144,7 +145,9 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         # A plain file and no data set: folder names such as `x=1` must not become columns.
         table = pyarrow.parquet.ParquetFile(file).read()
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file}: is no readable Parquet file ({_line(error)})") from error
+        raise UserError(
+            f"{file}: is no readable Parquet file ({_line(error)}); write it again"
+        ) from error
     for number, content in enumerate(table.to_pylist(), start=1):
         yield Row(f"{file} row {number}", number, content)
 

@@ -17,7 +17,16 @@ from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.data.splits import question_key
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.foreign import damage, read_object
 
+# Any of these makes a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "tokenizer.model",
+    "tekken.json",
+)
 # Texts handed to the tokenizer at once: enough for its threads, little enough to hold.
 _CHUNK = 1000
 # A passage is cut at white space, and within it only where a "word" is longer than this (text
@@ -43,11 +52,31 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         )
         if type(error) is not Exception and not isinstance(error, expected):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{source}: cannot load a tokenizer ({reason}); name a local folder with "
-            "tokenizer.json and tokenizer_config.json, or a model on the Hugging Face Hub"
-        ) from error
+        raise UserError(_why_not_loaded(Path(source), error)) from error
+
+
+def _why_not_loaded(source: Path, error: Exception) -> str:
+    """What a user can do about a tokenizer that transformers stumbles over. It tells damaged files
+    in words of its own code, so they are looked at here.
+
+    Raises:
+        UserError: a file in the folder `source` is no JSON object.
+    """
+    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if source.is_dir() and not present:
+        return f"{source}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json there"
+    for name in present:
+        if name.endswith(".json"):
+            read_object(source / name, "")
+    if "custom code" in str(error):
+        return (
+            f"{source}: its tokenizer needs Python code that comes with it, which is never run; use"
+            " a model whose tokenizer is a tokenizer.json that transformers reads by itself"
+        )
+    return (
+        f"{source}: cannot load a tokenizer ({damage(error)}); fetch tokenizer.json and"
+        " tokenizer_config.json again, or name another model"
+    )
 
 
 def template_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def _check_list(values: Any, name: str) -> int:
 
 def _require_number(value: Any, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
-        raise BadRow(f"{name} is {value!r:.40}, must be a finite number")
+        raise BadRow(f"{name} is {reprlib.repr(value)}, must be a finite number")
 
 
 def _require_probability(value: Any, name: str) -> None:

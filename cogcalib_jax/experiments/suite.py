@@ -20,6 +20,7 @@ import jax
 from tqdm import tqdm
 
 from cogcalib_jax.configlib import FieldError, check, load_config
+from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.assemble import say, with_own_lora
@@ -88,6 +89,11 @@ def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
         name, *settings = shlex.split(entry)
     except ValueError as error:
         raise FieldError("conditions", f"must begin with a name (got {entry!r})") from error
+    check(
+        any(map(str.isalnum, name)),
+        "conditions",
+        f"must have names with a letter or a digit, which become those of folders (got {name!r})",
+    )
     words: list[str] = []
     for setting in settings:
         path, equals, value = setting.partition("=")
@@ -114,7 +120,7 @@ def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
             merged |= dict(zip(words[::2], words[1::2], strict=True))
             merged |= {"--seed": str(seed), "--run-dir": str(place)}
             argv = [word for pair in merged.items() for word in pair]
-            run = load_config(RunConfig, argv, prog="", description="").config
+            run = _config(argv, f"condition {name!r}, seed {seed}")
             if not run.compare:
                 raise UserError(
                     f"suite: condition {name!r} compares no methods; name them with compare (in the"
@@ -124,6 +130,14 @@ def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
     if len({cell.folder for cell in planned}) < len(planned):
         raise UserError("suite: two conditions would have one folder; give them other names")
     return planned
+
+
+def _config(argv: Sequence[str], cell: str) -> RunConfig:
+    try:
+        return load_config(RunConfig, argv, prog="", description="").config
+    except UserError as error:
+        reason = str(error).removeprefix(f"{SOURCE}: ")  # nobody typed these words
+        raise UserError(f"suite: {cell}: {reason}") from error
 
 
 def slug(name: str) -> str:

@@ -27,6 +27,7 @@ from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.weights.foreign import damage
 
 
 def answer_questions(config: EvalConfig) -> str:
@@ -76,7 +77,9 @@ def _temperature(adapter: str | None) -> float:
             return 1.0
         temperature, rows = float(fitted["value"]), int(fitted["rows"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({error!r}); train again, or fetch it again") from error
+        raise UserError(
+            f"{file}: damaged ({damage(error)}); train again, or fetch it again"
+        ) from error
     if not 0 < temperature < np.inf:
         raise UserError(f"{file}: temperature {temperature} divides nothing; train again")
     say(

@@ -19,6 +19,7 @@ from cogcalib_jax.evaluation.open_results import Calibrators, calibrated, from_j
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.models.generate import require_room
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.weights.foreign import damage
 
 NO_CALIBRATORS = Calibrators(
     notes=("no confidences platt and isotonic: no calibration split was answered with this model",)
@@ -56,7 +57,8 @@ def stored_calibrators(adapter: Path) -> Calibrators:
         return from_json(answers["calibrators"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{adapter / CALIBRATION_FILE}: damaged ({error!r}); train again, or fetch it again"
+            f"{adapter / CALIBRATION_FILE}: damaged ({damage(error)}); train again, or fetch it"
+            " again"
         ) from error
 
 

@@ -21,6 +21,7 @@ from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
 from cogcalib_jax.evaluation.scored_rows import ConfidenceRows
 from cogcalib_jax.evaluation.subgroups import question_fields, subgroups
 from cogcalib_jax.metrics import summarize
+from cogcalib_jax.weights.foreign import damage
 
 FILE = "eval.json"
 PARTIAL = "eval.partial.json"
@@ -179,6 +180,6 @@ def _read(file: Path) -> dict[str, Any]:
         results["provenance"]["data_hash"].items()
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: damaged ({error!r}); remove it, and its questions are scored again"
+            f"{file}: damaged ({damage(error)}); remove it, and its questions are scored again"
         ) from error
     return results

@@ -42,7 +42,10 @@ def read_calibration(adapter: Path) -> dict[str, Any] | None:
     try:
         content["base"]["hash"], content["base"]["name"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged ({error!r}); train again, or fetch it again") from error
+        raise UserError(
+            f"{file}: damaged (it must name its base: base.name, base.hash); train again, or fetch"
+            " it again"
+        ) from error
     return content
 
 

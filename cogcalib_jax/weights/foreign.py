@@ -29,6 +29,22 @@ def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
             )
 
 
+def damage(error: Exception) -> str:
+    """What is wrong with a file whose JSON could not be read, or lacks what it should hold: the
+    words of `error`, but for those that only programmers know."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start}"
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    if isinstance(error, TypeError | AttributeError | IndexError):
+        return "an entry is not of the kind it should be"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    # Python says how its own limit can be lifted.
+    return reason.partition("; use sys.set_int_max_str_digits()")[0]
+
+
 def read_object(file: Path, absent: str) -> dict[str, Any]:
     """The JSON object in `file`; `absent` says what to do where there is no such file.
 
@@ -40,7 +56,7 @@ def read_object(file: Path, absent: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error}); fetch the file again") from error
+        raise UserError(f"{file}: not JSON ({damage(error)}); fetch the file again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold a JSON object; fetch the file again")
     return content

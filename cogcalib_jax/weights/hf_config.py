@@ -65,6 +65,11 @@ REQUIRED = (
 # No model is near these. Larger ones are a damaged file, whose tensors nobody should try to place.
 MOST_LAYERS = 10_000
 LARGEST_SIZE = 2**31 - 1
+NUMBERS = ("rms_norm_eps", "initializer_range")
+ROPE_NUMBERS = (
+    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor"),
+    *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+)
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 SUPPORTED = (
     "supported are Llama 2, 3, 3.1 and 3.2 (llama), Mistral (mistral), Qwen2 and Qwen2.5 (qwen2)"
@@ -149,6 +154,8 @@ def _require_values(known: dict[str, Any], source: str) -> None:
                 f"{source}: {name} is {size!r:.40}, must be a whole number from 1 to {limit:,};"
                 " use the model's own config.json"
             )
+    for name in (*NUMBERS, "rope_theta"):
+        _require_number(known.get(name), name, source)
     for name in FLAGS:
         if known.get(name) not in (True, False, None):
             raise UserError(f"{source}: {name} is {known[name]!r:.40}, must be true or false")
@@ -156,6 +163,13 @@ def _require_values(known: dict[str, Any], source: str) -> None:
         ids = known[name] if isinstance(known[name], list) else [known[name]]
         if not all(token is None or isinstance(token, int) for token in ids):
             raise UserError(f"{source}: {name} is {known[name]!r:.40}, must be a whole number")
+
+
+def _require_number(value: Any, name: str, source: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(
+            f"{source}: {name} is {value!r:.40}, must be a number; use the model's own config.json"
+        )
 
 
 def _refuse_unsupported(raw: dict[str, Any], source: str) -> None:
@@ -174,6 +188,8 @@ def _read_rope(known: dict[str, Any], source: str) -> RopeConfig:
         raise UserError(f"{source}: its RoPE parameters must be a JSON object; {SUPPORTED}")
     if any(isinstance(value, dict) for value in rope.values()):
         raise UserError(f"{source}: a RoPE for each layer type is not supported; {SUPPORTED}")
+    for name in ROPE_NUMBERS:
+        _require_number(rope.get(name), name, source)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise UserError(f"{source}: RoPE type {kind!r} is not supported; {SUPPORTED}")

@@ -31,7 +31,13 @@ from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hf_config import read_config, to_hf
 from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, open_folder, write_folder
+from cogcalib_jax.weights.safetensors_files import (
+    DTYPES,
+    Tensor,
+    first_of,
+    open_folder,
+    write_folder,
+)
 
 # Buffers that old checkpoints carry and that are computed here.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -62,7 +68,7 @@ def load_decoder(
 
     Weights may be stored as bfloat16, float16 or float32. Each device gets exactly the slices it
     holds, read from the files when it needs them. LoRA parameters, where asked for, begin as
-    PEFT's do, from `seed`. Raises one UserError that lists all missing, unexpected and misshapen
+    PEFT's do, from `seed`. Raises one UserError that names missing, unexpected and misshapen
     tensors, before any is read; and one for a mesh that cannot cut the model.
     """
     config = read_config(name)
@@ -159,7 +165,7 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
         if name in tensors and tensors[name].dtype not in DTYPES
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": wrong, "unreadable": odd}
-    found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    found = [f"{kind}: {first_of(names)}" for kind, names in kinds.items() if names]
     if found:
         raise UserError(
             f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"

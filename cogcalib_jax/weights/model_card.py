@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import yaml
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.weights.foreign import damage
 from cogcalib_jax.weights.hub import public_name
 
 UNKNOWN_LICENCE = "unknown: see the base"
+DAMAGED = (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
 _FOLDERS = re.compile(r"(?<![\w.])(?:~|\.{1,2})?/(?:[^\s/'\"=,]+/)+")
 
 
@@ -31,19 +34,6 @@ def model_card(
     run: the run folder the adapter comes from, where known. base_name, base: the base as it was
     named, and its folder. argv: the merge's arguments. Raises UserError for damaged files.
     """
-    try:
-        return _card(run, base_name, base, lora, argv)
-    # What a file that was cut off or edited by hand lacks.
-    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{run}: its config.yaml, metrics.jsonl or eval.json is damaged ({error!r}); give"
-            " --adapter its adapter instead of --run, for a card without its numbers"
-        ) from error
-
-
-def _card(
-    run: Path | None, base_name: str, base: Path, lora: LoraConfig, argv: Sequence[str]
-) -> str:
     shown = public_name(base_name)
     licence, licence_link = _licence(base)
     hub_id = base_name if shown == base_name and "/" in base_name else None
@@ -65,6 +55,18 @@ def _card(
         _commands(run, argv),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[str]:
+    """The file's text, and a word for what one that was cut off or edited by hand lacks."""
+    try:
+        yield file.read_text(encoding="utf-8")
+    except (*DAMAGED, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file}: damaged ({damage(error)}); give --adapter its adapter instead of --run, for a"
+            " card without its numbers"
+        ) from error
 
 
 def without_folders(command: str) -> str:
@@ -105,62 +107,71 @@ def _facts(facts: dict[str, str]) -> str:
 def _training_facts(run: Path | None) -> dict[str, str]:
     if run is None:
         return {"Data, method, threshold": "unknown: merged from an adapter without its run"}
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    data, method = config["data"], config["method"]
-    facts = {
-        "Data": f"task `{data['task']}`"
-        + (f" from `{Path(data['path']).name}`" if data["path"] else "")
-        + f", {config['training']['epochs']:g} epochs, seed {config['seed']}"
-    }
-    if method["term"] == "none":
-        return facts | {"Method": "plain cross-entropy", "Threshold": "not used"}
-    facts["Method"] = (
-        f"cross-entropy + {method['weight']:g} x {method['term']} over the {method['space']},"
-        f" applied to: {method['gate']}"
-    )
+    with _reading(run / "config.yaml") as text:
+        config = yaml.safe_load(text)
+        data, method = config["data"], config["method"]
+        facts = {
+            "Data": f"task `{data['task']}`"
+            + (f" from `{Path(data['path']).name}`" if data["path"] else "")
+            + f", {config['training']['epochs']:g} epochs, seed {config['seed']}"
+        }
+        if method["term"] == "none":
+            return facts | {"Method": "plain cross-entropy", "Threshold": "not used"}
+        facts["Method"] = (
+            f"cross-entropy + {method['weight']:g} x {method['term']} over the {method['space']},"
+            f" applied to: {method['gate']}"
+        )
     facts["Threshold"] = _threshold(run) if method["gate"] != "all" else "not used"
     return facts
 
 
 def _threshold(run: Path) -> str:
     """The last threshold that was fitted."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    fits = [fit for fit in map(json.loads, lines) if fit["phase"] == "refit"]
-    if not fits:
-        return "unknown: none in metrics.jsonl"
-    fit = fits[-1]
-    return (
-        f"an example counts as known at an NLL of at most {fit['threshold']:.4g} nats (last fit,"
-        f" step {fit['step']}; true positive rate {fit['tpr']:.3f}, true negative rate"
-        f" {fit['tnr']:.3f} on {fit['n']} calibration questions)"
-    )
+    with _reading(run / "metrics.jsonl") as text:
+        fits = [fit for fit in map(json.loads, text.splitlines()) if fit["phase"] == "refit"]
+        if not fits:
+            return "unknown: none in metrics.jsonl"
+        fit = fits[-1]
+        if fit["threshold"] is None:  # answers all right, or all wrong
+            return f"none (last fit, step {fit['step']}: {fit['note']})"
+        return (
+            f"an example counts as known at an NLL of at most {fit['threshold']:.4g} nats (last"
+            f" fit, step {fit['step']}; true positive rate {fit['tpr']:.3f}, true negative rate"
+            f" {fit['tnr']:.3f} on {fit['n']} calibration questions)"
+        )
 
 
 def _calibration(run: Path | None) -> str:
     if run is None or not (run / "eval.json").is_file():
         return "Not measured on this adapter by the tool that merged it."
-    results = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    with _reading(run / "config.yaml") as text:
+        bins = yaml.safe_load(text)["evaluation"]["bins"]
     lines = [
         "Measured on test questions with base and adapter, before they were merged. ECE with"
-        f" {config['evaluation']['bins']} equal-width bins; its floor is the ECE (mean, 95th"
-        " percentile) that a perfectly calibrated model with these confidences would show for as"
-        " many questions.",
+        f" {bins} equal-width bins; its floor is the ECE (mean, 95th percentile) that a perfectly"
+        " calibrated model with these confidences would show for as many questions.",
         "",
         "| task | space | n | accuracy | ECE | floor | NLL | Brier | AUROC |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for task, metrics in results.items():
-        if task == "provenance":
-            continue
-        for space, values in (("options", metrics), ("vocabulary", metrics["vocab"])):
-            floor = values["ece_noise_floor"]
-            cells = [task, space, f"{metrics['n']:,}"]
-            cells += [_number(values[key]) for key in ("accuracy", "ece")]
-            cells.append(f"{_number(floor['mean'])}, {_number(floor['p95'])}")
-            cells += [_number(values[key]) for key in ("nll", "brier", "auroc")]
-            lines.append(f"| {' | '.join(cells)} |")
+    with _reading(run / "eval.json") as text:
+        for task, metrics in json.loads(text).items():
+            if task != "provenance":
+                lines += _rows(task, metrics)
     return "\n".join(lines)
+
+
+def _rows(task: str, metrics: dict[str, Any]) -> Iterator[str]:
+    spaces = {"answers": metrics}  # open questions have no options
+    if metrics["vocab"] is not None:
+        spaces = {"options": metrics, "vocabulary": metrics["vocab"]}
+    for space, values in spaces.items():
+        floor = values["ece_noise_floor"]
+        cells = [task, space, f"{metrics['n']:,}"]
+        cells += [_number(values[key]) for key in ("accuracy", "ece")]
+        cells.append(f"{_number(floor['mean'])}, {_number(floor['p95'])}")
+        cells += [_number(values[key]) for key in ("nll", "brier", "auroc")]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _number(value: float | None) -> str:
@@ -170,6 +181,6 @@ def _number(value: float | None) -> str:
 def _commands(run: Path | None, argv: Sequence[str]) -> str:
     commands = [shlex.join(["python", "-m", "cogcalib_jax.weights.merge", *argv])]
     if run is not None and (run / "eval.json").is_file():
-        results = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-        commands.insert(0, results["provenance"]["command"])
+        with _reading(run / "eval.json") as text:
+            commands.insert(0, str(json.loads(text)["provenance"]["command"]))
     return "\n".join(f"    {without_folders(command)}" for command in commands)

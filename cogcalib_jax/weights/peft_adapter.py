@@ -24,7 +24,7 @@ from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.foreign import read_object, require_no_way_out
 from cogcalib_jax.weights.hf_weights import host_tensors, read_parameter, tensor_names
-from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, read_header
+from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, first_of, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -118,17 +118,24 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
         variants.append("bias")
     if variants:
         raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
+    numbers = {"r": raw.get("r"), "lora_alpha": raw.get("lora_alpha")}
+    numbers["lora_dropout"] = raw.get("lora_dropout", 0.0)
+    for name, value in numbers.items():
+        kinds = int if name == "r" else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            wanted = "a whole number" if name == "r" else "a number"
+            raise UserError(
+                f"{path}: {name} is {value!r:.40}, must be {wanted}; fetch the file again"
+            )
     try:
         config = LoraConfig(
-            rank=raw["r"],
-            alpha=raw["lora_alpha"],
+            rank=numbers["r"],
+            alpha=numbers["lora_alpha"],
             targets=_read_targets(raw.get("target_modules"), path),
-            dropout=raw.get("lora_dropout", 0.0),
+            dropout=numbers["lora_dropout"],
         )
     except FieldError as error:
         raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: r and lora_alpha must be numbers ({error!r})") from error
     _require_rank(folder, config.rank)
     return config
 
@@ -210,8 +217,8 @@ def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(
-            f"{file}: no such file; pickled adapters (.bin) are refused, since opening"
-            " one can run any code"
+            f"{file}: no such file; fetch it (a pickled adapter, .bin, is refused, since opening"
+            " one can run any code)"
         )
     tensors = read_header(file)
     _require_match(file, tensors, lora, layers)
@@ -238,7 +245,7 @@ def _require_match(file: Path, tensors: dict[str, Tensor], lora: nnx.State, laye
             and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES)
         ],
     }
-    found = [f"{kind}: {', '.join(items)}" for kind, items in kinds.items() if items]
+    found = [f"{kind}: {first_of(items)}" for kind, items in kinds.items() if items]
     if found:
         raise UserError(f"{file}: does not fit the model; {'; '.join(found)}; use its own base")
 

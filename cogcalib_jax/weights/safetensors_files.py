@@ -6,7 +6,7 @@ Headers are read and checked first; tensor bytes only when a slice is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Tensor:
 def open_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
     if (folder / SINGLE_FILE).exists():
+        _require_file(folder / SINGLE_FILE)
         return read_header(folder / SINGLE_FILE)
     if (folder / INDEX_FILE).exists():
         return _read_index(folder / INDEX_FILE)
@@ -60,6 +61,12 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
     raise UserError(
         f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; give a folder with safetensors weights"
     )
+
+
+def _require_file(file: Path) -> None:
+    """A folder has no bytes, and opening a named pipe would wait for ever."""
+    if not file.is_file():
+        raise UserError(f"{file}: is no file; put the weights there")
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -99,7 +106,7 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise UserError(
-            f"{index.parent}: {len(absent)} of {len(files)} shards missing: {', '.join(absent)};"
+            f"{index.parent}: {len(absent)} of {len(files)} shards missing: {first_of(absent)};"
             " fetch them again"
         )
     tensors: dict[str, Tensor] = {}
@@ -108,10 +115,16 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     lost = sorted(name for name in placed if name not in tensors)
     if lost:
         raise UserError(
-            f"{index}: names tensors that no shard holds: {', '.join(lost[:5])}"
-            f"{' ...' if len(lost) > 5 else ''}; fetch the checkpoint again"
+            f"{index}: names tensors that no shard holds: {first_of(lost)}; fetch the checkpoint"
+            " again"
         )
     return tensors
+
+
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message: a checkpoint of another model lacks hundreds."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def write_folder(

@@ -49,7 +49,8 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
          "path)"),
         ('run_dir: "a\\0b"', 'p.yaml:1: run_dir = "a\\u0000b": must be without the character NUL, '
          "which no file name holds"),
-        ("name: " + "[" * 10_000, "p.yaml: not a valid preset: nested too deeply"),
+        ("name: " + "[" * 10_000, "p.yaml: not a valid preset: nested too deeply; no field "
+         "needs it"),
         ("seed: 1\nname: x\nseed: 2", "p.yaml:3: seed is given twice; keep one of them"),
         ("run_dir: a\nrun-dir: b", "p.yaml:2: run_dir is given twice; keep one of them"),
         ("model: {path: a}\nmodel: {path: b}", "p.yaml:2: model is given twice; keep one of them"),
@@ -63,9 +64,9 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
         ("? [a]\n: 1", "p.yaml:1: a key must be the name of a field"),
         ("- seed", "p.yaml: must be a mapping of fields (field: value), one to a line"),
         ("seed: !!int 3", "p.yaml:1: not a valid preset: tags (tag:yaml.org,2002:int) are not "
-         "supported"),
+         "supported; mend it"),
         ("name: &a x\nrun_dir: *a", "p.yaml:2: not a valid preset: aliases (*name) are not "
-         "supported"),
+         "supported; mend it"),
     ],
 )  # fmt: skip
 def test_bad_presets_are_told_with_file_and_line(text, message):

@@ -68,7 +68,7 @@ def test_several_end_of_text_tokens_are_kept():
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
         ({"eos_token_id": [1, "x"]}, "eos_token_id is .*, must be a whole number"),
         ({"rms_norm_eps": None, "rope_scaling": [1]}, "RoPE parameters must be a JSON object"),
-        ({"rope_theta": "large"}, "wrong type or range"),
+        ({"rope_theta": "large"}, "rope_theta is 'large', must be a number"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, says):

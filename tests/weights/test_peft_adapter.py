@@ -96,7 +96,7 @@ def test_saving_again_replaces_the_adapter(decoder, folder):
         ({"peft_type": "IA3"}, "not a LoRA adapter"),
         ({"target_modules": ".*q_proj"}, "patterns are not supported"),
         ({"target_modules": ["query"]}, "query matches none"),
-        ({"r": None}, "r and lora_alpha"),
+        ({"r": None}, "r is None, must be a whole number"),
     ],
 )
 def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(folder, changes, says):

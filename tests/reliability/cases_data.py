@@ -1,0 +1,130 @@
+"""Bad questions: to train on, to answer, and as predictions made elsewhere."""
+
+import json
+from pathlib import Path
+
+from tests.reliability.case import EVAL, Case
+from tests.reliability.place import Place, question, questions, write
+
+
+def custom(rows: object, *more: str):
+    """train.py on a file of questions."""
+    return lambda place: place.custom(rows, *more)
+
+
+def splits(**files: object):
+    """train.py on a folder of questions."""
+
+    def arrange(place: Place) -> list[str]:
+        for name, rows in files.items():
+            write(Path("rows") / name.replace("_", "."), rows)
+        return place.custom(None, path=Path("rows"))
+
+    return arrange
+
+
+def ask(rows: object):
+    """eval.py --predict on a file of questions."""
+
+    def arrange(place: Place) -> list[str]:
+        file = write(Path("mine.jsonl"), rows)
+        return ["--model.path", str(place.base()), "--predict", str(file), "--out", "answers.jsonl"]
+
+    return arrange
+
+
+def score(rows: object, *more: str):
+    """eval.py --predictions of a file."""
+
+    def arrange(place: Place) -> list[str]:
+        file = write(Path("p.jsonl"), rows)
+        return ["--predictions", str(file), "--run-dir", "new", *more]
+
+    return arrange
+
+
+QUESTIONS = [
+    Case("a file that is not there", lambda p: p.custom(None)),
+    Case("an empty file", custom("")),
+    Case("a file of another kind", lambda p: p.custom("a,b\n", path=Path("rows.csv"))),
+    Case("a folder without a training split", splits(test_jsonl=questions())),
+    Case("a split as JSONL and as Parquet", splits(train_jsonl=questions(), train_parquet=b"PAR1")),
+    Case(
+        "a Parquet file that is none",
+        lambda p: p.custom(b"PAR1" + b"\0" * 64, path=Path("rows.parquet")),
+    ),
+    Case("other columns", custom([{"query": "x", "options": ["a", "b"], "label": 0}])),
+    Case("a label out of range", custom(questions(answer=2))),
+    Case("an answer that is no option", custom(questions(answer="three"))),
+    Case("options with equal texts", custom(questions(choices=["Ada", "ADA "]))),
+    Case("one option only", custom(questions(choices=["Ada"]))),
+    Case("an id given twice", custom(questions(38) + [question(38, id="a"), question(39, id="a")])),
+    Case("a question that is a number", custom(questions(question=7))),
+    Case("a question that is empty", custom(questions(question=" "))),
+    Case("a question of a megabyte", custom(questions(question="word " * 200_000))),
+    Case("a question with a NUL", custom(questions(question="What\0is it?"))),
+    Case(
+        "a question that would clear the terminal",
+        custom(questions(question="What \x1b[2J is it?")),
+    ),
+    Case(
+        "an id that would clear the terminal",
+        custom(questions(question="word " * 999, id="\x1b[2J")),
+    ),
+    Case("a row that is not UTF-8", custom(b'{"question": "caf\xe9"}\n')),
+    Case("half a character (a lone surrogate)", custom(questions(question="\ud800"))),
+    Case("a row cut off in the middle", custom(json.dumps(question())[:-20])),
+    Case("a row that is an array", custom('["What?", "a", "b"]\n')),
+    Case("a row nested 100,000 deep", custom("[" * 100_000)),
+    Case("a number of 10,000 digits", custom('{"answer": ' + "1" * 10_000 + "}")),
+    Case("open questions among those with options", custom(questions(choices=None))),
+    Case(
+        "open questions in one split alone",
+        splits(
+            train_jsonl=questions(), test_jsonl=[question(i, choices=None) for i in range(50, 55)]
+        ),
+    ),
+    Case(
+        "a split without labels",
+        splits(
+            train_jsonl=questions(), test_jsonl=[question(i, answer=None) for i in range(50, 55)]
+        ),
+    ),
+    Case("too few rows to split", custom(questions(4))),
+    Case("more solved questions than rows", custom(questions(30), "--data.few-shot", "99")),
+    Case("a special token in a text", custom(questions(question="What <s> is it?"))),
+    Case(
+        "a question to answer without options", ask([question(), question(1, choices=None)]), EVAL
+    ),
+    Case(
+        "two questions to answer with one id", ask([question(0, id="a"), question(1, id="a")]), EVAL
+    ),
+    Case("no question to answer", ask("\n\n"), EVAL),
+    Case("predictions with other fields", score([{"p": [0.5, 0.5], "label": 0}]), EVAL),
+    Case(
+        "probabilities that do not sum to 1",
+        score([{"option_probs": [0.5, 0.9], "answer": 0}]),
+        EVAL,
+    ),
+    Case(
+        "a probability that is not a number",
+        score('{"option_probs": [NaN, 0.5], "answer": 0}'),
+        EVAL,
+    ),
+    Case("a confidence above 1", score([{"confidence": 70, "correct": True}]), EVAL),
+    Case(
+        "predictions of two kinds",
+        score([{"confidence": 0.7, "correct": True}, {"option_probs": [0.5, 0.5], "answer": 0}]),
+        EVAL,
+    ),
+    Case(
+        "a logarithm as large as 10 to the 400",
+        score('{"option_logprobs": [-1' + "0" * 400 + ', -1], "answer": 0}'),
+        EVAL,
+    ),
+    Case(
+        "a subgroup that no row names",
+        score([{"confidence": 0.7, "correct": True}], "--by", "subject"),
+        EVAL,
+    ),
+]

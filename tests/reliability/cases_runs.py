@@ -1,0 +1,141 @@
+"""Bad run folders."""
+
+import shutil
+from pathlib import Path
+
+from cogcalib_jax.runs.eval_config import load_evaluation
+from cogcalib_jax.runs.folder import write_config
+from cogcalib_jax.weights.base_hash import base_hash
+from tests.reliability.case import EVAL, MERGE, Case
+from tests.reliability.place import Place, link_out, write
+from tests.runs.small_base import arguments
+
+
+def _resume(damage=None, *more: str):
+    """train.py --resume of a run that `damage` was done to."""
+
+    def arrange(place: Place) -> list[str]:
+        run = place.run()
+        if damage is not None:
+            damage(run)
+        return arguments(Path("base"), run, "--method.name", "sft", "--resume", *more)
+
+    return arrange
+
+
+def run(damage, *more: str):
+    """eval.py of a run that `damage` was done to."""
+
+    def arrange(place: Place) -> list[str]:
+        folder = place.run()
+        damage(folder)
+        return ["--run", str(folder), "--run-dir", "new", *more]
+
+    return arrange
+
+
+def merge(damage):
+    """A merge of a run that `damage` was done to."""
+
+    def arrange(place: Place) -> list[str]:
+        folder = place.run()
+        damage(folder)
+        return ["--run", str(folder), "--model.path", "base", "--out", "merged"]
+
+    return arrange
+
+
+def predict(damage):
+    """eval.py --predict with a run that `damage` was done to."""
+
+    def arrange(place: Place) -> list[str]:
+        damage(place.run())
+        write(Path("q.jsonl"), [{"question": "x", "choices": ["a", "b"]}])
+        return ["--run", "run", "--predict", "q.jsonl", "--out", "answers.jsonl"]
+
+    return arrange
+
+
+def _resume_evaluation(place: Place) -> list[str]:
+    argv = place.evaluate()
+    write_config(Path("new"), load_evaluation(argv, prog="", description=""))
+    write(Path("new/eval.json"), '{"world": {"n": 16')
+    return [*argv, "--resume"]
+
+
+def _no_temperature(folder: Path) -> None:
+    base = {"hash": base_hash(Path("base")), "name": "base"}
+    write(folder / "adapter" / "calibration.json", {"base": base})
+
+
+def _folder_for_config(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").mkdir()
+
+
+def _fill_new(place: Place) -> list[str]:
+    write(Path("new/notes.txt"), "mine")
+    return place.train()
+
+
+def _below_a_file(place: Place) -> list[str]:
+    write(Path("taken"), "mine")
+    return place.train("--run-dir", "taken/run")
+
+
+def _fill_merged(place: Place) -> list[str]:
+    write(Path("merged/notes.txt"), "mine")
+    return merge(lambda run: None)(place)
+
+
+RUNS = [
+    Case("a folder that is no run", lambda p: ["--run", str(p.base()), "--run-dir", "new"], EVAL),
+    Case("a run that is not there", lambda p: ["--run", "none", "--run-dir", "new"], EVAL),
+    Case("a run that is not finished", run(lambda r: shutil.rmtree(r / "adapter")), EVAL),
+    Case(
+        "a run of another version",
+        run(lambda r: write(r / "config.yaml", "warp: 9\nseed: 1\n")),
+        EVAL,
+    ),
+    Case(
+        "a run whose config.yaml is not UTF-8",
+        run(lambda r: write(r / "config.yaml", b"\xff")),
+        EVAL,
+    ),
+    Case(
+        "a run whose config.yaml is a folder",
+        run(_folder_for_config),
+        EVAL,
+    ),
+    Case(
+        "a fitted temperature that is damaged",
+        predict(_no_temperature),
+        EVAL,
+    ),
+    Case("a run folder that holds something", _fill_new),
+    Case("a run folder below a file", _below_a_file),
+    Case("resuming another config", _resume(None, "--lora.alpha", "3")),
+    Case(
+        "resuming a run whose journal is damaged",
+        _resume(lambda r: write(r / "style/metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n')),
+    ),
+    Case("resuming an evaluation whose results are cut off", _resume_evaluation, EVAL),
+    Case("resuming a run with a link out of it", _resume(lambda r: link_out(r / "command.txt"))),
+    Case(
+        "evaluating a run whose adapter links out of it",
+        run(lambda r: link_out(r / "adapter")),
+        EVAL,
+    ),
+    Case("resuming an evaluation that was none", lambda p: p.evaluate("--resume"), EVAL),
+    Case(
+        "merging a run whose config.yaml lacks fields",
+        merge(lambda r: write(r / "config.yaml", "seed: 1\n")),
+        MERGE,
+    ),
+    Case(
+        "merging a run whose results are cut off",
+        merge(lambda r: write(r / "eval.json", '{"world": {')),
+        MERGE,
+    ),
+    Case("merging into a folder that holds something", _fill_merged, MERGE),
+]

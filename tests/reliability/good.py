@@ -1,0 +1,31 @@
+"""A base, an adapter and a run that nothing is wrong with."""
+
+from contextlib import chdir
+from pathlib import Path
+
+from cogcalib_jax.configlib import load_config
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.runs.config import RunConfig, settle_comparison
+from cogcalib_jax.runs.folder import write_config
+from cogcalib_jax.weights.hf_config import read_config
+from cogcalib_jax.weights.peft_adapter import save_adapter
+from tests.models.small import small_decoder
+from tests.runs.small_base import arguments, write_base
+from train import DEFAULT_PRESET as PRESET
+
+
+def write_good(folder: Path) -> Path:
+    """Folders `base`, `adapter` and `run` (finished but for its results) in `folder`."""
+    with chdir(folder):  # so that paths in files are relative
+        base = write_base(folder / "base").relative_to(folder)
+        lora = LoraConfig(rank=2, targets=("q_proj", "v_proj"))
+        save_adapter(folder / "adapter", small_decoder(read_config(base), lora=lora), lora, base)
+        argv = arguments(base, Path("run"), "--method.name", "sft")
+        loaded = load_config(RunConfig, argv, prog="", description="", default_preset=PRESET)
+        config = settle_comparison(loaded)
+        write_config(folder / "run", config.for_method(config.method.resolve()))
+        (folder / "run" / "command.txt").write_text("python train.py\n")
+        (folder / "run" / "style" / "checkpoints").mkdir(parents=True)
+        decoder = small_decoder(read_config(base), lora=config.lora)
+        save_adapter(folder / "run" / "adapter", decoder, config.lora, base)
+    return folder
