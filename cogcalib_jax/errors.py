@@ -1,8 +1,9 @@
 """The error a user's mistake raises, and how an entry point ends.
 
 Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
-without permission, memory), told in one line on stderr, 130 interrupted, 141 the reader of a pipe
-went away. Every other exception is a bug of this project and keeps its traceback.
+without permission, memory), told in one line on stderr, 75 stopped by SIGTERM and to be resumed,
+130 interrupted, 141 the reader of a pipe went away. Every other exception is a bug of this project
+and keeps its traceback.
 """
 
 import errno
@@ -10,6 +11,15 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+
+from cogcalib_jax.preemption import Preempted, listening
+
+REFUSED = 2
+# EX_TEMPFAIL of sysexits.h, "try again". Not 143, as a shell reports a program that SIGTERM killed:
+# a supervisor can tell a run that saved its state from one that did not.
+PREEMPTED = 75
+INTERRUPTED = 130
+READER_GONE = 141
 
 # What a user can do about a file that the operating system refuses. Other errors of files (one
 # that is not there, say) are foreseen where it is opened, or a bug.
@@ -19,6 +29,7 @@ _REFUSED = {
     errno.EROFS: "choose a place that can be written",
     errno.ENOSPC: "make room, or choose another place",
     errno.EDQUOT: "make room, or choose another place",
+    errno.EFBIG: "allow larger files (ulimit -f), or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "mend the links, or choose another",
     errno.EMFILE: "allow more open files (ulimit -n)",
@@ -33,6 +44,14 @@ _MEMORY = (
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: what, where, what to do."""
+
+
+def refusal(error: OSError) -> str | None:
+    """What the operating system refuses and what to do about it; None for other errors."""
+    if error.errno not in _REFUSED:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror}; {_REFUSED[error.errno]}"
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -57,22 +76,27 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
         # What is still buffered must go nowhere, or the interpreter's own flush at exit complains
         # about the same pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return READER_GONE
 
 
 def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
-        return main(argv) or 0
+        with listening():
+            return main(argv) or 0
     except UserError as error:
         return _refuse(str(error))
+    except Preempted as error:
+        how = str(error) or "start the same command again"
+        print("stopped by SIGTERM:", _plain_line(how), file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:
-        if error.errno not in _REFUSED:
+        refused = refusal(error)
+        if refused is None:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _refuse(f"{where}{error.strerror}; {_REFUSED[error.errno]}")
+        return _refuse(refused)
     except MemoryError as error:
         return _refuse(f"out of memory ({error or 'on this machine'}); {_MEMORY}")
     except RuntimeError as error:
@@ -84,12 +108,15 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 
 def _refuse(message: str) -> int:
+    print("error:", _plain_line(message), file=sys.stderr)
+    return REFUSED
+
+
+def _plain_line(text: str) -> str:
     # One line of plain characters, whatever names of files or words of data it repeats: an escape
     # sequence among them could rewrite the terminal.
-    line = " ".join(message.split())
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    print("error:", plain, file=sys.stderr)
-    return 2
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _reader_is_gone() -> bool:

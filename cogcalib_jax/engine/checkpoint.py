@@ -1,25 +1,54 @@
-"""Orbax checkpoints of a plain pytree, each with a checksum per leaf.
+"""Checkpoints of a plain pytree: written in the background, whole or not at all, and verified.
 
-Orbax writes atomically and restores onto the shardings asked for. What it does not do is notice a
-flipped bit in its array data, so every checkpoint carries the SHA-256 of its leaves and a restore
-compares them before anything is used.
+Orbax reads and writes the arrays. It does not notice a flipped bit in them, and files that are cut
+or missing make it fail in many ways; so a checkpoint is a folder that also holds a manifest with
+the SHA-256 of every file and of every leaf, and Orbax is given nothing that differs from it:
+
+    checkpoints/STEP/manifest.json   what it belongs to, and the checksums
+    checkpoints/STEP/state/          Orbax
+    checkpoints/STEP-stopped/        likewise, taken before what follows the update was done
+    checkpoints/STEP-damaged/        what was found damaged, and never read again
+
+Of several processes the main one alone writes, and decides what is read; the others read the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cogcalib_jax.configlib import check
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.distributed import from_main, is_main, require_agreement
+from cogcalib_jax.errors import UserError, refusal
+from cogcalib_jax.files import named, write_whole
 from cogcalib_jax.sharding import fetch
+
+# What is in a checkpoint and what it means: to be raised whenever a field of the saved tree is
+# added, removed or read in another way. Not the package's version: most versions change nothing
+# here, and a checkpoint of theirs is as good.
+FORMAT = 1
+
+MANIFEST = "manifest.json"
+STATE = "state"
+NAME = re.compile(r"(\d+)(-stopped)?")
+# What Orbax raises over files it cannot read.
+UNREADABLE = (ValueError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -30,22 +59,32 @@ class CheckpointConfig:
     """steps between checkpoints; unset means at the end of each epoch"""
     keep: int = 2
     """checkpoints kept, newest first"""
+    keep_best: bool = False
+    """also keep the one of the lowest validation NLL, where a validation falls on a checkpoint"""
 
     def __post_init__(self) -> None:
         check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
         check(self.keep >= 1, "keep", "must be an integer of at least 1")
 
 
+class Restored(NamedTuple):
+    """A checkpoint that was read."""
+
+    tree: Any
+    step: int
+    stopped: bool
+    """what follows the update of `step` (the caller knows what) was not done yet"""
+
+
 def leaf_checksums(tree: Any) -> dict[str, str]:
     """SHA-256 of every leaf's dtype, shape and bytes, by path.
 
     Of several processes, each gathers a leaf at a time and works out the same sums: what a leaf
-    holds does not depend on where its parts lie. Leaves are LoRA parameters and their moments, so
-    that is little.
+    holds does not depend on where its parts lie.
     """
     checksums = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = fetch(leaf)
+        array = leaf if isinstance(leaf, np.ndarray) else fetch(leaf)
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
         checksums[jax.tree_util.keystr(path)] = digest.hexdigest()
@@ -53,73 +92,275 @@ def leaf_checksums(tree: Any) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints of one phase of training, in one folder, by step."""
+    """The checkpoints of one phase of training, in one folder, by step.
 
-    def __init__(self, folder: Path, keep: int = 1):
-        self.folder = folder
-        self._manager = ocp.training.Checkpointer(
-            folder.absolute(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+    A context: its end waits for what is being written.
+    """
 
-    @property
-    def latest_step(self) -> int | None:
-        latest = self._manager.latest
-        return None if latest is None else latest.step
+    def __init__(self, folder: Path, config: CheckpointConfig | None = None):
+        self.folder = folder.absolute()
+        self._config = config or CheckpointConfig()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(self, step: int, tree: Any, identity: dict[str, Any]) -> None:
-        """Save `tree` at `step`; `identity` (JSON) says what it belongs to."""
-        if self.latest_step is not None and self.latest_step >= step:
-            return  # resumed exactly at a checkpoint: it is there already
-        self._manager.save(
-            step,
-            tree,
-            custom_metadata={"identity": identity, "sha256": leaf_checksums(tree)},
-        )
+    def __enter__(self) -> Checkpoints:
+        return self
 
-    def restore(self, like: Any, identity: dict[str, Any]) -> Any:
-        """The newest checkpoint, laid out as `like` (arrays or ShapeDtypeStructs with shardings).
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error of the writer must not hide the one that ends the block.
+        if error is None:
+            self.wait()
+        self._writer.shutdown()
 
-        Raises UserError when it belongs to something else (the first field that differs is named)
-        or when its data are damaged.
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        identity: dict[str, Any],
+        *,
+        stopped: bool = False,
+        best: bool = False,
+    ) -> None:
+        """Save `tree` as it is now; it may be donated as soon as this returns.
+
+        The arrays are copied to the host, and written in the background, one checkpoint at a time.
+
+        Args:
+            step: updates made.
+            tree: arrays, LoRA parameters and their moments: little beside a model. Each process
+                holds a copy of all of it for a moment, the main one until it is written.
+            identity: JSON that says what the checkpoint belongs to.
+            stopped: see `Restored`.
+            best: it has the lowest validation NLL so far.
+
+        Raises:
+            UserError: the one before could not be written (a full disk, a folder without
+                permission).
         """
-        step = self.latest_step
-        # What Orbax raises over files it cannot read: measured by flipping bits in each of them.
-        unreadable = (ValueError, KeyError, OSError)
+        self.wait()
+        # A copy, also where numpy could look at the device's own memory, as on a CPU: the next
+        # update writes there.
+        host = jax.tree.map(lambda leaf: np.array(fetch(leaf)), tree)
+        name = f"{step}-stopped" if stopped else str(step)
+        if is_main():
+            manifest = {"format": FORMAT, "step": step, "best": best, "identity": identity}
+            self._writing = self._writer.submit(self._write, name, host, manifest)
+
+    def wait(self) -> None:
+        """Until what is being written is there. Raises UserError where it could not be."""
+        from_main(self._settle)
+
+    def _settle(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            stored = self._manager.metadata(step).custom_metadata
-            stored_identity, checksums = stored["identity"], stored["sha256"]
-        except unreadable as error:
-            raise self._damaged(step, "its metadata cannot be read") from error
-        require_same_identity(self.folder, stored_identity, identity)
-        abstract = jax.tree.map(ocp_abstract, like)
+            writing.result()
+        except OSError as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            whole = self._names()
+            kept = f"checkpoint {whole[-1]} is whole" if whole else "there is none before it"
+            raise UserError(
+                f"{refused}; a checkpoint could not be written, {kept}: --resume goes on from there"
+            ) from error
+
+    def _write(self, name: str, host: Any, manifest: dict[str, Any]) -> None:
+        unfinished = self.folder / f".{name}.partial"
         try:
-            tree = self._manager.load(step, abstract)
-        except unreadable as error:
-            raise self._damaged(step, "its arrays cannot be read") from error
-        damaged = [
-            path for path, digest in leaf_checksums(tree).items() if checksums.get(path) != digest
-        ]
-        if damaged:
-            reason = f"{len(damaged)} arrays do not match their checksum, first {damaged[0]}"
-            raise self._damaged(step, reason)
-        return tree
+            with named(self.folder):
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                with _quiet():
+                    ocp.save(unfinished / STATE, host)
+                manifest |= {
+                    "leaves": leaf_checksums(host),
+                    "files": _file_checksums(unfinished / STATE),
+                }
+                write_whole(unfinished / MANIFEST, json.dumps(_sealed(manifest)) + "\n")
+                unfinished.rename(self.folder / name)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        self._forget_old()
 
-    def _damaged(self, step: int, reason: str) -> UserError:
-        return UserError(
-            f"{self.folder}: checkpoint {step} is damaged ({reason}); delete the folder"
-            f" {self.folder / str(step)} to go on from an older one, or from the start"
-        )
+    def _forget_old(self) -> None:
+        names = self._names()
+        kept = set(names[-self._config.keep :])
+        if self._config.keep_best:
+            best = [name for name in names if _is_best(self.folder / name)]
+            kept |= set(best[-1:])
+        for name in set(names) - kept:
+            shutil.rmtree(self.folder / name)
 
-    def close(self) -> None:
-        self._manager.close()
+    def _names(self) -> list[str]:
+        """What lies in the folder, oldest first."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        names = [match for path in found if (match := NAME.fullmatch(path.name))]
+        return [m[0] for m in sorted(names, key=lambda m: (int(m[1]), m[2] is None))]
+
+    def restore(self, like: Any, identity: dict[str, Any]) -> Restored | None:
+        """The newest checkpoint that is whole, laid out as `like`; None where there is none at all.
+
+        One that is damaged is reported on stderr and moved aside.
+
+        Args:
+            like: arrays of the shapes and on the devices wanted.
+            identity: as it was saved with.
+
+        Raises:
+            UserError: the checkpoint belongs to something else (the first field that differs is
+                named), or every one is damaged.
+        """
+        found: dict[str, Any] = {}
+
+        def choose() -> str | None:
+            for unfinished in self.folder.glob(".*.partial"):
+                shutil.rmtree(unfinished)
+            names, reasons = self._names(), []
+            for name in reversed(names):
+                try:
+                    found["host"] = self._read(name, like, identity)
+                except _DamageError as damage:
+                    reasons.append(f"checkpoint {name} is damaged ({damage})")
+                    continue
+                self._set_aside(names[len(names) - len(reasons) :], reasons, name)
+                return name
+            if reasons:
+                raise UserError(
+                    f"{self.folder}: {'; '.join(reasons)}; no whole one is left: put one back from"
+                    " a copy, or delete this folder to start its phase again"
+                )
+            return None
+
+        name = from_main(choose)
+        if name is None:
+            return None
+        try:
+            host = found["host"] if found else self._read(name, like, identity)
+        except _DamageError:
+            host = None
+        require_agreement(f"checkpoint {name}", lambda: host and leaf_checksums(host))
+        match = NAME.fullmatch(name)
+        return Restored(_placed(host, like), int(match[1]), match[2] is not None)
+
+    def _read(self, name: str, like: Any, identity: dict[str, Any]) -> Any:
+        """The arrays of a checkpoint on the host; _DamageError, or UserError if it is another's."""
+        place = self.folder / name
+        manifest = _manifest(place)
+        if manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{place}: cannot resume: its format is {manifest.get('format')} and this program's"
+                f" {FORMAT}; resume with the version that wrote it, or start another run"
+            )
+        require_same_identity(self.folder, manifest["identity"], identity)
+        try:
+            sums = _file_checksums(place / STATE)
+        except OSError as error:
+            raise _DamageError(f"its files cannot be read: {error.strerror}") from error
+        for file, digest in manifest["files"].items():
+            if file not in sums:
+                raise _DamageError(f"{STATE}/{file} is missing")
+            if sums[file] != digest:
+                raise _DamageError(f"{STATE}/{file} does not match its checksum")
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        try:
+            with _quiet(), _this_process_alone():
+                host = ocp.load(place / STATE, wanted)
+        except UNREADABLE as error:
+            raise _DamageError("its arrays cannot be read") from error
+        different = [k for k, v in leaf_checksums(host).items() if manifest["leaves"].get(k) != v]
+        if different:
+            raise _DamageError(f"{different[0]} does not match its checksum")
+        return host
+
+    def _set_aside(self, names: list[str], reasons: list[str], used: str) -> None:
+        for name, reason in zip(reversed(names), reasons, strict=True):
+            aside = self.folder / f"{name}-damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / name).rename(aside)
+            print(
+                f"warning: {self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is"
+                " used",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
-def ocp_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What Orbax needs to know of a leaf to restore it where it belongs."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+class _DamageError(Exception):
+    """A checkpoint is not what was written; the message says why."""
+
+
+def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With a checksum of itself: a flipped bit in an identity would look like another run."""
+    text = json.dumps(manifest, sort_keys=True)
+    return manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _manifest(place: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        manifest = {key: value for key, value in stored.items() if key != "sha256"}
+    except FileNotFoundError as error:
+        raise _DamageError(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise _DamageError(f"{MANIFEST} cannot be read") from error
+    if _sealed(manifest) != stored:
+        raise _DamageError(f"{MANIFEST} does not match its checksum")
+    return manifest
+
+
+def _is_best(place: Path) -> bool:
+    try:
+        return _manifest(place)["best"]
+    except _DamageError:
+        return False
+
+
+def _file_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in `folder`, by its path in there."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = digest
+    return sums
+
+
+def _placed(host: Any, like: Any) -> Any:
+    """Arrays of the host on the devices of `like`."""
+
+    def place(array: np.ndarray, leaf: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda i: array[i])
+
+    # A copy of the device's own: on a CPU the first may lie in numpy's memory, and it is donated.
+    return jax.tree.map(lambda array, leaf: jnp.copy(place(array, leaf)), host, like)
+
+
+def _this_process_alone() -> ocp.Context:
+    """Orbax would wait for other processes, which may have nothing to read."""
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    return ocp.Context(multiprocessing_options=options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs the traceback of every error it also raises, which is told in one line here."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import named, write_whole
+
+# Lines that say what an update did; others are of what follows it: refits, validations, dynamics.
+OF_UPDATES = ("style", "finetune", "nonfinite")
 
 
 class Journal:
@@ -19,10 +23,18 @@ class Journal:
 
     @main_only
     def write(self, **record: Any) -> None:
-        line = json.dumps({key: _finite(value) for key, value in record.items()})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        text = json.dumps({key: _finite(value) for key, value in record.items()}) + "\n"
+        line = text.encode()
+        with named(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                whole = file.tell()
+                try:
+                    while line:  # a disk that fills up takes a part first
+                        line = line[file.write(line) :]
+                except OSError:
+                    file.truncate(whole)
+                    raise
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; a last line torn by a crash is left out."""
@@ -44,16 +56,21 @@ class Journal:
         )
 
     @main_only
-    def cut_to(self, step: int) -> None:
-        """Drop what was written after `step`: a resumed run writes it again."""
-        self.replace([record for record in self.read() if record["step"] <= step])
+    def cut_to(self, step: int, stopped: bool = False) -> None:
+        """Drop what was written after `step`: a resumed run writes it again.
+
+        stopped: what followed that update was not done, or not to its end; its lines go, too.
+        """
+
+        def stays(record: dict[str, Any]) -> bool:
+            at = record["step"]
+            return at < step or (at == step and (not stopped or record.get("phase") in OF_UPDATES))
+
+        self.replace([record for record in self.read() if stays(record)])
 
     @main_only
     def replace(self, records: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in records))
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,9 @@ batch is a pure function of (seed, step): a resumed phase continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -22,20 +24,35 @@ from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.engine.step import (
     StepFunction,
+    StepMetrics,
     jit_train_step,
     make_train_step,
     state_shardings,
 )
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.preemption import Preempted, held_back
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.config import make_optimizer
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable
 from cogcalib_jax.training.step_log import StepLog
+from cogcalib_jax.training.stopping import several, stop_after_phase, stop_after_update
 
 # (progress, updates made in this phase) -> progress; validation, refits and other pauses.
 Pause = Callable[[Progress, int], Progress]
+
+
+@dataclass
+class _Course:
+    """How far a phase has come: whole at every moment in which SIGTERM may end it."""
+
+    progress: Progress
+    updates: int
+    followed: bool
+    """whether what follows the last update (refit, validation) was done"""
+    saved: bool
+    """whether a checkpoint holds just this"""
 
 
 def run_phase(
@@ -50,52 +67,110 @@ def run_phase(
     `pause(progress, 0)` runs before the first update of a fresh phase and `pause(progress, n)`
     after update n; checkpoints are written after the pause, so that they hold its outcome. The
     first of `journals` gets a line per logged update; on resume all are cut to the checkpoint.
-    """
-    checkpoints = Checkpoints(phase.folder / "checkpoints", trainable.checkpoint.keep)
-    identity = trainable.identity | {"phase": phase.name}
-    start = checkpoints.latest_step or 0
-    if start:
-        progress = checkpoints.restore(progress, identity)
-    # Also without a checkpoint: the phase may have been killed before its first one.
-    for journal in journals:
-        journal.cut_to(phase.first_step + start)
-    if not start:
-        progress = pause(progress, 0)
 
-    step_function = jit_step(trainable, phase.method, phase.schedule, progress.state.lora)
+    Raises:
+        Preempted: SIGTERM came. The state after the last update is saved, without what would have
+            followed it: on resume, that comes first.
+    """
+    identity = trainable.identity | {"made_from": trainable.made_from, "phase": phase.name}
+    # Of several processes none may leave the others alone in a refit: all stop after an update.
+    to_the_end = held_back if several() else nullcontext
+    with (
+        Checkpoints(phase.folder / "checkpoints", trainable.checkpoint) as checkpoints,
+        to_the_end(),
+    ):
+        restored = checkpoints.restore(progress, identity)
+        start = 0
+        if restored is None:
+            course = _Course(progress, 0, followed=False, saved=True)
+        else:
+            start = restored.step
+            course = _Course(restored.tree, start, followed=not restored.stopped, saved=True)
+        # Also without a checkpoint: the phase may have been killed before its first one.
+        for journal in journals:
+            journal.cut_to(phase.first_step + start, not course.followed)
+        if not course.followed:
+            course.progress = pause(course.progress, start)
+            course.followed, course.saved = True, start == 0
+
+        def save() -> None:
+            now = course.progress
+            best = course.followed and float(now.best_step) == course.updates
+            checkpoints.save(course.updates, now, identity, stopped=not course.followed, best=best)
+            course.saved = True
+
+        if start in phase.save_at and not course.saved:
+            save()
+        log = StepLog(journals[0], phase, trainable.training)
+        batches, update = _updates(trainable, phase, course)
+        bar = tqdm(
+            total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
+        )
+        with bar:
+            try:
+                for tokens, batch, labels in batches:
+                    # SIGTERM waits: the state is donated to the update, and whole only after it.
+                    with held_back():
+                        metrics = update(course, batch, labels)
+                        step, threshold = course.updates - 1, course.progress.threshold
+                        log.updated(step, metrics, threshold, tokens, bar)
+                        if course.updates in phase.save_at:
+                            # Before the checkpoint: a resumed run writes only the lines after it.
+                            # And a state whose loss is not finite is never saved.
+                            log.flush(bar)
+                    if stop_after_update():
+                        raise Preempted
+                    with log.paused():
+                        followed = pause(course.progress, course.updates)
+                        with held_back():
+                            course.progress, course.followed = followed, True
+                            if course.updates in phase.save_at:
+                                save()
+                if stop_after_phase():
+                    raise Preempted
+            except Preempted:
+                log.flush(bar)
+                if not course.saved:
+                    save()
+                checkpoints.wait()
+                raise Preempted(
+                    f"saved after update {course.updates} of {phase.steps} ({phase.title})"
+                ) from None
+            log.flush(bar)
+    return course.progress
+
+
+# (course, batch, its labels) -> what the update measured; the course is one update further.
+Update = Callable[[_Course, Batch, jax.Array], StepMetrics]
+
+
+def _updates(
+    trainable: Trainable, phase: Phase, course: _Course
+) -> tuple[Iterator[tuple[int, Batch, jax.Array]], Update]:
+    """The batches that remain, each with its real tokens and labels, and what makes an update."""
+    step_function = jit_step(trainable, phase.method, phase.schedule, course.progress.state.lora)
     stream = train_stream(trainable, phase.encoded, phase.steps)
-    log = StepLog(journals[0], phase, trainable.training)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
-    labels = np.asarray(progress.labels)
+    labels = np.asarray(course.progress.labels)
     weight = trainable.scalar(phase.method.weight)
-    steps = range(start, phase.steps)
-    batches = prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps)
-    bar = tqdm(
-        total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
-    )
-    with bar:
-        for step, (tokens, batch, batch_labels) in zip(steps, batches, strict=True):
-            gate = GateInputs(progress.threshold, weight)
-            # Whatever an update reads lies on the devices already: a copy that slipped in would
-            # make the device wait for the host at every step.
-            with jax.transfer_guard("disallow"):
-                state, metrics = step_function(
-                    progress.state, trainable.model.frozen, batch, batch_labels, gate, key
-                )
-            progress = progress._replace(state=state)
-            log.updated(step, metrics, progress.threshold, tokens, bar)
-            if step + 1 in phase.save_at:
-                # Before the checkpoint: a resumed run writes only the lines after it. And a state
-                # whose loss is not finite is never saved.
-                log.flush(bar)
-            with log.paused():
-                progress = pause(progress, step + 1)
-                if step + 1 in phase.save_at:
-                    checkpoints.save(step + 1, progress, identity)
-        log.flush(bar)
-    checkpoints.close()
-    return progress
+
+    def update(course: _Course, batch: Batch, batch_labels: jax.Array) -> StepMetrics:
+        now = course.progress
+        gate = GateInputs(now.threshold, weight)
+        # Whatever an update reads lies on the devices already: a copy that slipped in would make
+        # the device wait for the host at every step.
+        with jax.transfer_guard("disallow"):
+            state, metrics = step_function(
+                now.state, trainable.model.frozen, batch, batch_labels, gate, key
+            )
+        course.progress = now._replace(state=state)
+        course.updates += 1
+        course.followed = course.saved = False
+        return metrics
+
+    steps = range(course.updates, phase.steps)
+    return prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps), update
 
 
 def _stream(name: str) -> int:

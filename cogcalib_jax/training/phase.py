@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class Trainable:
     seed: int
     identity: dict[str, Any]
     """the resolved config as JSON: a checkpoint made with another one is refused"""
+    made_from: dict[str, Any] = field(default_factory=dict)
+    """hashes of the base's weights and of the rows, JSON: likewise"""
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""

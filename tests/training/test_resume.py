@@ -50,10 +50,9 @@ def kill_in_validation(monkeypatch, at):
 def kill_after_checkpoint(monkeypatch, at):
     save = Checkpoints.save
 
-    def killed(self, step, *args):
-        save(self, step, *args)
+    def killed(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
         if step == at:
-            self.close()
             raise Killed
 
     monkeypatch.setattr(Checkpoints, "save", killed)

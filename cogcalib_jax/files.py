@@ -1,0 +1,61 @@
+"""Files that appear whole or not at all, and errors that say which file it was."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from safetensors import SafetensorError
+
+# Libraries in Rust and C++ have no OSError, but keep its number in their text: safetensors writes
+# "(os error 28)", TensorStore "[os_error_code='28']" or "[OS error 28: ...]".
+_NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 file that takes the name `path` when the block ends without error.
+
+    Its folder is made where it is missing. An error leaves nothing, and what was there before.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            partial.replace(path)
+    except BaseException:
+        # A parent that is a file, or a folder that cannot be read, has no such file either.
+        if os.path.lexists(partial):
+            partial.unlink()
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the operating system refuses within the block is an OSError that names a file.
+
+    A full disk shows itself when a buffer is written, where Python knows the file no more.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        number = _NUMBER.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
