@@ -11,20 +11,24 @@ the same words: source, dotted field, the value, and what is allowed.
     command_line.py  `--section.field value`
     loading.py       both laid over the defaults and built once
     help.py          `--help`
+    recorded.py      commands in files that travel
 """
 
 from cogcalib_jax.configlib.fields import FieldError, check, field_docs
 from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
+from cogcalib_jax.configlib.recorded import command_line, without_person
 
 __all__ = [
     "FieldError",
     "Loaded",
     "check",
+    "command_line",
     "field_docs",
     "from_yaml",
     "given_values",
     "load_config",
     "to_dict",
     "to_yaml",
+    "without_person",
 ]

@@ -8,7 +8,6 @@ compiles and is told apart from the others. Operations by formula say what the s
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.configlib import check, load_config, to_dict
+from cogcalib_jax.configlib import check, command_line, load_config, to_dict
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_test
 from cogcalib_jax.data.packing import pack, packed_batches
@@ -70,7 +69,7 @@ def bench_eval(argv: list[str], default_preset: Path) -> str:
         require_writable(file)
     figures = measure(loaded.config)
     if file is not None:
-        command = shlex.join(["python", "bench.py", "eval", *argv])
+        command = command_line("python", "bench.py", "eval", *argv)
         write_json(file, figures | {"command": command})
     return as_text(table(figures))
 

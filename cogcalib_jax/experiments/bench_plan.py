@@ -8,7 +8,6 @@ moves over the chip's published peaks: compiled, not executed.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib import command_line, load_config
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.topology import Topology
 from cogcalib_jax.engine.work import roofline
@@ -54,7 +53,7 @@ def bench_plan(argv: list[str], default_preset: Path) -> str:
         require_writable(file)
     figures = describe(*plan(settled))
     if file is not None:
-        command = shlex.join(["python", "bench.py", "plan", *argv])
+        command = command_line("python", "bench.py", "plan", *argv)
         write_json(file, figures | {"command": command})
     return as_text(table(figures))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.configlib import Loaded, check, load_config, to_dict
+from cogcalib_jax.configlib import Loaded, check, command_line, load_config, to_dict
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
@@ -103,7 +102,7 @@ def bench_train(argv: list[str], default_preset: Path) -> str:
         require_writable(file)
     figures = measure(loaded.config)
     if file is not None:
-        command = shlex.join(["python", "bench.py", "train", *argv])
+        command = command_line("python", "bench.py", "train", *argv)
         write_json(file, figures | {"command": command})
     return as_text(table(figures))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from cogcalib_jax.configlib import FieldError, check, load_config
+from cogcalib_jax.configlib import FieldError, check, load_config, without_person
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.reporting.report import write_report
@@ -162,7 +162,9 @@ def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
                 cell.folder.mkdir(parents=True, exist_ok=True)
-                (cell.folder / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                (cell.folder / "failure.txt").write_text(
+                    without_person(traceback.format_exc()), encoding="utf-8"
+                )
                 say(f"== {cell.title} failed: {error} (details: {cell.folder / 'failure.txt'})")
             else:
                 styles.setdefault(style_key, cell.folder / "style")

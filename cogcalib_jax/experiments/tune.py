@@ -12,7 +12,6 @@ recommended candidate is written.
 from __future__ import annotations
 
 import json
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cogcalib_jax.configlib import check, load_config, to_yaml
+from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.experiments.suite import share_compiled_steps
@@ -122,7 +121,7 @@ def tune(argv: list[str]) -> str:
                 found.setdefault(candidate, []).append(belief)
     chosen, text = recommend(found, len(config.seeds))
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "cogcalib_jax.experiments", "tune", *argv])
+    command = command_line("python", "-m", "cogcalib_jax.experiments", "tune", *argv)
     (folder / "tune.md").write_text(f"    {command}\n\n{text}\n", encoding="utf-8")
     with (folder / "tune.jsonl").open("w", encoding="utf-8") as file:
         for candidate, beliefs in found.items():

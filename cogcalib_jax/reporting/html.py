@@ -1,18 +1,20 @@
 """report.html: one file that needs no network, from parts that are already words and pictures.
 
-Every text that enters the page is escaped here, wherever it came from.
+Every text that enters the page is escaped here, wherever it came from, and the home folder and the
+user's name are left out: pages are shown to others.
 """
 
 from __future__ import annotations
 
 import base64
+import html
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from cogcalib_jax.configlib import without_person
 from cogcalib_jax.reporting.canvas import DPI, SCREEN_DPI
 from cogcalib_jax.reporting.tables import Table
 
@@ -126,6 +128,11 @@ class Making:
     """resolved config by its file"""
     tables: Mapping[str, Table]
     """by caption: which config and command belongs to what"""
+
+
+def escape(text: str) -> str:
+    """`text` as HTML shows it, without who made it."""
+    return html.escape(without_person(text))
 
 
 def page(title: str, lead: str, sections: Sequence[Section], making: Making) -> str:

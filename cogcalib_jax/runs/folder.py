@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cogcalib_jax.configlib import from_yaml, to_yaml
+from cogcalib_jax.configlib import command_line, from_yaml, to_yaml
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import require_no_way_out
@@ -85,7 +84,7 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
 
     def kept() -> str:
         if not file.is_file():
-            file.write_text(shlex.join(["python", program, *argv]) + "\n", encoding="utf-8")
+            file.write_text(command_line("python", program, *argv) + "\n", encoding="utf-8")
         return file.read_text(encoding="utf-8").strip()
 
     return from_main(kept)

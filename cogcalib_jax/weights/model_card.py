@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from cogcalib_jax.configlib import command_line
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.weights.foreign import damage
@@ -23,7 +23,7 @@ from cogcalib_jax.weights.hub import public_name
 
 UNKNOWN_LICENCE = "unknown: see the base"
 DAMAGED = (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
-_FOLDERS = re.compile(r"(?<![\w.])(?:~|\.{1,2})?/(?:[^\s/'\"=,]+/)+")
+_FOLDERS = re.compile(r"(?<![\w.])(?:\"\$HOME\"|~|\.{1,2})?/(?:(?:\"\$USER\"|[^\s/'\"=,]+)/)+")
 
 
 def model_card(
@@ -179,7 +179,7 @@ def _number(value: float | None) -> str:
 
 
 def _commands(run: Path | None, argv: Sequence[str]) -> str:
-    commands = [shlex.join(["python", "-m", "cogcalib_jax.weights.merge", *argv])]
+    commands = [command_line("python", "-m", "cogcalib_jax.weights.merge", *argv)]
     if run is not None and (run / "eval.json").is_file():
         with _reading(run / "eval.json") as text:
             commands.insert(0, str(json.loads(text)["provenance"]["command"]))
