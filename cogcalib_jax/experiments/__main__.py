@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.experiments.detector import detector
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
 from cogcalib_jax.experiments.suite_results import read_study, write_results
@@ -18,10 +19,13 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["tune"]:
         print(tune(argv[1:]))
         return
+    if argv[:1] == ["detector"]:
+        print(detector(argv[1:]))
+        return
     if not argv or (argv[0].startswith("-") and argv[0] not in ("--help", "-h")):
         raise UserError(
             "experiments: name a suite's YAML file first, as in python -m cogcalib_jax.experiments"
-            " configs/suites/world_quick.yaml; or the command tune"
+            " configs/suites/world_quick.yaml; or one of the commands tune, detector"
         )
     suite = None if argv[0] in ("--help", "-h") else argv[0]
     rest = argv if suite is None else ["--config", suite, *argv[1:]]

@@ -12,7 +12,7 @@ import json
 import shlex
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class SuiteConfig:
     """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
     across: tuple[str, ...] = ()
     """methods whose conditions are compared with the first one"""
+    followed: tuple[str, ...] = ()
+    """methods whose accuracy and confidence over training are shown; none: every loss"""
     folder: str | None = None
     """where the cells and results lie; unset: runs/NAME after the suite's file"""
     out: str | None = None
@@ -145,8 +147,19 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
-def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
-    """Run what is not finished; returns the cells that failed, each with `failure.txt`."""
+Work = Callable[[Cell, RunConfig, Path | None], None]
+"""What is done for a cell: with its config, resumed where it was begun, and a finished style phase
+that is the same, where there is one."""
+
+
+def train_cell(cell: Cell, config: RunConfig, style: Path | None) -> None:
+    """A comparison with its report."""
+    train_run(config, cell.condition, list(cell.argv), style)
+    write_report(cell.folder)
+
+
+def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) -> list[Cell]:
+    """Do what is not finished; returns the cells that failed, each with `failure.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     share_compiled_steps(folder / "compiled")
     failed = []
@@ -158,7 +171,7 @@ def run_cells(planned: Sequence[Cell], folder: Path) -> list[Cell]:
                 style_identity(with_own_lora(cell.config).identity()), sort_keys=True
             )
             try:
-                _run(cell, styles.get(style_key))
+                _run(cell, styles.get(style_key), work)
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
                 cell.folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +192,8 @@ def share_compiled_steps(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
 
 
-def _run(cell: Cell, style: Path | None) -> None:
-    """One cell, from where it stands; `style`: a finished style phase that is the same."""
+def _run(cell: Cell, style: Path | None, work: Work) -> None:
+    """One cell, from where it stands."""
     if cell.finished:
         require_same_config(cell.folder, with_own_lora(cell.config))
         return
@@ -188,7 +201,6 @@ def _run(cell: Cell, style: Path | None) -> None:
     (cell.folder / "failure.txt").unlink(missing_ok=True)
     resume = (cell.folder / "config.yaml").is_file()
     start = time.monotonic()
-    train_run(replace(cell.config, resume=resume), cell.condition, list(cell.argv), style)
-    write_report(cell.folder)
+    work(cell, replace(cell.config, resume=resume), style)
     with (cell.folder / "seconds.txt").open("a", encoding="utf-8") as file:
         file.write(f"{time.monotonic() - start:.1f}\n")

@@ -87,6 +87,7 @@ def read_study(
         configuration=to_yaml(config),
         across=config.across,
         conditions=tuple(conditions),
+        followed=config.followed,
         failed=tuple(cell.title for cell in failed),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from cogcalib_jax.reporting.findings import Findings, findings
 from cogcalib_jax.reporting.names import long_name, short_name
 from cogcalib_jax.reporting.records import Predictions, Run
+from cogcalib_jax.reporting.study_dynamics import training_tables
 from cogcalib_jax.reporting.tables import Metrics, Table, as_markdown, cell, floor_cell
 from cogcalib_jax.reporting.verdict import compare, difference_table
 
@@ -44,6 +45,8 @@ class Study:
     """methods whose conditions are compared with the first one"""
     conditions: tuple[Condition, ...]
     """those with at least one finished run"""
+    followed: tuple[str, ...] = ()
+    """methods whose training is shown; none: all that were followed"""
     failed: tuple[str, ...] = ()
     """what is missing: condition and seed in words"""
 
@@ -67,6 +70,8 @@ class StudyFindings:
     """task -> caption -> one method's conditions against the first condition"""
     conditions: Mapping[str, tuple[Findings, ...]]
     """condition -> one a task"""
+    training: Mapping[str, Mapping[str, Table]]
+    """condition -> caption -> one method over training"""
 
 
 def study_findings(study: Study) -> StudyFindings:
@@ -81,11 +86,13 @@ def study_findings(study: Study) -> StudyFindings:
         }
         for task in tasks
     }
-    conditions = {}
+    conditions, training = {}, {}
     for condition in study.conditions:
+        training[condition.name] = training_tables(condition.runs, study.followed)
         runs = list(condition.runs.values())
         conditions[condition.name] = tuple(findings(runs, task) for task in runs[0].tasks)
-    return StudyFindings({task: side_by_side(study, task) for task in tasks}, across, conditions)
+    beside = {task: side_by_side(study, task) for task in tasks}
+    return StudyFindings(beside, across, conditions, training)
 
 
 def study_markdown(study: Study, found: StudyFindings) -> str:
@@ -99,6 +106,8 @@ def study_markdown(study: Study, found: StudyFindings) -> str:
         parts.append(f"## {name}")
         for one in tasks:
             parts += [f"### {one.task}", one.as_markdown()]
+        for caption, table in found.training[name].items():
+            parts += [f"### {caption}", as_markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,8 +12,11 @@ from cogcalib_jax.reporting.canvas import project_style, save
 from cogcalib_jax.reporting.html import Picture
 from cogcalib_jax.reporting.names import looks, short_name
 from cogcalib_jax.reporting.study import NUMBERS, Condition, Study, methods_of, seeds_of
+from cogcalib_jax.reporting.study_dynamics import followed_methods, seed_means
 from cogcalib_jax.reporting.study_plots import RatioCurve, SeedDots, dots_figure, ratio_figure
 from cogcalib_jax.reporting.study_words import dots_text, ratio_text
+from cogcalib_jax.reporting.timelines import dynamics_figure
+from cogcalib_jax.reporting.words import count, dynamics_text
 
 SHARE = "composition.known_share"
 # A condition may name other methods than the next one and still lie on the same curve.
@@ -47,6 +50,29 @@ def study_pictures(study: Study, task: str) -> list[Picture]:
             )
         )
     return pictures
+
+
+def training_picture(study: Study, condition: Condition) -> Picture | None:
+    """Accuracy and confidence over training, means over seeds; None where nothing was followed."""
+    lines = {
+        key: means
+        for key, seeds in followed_methods(condition.runs, study.followed).items()
+        if (means := seed_means(seeds)) is not None
+    }
+    if not lines:
+        return None
+    drawn = [(short_name(key), means) for key, means in lines.items()]
+    number = [c.name for c in study.conditions].index(condition.name)
+    path = study.folder / "plots" / f"training{f'_{number + 1}' if number else ''}.png"
+    with project_style():
+        save(dynamics_figure(drawn, next(iter(condition.runs.values())).style_end), path)
+    return Picture(
+        path,
+        f"Means of {count(len(condition.runs), 'seed')}. {dynamics_text(drawn)}",
+        "Known and unknown refer to the model before it was fine-tuned. Lines: means of seeds;"
+        " bands: from the lowest seed to the highest.",
+        "seed-S/METHOD/dynamics.jsonl",
+    )
 
 
 def _caption(settings: Sequence[str]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogcalib_jax.reporting.findings import Findings
 from cogcalib_jax.reporting.html import Making, Section, Source, page
 from cogcalib_jax.reporting.records import Run
 from cogcalib_jax.reporting.report import commands_of, plain
 from cogcalib_jax.reporting.study import NUMBERS, Condition, Study, StudyFindings
-from cogcalib_jax.reporting.study_pictures import study_pictures
+from cogcalib_jax.reporting.study_pictures import study_pictures, training_picture
 from cogcalib_jax.reporting.tables import Table
 from cogcalib_jax.reporting.words import count
 
@@ -27,7 +26,7 @@ def write_suite_report(study: Study, found: StudyFindings) -> Path:
         if name == "config.yaml"
     }
     sections = [_task_section(study, found, task, tuple(configs)) for task in study.tasks]
-    sections += [_condition_section(study, c, found.conditions[c.name]) for c in study.conditions]
+    sections += [_condition_section(study, c, found) for c in study.conditions]
     runs = sum(len(condition.runs) for condition in study.conditions)
     lead = [study.question] if study.question else []
     lead.append(f"{count(len(study.conditions), 'condition')}, {count(runs, 'run')}.")
@@ -66,7 +65,9 @@ def _task_section(study: Study, found: StudyFindings, task: str, configs: Sequen
     )
 
 
-def _condition_section(study: Study, condition: Condition, found: Sequence[Findings]) -> Section:
+def _condition_section(study: Study, condition: Condition, everything: StudyFindings) -> Section:
+    found = everything.conditions[condition.name]
+    picture = training_picture(study, condition)
     places = {seed: _place(study, run) for seed, run in condition.runs.items()}
     several = len(found) > 1
     return Section(
@@ -86,7 +87,9 @@ def _condition_section(study: Study, condition: Condition, found: Sequence[Findi
             f"{one.task}: {caption}" if several else caption: table
             for one in found
             for caption, table in one.tables.items()
-        },
+        }
+        | everything.training[condition.name],
+        pictures=() if picture is None else (picture,),
     )
 
 

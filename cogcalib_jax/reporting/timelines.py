@@ -61,6 +61,8 @@ def dynamics_figure(
 
     `runs` holds (name of the method, lines of its dynamics.jsonl), not all of them empty. Methods
     stand beside each other, a row for each kind of questions; a single method has them in one row.
+    Lines that are means over seeds (`study_dynamics.seed_means`) get bands from the lowest seed to
+    the highest.
     """
     kinds = list(dict.fromkeys(line["data"] for _, lines in runs for line in lines))
     alone = len(runs) == 1
@@ -73,7 +75,8 @@ def dynamics_figure(
     headline(
         figure,
         "How accuracy and confidence grow over training",
-        "Where confidence (dashed) runs above accuracy (solid), the model is too confident.",
+        "Where confidence (dashed) runs above accuracy (solid), the model is too confident."
+        + (" Bands: all seeds." if any("accuracy_low" in x for _, xs in runs for x in xs) else ""),
     )
     last_step = max(line["step"] for _, lines in runs for line in lines)
     for i, (name, lines) in enumerate(runs):
@@ -99,7 +102,7 @@ def dynamics_figure(
         Line2D([], [], color=INK, linestyle=(0, (4, 2)), label="mean confidence"),
     ]
     if style_end:
-        handles.append(_style_patch())
+        handles.append(style_patch())
     figure.legend(handles=handles, loc="lower center", ncols=3 if columns < 3 else 5)
     return figure
 
@@ -117,12 +120,17 @@ def _dynamics_panel(
             np.array([line[field] for line in chosen], float)
             for field in ("step", "accuracy", "confidence")
         )
-        axes.fill_between(steps, accuracy, confidence, color=color, alpha=0.13, linewidth=0)
+        if chosen and "accuracy_low" in chosen[0]:
+            for name in ("accuracy", "confidence"):
+                low, high = ([line[f"{name}_{end}"] for line in chosen] for end in ("low", "high"))
+                axes.fill_between(steps, low, high, color=color, alpha=0.22, linewidth=0)
+        else:
+            axes.fill_between(steps, accuracy, confidence, color=color, alpha=0.13, linewidth=0)
         axes.plot(steps, accuracy, color=color, linewidth=2)
         axes.plot(steps, confidence, color=color, linewidth=1.8, linestyle=(0, (4, 2)))
     axes.set(ylim=(0, 1))
     percent_axis(axes.yaxis)
-    _steps_axis(axes, last_step, style_end)
+    steps_axis(axes, last_step, style_end)
 
 
 def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) -> Figure:
@@ -151,18 +159,19 @@ def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) ->
     right.set_title("Known share of the batches", fontweight="bold")
     for axes in (left, right):
         axes.set_xlabel("step (updates)")
-        _steps_axis(axes, last_step, style_end)
+        steps_axis(axes, last_step, style_end)
     handles: list[Any] = [
         Line2D([], [], color=g.look.color, linestyle=g.look.line, linewidth=2.2, label=g.name)
         for g in gates
     ]
     if style_end:
-        handles.append(_style_patch())
+        handles.append(style_patch())
     legend_beside(figure, handles, 8.3, 1.15)
     return figure
 
 
-def _steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
+def steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
+    """Updates from 0 on, with a grid; the style phase in grey where there was one."""
     axes.set_xlim(0, last_step)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     light_grid(axes)
@@ -171,5 +180,5 @@ def _steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
         axes.axvline(style_end, color=MUTED, linewidth=1)
 
 
-def _style_patch() -> Patch:
+def style_patch() -> Patch:
     return Patch(facecolor=GRID, edgecolor=MUTED, label="style phase")

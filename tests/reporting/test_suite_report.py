@@ -54,7 +54,7 @@ def test_conditions_are_subtracted_from_the_first_on_the_same_questions(study, f
 
 
 def test_the_ratio_curve_says_its_means_in_words(study, page):
-    ratio, seeds = (image["alt"] for image in page.all("img"))
+    ratio, seeds, *_ = (image["alt"] for image in page.all("img"))
     means = {name: np.mean(values(study, 1.0, "sft", name)) for name in ("ece", "confidence")}
     assert f"SFT, 100 % known: ECE {means['ece']:.3f}" in ratio
     assert f"mean confidence {100 * means['confidence']:.1f} %" in ratio
@@ -68,6 +68,27 @@ def test_every_condition_has_its_table_and_links_to_its_runs(study, page):
         assert f"Changed in configs/world.yaml: {', '.join(condition.settings)}." in page.text
     links = [a["href"] for a in page.all("a") if not a["href"].startswith("#")]
     assert links == [f"share-{s}/seed-{n}/report.html" for s in (0.0, 0.5, 1.0) for n in SEEDS]
+
+
+def test_training_is_shown_for_every_condition(study, page, found):
+    """From the recipe of the synthetic runs: the same in every seed, surer the larger the share."""
+    alts = [image["alt"] for image in page.all("img")][2:]
+    assert len(alts) == len(study.conditions)
+    last = json.loads(
+        (study.folder / "share-1.0/seed-1/sft/dynamics.jsonl").read_text().splitlines()[-1]
+    )
+    assert (last["data"], last["group"]) == ("validation", "unknown")
+    assert alts[-1].startswith("Means of 2 seeds.")
+    assert f"to {100 * last['confidence']:.1f} %" in alts[-1].split("SFT, unknown questions not")[1]
+    assert "SFT over training" in page.text and "CoLS over training" in page.text
+    text = study_markdown(study, found)
+    assert text.count("### SFT over training") == len(study.conditions)
+
+
+def test_only_the_methods_named_are_shown_over_training(study):
+    some = replace(study, followed=("cols",), folder=study.folder)
+    for tables in study_findings(some).training.values():
+        assert list(tables) == ["CoLS over training"]
 
 
 def test_the_page_holds_the_commands_and_configs_of_every_run(study, page):
@@ -92,7 +113,8 @@ def test_conditions_that_differ_in_more_than_the_share_make_no_curve(study, tmp_
     assert "100 % known" not in page.all("img")[0]["alt"]
     alone = replace(study, conditions=(first, other))
     write_suite_report(alone, study_findings(alone))
-    assert len(read_page(folder).all("img")) == 1
+    alts = [image["alt"] for image in read_page(folder).all("img")]
+    assert len(alts) == 3 and not any("over the known share" in alt for alt in alts)
 
 
 def test_one_condition_with_one_seed_is_a_study_too(tmp_path):

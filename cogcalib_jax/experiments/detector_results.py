@@ -1,0 +1,418 @@
+"""What the gate's NLL detects: from the files of watched seeds to tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax import metrics
+from cogcalib_jax.method.slick import CATEGORIES, KNOWN, UNKNOWN
+from cogcalib_jax.reporting.canvas import project_style, save
+from cogcalib_jax.reporting.detector_plots import (
+    Course,
+    Curves,
+    auroc_figure,
+    auroc_text,
+    roc_figure,
+    roc_text,
+)
+from cogcalib_jax.reporting.names import short_name
+from cogcalib_jax.reporting.tables import Table, as_markdown, cell
+from cogcalib_jax.reporting.words import percent
+from cogcalib_jax.significance import PairedDifference, holm, paired_difference
+
+LABELS = "labels.jsonl"
+"""what is known of the questions, once a seed"""
+SCORES = "knownness.jsonl"
+"""what the gate saw, for each method"""
+NUMBERS = "detector.jsonl"
+"""a seed's numbers; last to be written"""
+TRAINED, HELD_OUT = "train", "held-out"
+DATA_WORDS = {TRAINED: "trained on", HELD_OUT: "not trained on"}
+
+EXPOSURES, START, SLICK, NOW = "exposures", "right at the start", "SliCK", "right now"
+TARGET_WORDS = {
+    EXPOSURES: "known by exposure",
+    START: "right at the start",
+    SLICK: "SliCK: known of any kind",
+    **{name: f"SliCK: {name} against {UNKNOWN}" for name in KNOWN},
+    NOW: "right at that moment",
+}
+LEVEL = 0.05
+ENOUGH_SEEDS = 5
+GRID = np.linspace(0, 1, 201)
+"""false positive rates at which the seeds' curves are averaged"""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was seen of the questions of one kind at one step."""
+
+    step: int
+    threshold: float | None
+    """nats; None where it is infinite (one class among the calibration answers)"""
+    score: np.ndarray
+    """[rows] exp(-NLL): ranks as -NLL does, and ties where that ties"""
+    correct: np.ndarray
+    """[rows] bool"""
+    called: np.ndarray
+    """[rows] bool: NLL at most the threshold"""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One kind of questions of one seed, followed over one method's training."""
+
+    known: np.ndarray | None
+    """[rows] bool by exposure; None for rows that do not say"""
+    exposure: np.ndarray | None
+    """[rows] int"""
+    slick: np.ndarray
+    """[rows] of `CATEGORIES`"""
+    moments: tuple[Moment, ...]
+
+    def target(self, name: str, moment: Moment) -> tuple[np.ndarray, np.ndarray] | None:
+        """Score and truth `[rows]` of a detector's task; None where these rows do not tell it."""
+        if name == EXPOSURES:
+            return None if self.known is None else (moment.score, self.known)
+        if name == START:
+            return moment.score, self.moments[0].correct
+        if name == NOW:
+            return moment.score, moment.correct
+        if name == SLICK:
+            return moment.score, self.slick != UNKNOWN
+        rows = np.isin(self.slick, (name, UNKNOWN))
+        return moment.score[rows], self.slick[rows] == name
+
+    @property
+    def truth(self) -> np.ndarray:
+        """[rows] bool: what the rates of the threshold are measured against."""
+        return self.moments[0].correct if self.known is None else self.known
+
+    @property
+    def rates(self) -> np.ndarray:
+        """[moments, 3]: share called known of the known, of the unknown, of all (`truth`)."""
+        groups = (self.truth, ~self.truth, np.ones(len(self.truth), bool))
+        return np.array(
+            [
+                [moment.called[rows].mean() if rows.any() else np.nan for rows in groups]
+                for moment in self.moments
+            ]
+        )
+
+
+Seeds = Mapping[int, Mapping[str, Watched]]
+"""seed -> kind of questions -> what was watched, of one method"""
+
+
+def read_watched(folder: Path, method: str) -> dict[str, Watched]:
+    """A seed's questions by kind, from the files in its folder."""
+    labels = _lines(folder / LABELS)
+    lines = _lines(folder / method / SCORES)
+    found = {}
+    for data in dict.fromkeys(line["data"] for line in labels):
+        rows = [line for line in labels if line["data"] == data]
+        stated = all(row["known"] is not None for row in rows)
+        found[data] = Watched(
+            known=np.array([row["known"] for row in rows], bool) if stated else None,
+            exposure=np.array([row["exposure"] for row in rows]) if stated else None,
+            slick=np.array([row["slick"] for row in rows]),
+            moments=tuple(
+                Moment(
+                    line["step"],
+                    line["threshold"],
+                    np.exp(-np.array(line["nll"])),
+                    np.array(line["correct"], bool),
+                    np.array(line["called_known"], bool),
+                )
+                for line in lines
+                if line["data"] == data
+            ),
+        )
+    return found
+
+
+def tidy_rows(seed: int, folder: Path, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a method, kind of questions, step and target; undefined numbers are None."""
+    rows = []
+    for method in methods:
+        for data, watched in read_watched(folder, method).items():
+            for moment, (tpr, fpr, share) in zip(watched.moments, watched.rates, strict=True):
+                for target in TARGET_WORDS:
+                    pair = watched.target(target, moment)
+                    if pair is not None:
+                        rows.append(
+                            {
+                                "seed": seed,
+                                "method": method,
+                                "data": data,
+                                "step": moment.step,
+                                "target": target,
+                                "n": len(pair[1]),
+                                "positives": int(pair[1].sum()),
+                                "auroc": auroc_of(pair),
+                                "threshold": moment.threshold,
+                                "called_known": float(share),
+                                "called_known_of_known": _number(tpr),
+                                "called_known_of_unknown": _number(fpr),
+                            }
+                        )
+    return rows
+
+
+def write_results(
+    folder: Path,
+    command: str,
+    done: Mapping[int, Path],
+    methods: Sequence[str],
+    out: Path | None,
+) -> str:
+    """results.jsonl, results.md and plots/ of the finished seeds; returns the Markdown.
+
+    done: seed -> folder. out: for a copy of the text without its pictures.
+    """
+    numbers = "".join((place / NUMBERS).read_text(encoding="utf-8") for place in done.values())
+    (folder / "results.jsonl").write_text(numbers, encoding="utf-8")
+    watched: dict[str, Seeds] = {
+        method: {seed: read_watched(place, method) for seed, place in done.items()}
+        for method in methods
+    }
+    first = watched[methods[0]]
+    listed = ", ".join(map(str, done))
+    parts = [
+        "# NLL as a detector of what the model knows",
+        f"    {command}",
+        f"Seeds {listed}.{'' if _stated(first) else NOT_STATED}",
+        "## Before fine-tuning",
+        *(as_markdown(table) for table in start_tables(first)),
+    ]
+    pictured = list(parts)
+    for method, seeds in watched.items():
+        tables = [f"## {short_name(method)}", as_markdown(auroc_table(seeds))]
+        tables.append(as_markdown(threshold_table(seeds)))
+        parts += tables
+        pictured += [*tables, *_pictures(folder, method, seeds)]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "results.md").write_text("\n\n".join(pictured) + "\n", encoding="utf-8")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    return text
+
+
+NOT_STATED = (
+    " These rows do not say how often the base read of them, as only the world's do: nothing is"
+    " compared with exposures, and the threshold's rates are against what was right at the start."
+)
+
+
+def start_tables(seeds: Seeds) -> list[Table]:
+    """Exposures and SliCK categories against each other, right answers and the first threshold.
+
+    Questions of both kinds and of all seeds together: nothing was trained on yet.
+    """
+    every = [one for kinds in seeds.values() for one in kinds.values()]
+    slick = np.concatenate([one.slick for one in every])
+    right = np.concatenate([one.moments[0].correct for one in every])
+    called = np.concatenate([one.moments[0].called for one in every])
+
+    def last(rows: np.ndarray) -> tuple[str, str]:
+        return percent(right[rows].mean()), percent(called[rows].mean())
+
+    tables = []
+    stated = _stated(seeds)
+    if stated:
+        exposure = np.concatenate([one.exposure for one in every])
+        known = np.concatenate([one.known for one in every])
+        rows = []
+        for times in np.unique(exposure):
+            chosen = exposure == times
+            label = f"{times}{' (known)' if known[chosen].all() else ''}"
+            shares = (percent((slick[chosen] == name).mean()) for name in CATEGORIES)
+            rows.append((label, f"{chosen.sum():,}", *shares, *last(chosen)))
+        head = ("stated, times", "questions", *CATEGORIES, "right", "called known")
+        tables.append(Table(head, tuple(rows), "Questions of both kinds and of all seeds."))
+    rows = []
+    for name in CATEGORIES:
+        chosen = slick == name
+        if chosen.any():
+            by_exposure = (percent(known[chosen].mean()),) if stated else ()
+            rows.append((name, f"{chosen.sum():,}", *by_exposure, *last(chosen)))
+    head = ("SliCK", "questions", *(("known by exposure",) if stated else ()))
+    note = (
+        "SliCK: what the base says under several prompts, before any training. Right and called"
+        " known (NLL at most the first threshold): the style-adapted model."
+    )
+    return [*tables, Table((*head, "right", "called known"), tuple(rows), note)]
+
+
+def auroc_table(seeds: Seeds) -> Table:
+    """AUROC of -NLL at the start and at the end, with 95 % intervals, and the change."""
+    lines, changes = [], []
+    for target, words in TARGET_WORDS.items():
+        for data in (TRAINED, HELD_OUT):
+            start, end = (_pairs(seeds, data, target, at) for at in (0, -1))
+            if start is None or end is None:
+                continue
+            counts = [truth for _, truth in start]
+            size = f"{np.mean([t.sum() for t in counts]):.0f} of {np.mean([*map(len, counts)]):.0f}"
+            # Which rows are right changes with time: no paired change of one quantity.
+            change = None if target == NOW else paired_difference(end, start, statistic="auroc")
+            changes.append(change)
+            lines.append((words, DATA_WORDS[data], size, _auroc(start), _auroc(end)))
+    tested = [change for change in changes if change is not None]
+    adjusted = iter(holm([change.p_value for change in tested]))
+    rows = []
+    for line, change in zip(lines, changes, strict=True):
+        rows.append((*line, "" if change is None else _change(change, next(adjusted))))
+    head = ("detected", "questions", "positive", "AUROC at the start", "at the end", "change")
+    seeds_words = f"{len(seeds)} seed" + ("s" if len(seeds) > 1 else "")
+    note = (
+        f"AUROC of -NLL, mean of {seeds_words} [95 % interval over seeds and questions]. Positive:"
+        " questions of a seed with that property, of those compared."
+    )
+    if len(seeds) >= ENOUGH_SEEDS:
+        note += f" *: p at most {LEVEL} after Holm's correction over {len(tested)} changes."
+    else:
+        note += " Changes are those of the seeds one by one: too few to call any beyond noise."
+    return Table(head, tuple(rows), note)
+
+
+def threshold_table(seeds: Seeds) -> Table:
+    """What the threshold fitted at each moment calls known."""
+    first = next(iter(seeds.values()))
+    rates = {
+        data: np.array([kinds[data].rates for kinds in seeds.values()])
+        for data in (TRAINED, HELD_OUT)
+    }  # [seeds, moments, 3]
+    rows = []
+    for i, moment in enumerate(first[TRAINED].moments):
+        fitted = [kinds[TRAINED].moments[i].threshold for kinds in seeds.values()]
+        shares = (
+            cell([_number(value) for value in rates[data][:, i, k]], percent=True)
+            for data in (TRAINED, HELD_OUT)
+            for k in range(3)
+        )
+        rows.append((str(moment.step), cell(fitted), *shares))
+    kinds = [
+        f"{DATA_WORDS[data]}: {share}"
+        for data in (TRAINED, HELD_OUT)
+        for share in ("of the known", "of the unknown", "of all")
+    ]
+    against = "by exposure" if _stated(seeds) else "right at the start"
+    note = (
+        "Share of the questions called known by the threshold fitted at that update on calibration"
+        f" questions; known and unknown: {against}. Mean ± standard deviation over seeds."
+    )
+    return Table(("update", "threshold (nats)", *kinds), tuple(rows), note)
+
+
+def auroc_of(pair: tuple[np.ndarray, np.ndarray]) -> float | None:
+    """None where one class is absent."""
+    return metrics.auroc(*pair) if len(pair[0]) else None
+
+
+def _pairs(
+    seeds: Seeds, data: str, target: str, at: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Score and truth of every seed at a moment; None where it is undefined in one of them."""
+    found = [kinds[data].target(target, kinds[data].moments[at]) for kinds in seeds.values()]
+    pairs = [pair for pair in found if pair is not None and auroc_of(pair) is not None]
+    return pairs if pairs and len(pairs) == len(found) else None
+
+
+def _auroc(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Mean over seeds with its interval: the difference from a score that is the same for all."""
+    chance = [(np.full(len(truth), 0.5), truth) for _, truth in pairs]
+    d = paired_difference(pairs, chance, statistic="auroc")
+    return f"{0.5 + d.difference:.3f} [{0.5 + d.low:.3f}, {0.5 + d.high:.3f}]"
+
+
+def _change(change: PairedDifference, p_value: float) -> str:
+    if len(change.per_seed) < ENOUGH_SEEDS:
+        return ", ".join(f"{value:+.3f}" for value in change.per_seed)
+    mark = "*" if p_value <= LEVEL else ""
+    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{mark}"
+
+
+def _pictures(folder: Path, method: str, seeds: Seeds) -> list[str]:
+    """Drawn, saved, and as Markdown with their text."""
+    name = short_name(method)
+    stated = _stated(seeds)
+    targets = (EXPOSURES if stated else START, SLICK)
+    with project_style():
+        panels = [c for t in targets for d in DATA_WORDS if (c := _curves(seeds, d, t)) is not None]
+        courses = [_course(seeds, data, (*targets, NOW)) for data in DATA_WORDS]
+        roc, course = (folder / "plots" / f"{kind}_{method}.png" for kind in ("roc", "auroc"))
+        save(roc_figure(panels, name), roc)
+        known = "stated often" if stated else "right at the start"
+        save(auroc_figure(courses, name, known), course)
+    return [
+        f"![{roc_text(panels, name)}](plots/{roc.name})",
+        f"![{auroc_text(courses, name, known)}](plots/{course.name})",
+    ]
+
+
+def _curves(seeds: Seeds, data: str, target: str) -> Curves | None:
+    """At the start and at the end; None where one of them is undefined in a seed."""
+    curves, points, areas = [], [], []
+    for at in (0, -1):
+        pairs = _pairs(seeds, data, target, at)
+        if pairs is None:
+            return None
+        rocs = [metrics.roc(*pair) for pair in pairs]
+        curves.append(np.array([np.interp(GRID, roc.fpr, roc.tpr) for roc in rocs]))
+        areas.append(float(np.mean([auroc_of(pair) for pair in pairs])))
+        rates = []
+        for kinds, (_, truth) in zip(seeds.values(), pairs, strict=True):
+            called = kinds[data].moments[at].called
+            rates.append((called[~truth].mean(), called[truth].mean()))
+        points.append(np.mean(rates, 0))
+    return Curves(
+        title=f"{TARGET_WORDS[target]}, {DATA_WORDS[data]}",
+        fpr=GRID,
+        tpr=np.array(curves),
+        threshold=np.array(points),
+        auroc=tuple(areas),
+    )
+
+
+def _course(seeds: Seeds, data: str, targets: Sequence[str]) -> Course:
+    watched = [kinds[data] for kinds in seeds.values()]
+
+    def areas(target: str) -> np.ndarray:
+        return np.array(
+            [
+                [_number_or_nan(one.target(target, moment)) for moment in one.moments]
+                for one in watched
+            ]
+        )
+
+    return Course(
+        name=DATA_WORDS[data],
+        steps=np.array([moment.step for moment in watched[0].moments]),
+        auroc={TARGET_WORDS[target]: areas(target) for target in targets},
+        called=np.array([one.rates for one in watched]),
+    )
+
+
+def _number_or_nan(pair: tuple[np.ndarray, np.ndarray] | None) -> float:
+    area = None if pair is None else auroc_of(pair)
+    return float("nan") if area is None else area
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _stated(seeds: Seeds) -> bool:
+    return all(one.known is not None for kinds in seeds.values() for one in kinds.values())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,143 @@
+"""What a model knows before it is fine-tuned: SliCK categories of questions, several prompts each.
+
+Definition and numbers: `method/slick.py`. Which prompts: of the world, the texts in which a fact
+can stand before its value, all of which its corpus holds (two forms of question, three
+statements); of other tasks, solved questions of the style split drawn anew for every prompt, since
+that split is neither trained on by a method nor scored. How answers are judged: open ones are
+generated and matched exactly, as published; of questions with options the greedy answer and the
+probability of the right one at temperature 0.5 are computed exactly, over the whole vocabulary, in
+place of 16 samples from its 40 likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.protocols import CLEAN
+from cogcalib_jax.data.registry import TASKS, MadeTask
+from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.data.world import RELATIONS
+from cogcalib_jax.engine.forward import completion_logprob, example_losses
+from cogcalib_jax.engine.passes import SplitPass
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.config import LossConfig
+from cogcalib_jax.method.slick import (
+    PROMPTS,
+    SAMPLES,
+    SHOTS,
+    TEMPERATURE,
+    slick_categories,
+    would_be_sampled,
+)
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.generate import require_room
+from cogcalib_jax.runs.method_run import Run
+
+
+@dataclass(frozen=True)
+class Slick:
+    """What a model said to each of `n` questions."""
+
+    greedy: np.ndarray
+    """[n, prompts] bool: the greedy answer is right"""
+    sampled: np.ndarray
+    """[n, prompts]: P_correct at `TEMPERATURE`, exact or the share of right samples"""
+    category: np.ndarray
+    """[n] of `CATEGORIES`"""
+
+
+class SlickScorer:
+    """Categories of a run's questions under LoRA parameters; compiled once a padded length."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._answers = run.trainer.answers
+        self._pass = SplitPass(run.assembled.model, run.assembled.mesh, _greedy_and_sampled)
+
+    def __call__(self, lora: nnx.State, rows: EncodedSplit) -> Slick:
+        """Raises UserError where a question with its solved ones does not fit the model."""
+        greedy, sampled = [], []
+        for number, asked in enumerate(prompts_of(self._run, rows)):
+            if rows.is_open:
+                right, share = self._generated(lora, asked, number)
+            else:
+                right, share = self._exact(lora, asked)
+            greedy.append(right)
+            sampled.append(share)
+        chosen, probability = np.stack(greedy, 1), np.stack(sampled, 1)
+        ever = (probability > 0).any(1) if rows.is_open else would_be_sampled(probability)
+        return Slick(chosen, probability, slick_categories(chosen, ever))
+
+    def _generated(
+        self, lora: nnx.State, asked: EncodedSplit, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        seed = int(np.random.SeedSequence([self._run.config.seed, number]).generate_state(1)[0])
+        return self._answers.answers(lora, asked).exact_match, self._answers.sampled_matches(
+            lora, asked, temperature=TEMPERATURE, samples=SAMPLES, seed=seed
+        )
+
+    def _exact(self, lora: nnx.State, asked: EncodedSplit) -> tuple[np.ndarray, np.ndarray]:
+        size = self._run.config.evaluation.batch_size
+        batches = eval_batches(asked, size, length_buckets(asked.lengths))
+        rows, (right, logprob) = self._pass(lora, batches, TEMPERATURE)
+        order = np.argsort(rows)
+        return right[order] > 0, np.exp(logprob[order].astype(np.float64))
+
+
+def _greedy_and_sampled(
+    decoder: Decoder, batch: Batch, temperature: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Whether greedy decoding gives the right answer, and its log-probability when sampled.
+
+    A sampled answer is drawn token by token, so its probability is the product of its tokens' at
+    the temperature.
+    """
+    right = example_losses(decoder, batch, LossConfig(space="vocab")).correct
+    return right, completion_logprob(decoder, batch, temperature)
+
+
+def prompts_of(run: Run, rows: EncodedSplit) -> Iterator[EncodedSplit]:
+    """`rows` asked anew under one prompt after the other."""
+    examples = [row.example for row in rows]
+    if isinstance(TASKS[run.config.data.task], MadeTask):
+        for asked in zip(*map(wordings, examples), strict=True):
+            yield encode_split("SliCK", asked, run.tokenizer, run.config.data)[0]
+        return
+    config, pool = _with_shots(run.config.data), run.trainer.splits["style"]
+    if len(pool) < SHOTS:
+        raise UserError(
+            f"detector: the style split has {len(pool)} questions, and SliCK shows {SHOTS} solved"
+            " ones before each; raise data.style_fraction"
+        )
+    context = run.assembled.decoder.config.max_position_embeddings
+    new = run.config.evaluation.open.max_new_tokens if rows.is_open else 1
+    for number in range(PROMPTS):
+        rng = np.random.default_rng([run.config.seed, number])
+        shots = [pool[i].example for i in rng.choice(len(pool), SHOTS, replace=False)]
+        asked, _ = encode_split("SliCK", examples, run.tokenizer, config, shots)
+        require_room(context, int(asked.lengths.max()), new)
+        yield asked
+
+
+def wordings(example: Example) -> tuple[Example, ...]:
+    """A fact of the world in each of the texts that its corpus may hold before the value."""
+    relation = RELATIONS[example.extra["relation"]]
+    texts = (relation.form_a, relation.form_b, *relation.statements)
+    return tuple(
+        replace(example, question=text.format(name=example.group, value="").rstrip())
+        for text in texts
+    )
+
+
+def _with_shots(config: DataConfig) -> DataConfig:
+    """Prompts of the task with solved questions; a published protocol's prompt has none."""
+    room = config.max_length * (SHOTS + 1)
+    return replace(config, few_shot=SHOTS, protocol=CLEAN, max_length=room, on_bad_row="error")
