@@ -69,7 +69,9 @@ def batch_loss(
     if positions <= chunk and method.gate != "random":
         size = parts * _largest_divisor(local, chunk // positions)
         total, sums = _with_slope(whole, rows, hidden, head, dropout_key, size)
-        return jax.tree.map(lambda x: x.sum(0), sums)._replace(loss=total)
+        faults = jax.tree.map(_uncut, sums.faults)
+        sums = jax.tree.map(lambda x: x.sum(0), sums._replace(faults=None))
+        return sums._replace(loss=total, faults=faults)
     return _by_position(head, hidden, rows, method, loss, gate, gate_key, dropout_key, parts, chunk)
 
 

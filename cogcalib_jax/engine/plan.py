@@ -103,6 +103,8 @@ def compile_step(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         lora=adapter,
         opt_state=jax.eval_shape(optimizer.init, adapter),
+        skipped=jax.ShapeDtypeStruct((), jnp.int32),
+        skipped_in_a_row=jax.ShapeDtypeStruct((), jnp.int32),
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
     key = jax.eval_shape(lambda: jax.random.key(0))

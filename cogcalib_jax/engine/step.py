@@ -3,6 +3,9 @@
 Only LoRA parameters and optimizer state are trained, donated and returned; the base is an input
 that never changes. The threshold and the term's weight are traced scalars, so a refit never
 recompiles.
+
+An update whose loss or gradient is not finite leaves parameters and optimizer as they were: nothing
+of such a batch is ever in the state. Whether the run then stops or goes on is the caller's affair.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from cogcalib_jax.engine.chunked_loss import batch_loss
 from cogcalib_jax.engine.forward import scored_hidden
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs, LossSums
+from cogcalib_jax.method.objective import Faults, GateInputs, LossSums
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts
 
@@ -31,9 +34,15 @@ class TrainState(NamedTuple):
     """What a step changes: a plain pytree, checkpointed as it is."""
 
     step: jax.Array
-    """int32 scalar: updates made in this phase"""
+    """int32 scalar: batches of this phase that were used or skipped; random keys follow it"""
     lora: nnx.State
     opt_state: optax.OptState
+    """moments, and the updates made: what was skipped counts neither for Adam's bias correction
+    nor for the learning rate's schedule"""
+    skipped: jax.Array
+    """int32 scalar: batches skipped because their loss or gradient was not finite"""
+    skipped_in_a_row: jax.Array
+    """int32 scalar: of these, the newest ones without an update between them"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,17 @@ def split_model(decoder: Decoder) -> tuple[SplitModel, nnx.State]:
     return SplitModel(graphdef, frozen), lora
 
 
+class StepFaults(NamedTuple):
+    """Where numbers that are not finite came from: `[accumulation * batch]` arrays, read only if
+    there are such numbers."""
+
+    row: jax.Array
+    """int32: the examples' numbers in their split"""
+    of: Faults
+    in_a_row: jax.Array
+    """int32 scalar: batches skipped one after the other, this one included"""
+
+
 class StepMetrics(NamedTuple):
     """Float32 scalars, means over the step's examples."""
 
@@ -67,6 +87,10 @@ class StepMetrics(NamedTuple):
     gated_fraction: jax.Array
     known_fraction: jax.Array
     grad_norm: jax.Array
+    skipped: jax.Array
+    """batches of the phase skipped so far, this one included: no mean"""
+    faults: StepFaults
+    """no scalars"""
 
 
 StepFunction = Callable[
@@ -133,33 +157,46 @@ def make_train_step(
 
         def add_micro_batch(carry, micro):
             gradient, sums = jax.grad(loss_sum, has_aux=True)(state.lora, *micro)
-            return jax.tree.map(jnp.add, carry, (gradient, sums)), None
+            added = (gradient, sums._replace(faults=None))
+            return jax.tree.map(jnp.add, carry, added), sums.faults
 
         keys = jax.random.split(jax.random.fold_in(key, state.step), labels.shape[0])
         zero = (
             jax.tree.map(jnp.zeros_like, state.lora),
-            LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields)),
+            LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields[:-1]), faults=None),
         )
         if labels.shape[0] == 1:
             # A loop of one would only hide the body from XLA's fusion.
-            (gradient, sums), _ = add_micro_batch(
+            (gradient, sums), faults = add_micro_batch(
                 zero, jax.tree.map(lambda x: x[0], (batches, labels, keys))
             )
         else:
-            (gradient, sums), _ = jax.lax.scan(add_micro_batch, zero, (batches, labels, keys))
+            (gradient, sums), faults = jax.lax.scan(add_micro_batch, zero, (batches, labels, keys))
         examples = jnp.maximum(sums.examples, 1.0)
         gradient = jax.tree.map(lambda g: g / examples, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
         lora = optax.apply_updates(state.lora, updates)
+        mean_loss, grad_norm = sums.loss / examples, optax.tree.norm(gradient)
+        # The norm is not finite where any part of the gradient is not; clipping needs it anyway.
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        lora, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (lora, opt_state),
+            (state.lora, state.opt_state),
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = StepMetrics(
-            loss=sums.loss / examples,
+            loss=mean_loss,
             ce=sums.ce / examples,
             cal=sums.cal / examples,
             gated_fraction=sums.gated / examples,
             known_fraction=sums.known / examples,
-            grad_norm=optax.tree.norm(gradient),
+            grad_norm=grad_norm,
+            skipped=skipped.astype(jnp.float32),
+            faults=StepFaults(*jax.tree.map(jnp.ravel, (batches.row, faults)), in_a_row),
         )
-        return TrainState(state.step + 1, lora, opt_state), metrics
+        return TrainState(state.step + 1, lora, opt_state, skipped, in_a_row), metrics
 
     return step
 
@@ -182,7 +219,7 @@ def state_shardings(
         lora_shardings,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(replicated, lora_shardings, opt_shardings)
+    return TrainState(replicated, lora_shardings, opt_shardings, replicated, replicated)
 
 
 def jit_train_step(
@@ -208,6 +245,7 @@ def init_state(lora: nnx.State, optimizer: optax.GradientTransformation, mesh: M
 
     def build(lora: nnx.State) -> TrainState:
         lora = jax.tree.map(jnp.copy, lora)
-        return TrainState(jnp.zeros((), jnp.int32), lora, optimizer.init(lora))
+        step, skipped, in_a_row = jnp.zeros((3,), jnp.int32)
+        return TrainState(step, lora, optimizer.init(lora), skipped, in_a_row)
 
     return jax.jit(build, out_shardings=shardings)(lora)

@@ -20,6 +20,15 @@ class GateInputs(NamedTuple):
     """float32 scalar, weight of the calibration term"""
 
 
+class Faults(NamedTuple):
+    """Which examples of a batch have a loss that is not finite, `[batch]` bool."""
+
+    ce: jax.Array
+    """the cross-entropy is not"""
+    cal: jax.Array
+    """the calibration term is not"""
+
+
 class LossSums(NamedTuple):
     """Sums over the real examples of a batch; divide by `examples` once, after accumulation."""
 
@@ -32,6 +41,8 @@ class LossSums(NamedTuple):
     known: jax.Array
     """examples with NLL at most the threshold, whatever the gate"""
     examples: jax.Array
+    faults: Faults
+    """example by example: no sums"""
 
 
 def gated_loss(
@@ -61,6 +72,8 @@ def gated_loss(
         if method.normalise:
             per_example = per_example / (1.0 + strength)
 
+    real = example_weight > 0
+
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(values * example_weight)
 
@@ -71,6 +84,7 @@ def gated_loss(
         gated=total(mask),
         known=total(known),
         examples=jnp.sum(example_weight),
+        faults=Faults(~jnp.isfinite(nll) & real, ~jnp.isfinite(cal) & real),
     )
 
 

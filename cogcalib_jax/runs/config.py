@@ -156,7 +156,11 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
-        return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+        identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+        # A run that stopped at an update that is not finite may go on without it: until there, it
+        # was the same run.
+        del identity["training"]["nonfinite"]
+        return identity
 
 
 def check_seed(seed: int) -> None:

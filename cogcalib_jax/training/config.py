@@ -35,6 +35,9 @@ class TrainingConfig:
     """AdamW's decoupled weight decay on LoRA parameters"""
     clip_norm: float = 1.0
     """gradients of a larger global norm are scaled down to it"""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """an update whose loss or gradient is not finite: stop there, or skip it; five skipped in a row
+    stop the run in any case"""
     style_steps: int | None = None
     """plain cross-entropy updates before the first threshold; unset: 5 % of the updates"""
     style_learning_rate: float | None = None

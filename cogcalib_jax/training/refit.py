@@ -10,9 +10,9 @@ from flax import nnx
 from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.method.gate import ThresholdFit, fit_threshold
+from cogcalib_jax.training.faults import require_finite
 
 
 def example_nll(
@@ -25,12 +25,8 @@ def example_nll(
     split = EncodedSplit.of(encoded)
     buckets = length_buckets(split.lengths)
     rows, (nll, correct) = losses(lora, eval_batches(split, batch_size, buckets))
-    if not np.isfinite(nll).all():
-        raise UserError(
-            f"training: the NLL of {np.sum(~np.isfinite(nll))} of {len(nll)} questions is not"
-            " finite, so the model has diverged; lower training.learning_rate"
-        )
     order = np.argsort(rows)
+    require_finite("the NLL", nll[order], [e.id for e in encoded])
     return nll[order].astype(np.float64), correct[order] > 0
 
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cogcalib_jax.engine.step import StepMetrics
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.engine.step import StepFaults, StepMetrics
 from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.faults import broken_update, require_tolerable
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase
 
@@ -43,14 +43,13 @@ class StepLog:
             return
         step, metrics, threshold, tokens = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
-        if not np.isfinite(values["loss"]):
-            broken = [name for name in ("ce", "cal", "grad_norm") if not np.isfinite(values[name])]
-            raise UserError(
-                f"training: the loss is not finite at step {step + 1} of {self._phase.name}"
-                f" (not finite: {', '.join(broken) or 'loss'}); lower training.learning_rate"
-                f" ({self._training.learning_rate}) or method.weight ({self._phase.method.weight})"
-            )
+        scalars = metrics._asdict()
+        faults = scalars.pop("faults")
+        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        skipped = values["skipped"] = int(values["skipped"])
+        broken = not np.isfinite([values["loss"], values["grad_norm"]]).all()
+        if broken:
+            self._broken(step, faults, values)
         self._steps_since += 1
         self._tokens_since += tokens
         bar.update()
@@ -67,14 +66,28 @@ class StepLog:
             phase=self._phase.name,
             **values,
             threshold=float(threshold),
-            lr=float(self._phase.schedule(step)),
+            # Follows the updates made; a skipped one shows what it would have had.
+            lr=float(self._phase.schedule(step - skipped + broken)),
             examples_per_s=round(examples_per_s, 2),
             tokens_per_s=round(tokens_per_s, 1),
         )
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, known {values['known_fraction']:.0%},"
-            f" {examples_per_s:.0f} examples/s"
+            f" {examples_per_s:.0f} examples/s" + (f", {skipped} skipped" if skipped else "")
         )
+
+    def _broken(self, step: int, faults: StepFaults, values: dict[str, float]) -> None:
+        """A line for an update that changed nothing; UserError where the run ends with it."""
+        broken = broken_update(faults, self._phase)
+        self._journal.write(
+            step=self._phase.first_step + step + 1,
+            phase="nonfinite",
+            during=self._phase.name,
+            terms=list(broken.terms),
+            examples=list(broken.examples),
+            skipped=values["skipped"],
+        )
+        require_tolerable(broken, step, self._phase, self._training, values)
 
 
 class Paused:
