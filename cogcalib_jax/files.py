@@ -17,8 +17,8 @@ _NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 file that takes the name `path` when the block ends without error.
+def whole_path(path: Path) -> Iterator[Path]:
+    """Another name, for a file that takes the name `path` when the block ends without error.
 
     Its folder is made where it is missing. An error leaves nothing, and what was there before.
     """
@@ -26,14 +26,20 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
     try:
         with named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                yield file
+            yield partial
             partial.replace(path)
     except BaseException:
-        # A parent that is a file, or a folder that cannot be read, has no such file either.
+        # A parent that is a file has no such file either: to unlink there would be an error.
         if os.path.lexists(partial):
             partial.unlink()
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 file, written whole or not at all (see `whole_path`)."""
+    with whole_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -75,10 +75,9 @@ def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
     command = arguments(base, "run", "--method.name", "cols")
     save = Checkpoints.save
 
-    def killed(self, step, *args):
-        save(self, step, *args)
+    def killed(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
         if step == 3:  # the end of the first epoch; style adaptation saves after 2 updates
-            self.close()
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):

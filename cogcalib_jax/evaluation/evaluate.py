@@ -17,6 +17,7 @@ from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.metrics import summarize
 
 VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")
@@ -77,7 +78,4 @@ def _commit() -> str | None:
 @main_only
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `path` whole or not at all; NaN is refused (a metric without a value is null)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -12,6 +12,7 @@ import numpy as np
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
+from cogcalib_jax.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,6 @@ def write_predictions(path: Path, predictions: Predictions, encoded: Sequence[En
 @main_only
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines, `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(path)

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from cogcalib_jax.files import whole_path
+
 DPI = 165
 SCREEN_DPI = 110
 """Pixels of a page an inch: the pictures hold half as many again, for sharp screens."""
@@ -123,5 +125,5 @@ def light_grid(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG with the same bytes for the same content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with whole_path(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

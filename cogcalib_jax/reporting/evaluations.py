@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.reporting.names import short_name
 from cogcalib_jax.reporting.open_tables import confidence_table
 from cogcalib_jax.reporting.records import read_predictions, task_file
@@ -139,8 +140,8 @@ def write_comparison(folder: Path) -> str:
     """Write comparison.md and comparison.csv beside comparison.json; return the text to print."""
     tasks = compare_evaluations(folder)
     markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
-    (folder / f"{COMPARISON}.md").write_text(markdown + "\n", encoding="utf-8")
-    (folder / f"{COMPARISON}.csv").write_text(_csv(tasks), encoding="utf-8")
+    write_whole(folder / f"{COMPARISON}.md", markdown + "\n")
+    write_whole(folder / f"{COMPARISON}.csv", _csv(tasks))
     return "\n\n".join(f"{task.task}:\n\n{task.show(as_text)}" for task in tasks)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.reporting.findings import BY, VOCABULARY, Findings, findings
 from cogcalib_jax.reporting.html import Making, Section, Source, page
 from cogcalib_jax.reporting.names import long_name, short_name
@@ -37,7 +38,7 @@ def write_report(run_dir: Path) -> str:
     )
     sections += [training] if training.pictures else []
     path = run.folder / "report.html"
-    path.write_text(_page(run, sections), encoding="utf-8")
+    write_whole(path, _page(run, sections))
 
     main, others = found[0], run.tasks[1:]
     shown = {c: t for c, t in main.tables.items() if c != VOCABULARY and not c.startswith(BY)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.reporting.html import Making, Section, Source, page
 from cogcalib_jax.reporting.records import Run
 from cogcalib_jax.reporting.report import commands_of, plain
@@ -44,7 +45,7 @@ def write_suite_report(study: Study, found: StudyFindings) -> Path:
         sections=sections,
         making=Making((study.command,), facts, configs, {"Every run": _runs_table(study)}),
     )
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 

@@ -18,6 +18,7 @@ from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.report import TEXT_WIDTH
 from cogcalib_jax.reporting.words import count, percent
@@ -189,12 +190,9 @@ def _rows(
 
 def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `out` whole or not at all."""
-    partial = out.with_name(out.name + ".partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
+        with whole_file(out) as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        partial.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another") from error

@@ -23,7 +23,15 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say, with_processes
 from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
-from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
+from cogcalib_jax.runs.folder import (
+    choose_folder,
+    holding_locks,
+    make_folder,
+    original_command,
+    resumable,
+    take_up,
+    write_config,
+)
 from cogcalib_jax.runs.open_questions import (
     NO_CALIBRATORS,
     answering,
@@ -53,8 +61,15 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     """
     config = with_processes(config)
     folder = choose_folder(config.run_dir, "eval", config.resume)
-    if config.resume:
-        require_same_evaluation(folder, config)
+    with holding_locks(), resumable(folder):
+        if config.resume:
+            take_up(folder)
+            require_same_evaluation(folder, config)
+        _evaluate_all(config, folder, argv)
+    return folder
+
+
+def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     models = evaluated_models(config)
     say(f"== Evaluating {', '.join(model.name for model in models)}")
     sets = _question_sets(config, models)
@@ -66,7 +81,6 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     if several:
         results = {model.name: read_results(places[model.name]) for model in models}
         write_json(folder / COMPARISON, results)
-    return folder
 
 
 def _evaluate_group(
@@ -84,9 +98,9 @@ def _evaluate_group(
     loaded = load(config, models[0], sets[str(models[0].base)].values())
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
+    command = original_command(folder, "eval.py", argv)
     if not config.resume:
         write_config(folder, config)
-    command = original_command(folder, "eval.py", argv)
     for model in models:
         members = ", ".join(member.name for member in model.members)
         say(f"== {model.name}: {members or model.adapter or 'no adapter'} on {model.base}")

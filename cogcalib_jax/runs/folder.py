@@ -1,7 +1,14 @@
-"""Run folders: where they lie, when they may be written to, and what they begin with."""
+"""Run folders: where they lie, who may write to them, and what they begin with."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,10 +16,19 @@ from typing import Any, TypeVar
 from cogcalib_jax.configlib import command_line, from_yaml, to_yaml
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import named, write_whole
+from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.weights.foreign import require_no_way_out
 
 DEFAULT_ROOT = Path("runs")
 CONFIG_FILE = "config.yaml"
+COMMAND_FILE = "command.txt"
+LOCK_FILE = ".lock"
+ADAPTER = "adapter"
+# What a program that was killed in its first moment leaves: nothing was begun.
+NOT_BEGUN = {LOCK_FILE, COMMAND_FILE, *(f"{f}.partial" for f in (COMMAND_FILE, CONFIG_FILE))}
+# File systems that have no locks say so with one of these.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 ConfigT = TypeVar("ConfigT")
 
 
@@ -37,16 +53,22 @@ def _choose(run_dir: str | None, name: str, resume: bool) -> Path:
             )
         require_no_way_out(folder, folder.rglob("*"))
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    _require_empty(folder)
+    return folder
+
+
+def _require_empty(folder: Path) -> None:
+    holds = folder.is_dir() and any(path.name not in NOT_BEGUN for path in folder.iterdir())
+    if holds or (folder.exists() and not folder.is_dir()):
         raise UserError(
             f"{folder}: exists and is not empty; add --resume to continue it, or choose another"
             " --run-dir"
         )
-    return folder
 
 
 def make_folder(folder: Path) -> None:
-    """Make a chosen folder; UserError where it cannot be written."""
+    """Make a chosen folder and lock it; UserError where it cannot be written, or another process
+    was faster."""
 
     def make() -> None:
         try:
@@ -55,15 +77,92 @@ def make_folder(folder: Path) -> None:
             raise UserError(
                 f"{folder}: cannot be created ({error.strerror}); choose another"
             ) from error
+        if _lock(folder):
+            _require_empty(folder)
 
     from_main(make)
 
 
+_locks: dict[Path, int] = {}
+
+
+def take_up(folder: Path) -> None:
+    """Lock a folder that is resumed, and remove what a killed process left half-written there.
+
+    UserError where another process works in it.
+    """
+
+    def take() -> None:
+        _lock(folder)
+        for path in [*folder.rglob("*.partial"), *folder.rglob(f".{ADAPTER}-*")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    from_main(take)
+
+
+def _lock(folder: Path) -> bool:
+    """Lock until `holding_locks` ends; False where this process has it already.
+
+    The lock is the kernel's (flock): it is gone with the process, however that ends.
+    """
+    place = folder.resolve()
+    if place in _locks:
+        return False
+    with named(folder):
+        file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            print(
+                f"warning: {folder}: this file system has no locks; start no second process there",
+                file=sys.stderr,
+            )
+        else:
+            os.close(file)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise UserError(
+                f"{folder}: another process is at work in this folder; wait for its end, or choose"
+                " another --run-dir"
+            ) from error
+    _locks[place] = file
+    return True
+
+
+@contextmanager
+def holding_locks() -> Iterator[None]:
+    """Folders that are locked within the block are free after it."""
+    before = set(_locks)
+    try:
+        yield
+    finally:
+        for place in _locks.keys() - before:
+            os.close(_locks.pop(place))
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """SIGTERM within the block is told with how to go on."""
+    try:
+        yield
+    except Preempted as stopped:
+        kept = f"{stopped}; " if str(stopped) else ""
+        raise Preempted(
+            f"{kept}go on with the same command and --resume --run-dir {folder}"
+        ) from None
+
+
 @main_only
 def write_config(folder: Path, config: Any) -> None:
-    """`config.yaml`: every field, resolved; `--config` repeats the run with it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+    """`config.yaml`: every field, resolved; `--config` repeats the run with it.
+
+    With it a run has begun, and can be resumed.
+    """
+    write_whole(folder / CONFIG_FILE, to_yaml(config))
 
 
 def read_config(folder: Path, cls: type[ConfigT]) -> ConfigT:
@@ -79,12 +178,15 @@ def read_config(folder: Path, cls: type[ConfigT]) -> ConfigT:
 
 
 def original_command(folder: Path, program: str, argv: list[str]) -> str:
-    """The command that started the run in `folder`, kept there so that a resumed run reports it."""
-    file = folder / "command.txt"
+    """The command that started the run in `folder`, kept there so that a resumed run reports it.
+
+    To be asked for before `write_config`.
+    """
+    file = folder / COMMAND_FILE
 
     def kept() -> str:
-        if not file.is_file():
-            file.write_text(command_line("python", program, *argv) + "\n", encoding="utf-8")
+        if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
+            write_whole(file, command_line("python", program, *argv) + "\n")
         return file.read_text(encoding="utf-8").strip()
 
     return from_main(kept)

@@ -11,10 +11,17 @@ from cogcalib_jax.evaluation.scored_rows import read_scored
 from cogcalib_jax.evaluation.subgroups import require_fields, subgroups
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.eval_config import EvalConfig
-from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
+from cogcalib_jax.runs.folder import (
+    choose_folder,
+    holding_locks,
+    make_folder,
+    original_command,
+    write_config,
+)
 from cogcalib_jax.runs.results import FILE
 
 
+@holding_locks()
 def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     """Score the file `config.predictions`, without a model; returns the folder of the results.
 
@@ -33,8 +40,8 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
         part = partial(scored.scores.metrics, config.seed)
         metrics["by"] = subgroups(config.by, scored.fields, config.evaluation, part)
     make_folder(folder)
-    write_config(folder, config)
     command = original_command(folder, "eval.py", argv)
+    write_config(folder, config)
     made = provenance(config.seed, {task: hashlib.sha256(file.read_bytes()).hexdigest()})
     # How the questions were split and asked is known to whoever made the predictions.
     del made["protocol"]

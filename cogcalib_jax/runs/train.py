@@ -35,12 +35,23 @@ from cogcalib_jax.runs.assemble import (
 )
 from cogcalib_jax.runs.calibration import NO_OPTIONS
 from cogcalib_jax.runs.config import RunConfig, require_same_config
-from cogcalib_jax.runs.folder import choose_folder, make_folder, original_command, write_config
+from cogcalib_jax.runs.folder import (
+    choose_folder,
+    holding_locks,
+    make_folder,
+    original_command,
+    resumable,
+    take_up,
+    write_config,
+)
 from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
+from cogcalib_jax.weights.base_hash import base_hash
+from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.hub import model_folder
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
@@ -50,7 +61,14 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
     style: the style folder of another run, finished and with the same `style_identity`.
     """
     config = with_processes(config)
-    run = prepare(config, name, argv)
+    with holding_locks():
+        run = prepare(config, name, argv)
+        with resumable(run.folder):
+            _train_and_score(run, style)
+    return run.folder
+
+
+def _train_and_score(run: Run, style: Path | None) -> None:
     config = run.config
     style_folder = run.folder / "style"
     if style is not None:
@@ -67,7 +85,7 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
         )
         predict = predict_function(run, result.lora, run.folder / "adapter")
         score(run, run.folder, predict)
-        return run.folder
+        return
     results: dict[str, dict[str, Any]] = {}
     sft = None
     for key, method in methods.items():
@@ -81,19 +99,21 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
             sft = result.lora
     results |= sampling_rows(run, start, style_folder, sft)
     write_json(run.folder / "comparison.json", results)
-    return run.folder
 
 
 def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
     folder = choose_folder(config.run_dir, name, config.resume)
+    if config.resume:
+        take_up(folder)
     config = with_own_lora(config)
     require_even_batches(config)
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
     tokenizer = load_base_tokenizer(base)
     splits = encode_splits(config.data, tokenizer, config.seed)
-    require_agreement("data", lambda: {name: data_hash(rows) for name, rows in splits.items()})
+    hashes = {name: data_hash(rows) for name, rows in splits.items()}
+    require_agreement("data", lambda: hashes)
     require_options_space(config, splits)
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, tokenizer, splits["test"])
@@ -118,16 +138,23 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
         require_same_config(folder, written)
     else:
         write_config(folder, written)
-    trainable = make_trainable(config, assembled)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
+    made_from = {"data": {key: hashes[key] for key in training_splits}, "base": _base_hash(base)}
+    trainable = replace(make_trainable(config, assembled), made_from=made_from)
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
+
+
+def _base_hash(base: str | Path) -> str:
+    """Of several processes the main one reads: a thousandth of the weights, but of all tensors."""
+    return from_main(lambda: base_hash(model_folder(base)))
 
 
 def _take_over(style: Path, folder: Path) -> None:
     """A copy of another run's style phase, where this run has not begun its own."""
     if style.is_dir() and not folder.exists():
-        shutil.copytree(style, folder)
+        with whole_folder(folder) as building:
+            shutil.copytree(style, building, dirs_exist_ok=True)
 
 
 def _composed(run: Run, start: nnx.State) -> Run:

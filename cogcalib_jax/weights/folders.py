@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import named
 
 
 @contextmanager
@@ -31,13 +32,14 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             f"{folder}: cannot be written ({error.strerror}); choose another folder"
         ) from error
     try:
-        yield building
+        with named(folder):
+            yield building
         # mkdtemp and safetensors make what they write readable for its owner alone.
         umask = os.umask(0)
         os.umask(umask)
         building.chmod(0o777 & ~umask)
-        for file in building.iterdir():
-            file.chmod(0o666 & ~umask)
+        for path in building.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         if folder.is_dir():
             shutil.rmtree(folder)
         building.rename(folder)
