@@ -23,6 +23,7 @@ from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import write_rows
+from cogcalib_jax.experiments.detector_report import write_results
 from cogcalib_jax.experiments.detector_results import (
     HELD_OUT,
     LABELS,
@@ -30,7 +31,6 @@ from cogcalib_jax.experiments.detector_results import (
     SCORES,
     TRAINED,
     tidy_rows,
-    write_results,
 )
 from cogcalib_jax.experiments.knownness import SlickScorer
 from cogcalib_jax.experiments.suite import Cell, run_cells

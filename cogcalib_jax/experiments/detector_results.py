@@ -12,17 +12,7 @@ import numpy as np
 
 from cogcalib_jax import metrics
 from cogcalib_jax.method.slick import CATEGORIES, KNOWN, UNKNOWN
-from cogcalib_jax.reporting.canvas import project_style, save
-from cogcalib_jax.reporting.detector_plots import (
-    Course,
-    Curves,
-    auroc_figure,
-    auroc_text,
-    roc_figure,
-    roc_text,
-)
-from cogcalib_jax.reporting.names import short_name
-from cogcalib_jax.reporting.tables import Table, as_markdown, cell
+from cogcalib_jax.reporting.tables import Table, cell
 from cogcalib_jax.reporting.words import percent
 from cogcalib_jax.significance import PairedDifference, holm, paired_difference
 
@@ -45,8 +35,6 @@ TARGET_WORDS = {
 }
 LEVEL = 0.05
 ENOUGH_SEEDS = 5
-GRID = np.linspace(0, 1, 201)
-"""false positive rates at which the seeds' curves are averaged"""
 
 
 @dataclass(frozen=True)
@@ -165,52 +153,6 @@ def tidy_rows(seed: int, folder: Path, methods: Sequence[str]) -> list[dict[str,
     return rows
 
 
-def write_results(
-    folder: Path,
-    command: str,
-    done: Mapping[int, Path],
-    methods: Sequence[str],
-    out: Path | None,
-) -> str:
-    """results.jsonl, results.md and plots/ of the finished seeds; returns the Markdown.
-
-    done: seed -> folder. out: for a copy of the text without its pictures.
-    """
-    numbers = "".join((place / NUMBERS).read_text(encoding="utf-8") for place in done.values())
-    (folder / "results.jsonl").write_text(numbers, encoding="utf-8")
-    watched: dict[str, Seeds] = {
-        method: {seed: read_watched(place, method) for seed, place in done.items()}
-        for method in methods
-    }
-    first = watched[methods[0]]
-    listed = ", ".join(map(str, done))
-    parts = [
-        "# NLL as a detector of what the model knows",
-        f"    {command}",
-        f"Seeds {listed}.{'' if _stated(first) else NOT_STATED}",
-        "## Before fine-tuning",
-        *(as_markdown(table) for table in start_tables(first)),
-    ]
-    pictured = list(parts)
-    for method, seeds in watched.items():
-        tables = [f"## {short_name(method)}", as_markdown(auroc_table(seeds))]
-        tables.append(as_markdown(threshold_table(seeds)))
-        parts += tables
-        pictured += [*tables, *_pictures(folder, method, seeds)]
-    text = "\n\n".join(parts) + "\n"
-    (folder / "results.md").write_text("\n\n".join(pictured) + "\n", encoding="utf-8")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    return text
-
-
-NOT_STATED = (
-    " These rows do not say how often the base read of them, as only the world's do: nothing is"
-    " compared with exposures, and the threshold's rates are against what was right at the start."
-)
-
-
 def start_tables(seeds: Seeds) -> list[Table]:
     """Exposures and SliCK categories against each other, right answers and the first threshold.
 
@@ -225,7 +167,7 @@ def start_tables(seeds: Seeds) -> list[Table]:
         return percent(right[rows].mean()), percent(called[rows].mean())
 
     tables = []
-    stated = _stated(seeds)
+    stated = exposures_stated(seeds)
     if stated:
         exposure = np.concatenate([one.exposure for one in every])
         known = np.concatenate([one.known for one in every])
@@ -256,7 +198,7 @@ def auroc_table(seeds: Seeds) -> Table:
     lines, changes = [], []
     for target, words in TARGET_WORDS.items():
         for data in (TRAINED, HELD_OUT):
-            start, end = (_pairs(seeds, data, target, at) for at in (0, -1))
+            start, end = (pairs_of(seeds, data, target, at) for at in (0, -1))
             if start is None or end is None:
                 continue
             counts = [truth for _, truth in start]
@@ -304,7 +246,7 @@ def threshold_table(seeds: Seeds) -> Table:
         for data in (TRAINED, HELD_OUT)
         for share in ("of the known", "of the unknown", "of all")
     ]
-    against = "by exposure" if _stated(seeds) else "right at the start"
+    against = "by exposure" if exposures_stated(seeds) else "right at the start"
     note = (
         "Share of the questions called known by the threshold fitted at that update on calibration"
         f" questions; known and unknown: {against}. Mean ± standard deviation over seeds."
@@ -317,7 +259,7 @@ def auroc_of(pair: tuple[np.ndarray, np.ndarray]) -> float | None:
     return metrics.auroc(*pair) if len(pair[0]) else None
 
 
-def _pairs(
+def pairs_of(
     seeds: Seeds, data: str, target: str, at: int
 ) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Score and truth of every seed at a moment; None where it is undefined in one of them."""
@@ -340,77 +282,11 @@ def _change(change: PairedDifference, p_value: float) -> str:
     return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{mark}"
 
 
-def _pictures(folder: Path, method: str, seeds: Seeds) -> list[str]:
-    """Drawn, saved, and as Markdown with their text."""
-    name = short_name(method)
-    stated = _stated(seeds)
-    targets = (EXPOSURES if stated else START, SLICK)
-    with project_style():
-        panels = [c for t in targets for d in DATA_WORDS if (c := _curves(seeds, d, t)) is not None]
-        courses = [_course(seeds, data, (*targets, NOW)) for data in DATA_WORDS]
-        roc, course = (folder / "plots" / f"{kind}_{method}.png" for kind in ("roc", "auroc"))
-        save(roc_figure(panels, name), roc)
-        known = "stated often" if stated else "right at the start"
-        save(auroc_figure(courses, name, known), course)
-    return [
-        f"![{roc_text(panels, name)}](plots/{roc.name})",
-        f"![{auroc_text(courses, name, known)}](plots/{course.name})",
-    ]
-
-
-def _curves(seeds: Seeds, data: str, target: str) -> Curves | None:
-    """At the start and at the end; None where one of them is undefined in a seed."""
-    curves, points, areas = [], [], []
-    for at in (0, -1):
-        pairs = _pairs(seeds, data, target, at)
-        if pairs is None:
-            return None
-        rocs = [metrics.roc(*pair) for pair in pairs]
-        curves.append(np.array([np.interp(GRID, roc.fpr, roc.tpr) for roc in rocs]))
-        areas.append(float(np.mean([auroc_of(pair) for pair in pairs])))
-        rates = []
-        for kinds, (_, truth) in zip(seeds.values(), pairs, strict=True):
-            called = kinds[data].moments[at].called
-            rates.append((called[~truth].mean(), called[truth].mean()))
-        points.append(np.mean(rates, 0))
-    return Curves(
-        title=f"{TARGET_WORDS[target]}, {DATA_WORDS[data]}",
-        fpr=GRID,
-        tpr=np.array(curves),
-        threshold=np.array(points),
-        auroc=tuple(areas),
-    )
-
-
-def _course(seeds: Seeds, data: str, targets: Sequence[str]) -> Course:
-    watched = [kinds[data] for kinds in seeds.values()]
-
-    def areas(target: str) -> np.ndarray:
-        return np.array(
-            [
-                [_number_or_nan(one.target(target, moment)) for moment in one.moments]
-                for one in watched
-            ]
-        )
-
-    return Course(
-        name=DATA_WORDS[data],
-        steps=np.array([moment.step for moment in watched[0].moments]),
-        auroc={TARGET_WORDS[target]: areas(target) for target in targets},
-        called=np.array([one.rates for one in watched]),
-    )
-
-
-def _number_or_nan(pair: tuple[np.ndarray, np.ndarray] | None) -> float:
-    area = None if pair is None else auroc_of(pair)
-    return float("nan") if area is None else area
-
-
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _stated(seeds: Seeds) -> bool:
+def exposures_stated(seeds: Seeds) -> bool:
     return all(one.known is not None for kinds in seeds.values() for one in kinds.values())
 
 

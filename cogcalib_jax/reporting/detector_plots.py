@@ -104,12 +104,13 @@ def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
         f"{method}: what the gate's NLL still tells while training goes on",
         "Lines: mean of seeds; bands: all of them. Higher AUROC tells the two apart better.",
     )
-    lowest = min(np.nanmin(area) for course in courses for area in course.auroc.values())
+    areas = np.concatenate([area.ravel() for one in courses for area in one.auroc.values()])
+    lowest = min(areas[~np.isnan(areas)], default=0.5)
     for i, target in enumerate(targets):
         axes = place_axes(figure, 0.75 + across * i, 1.1, across - 0.55, height)
         for course, (color, line) in zip(courses, KINDS, strict=True):
             _with_band(axes, course.steps, course.auroc[target], color, line)
-        axes.set_ylim(min(0.5, np.floor(lowest * 10) / 10), 1.005)
+        axes.set_ylim(min(0.5, np.floor(10 * lowest) / 10), 1.005)
         axes.set_title(target, fontweight="bold")
         if i == 0:
             axes.set_ylabel("AUROC of -NLL")
@@ -173,15 +174,17 @@ def roc_text(panels: Sequence[Curves], method: str) -> str:
     return " ".join([f"ROC curves of -NLL, {method}.", *parts])
 
 
+def _area(value: float) -> str:
+    return "undefined" if np.isnan(value) else f"{value:.3f}"
+
+
 def auroc_text(courses: Sequence[Course], method: str, known: str) -> str:
     """A sentence a kind of questions and thing detected."""
     parts = []
     for course in courses:
         for target, areas in course.auroc.items():
-            first, last = areas.mean(0)[[0, -1]]
-            parts.append(
-                f"{target}, questions {course.name}: AUROC from {first:.3f} to {last:.3f}."
-            )
+            first, last = (_area(value) for value in areas.mean(0)[[0, -1]])
+            parts.append(f"{target}, questions {course.name}: AUROC from {first} to {last}.")
         ends = course.called.mean(0)[[0, -1]]
         for k, group in enumerate((f"the known ({known})", "the unknown")):
             parts.append(
