@@ -144,8 +144,15 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     present = list(methods)
     pairs = [(m, "sft") for m in present if m != "sft" and "sft" in present]
     for ours in filter(is_ours, present):
-        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(ours))
+        # A random share of the gate's size: what is left is whom the gate picks.
+        random = method_key(split_key(ours)[0], "random")
+        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(ours), random)
         pairs += [(ours, rival) for rival in rivals if rival in present]
+    for method in present:
+        term, gate, derivation = split_key(method)
+        ungated = method_key(term, "all")
+        if gate not in ("", "all", "adaptive") and not derivation and ungated in present:
+            pairs.append((method, ungated))
     return pairs
 
 

@@ -69,6 +69,19 @@ def test_a_gate_that_harms_and_a_rival_that_wins_are_said():
     assert "it made LS worse beyond noise (NLL, Brier, ECE higher)" in lines[-1]
 
 
+def test_every_gate_is_held_against_all_data_and_ours_against_a_random_share():
+    sharpness = {"sft": 2.5, "ls": 1.0, "cols": 2.0, "ls-random": 1.0, "ls-oracle": 2.0}
+    comparisons, lines = judge(seed_of(sharpness))
+    against = {(c.method, c.other): c.outcome for c in comparisons if c.other != "sft"}
+    assert against == {
+        ("cols", "ls"): "worse",
+        ("cols", "ls-random"): "worse",
+        ("ls-random", "ls"): "same",
+        ("ls-oracle", "ls"): "worse",
+    }
+    assert any("worse beyond noise than the simpler: LS on a random share" in x for x in lines)
+
+
 def test_costlier_rivals_are_told_apart_from_simpler_ones():
     sharpness = {"sft": 2.5, "sft_temperature": 1.0, "cols": 2.0, "mc_dropout": 2.0, "ensemble": 1}
     comparisons, lines = judge(seed_of(sharpness))
