@@ -22,9 +22,11 @@ from tqdm import tqdm
 from cogcalib_jax.configlib import FieldError, check, load_config, without_person
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.folder import holding_locks, lock_folder
 from cogcalib_jax.runs.train import train_run
 from cogcalib_jax.training.finetune import style_identity
 
@@ -159,8 +161,16 @@ def train_cell(cell: Cell, config: RunConfig, style: Path | None) -> None:
 
 
 def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) -> list[Cell]:
-    """Do what is not finished; returns the cells that failed, each with `failure.txt`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Do what is not finished; returns the cells that failed, each with `failure.txt`.
+
+    Raises Preempted where SIGTERM comes: no cell failed, and the same suite goes on from there.
+    """
+    with holding_locks():
+        lock_folder(folder)
+        return _run_cells(planned, folder, work)
+
+
+def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
     share_compiled_steps(folder / "compiled")
     failed = []
     styles: dict[str, Path] = {}
@@ -172,6 +182,8 @@ def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) ->
             )
             try:
                 _run(cell, styles.get(style_key), work)
+            except Preempted:
+                raise Preempted(f"in {cell.title}; start the same suite again") from None
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
                 cell.folder.mkdir(parents=True, exist_ok=True)

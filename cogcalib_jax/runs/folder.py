@@ -86,6 +86,16 @@ def make_folder(folder: Path) -> None:
 _locks: dict[Path, int] = {}
 
 
+def lock_folder(folder: Path) -> None:
+    """Refuse a folder that another process works in; it is made where it is missing."""
+
+    def lock() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+
+    from_main(lock)
+
+
 def take_up(folder: Path) -> None:
     """Lock a folder that is resumed, and remove what a killed process left half-written there.
 
