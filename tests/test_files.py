@@ -1,0 +1,90 @@
+"""Files appear whole or not at all, and a refusal names them."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from safetensors import SafetensorError
+
+from cogcalib_jax.errors import run_main
+from cogcalib_jax.files import named, whole_file, write_whole
+
+
+def test_a_file_appears_whole_with_its_folder(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    with whole_file(path) as file:
+        file.write("ä\n")
+        assert not path.exists()
+    assert path.read_bytes() == "ä\n".encode()
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_whole(path, "old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+        ValueError("RESOURCE_EXHAUSTED: Failed writing: \"x\" [os_error_code='28']"),
+        RuntimeError("Failed to write [OS error 28: ENOSPC No space left on device]"),
+    ],
+)
+def test_a_full_disk_is_an_os_error_with_the_files_name(error, tmp_path, capsys):
+    def main(argv):
+        with named(tmp_path / "a.json"):
+            raise error
+
+    assert run_main(main, []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"error: {tmp_path}/a.json: No space left on device; make room, or choose another"
+        " place"
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError("no number"), KeyError("os error 28")])
+def test_other_errors_stay_what_they_are(error, tmp_path):
+    with pytest.raises(type(error)), named(tmp_path):
+        raise error
+
+
+def test_a_limit_of_the_operating_system_leaves_nothing_half_written(tmp_path):
+    """A real one, as a full disk is: the file may not grow beyond 4,096 bytes."""
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from cogcalib_jax.errors import run_main\n"
+        "from cogcalib_jax.files import write_whole\n"
+        "from cogcalib_jax.training.journal import Journal\n"
+        "def main(argv):\n"
+        "    if argv[0] == 'file':\n"
+        "        write_whole(Path('a.json'), 'x' * 10_000)\n"
+        "    for step in range(200):\n"
+        "        Journal(Path('a.jsonl')).write(step=step, loss=0.123456789)\n"
+        "sys.exit(run_main(main))"
+    )
+    for what, left in ("file", []), ("journal", ["a.jsonl"]):
+        folder = tmp_path / what
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", program, what],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        )
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: a.json") and "File too large; allow larger files" in line
+        assert os.listdir(folder) == left
+    assert (tmp_path / "journal/a.jsonl").read_bytes().endswith(b"}\n")
