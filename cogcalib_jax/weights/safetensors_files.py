@@ -25,6 +25,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+LONGEST_NAME = 255  # bytes, of a file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -96,12 +97,15 @@ def _read_index(index: Path) -> dict[str, Tensor]:
     outside = [
         name
         for name in files
-        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable()
+        if Path(name).name != name
+        or name in ("", ".", "..")
+        or not name.isprintable()
+        or len(name.encode()) > LONGEST_NAME
     ]
     if outside:
         raise UserError(
-            f"{index}: names a file outside its folder ({outside[0]!r}); get the checkpoint from"
-            " its original source"
+            f"{index}: names a file outside its folder ({outside[0]!r:.80}); get the checkpoint"
+            " from its original source"
         )
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
