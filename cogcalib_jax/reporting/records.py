@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ def read_run(folder: Path) -> Run:
     """
     if (folder / "comparison.json").is_file():
         table = _read_json(folder / "comparison.json")
+        require_plain_names(folder / "comparison.json", [*table, *chain(*table.values())])
         methods = tuple(_method(key, folder, key, tasks) for key, tasks in table.items())
     elif (folder / "eval.json").is_file():
         tasks = _tasks(_read_json(folder / "eval.json"))
+        require_plain_names(folder / "eval.json", tasks)
         methods = (_method(_single_key(folder), folder, "", tasks),)
     else:
         raise UserError(
@@ -99,6 +102,15 @@ def read_run(folder: Path) -> Run:
         bins=int(_setting(configs, "evaluation", "bins")),
         provenance=_provenance(folder, *(folder / m.key for m in methods)),
     )
+
+
+def require_plain_names(file: Path, names: Iterable[str]) -> None:
+    """Methods and tasks are names of files beside `file`, which somebody else may have written."""
+    for name in names:
+        if Path(name).name != name or name in ("", ".."):
+            raise UserError(
+                f"{file}: names {name!r}, whose files would lie outside its folder; evaluate again"
+            )
 
 
 def task_file(task: str) -> str:
