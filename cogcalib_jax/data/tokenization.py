@@ -41,7 +41,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         UserError: not found, not reachable, damaged, or in need of its own code.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer("a")  # some settings are looked at only now
+        return tokenizer
     except Exception as error:
         # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
         # transformers stumbles over damaged content with the types below; others are bugs.

@@ -46,7 +46,7 @@ def write_run(folder: Path) -> Path:
     """A single run with two tasks, subgroups, and markup wherever data can hold some."""
     write_config(folder, "ls", "adaptive")
     with (folder / "config.yaml").open("a") as file:
-        file.write(f"# {EVIL}\n")
+        file.write(f'# {EVIL}\nname: "{EVIL}"\n')
     probs, answers = option_probs(60, 2.0, options=4)
     write_evaluation(folder, "world", probs, answers, prompt=EVIL, completions=[EVIL] * 4)
     results = json.loads((folder / "eval.json").read_text())
@@ -83,7 +83,8 @@ WRITERS = {"run": write_run, "comparison": write_methods, "study": write_conditi
 
 @pytest.fixture(scope="module", params=WRITERS)
 def report(request, tmp_path_factory) -> Path:
-    return WRITERS[request.param](tmp_path_factory.mktemp(request.param)) / "report.html"
+    folder = tmp_path_factory.mktemp(request.param) / EVIL_FILE
+    return WRITERS[request.param](folder) / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,10 @@ def damaged(change):
     return arrange
 
 
+def _set(file: Path, **values) -> None:
+    write(file, json.loads(file.read_text()) | values)
+
+
 def _no_tokenizer(base: Path) -> None:
     (base / "tokenizer.json").unlink()
     (base / "tokenizer_config.json").unlink()
@@ -138,6 +142,12 @@ def _no_tokenizer(base: Path) -> None:
 def _folder_of_weights(base: Path) -> None:
     (base / WEIGHTS).unlink()
     (base / WEIGHTS).mkdir()
+
+
+def _pipe_of_weights(base: Path) -> None:
+    """Opened, it would wait for a writer that never comes."""
+    (base / WEIGHTS).unlink()
+    os.mkfifo(base / WEIGHTS)
 
 
 def _promises_too_much(base: Path) -> None:
@@ -161,6 +171,10 @@ TOKENIZERS = [
     Case("tokenizer.json of another format", file("tokenizer.json", {"version": "9", "words": []})),
     Case("tokenizer.json that is not UTF-8", file("tokenizer.json", b"\xff\xfe{")),
     Case("tokenizer_config.json that is a list", file("tokenizer_config.json", "[1]")),
+    Case(
+        "tokenizer_config.json with a length that is a list",
+        damaged(lambda base: _set(base / "tokenizer_config.json", model_max_length=[])),
+    ),
     Case("ids beyond the embedding", tokenizer(_larger_vocabulary)),
     Case("a tokenizer with code of its own", _own_code),
     Case("a chat prompt without a chat template", lambda p: p.train("--data.prompt", "chat")),
@@ -201,6 +215,7 @@ WEIGHT_FILES = [
     Case("RoPE parameters that are a list", config(rope_scaling=[1, 2])),
     Case("RoPE with a base in words", config(rope_theta="large", rope_scaling=None)),
     Case("no weights", file(WEIGHTS, None)),
+    Case("a named pipe where the weights should be", damaged(_pipe_of_weights)),
     Case("weights as a pickle", _pickled_base),
     Case("an empty weights file", file(WEIGHTS, b"")),
     Case("weights cut off", damaged(lambda base: cut(base / WEIGHTS))),
