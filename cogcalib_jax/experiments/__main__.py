@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib import command_line, load_config
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.experiments.detector import detector
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
     done = [cell for cell in planned if cell not in failed]
     if not done:
         raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
-    command = shlex.join(["python", "-m", "cogcalib_jax.experiments", *argv])
+    command = command_line("python", "-m", "cogcalib_jax.experiments", *argv)
     text = write_results(read_study(config, name, command, done, failed, folder), done)
     if config.out is not None:
         out = Path(config.out)

@@ -10,7 +10,6 @@ and, in the world, how often the corpus states a fact) and of answers that are r
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 
 from flax import nnx
 
-from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.configlib import check, command_line, load_config
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import write_rows
@@ -117,7 +116,7 @@ def detector(argv: list[str]) -> str:
     done = {cell.seed: cell.folder for cell in planned if cell not in failed}
     if not done:
         raise UserError(f"{folder}: every seed failed; the first: {failed[0].folder}/failure.txt")
-    command = shlex.join(["python", "-m", "cogcalib_jax.experiments", "detector", *argv])
+    command = command_line("python", "-m", "cogcalib_jax.experiments", "detector", *argv)
     methods = tuple(planned[0].config.resolved_methods())
     text = write_results(folder, command, done, methods, config.out and Path(config.out))
     if failed:

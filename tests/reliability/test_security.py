@@ -221,6 +221,10 @@ def test_no_file_of_a_run_holds_a_token_or_the_name_of_its_user(private_run):
     assert '"$HOME"' in (private_run / "runs" / "one" / "command.txt").read_text()
 
 
+def test_commands_are_recorded_by_the_function_that_leaves_the_person_out():
+    assert [file for file in SOURCES if "shlex.join" in file.read_text(encoding="utf-8")] == []
+
+
 def test_a_token_is_not_repeated_in_what_the_hub_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
