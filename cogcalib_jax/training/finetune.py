@@ -210,6 +210,8 @@ def finetune(
     trainable, training = trainer.trainable, trainer.trainable.training
     train, total, style_steps = trainer.splits["train"], trainer.total_steps, trainer.style_steps
     ends = training.epoch_ends(len(train))
+    refit_at = pauses(training.refit_every, total, ends)
+    validate_at = pauses(training.validate_every, total, ends)
     phase = Phase(
         name="finetune",
         method=method,
@@ -219,6 +221,7 @@ def finetune(
             training.learning_rate, training.schedule, total, training.warmup_fraction
         ),
         save_at=pauses(trainable.checkpoint.every, total, ends),
+        pause_at=refit_at | validate_at,
         folder=folder,
         first_step=style_steps,
     )
@@ -227,8 +230,6 @@ def finetune(
     followed = _followed(trainer, start, first_fit.threshold)
     journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
     journals = [journal, dynamics] + ([watch.journal] if watch else [])
-    refit_at = pauses(training.refit_every, total, ends)
-    validate_at = pauses(training.validate_every, total, ends)
 
     def record_fit(fit: ThresholdFit, step: int) -> None:
         journal.write(step=style_steps + step, phase="refit", **fit.record(), note=fit.note)

@@ -114,7 +114,7 @@ def run_phase(
                         metrics = update(course, batch, labels)
                         step, threshold = course.updates - 1, course.progress.threshold
                         log.updated(step, metrics, threshold, tokens, bar)
-                        if course.updates in phase.save_at:
+                        if course.updates in phase.save_at | phase.pause_at:
                             # Before the checkpoint: a resumed run writes only the lines after it.
                             # And a state whose loss is not finite is never saved.
                             log.flush(bar)

@@ -56,6 +56,8 @@ class Phase:
     save_at: frozenset[int]
     """updates after which a checkpoint is written"""
     folder: Path
+    pause_at: frozenset[int] = frozenset()
+    """updates after which a pause writes lines: that of the update comes before them"""
     first_step: int = 0
     """updates of earlier phases: steps in files count on from there"""
 

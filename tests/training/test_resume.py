@@ -1,11 +1,15 @@
 """A run that was killed and resumed is, bit for bit, the run that was not."""
 
+import signal
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.preemption import Preempted, listening
 from cogcalib_jax.training import finetune as finetune_module
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.finetune import finetune, style_phase
@@ -97,7 +101,57 @@ def test_killed_and_resumed_is_the_run_that_was_not(when, style, whole, tmp_path
         assert lines(tmp_path, name) == lines(folder, name)
 
 
-def test_the_whole_run_is_what_the_test_above_takes_it_for(style, whole):
+def terminated_in(monkeypatch, owner, name, call, after=False):
+    """SIGTERM comes when that function is called for that time, or just after."""
+    function, calls = getattr(owner, name), []
+
+    def terminated(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call and not after:
+            signal.raise_signal(signal.SIGTERM)
+        result = function(*args, **kwargs)
+        if len(calls) == call and after:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(owner, name, terminated)
+
+
+# What is called when, and the checkpoint that is left: a refit comes before the first update and
+# after 2, 4 and 5, validations at the start and after 3 and 5.
+TERMINATIONS = {
+    "before the first update": (finetune_module, "validate", 1, True, None),
+    "during an update": (loop_module.StepLog, "updated", 1, False, "1-stopped"),
+    "during an update that a checkpoint follows": (loop_module.StepLog, "updated", 2, True,
+                                                   "2-stopped"),
+    "while a checkpoint is taken": (Checkpoints, "save", 1, False, "2"),
+    "during a refit": (finetune_module, "refit", 3, False, "4-stopped"),
+    "after a validation's lines": (finetune_module, "validate", 2, True, "3-stopped"),
+    "at the end": (finetune_module, "validate", 3, True, "5-stopped"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("when", TERMINATIONS)
+def test_stopped_by_sigterm_it_loses_no_update(when, style, whole, tmp_path, monkeypatch):
+    owner, name, call, after, left = TERMINATIONS[when]
+    with monkeypatch.context() as patch, listening(), pytest.raises(Preempted) as stopped:
+        terminated_in(patch, owner, name, call, after)
+        finetune(trainer(), COLS, style[1], style[0], tmp_path)
+    if left is None:
+        assert str(stopped.value) == "" and not (tmp_path / "checkpoints").exists()
+    else:
+        update = left.split("-")[0]
+        assert str(stopped.value) == f"saved after update {update} of 5 (cols)"
+        assert (tmp_path / "checkpoints" / left).is_dir()
+    resumed = finetune(trainer(), COLS, style[1], style[0], tmp_path)
+    folder, result = whole
+    assert checksums(tmp_path) == checksums(folder)
+    assert same_bits(resumed.lora, result.lora) and same_bits(resumed.best_lora, result.best_lora)
+    for name in ("metrics.jsonl", "dynamics.jsonl"):
+        assert lines(tmp_path, name) == lines(folder, name)
+
+
+def test_the_whole_run_is_what_the_tests_above_take_it_for(style, whole):
     """With an adaptive threshold that moves, dropout, and every kind of line."""
     folder, result = whole
     steps = {
@@ -134,15 +188,20 @@ def test_a_style_phase_killed_before_its_checkpoint_leaves_no_line_behind(
     assert lines(tmp_path) == lines(style[0])
 
 
-def test_another_run_does_not_continue_it(whole, style):
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"identity": {"seed": 1}}, "seed is 1 but it was started with 0"),
+        ({"made_from": {"base": "large"}}, "made_from.base is 'large' but it was started with"),
+    ],
+)
+def test_another_run_or_base_does_not_continue_it(other, named, whole, style):
     folder, _ = whole
-    other = trainer()
-    object.__setattr__(other.trainable, "identity", {"seed": 1})
-    try:
-        with pytest.raises(UserError, match="seed is 1 but it was started with 0"):
-            finetune(other, COLS, style[1], style[0], folder)
-    finally:
-        object.__setattr__(other.trainable, "identity", {"seed": 0})
+    if "identity" in other:
+        other = {"identity": trainer().trainable.identity | other["identity"]}
+    changed = replace(trainer(), trainable=replace(trainer().trainable, **other))
+    with pytest.raises(UserError, match=named):
+        finetune(changed, COLS, style[1], style[0], folder)
 
 
 def test_threshold_and_best_validation_are_those_the_files_tell_of(whole):

@@ -1,0 +1,115 @@
+"""A run folder has one writer, and begins with its config."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.runs.folder import (
+    choose_folder,
+    holding_locks,
+    lock_folder,
+    make_folder,
+    original_command,
+    resumable,
+    take_up,
+)
+
+HOLDER = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from cogcalib_jax.runs.folder import lock_folder\n"
+    "lock_folder(Path(sys.argv[1]))\n"
+    "print('held', flush=True)\n"
+    "time.sleep(600)"
+)
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory):
+    """A folder in which another process is at work, and that process."""
+    folder = tmp_path_factory.mktemp("held")
+    (folder / "config.yaml").write_text("seed: 0\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    yield folder, process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_killed(holder):
+    folder, process = holder
+    with pytest.raises(UserError, match="another process is at work in this folder"):
+        take_up(folder)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with holding_locks():
+        take_up(folder)
+        take_up(folder)  # it is this process's now
+
+
+def test_two_that_chose_the_same_new_folder_do_not_share_it(tmp_path):
+    place = tmp_path / "run"
+    assert choose_folder(str(place), "x", False) == choose_folder(str(place), "x", False) == place
+    with holding_locks():
+        make_folder(place)
+        (place / "config.yaml").write_text("seed: 0\n")
+        make_folder(place)  # each group of an evaluation asks for it
+    # The second one comes when the first has finished already.
+    with holding_locks(), pytest.raises(UserError, match="exists and is not empty"):
+        make_folder(place)
+
+
+def test_what_was_killed_before_it_began_may_start_again(tmp_path):
+    for _ in range(2):
+        with holding_locks():
+            place = choose_folder(str(tmp_path / "run"), "x", False)
+            make_folder(place)
+            assert original_command(place, "train.py", ["--seed", str(_)]).endswith(f"--seed {_}")
+    (place / "config.yaml").write_text("seed: 0\n")
+    assert original_command(place, "train.py", ["--resume"]).endswith("--seed 1")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        choose_folder(str(place), "x", False)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    run = tmp_path / "run"
+    for name in ("eval.json.partial", "cols/.adapter-x1/a", "checkpoints/.3.partial/a.partial"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    for name in ("config.yaml", "eval.partial.json", "cols/adapter/a"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("whole")
+    with holding_locks():
+        take_up(run)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert left == {".lock", "config.yaml", "eval.partial.json", "cols/adapter/a"}
+
+
+def test_locks_of_a_block_within_another_end_with_it(tmp_path):
+    with holding_locks():
+        lock_folder(tmp_path / "suite")
+        with holding_locks():
+            lock_folder(tmp_path / "suite" / "cell")
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER.replace("600", "0"), str(tmp_path / "suite" / "cell")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "held\n", done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "suite")], capture_output=True, text=True
+        )
+        assert "another process is at work" in done.stderr
+
+
+def test_sigterm_is_told_with_the_folder_to_resume(tmp_path):
+    with pytest.raises(Preempted, match=r"^saved; go on with the same"), resumable(tmp_path):
+        raise Preempted("saved")
+    with pytest.raises(Preempted, match=r"^go on with .* --run-dir runs/x$"), resumable("runs/x"):
+        raise Preempted
