@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cogcalib_jax.distributed import from_main, is_main
+from cogcalib_jax.distributed import ending_together, from_main, is_main
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.answer import answer_questions
 from cogcalib_jax.runs.dry_eval import dry_run_evaluation
@@ -30,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(ending_together(main)))

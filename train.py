@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cogcalib_jax.configlib import load_config
-from cogcalib_jax.distributed import from_main, is_main
+from cogcalib_jax.distributed import ending_together, from_main, is_main
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
@@ -32,4 +32,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(ending_together(main)))

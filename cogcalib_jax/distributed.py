@@ -3,15 +3,24 @@
 All of them execute the same program on the same config and the same files, so they take the same
 decisions, meet in the same collective operations, and fail alike. What happens once (choosing a
 folder, writing, printing) the main process does alone: functions that only write are `main_only`,
-and what is read from files that a run writes comes `from_main`. Where a process ends alone, the
-others wait in their next collective until JAX's coordination service ends them, within minutes.
+and what is read from files that a run writes comes `from_main`.
+
+Where a process fails alone, it tells the others (`ending_together`), which end then. One that is
+killed is missed by its heartbeats: JAX's runtime aborts the others, and what watches over each of
+them (supervision.py) says so.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
+import os
+import re
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -19,21 +28,33 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # there is no public way to its key-value store
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from cogcalib_jax.configlib import check
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.supervision import LOST_PEER, continue_in_child
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 # How long processes wait for one that works alone: long, since a dead one is noticed by heartbeats.
 WAIT_SECONDS = 3600
-# A process that ends waits this long for the others, then all are ended: one failed alone.
+# A process that ends waits this long for the others, then all are ended.
 ENDING_SECONDS = 60
+# How long one that hears of another's failure may take to end by itself: a mistake that all make
+# is told by each in its own words.
+GRACE_SECONDS = 5
+# The key of JAX's coordination service under which a process says that it fails.
+_FAILED = "cogcalib_jax/failed"
+ASK_SECONDS = 1
+# How a collective fails whose other end went away, on a CPU, a GPU, a TPU.
+_BROKEN_COLLECTIVE = re.compile(r"\bGloo\b|\bNCCL\b|\bUNAVAILABLE\b")
+_ending = threading.Event()
 _barriers = count()
 _working_alone = False
+_heartbeat_seconds = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,8 @@ class DistributedConfig:
     """the number of this one, from 0"""
     auto: bool = False
     """take all three from the cluster: TPU pods, Slurm, Open MPI"""
+    heartbeat_seconds: int = 100
+    """a process that is not heard of for so long is lost, and the others end"""
 
     def __post_init__(self) -> None:
         given = [x for x in (self.coordinator, self.processes, self.process) if x is not None]
@@ -57,6 +80,11 @@ class DistributedConfig:
             "must be given together with processes and process (or auto alone)",
         )
         check(not (self.auto and given), "auto", "must be alone: the cluster says the rest")
+        check(
+            10 <= self.heartbeat_seconds <= 86400,
+            "heartbeat_seconds",
+            "must be an integer from 10 (less is lost in a busy network) to 86400",
+        )
         if given:
             check(":" in self.coordinator, "coordinator", "must be host:port")
             check(self.processes >= 1, "processes", "must be an integer of at least 1")
@@ -70,15 +98,22 @@ class DistributedConfig:
 def start_processes(config: DistributedConfig) -> None:
     """Meet the other processes, before anything asks JAX for its devices; once per process.
 
+    The program goes on in a child of this process, which watches over it.
     Raises UserError where `auto` finds no cluster.
     """
     if jax.distributed.is_initialized() or not (config.auto or config.coordinator):
         return
+    global _heartbeat_seconds
+    _heartbeat_seconds = config.heartbeat_seconds
+    link = continue_in_child(config.heartbeat_seconds)
+    # The service would take SIGTERM for itself, and tell Python nothing of it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             config.coordinator,
             config.processes,
             config.process,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
             shutdown_timeout_seconds=ENDING_SECONDS,
         )
     except ValueError as error:
@@ -86,6 +121,74 @@ def start_processes(config: DistributedConfig) -> None:
             f"distributed.auto: no cluster tells this process of others ({error}); give"
             " distributed.coordinator, .processes and .process, or leave it out"
         ) from error
+    link.tell_processes(global_state.process_id, global_state.num_processes)
+    listener = threading.Thread(target=_listen, name="failures", daemon=True)
+    listener.start()
+    # Before JAX takes leave of the others, which it registered to do earlier.
+    atexit.register(_stop, listener)
+
+
+def _stop(listener: threading.Thread) -> None:
+    _ending.set()
+    listener.join(GRACE_SECONDS)
+
+
+def ending_together(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`main` of a program that tells the other processes where it fails: they would wait for it in
+    their next collective, for as long as its heartbeats go on."""
+
+    @functools.wraps(main)
+    def told(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return main(*args, **kwargs)
+        except BaseException as error:
+            if is_one_of_several():
+                _tell(error)
+            raise
+
+    return told
+
+
+def _tell(error: BaseException) -> None:
+    if _BROKEN_COLLECTIVE.search(str(error)):
+        # Because another process went away: the runtime, or that process, says which one.
+        time.sleep(_heartbeat_seconds + GRACE_SECONDS)
+    reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
+    told = json.dumps({"process": jax.process_index(), "reason": reason})
+    global_state.client.key_value_set(_FAILED, told, allow_overwrite=True)
+
+
+def _listen() -> None:
+    """Wait for a process to say that it fails, and end after it."""
+    # Asked again and again: a call that waits could not be ended, and a thread that is inside the
+    # runtime when the interpreter ends aborts the process (seen with JAX 0.12).
+    while not _ending.wait(ASK_SECONDS):
+        try:
+            told = global_state.client.key_value_try_get(_FAILED)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the coordinator is gone, which the runtime notices itself
+        failed = json.loads(told)
+        if failed["process"] != global_state.process_id:
+            _end_after(**failed)
+        return
+
+
+def _end_after(process: int, reason: str) -> None:
+    """End because another process did, unless this one does so by itself."""
+    if _ending.wait(GRACE_SECONDS):
+        return
+    print(
+        f"error: process {process} of {global_state.num_processes} failed ({reason});"
+        " see what it printed, then start all processes again with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    # The one that failed waits for the others before it ends.
+    jax.distributed.shutdown()
+    os._exit(LOST_PEER)
 
 
 def is_main() -> bool:
@@ -111,7 +214,7 @@ def from_main(function: Callable[[], Result]) -> Result:
     sent as JSON.
     """
     global _working_alone
-    if _working_alone or not _several():
+    if _working_alone or not is_one_of_several():
         return function()
     outcome: dict[str, Any] = {}
     if is_main():
@@ -140,7 +243,7 @@ def require_agreement(what: str, value: Callable[[], Any]) -> None:
 
     value: JSON; not asked for where there is one process. All processes raise alike.
     """
-    if not _several():
+    if not is_one_of_several():
         return
     digest = hashlib.sha256(json.dumps(value(), sort_keys=True).encode()).digest()
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8).astype(np.int32))
@@ -153,5 +256,6 @@ def require_agreement(what: str, value: Callable[[], Any]) -> None:
         )
 
 
-def _several() -> bool:
+def is_one_of_several() -> bool:
+    """Whether this run has other processes, which must not be left waiting."""
     return jax.distributed.is_initialized() and jax.process_count() > 1

@@ -1,30 +1,43 @@
-"""One of two processes with two devices each; started by test_multihost.py, asserts for itself.
+"""One of several processes with two devices each; started by `tests/multihost.py`.
 
-python multihost_process.py BASE ROWS --distributed.coordinator HOST:PORT ...
+python multihost_process.py PLAN --distributed.coordinator HOST:PORT ...
+
+PLAN, a JSON file, says what it does; the assertions are here, where several processes are.
 """
 
 import json
+import os
+import shutil
+import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
+import eval as eval_program
+import train
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.distributed import (
     DistributedConfig,
+    ending_together,
     from_main,
     is_main,
     require_agreement,
     start_processes,
 )
 from cogcalib_jax.engine.checkpoint import leaf_checksums
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
+from cogcalib_jax.training import loop
 from cogcalib_jax.weights import safetensors_files
 from cogcalib_jax.weights.hf_weights import load_decoder
+
+PROGRAMS = {"train": train.main, "eval": eval_program.main}
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,9 @@ def reads_its_own_slices(base: Path) -> None:
         sizes.setdefault(self.name, [0, int(np.prod(self.shape))])[0] += part.size
         return part
 
-    safetensors_files.Tensor.read = counted
-    decoder = load_decoder(base, mesh=make_mesh(MeshConfig(1, 4, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors_files.Tensor, "read", counted)
+        decoder = load_decoder(base, mesh=make_mesh(MeshConfig(1, 4, 1)))
     matrices = {name: read for name, read in sizes.items() if "norm" not in name}
     assert matrices and all(2 * read == size for read, size in matrices.values()), matrices
     # What they hold together is the file.
@@ -79,18 +93,68 @@ def hears_the_main_process() -> None:
         require_agreement("config", jax.process_index)
 
 
-def main(base: str, *argv: str) -> None:
-    config = load_config(Config, argv, prog="process", description="").config
-    start_processes(config.distributed)
-    start_processes(config.distributed)  # once is enough
+def check(base: Path) -> None:
     half = range(4 * jax.process_index(), 4 * jax.process_index() + 4)
     holds_its_own_rows(MeshConfig(4, 1, 1), list(half))
     holds_its_own_rows(MeshConfig(1, 2, 2), list(half))
     holds_its_own_rows(MeshConfig(1, 1, 4), list(range(8)))
-    reads_its_own_slices(Path(base))
+    reads_its_own_slices(base)
     hears_the_main_process()
-    print(json.dumps({"process": jax.process_index()}))
+
+
+def run(program: str, *argv: str) -> None:
+    """One command after the other, in processes that have met already."""
+    if program == "copy":
+        from_main(lambda: shutil.copytree(*argv) and None)
+    elif program == "remove":
+        from_main(lambda: [os.remove(path) for path in argv] and None)
+    else:
+        # Standing for what each process is given by its own host.
+        options = [option.replace("{process}", str(jax.process_index())) for option in argv]
+        code = run_main(PROGRAMS[program], options)
+        print(f"@@ {program} {code}", flush=True)
+        print(f"@@ {program} {code}", file=sys.stderr, flush=True)
+
+
+def meet_with_trouble(process: int, update: int, trouble: str) -> None:
+    """In that process, when it makes the batch of that update."""
+    batches = loop.micro_batches
+
+    def troubled(trainable, stream, step, labels):
+        if step == update and jax.process_index() == process and len(labels) > 16:
+            if trouble == "fail":
+                raise RuntimeError("only here")
+            die()
+        return batches(trainable, stream, step, labels)
+
+    loop.micro_batches = troubled
+
+
+def die() -> None:
+    """As the process that was started; what it watches over goes with it."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def main(argv: list[str]) -> None:
+    plan = json.loads(Path(argv[0]).read_text())
+    distributed = load_config(Config, argv[1:], prog="process", description="").config.distributed
+    start_processes(distributed)
+    start_processes(distributed)  # once is enough
+    if "check" in plan:
+        check(Path(plan["check"]))
+    if "trouble" in plan:
+        meet_with_trouble(*plan["trouble"])
+    for command in plan.get("commands", ()):
+        run(*command)
+    for meeting in range(plan.get("meetings", 0)):
+        if meeting == 3 and jax.process_index() == 1:
+            if plan["then"] == "die":
+                die()
+            raise RuntimeError("only here")
+        multihost_utils.process_allgather(np.zeros(1))
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_main(ending_together(main)))

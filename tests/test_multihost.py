@@ -1,11 +1,8 @@
 """Two processes of `jax.distributed` on this machine: one run, as if one process had made it."""
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +13,10 @@ import train
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.errors import run_main
-from tests.conftest import REPOSITORY
 from tests.engine.quick import quick_compilation
+from tests.multihost import together
 from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import lines
-
-# A busy machine compiles slowly; a process that hangs would do so for ever.
-PATIENCE = 900
 
 
 @pytest.fixture(scope="module")
@@ -33,53 +27,6 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
-def together(
-    cache: Path, *command: str, each: tuple[tuple[str, ...], ...] = ((), ()), slurm: bool = False
-) -> list[subprocess.CompletedProcess]:
-    """Run `python COMMAND` as processes that know of one another, two devices each; `each` has
-    what one of them is given beside. They are told as the docs say, or as Slurm's srun does."""
-    port = free_port()
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    started = []
-    for number, own in enumerate(each):
-        place = ("coordinator", f"localhost:{port}"), ("processes", len(each)), ("process", number)
-        found = [str(x) for name, value in place for x in (f"--distributed.{name}", value)]
-        if slurm:
-            found = ["--distributed.auto", "true"]
-            place = {"JOB_ID": 7, "STEP_NODELIST": "localhost", "NTASKS": len(each)}
-            place |= {"PROCID": number, "LOCALID": number, "STEP_NUM_NODES": 1}
-            environment |= {f"SLURM_{name}": str(value) for name, value in place.items()}
-            environment |= {"JAX_COORDINATOR_PORT": str(port)}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *command, *own, *found],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        told = [process.communicate(timeout=PATIENCE) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *texts)
-        for process, texts in zip(started, told, strict=True)
-    ]
 
 
 def command(base, folder, *more):
@@ -94,19 +41,55 @@ def alone(base, tmp_path_factory, cache):
     return folder
 
 
+@dataclass(frozen=True)
+class Pair:
+    """What two processes made, one command after the other."""
+
+    folder: Path
+    """of a run"""
+    resumed: Path
+    """of the same run, its end restored"""
+    evaluated: Path
+    """of an evaluation of the run that one process made"""
+    refused: Path
+    """of a run that they were given different options for"""
+    said: tuple[list[tuple[str, str]], ...]
+    """(stdout, stderr) of each command, by process"""
+
+
 @pytest.fixture(scope="module")
-def pair(base, tmp_path_factory, cache):
-    """(run folder, what the two processes said)"""
-    folder = tmp_path_factory.mktemp("pair") / "run"
-    script = str(REPOSITORY / "train.py")
-    done = together(cache, script, *command(base, folder))
+def pair(alone, base, tmp_path_factory, cache):
+    place = tmp_path_factory.mktemp("pair")
+    folder, resumed, evaluated, refused = (
+        place / name for name in ("run", "resumed", "eval", "refused")
+    )
+    adapter = resumed / "adapter"
+    plan = {
+        "check": base,
+        "commands": [
+            ["train", *command(base, folder)],
+            ["copy", folder, resumed],
+            ["remove", resumed / "eval.json", adapter / "adapter_model.safetensors"],
+            ["train", *command(base, resumed, "--resume")],
+            # On a mesh of its own, whatever the run was trained on.
+            ["eval", "--run", alone, "--run-dir", evaluated, "--mesh.fsdp", "2"],
+            ["train", *command(base, refused, "--seed", "{process}")],
+        ],
+    }
+    done = together(place, cache, plan, slurm=True)
     for process in done:
         assert process.returncode == 0, process.stderr[-4000:]
-    return folder, done
+    said = tuple(list(zip(*map(_cut, (p.stdout, p.stderr)), strict=True)) for p in done)
+    return Pair(folder, resumed, evaluated, refused, said)
+
+
+def _cut(text: str) -> list[str]:
+    """What was said by each command, with its exit code as the last line."""
+    return re.findall(r"(.*?@@ \w+ \d+)$", text, re.DOTALL | re.MULTILINE)
 
 
 def test_two_processes_make_the_run_of_one(alone, pair):
-    folder, _ = pair
+    folder = pair.folder
     for phase in ("style", "finetune", "refit", "validation"):
         ours, theirs = lines(folder, phase=phase), lines(alone, phase=phase)
         assert len(ours) == len(theirs) > 0
@@ -122,14 +105,16 @@ def test_two_processes_make_the_run_of_one(alone, pair):
 
 
 def test_the_adapter_is_gathered_whole(alone, pair):
-    ours, theirs = (load_file(d / "adapter/adapter_model.safetensors") for d in (pair[0], alone))
+    ours, theirs = (
+        load_file(d / "adapter/adapter_model.safetensors") for d in (pair.folder, alone)
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor, theirs[name], atol=1e-5, err_msg=name)
 
 
 def test_there_is_one_run_folder_one_log_and_one_set_of_results(alone, pair):
-    folder, _ = pair
+    folder = pair.folder
 
     def files(folder):
         names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
@@ -148,57 +133,35 @@ def test_there_is_one_run_folder_one_log_and_one_set_of_results(alone, pair):
 
 
 def test_only_the_main_process_speaks(pair):
-    main, other = pair[1]
-    assert "Report:" in main.stdout and "== Style adaptation" in main.stderr
-    assert other.stdout.replace("[Gloo]", "").count("Report") == 0
-    assert "==" not in other.stderr and "step" not in other.stderr
+    (main, main_log), (other, other_log) = (said[0] for said in pair.said)
+    assert "Report:" in main and "== Style adaptation" in main_log
+    assert "Report" not in other
+    assert "==" not in other_log and "step" not in other_log
 
 
-def test_two_processes_go_on_from_their_checkpoint(base, pair, cache, tmp_path):
+def test_two_processes_go_on_from_their_checkpoint(pair):
     """The end of training is restored, checked and scored again."""
-    first, _ = pair
-    folder = tmp_path / "run"
-    shutil.copytree(first, folder)
-    (folder / "eval.json").unlink()
-    shutil.rmtree(folder / "adapter")
-    # Checkpoints belong to a config without its folder.
-    script = str(REPOSITORY / "train.py")
-    done = together(cache, script, *command(base, folder, "--resume"))
-    for process in done:
-        assert process.returncode == 0, process.stderr[-4000:]
-    assert load_file(folder / "adapter/adapter_model.safetensors").keys()
-    ours, theirs = (json.loads((d / "eval.json").read_text())["world"] for d in (folder, first))
+    assert load_file(pair.resumed / "adapter/adapter_model.safetensors").keys()
+    ours, theirs = (
+        json.loads((d / "eval.json").read_text())["world"] for d in (pair.resumed, pair.folder)
+    )
     assert ours == theirs
-    assert lines(folder) == lines(first)
+    assert lines(pair.resumed) == lines(pair.folder)
 
 
-def test_two_processes_evaluate_like_one(alone, pair, cache, tmp_path):
-    """On a mesh of its own, whatever the run was trained on."""
-    script = str(REPOSITORY / "eval.py")
-    options = ["--run", str(alone), "--run-dir", str(tmp_path / "eval"), "--mesh.fsdp", "2"]
-    main, other = together(cache, script, *options)
-    for process in (main, other):
-        assert process.returncode == 0, process.stderr[-4000:]
-    ours, theirs = (json.loads((d / "eval.json").read_text()) for d in (tmp_path / "eval", alone))
+def test_two_processes_evaluate_like_one(alone, pair):
+    ours, theirs = (json.loads((d / "eval.json").read_text()) for d in (pair.evaluated, alone))
     assert ours["world"]["nll"] == pytest.approx(theirs["world"]["nll"], abs=1e-5)
-    assert "Every answer:" in main.stdout and "Every answer:" not in other.stdout
+    (main, _), (other, _) = (said[2] for said in pair.said)
+    assert "Every answer:" in main and "Every answer:" not in other
 
 
-def test_processes_with_other_options_are_refused_by_all(base, cache, tmp_path):
-    script = str(REPOSITORY / "train.py")
-    done = together(cache, script, *command(base, tmp_path / "run"), each=((), ("--seed", "3")))
-    for process in done:
-        assert process.returncode == 2, process.stderr[-4000:]
-        assert "config of process 1 is not that of process 0" in process.stderr.splitlines()[-1]
-    assert not (tmp_path / "run").exists()
-
-
-def test_each_process_holds_its_own_rows_and_slices_and_hears_the_main_one(base, cache):
-    """The assertions are in the processes themselves."""
-    script = str(REPOSITORY / "tests" / "multihost_process.py")
-    for number, process in enumerate(together(cache, script, str(base), slurm=True)):
-        assert process.returncode == 0, process.stderr[-4000:]
-        assert json.dumps({"process": number}) in process.stdout
+def test_processes_with_other_options_are_refused_by_all(pair):
+    for said in pair.said:
+        *_, message, code = said[3][1].splitlines()
+        assert "config of process 1 is not that of process 0" in message
+        assert code == "@@ train 2"
+    assert not pair.refused.exists()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +171,7 @@ def test_each_process_holds_its_own_rows_and_slices_and_hears_the_main_one(base,
         ({"coordinator": "host", "processes": 2, "process": 0}, "coordinator"),
         ({"coordinator": "host:1", "processes": 2, "process": 2}, "process"),
         ({"coordinator": "host:1", "processes": 2, "process": 0, "auto": True}, "auto"),
+        ({"heartbeat_seconds": 5}, "heartbeat_seconds"),
     ],
 )
 def test_half_an_address_is_refused_by_field(given, field):

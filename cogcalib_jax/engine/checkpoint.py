@@ -34,7 +34,12 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cogcalib_jax.configlib import check
-from cogcalib_jax.distributed import from_main, is_main, require_agreement
+from cogcalib_jax.distributed import (
+    from_main,
+    is_main,
+    is_one_of_several,
+    require_agreement,
+)
 from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import named, write_whole
 from cogcalib_jax.sharding import fetch
@@ -128,7 +133,8 @@ class Checkpoints:
     ) -> None:
         """Save `tree` as it is now; it may be donated as soon as this returns.
 
-        The arrays are copied to the host, and written in the background, one checkpoint at a time.
+        The arrays are copied to the host, and written in the background, one checkpoint at a time;
+        of several processes, before this returns.
 
         Args:
             step: updates made.
@@ -147,8 +153,12 @@ class Checkpoints:
         # update writes there.
         host = jax.tree.map(lambda leaf: np.array(fetch(leaf)), tree)
         name = f"{step}-stopped" if stopped else str(step)
-        if is_main():
-            manifest = {"format": FORMAT, "step": step, "best": best, "identity": identity}
+        manifest = {"format": FORMAT, "step": step, "best": best, "identity": identity}
+        if is_one_of_several():
+            # Orbax has all processes agree while it writes, and what they do meanwhile would come
+            # in between: here they wait.
+            self._write(name, host, manifest)
+        else:
             self._writing = self._writer.submit(self._write, name, host, manifest)
 
     def wait(self) -> None:
@@ -173,22 +183,30 @@ class Checkpoints:
 
     def _write(self, name: str, host: Any, manifest: dict[str, Any]) -> None:
         unfinished = self.folder / f".{name}.partial"
+
+        def begin() -> None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+
+        def finish() -> None:
+            written = {
+                "leaves": leaf_checksums(host),
+                "files": _file_checksums(unfinished / STATE),
+            }
+            write_whole(unfinished / MANIFEST, json.dumps(_sealed(manifest | written)) + "\n")
+            unfinished.rename(self.folder / name)
+            self._forget_old()
+
         try:
             with named(self.folder):
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir(parents=True)
+                from_main(begin)
                 with _quiet():
                     ocp.save(unfinished / STATE, host)
-                manifest |= {
-                    "leaves": leaf_checksums(host),
-                    "files": _file_checksums(unfinished / STATE),
-                }
-                write_whole(unfinished / MANIFEST, json.dumps(_sealed(manifest)) + "\n")
-                unfinished.rename(self.folder / name)
+                from_main(finish)
         except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if is_main():
+                shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        self._forget_old()
 
     def _forget_old(self) -> None:
         names = self._names()
