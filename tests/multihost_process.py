@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -19,8 +20,6 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-import eval as eval_program
-import train
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.distributed import (
     DistributedConfig,
@@ -33,11 +32,8 @@ from cogcalib_jax.distributed import (
 from cogcalib_jax.engine.checkpoint import leaf_checksums
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
-from cogcalib_jax.training import loop
 from cogcalib_jax.weights import safetensors_files
 from cogcalib_jax.weights.hf_weights import load_decoder
-
-PROGRAMS = {"train": train.main, "eval": eval_program.main}
 
 
 @dataclass(frozen=True)
@@ -111,23 +107,23 @@ def run(program: str, *argv: str) -> None:
     else:
         # Standing for what each process is given by its own host.
         options = [option.replace("{process}", str(jax.process_index())) for option in argv]
-        code = run_main(PROGRAMS[program], options)
+        # Imported where they are needed: not all processes need them.
+        code = run_main(import_module(program).main, options)
         print(f"@@ {program} {code}", flush=True)
         print(f"@@ {program} {code}", file=sys.stderr, flush=True)
 
 
-def meet_with_trouble(process: int, update: int, trouble: str) -> None:
-    """In that process, when it makes the batch of that update."""
+def die_before(process: int, update: int) -> None:
+    """That process, when it makes the batch of that update."""
+    loop = import_module("cogcalib_jax.training.loop")
     batches = loop.micro_batches
 
-    def troubled(trainable, stream, step, labels):
-        if step == update and jax.process_index() == process and len(labels) > 16:
-            if trouble == "fail":
-                raise RuntimeError("only here")
+    def deadly(trainable, stream, step, labels):
+        if step == update and jax.process_index() == process:
             die()
         return batches(trainable, stream, step, labels)
 
-    loop.micro_batches = troubled
+    loop.micro_batches = deadly
 
 
 def die() -> None:
@@ -143,8 +139,8 @@ def main(argv: list[str]) -> None:
     start_processes(distributed)  # once is enough
     if "check" in plan:
         check(Path(plan["check"]))
-    if "trouble" in plan:
-        meet_with_trouble(*plan["trouble"])
+    if "die_before" in plan:
+        die_before(*plan["die_before"])
     for command in plan.get("commands", ()):
         run(*command)
     for meeting in range(plan.get("meetings", 0)):
