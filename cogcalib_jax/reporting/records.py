@@ -31,6 +31,8 @@ class Predictions:
     answer is right"""
     brier: np.ndarray
     """[n] float64: multiclass Brier score in the sum form; of answers the binary one"""
+    guess_nll: float | None = None
+    """nats, of giving every option of a question the same probability; None of answers"""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
         confidence=np.array([row["confidence"] for row in rows], float),
         nll=np.array([row["nll"] for row in rows], float),
         brier=brier_per_row(probs, options, answers),
+        guess_nll=float(np.log(options).mean()),
     )
 
 

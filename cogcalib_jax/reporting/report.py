@@ -15,6 +15,7 @@ from cogcalib_jax.reporting.names import long_name, short_name
 from cogcalib_jax.reporting.pictures import task_pictures, training_pictures
 from cogcalib_jax.reporting.records import Run, read_run
 from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.reporting.training_words import training_notes
 from cogcalib_jax.reporting.words import count
 
 TEXT_WIDTH = 110
@@ -34,16 +35,20 @@ def write_report(run_dir: Path) -> str:
     training = Section(
         "Training",
         source=_source(run, "metrics.jsonl"),
+        verdict=training_notes(run),
         pictures=tuple(training_pictures(run)),
     )
-    sections += [training] if training.pictures else []
+    sections += [training] if training.pictures or training.verdict else []
     path = run.folder / "report.html"
     write_whole(path, _page(run, sections))
 
     main, others = found[0], run.tasks[1:]
     shown = {c: t for c, t in main.tables.items() if c != VOCABULARY and not c.startswith(BY)}
-    wrapped = "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in main.verdict)
-    text = [*map(as_text, shown.values()), *filter(None, [wrapped])]
+    wrapped = [
+        "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in lines)
+        for lines in (main.verdict, training.verdict)
+    ]
+    text = [*map(as_text, shown.values()), *filter(None, wrapped)]
     pictures = ", ".join(p.path.name for p in (*sections[0].pictures, *training.pictures))
     also = f" (also: {', '.join(others)})" if others else ""
     text.append(
