@@ -1,5 +1,6 @@
 """What a user can get wrong, as the user sees it: exit code 2, one line, nothing left behind."""
 
+import faulthandler
 import signal
 from contextlib import contextmanager
 
@@ -19,9 +20,12 @@ def guard():
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(GUARD_SECONDS)
+    # Code that is not Python's hears no signal until it returns: then the process ends.
+    faulthandler.dump_traceback_later(2 * GUARD_SECONDS, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
