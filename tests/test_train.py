@@ -1,17 +1,22 @@
 """`python train.py` from its command line: a run, a resumed run, a comparison, and refusals."""
 
+import errno
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import train
+from cogcalib_jax.engine import checkpoint
 from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.runs import train as runs
 from tests.engine.quick import quick_compilation
+from tests.reliability.resumed import differences
 from tests.runs.small_base import WORLD, arguments, write_base
-from tests.training.small_trainer import Killed, checksums, lines
+from tests.training.small_trainer import Killed, lines
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,10 +74,7 @@ def test_its_config_repeats_it(cols, base, tmp_path):
     assert again["world"] == first["world"]
 
 
-def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
-    """Same words on the command line, another working folder: even eval.json has the same bytes."""
-    monkeypatch.chdir(tmp_path)
-    command = arguments(base, "run", "--method.name", "cols")
+def killed_after_an_epoch(command, monkeypatch):
     save = Checkpoints.save
 
     def killed(self, step, *args, **kwargs):
@@ -83,15 +85,70 @@ def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Checkpoints, "save", killed)
         run_main(train.main, command)
+
+
+def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
+    """Same words on the command line, another working folder: even eval.json has the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    command = arguments(base, "run", "--method.name", "cols")
+    killed_after_an_epoch(command, monkeypatch)
     assert not (tmp_path / "run/eval.json").exists()
     assert run_main(train.main, [*command, "--resume"]) == 0
-    for name in ("eval.json", "config.yaml", "predictions/world.jsonl"):
-        assert (tmp_path / "run" / name).read_bytes() == (cols / name).read_bytes(), name
-    adapter = "adapter/adapter_model.safetensors"
-    assert (tmp_path / "run" / adapter).read_bytes() == (cols / adapter).read_bytes()
-    assert checksums(tmp_path / "run") == checksums(cols)
-    for name in ("metrics.jsonl", "dynamics.jsonl"):
-        assert lines(tmp_path / "run", name) == lines(cols, name)
+    assert differences(tmp_path / "run", cols) == []
+
+
+def test_resumed_on_another_mesh_it_agrees(cols, base, tmp_path, monkeypatch):
+    """Begun on eight parts of the batch, ended on parameters in four and heads in two."""
+    run = tmp_path / "run"
+    command = arguments(base, run, "--method.name", "cols")
+    killed_after_an_epoch(command, monkeypatch)
+    mesh = ["--mesh.data", "1", "--mesh.fsdp", "4", "--mesh.tensor", "2"]
+    assert run_main(train.main, [*command, "--resume", *mesh]) == 0
+    ours, theirs = lines(run), lines(cols)
+    assert len(ours) == len(theirs)
+    for our, their in zip(ours, theirs, strict=True):
+        numbers = {key: value for key, value in their.items() if isinstance(value, float)}
+        assert {key: our[key] for key in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-5)
+        assert {**our, **numbers} == their
+    ours, theirs = (load_file(d / "adapter/adapter_model.safetensors") for d in (run, cols))
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], atol=1e-5, err_msg=name)
+    ours, theirs = (results(d / "eval.json")["world"] for d in (run, cols))
+    assert ours["nll"] == pytest.approx(theirs["nll"], abs=1e-5)
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_can_be_resumed(
+    cols, base, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = arguments(base, "run", "--method.name", "cols")
+    write, calls = checkpoint.ocp.save, []
+
+    def full(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 3:  # style adaptation, and both ends of an epoch
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp, "save", full)
+        refused(command, "No space left on device; make room", capsys)
+    assert run_main(train.main, [*command, "--resume"]) == 0
+    assert differences(tmp_path / "run", cols) == []
+
+
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before_it(
+    cols, base, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(cols, tmp_path / "run")
+    (tmp_path / "run/eval.json").unlink()
+    (tmp_path / "run/checkpoints/6/manifest.json").write_text("{")
+    command = arguments(base, "run", "--method.name", "cols", "--resume")
+    assert run_main(train.main, command) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(told) == 1 and "moved to 6-damaged, and checkpoint 3 is used" in told[0]
+    assert differences(tmp_path / "run", cols) == []
 
 
 def test_a_comparison_starts_every_method_from_one_style_phase(comparison, cols):
