@@ -12,9 +12,10 @@ from tests.reporting.synthetic import write_comparison
 
 STYLE_END = 10
 ONE = np.ones(1)
+GUESS = float(np.log(4))
 
 
-def notes(*steps, key="cols", guess=np.log(4)):
+def notes(*steps, key="cols", guess=GUESS):
     predictions = {"world": Predictions(("q0",), ONE > 0, ONE, ONE, ONE, guess)}
     method = Method(key, {"world": {}}, predictions, tuple(steps), (), "config.yaml", None)
     return training_notes(Run(None, (method, method), ("world",), STYLE_END, {}, 15, {}))
@@ -39,10 +40,10 @@ def test_skipped_updates_are_counted_by_phase_and_examples_named():
     lines += [skipped(4, "style", "a"), *updates([1.0] * 20)]
     lines += [skipped(15, "finetune", *"bcd"), skipped(25, "finetune", *"bcdefgh", terms=["cal"])]
     style, finetune = notes(*lines)
-    assert style.startswith("Style adaptation: 1 of 10 updates skipped, since cross-entropy was")
-    assert finetune.startswith(
-        "CoLS: 2 of 20 updates skipped, since the term and cross-entropy was"
+    assert style.startswith(
+        "Style adaptation: 1 of 10 updates skipped; not finite: cross-entropy ("
     )
+    assert finetune.startswith("CoLS: 2 of 20 updates skipped; not finite: the term, cross-entropy")
     assert "(examples b, c, d, e, f and 2 more;" in finetune
 
 
