@@ -34,6 +34,7 @@ from cogcalib_jax.experiments.detector_results import (
 from cogcalib_jax.experiments.knownness import SlickScorer
 from cogcalib_jax.experiments.suite import Cell, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
+from cogcalib_jax.method.slick import SHOTS
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.config import SAMPLING_BASELINES, RunConfig
 from cogcalib_jax.runs.method_run import Run
@@ -53,6 +54,8 @@ class DetectorConfig(RunConfig):
     """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
     methods: tuple[str, ...] = ("sft",)
     """losses whose training is watched, each from the same start, named as in compare"""
+    shots: int = SHOTS
+    """solved questions before each one in SliCK's prompts (the world's have none)"""
     folder: str | None = None
     """where runs and results lie; unset: runs/detector-NAME after the preset's file"""
     out: str | None = None
@@ -62,6 +65,7 @@ class DetectorConfig(RunConfig):
         super().__post_init__()
         check(len(self.seeds) > 0, "seeds", "must name at least one seed")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", "must name each seed once")
+        check(self.shots >= 1, "shots", "must be at least 1")
         check(
             len(self.methods) > 0 and not set(self.methods) & set(SAMPLING_BASELINES),
             "methods",
@@ -112,7 +116,7 @@ def detector(argv: list[str]) -> str:
         planned.append(WatchedSeed("as in the preset", seed, run, place, again))
     if config.dry_run:
         return plan_text(planned)
-    failed = run_cells(planned, folder, watch_seed)
+    failed = run_cells(planned, folder, partial(watch_seed, shots=config.shots))
     done = {cell.seed: cell.folder for cell in planned if cell not in failed}
     if not done:
         raise UserError(f"{folder}: every seed failed; the first: {failed[0].folder}/failure.txt")
@@ -128,7 +132,7 @@ def detector(argv: list[str]) -> str:
     return f"{text}\nTables and pictures: {folder / 'results.md'}, {folder / 'results.jsonl'}"
 
 
-def watch_seed(cell: Cell, config: RunConfig, style: Path | None) -> None:
+def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = SHOTS) -> None:
     """Train every method of `config` and write down what the gate saw; `style` is not used."""
     run = prepare(config, "detector", list(cell.argv))
     trainer = run.trainer
@@ -136,7 +140,7 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None) -> None:
         TRAINED: EncodedSplit.of(trainer.splits["train"][: config.training.probe_rows]),
         HELD_OUT: trainer.splits["validation"],
     }
-    write_labels(run, rows)
+    write_labels(run, rows, shots)
     say(f"== Style adaptation: {trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(trainer, run.assembled.lora, run.folder / "style")
     methods = run.config.resolved_methods()
@@ -149,12 +153,12 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None) -> None:
     write_rows(run.folder / NUMBERS, tidy_rows(cell.seed, run.folder, tuple(methods)))
 
 
-def write_labels(run: Run, rows: Mapping[str, EncodedSplit]) -> None:
+def write_labels(run: Run, rows: Mapping[str, EncodedSplit], shots: int) -> None:
     """What the model that training starts from knows of each question, a line each."""
     if (run.folder / LABELS).is_file():
         return
     say("== SliCK categories, before any training")
-    slick = SlickScorer(run)
+    slick = SlickScorer(run, shots)
     lines: list[dict[str, Any]] = []
     for data, encoded in rows.items():
         found = slick(run.assembled.lora, encoded)

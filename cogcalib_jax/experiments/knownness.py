@@ -38,8 +38,10 @@ from cogcalib_jax.method.slick import (
     would_be_sampled,
 )
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.generate import require_room
 from cogcalib_jax.runs.method_run import Run
+
+MAX_BUCKETS = 4
+"""padded lengths of all prompts together"""
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,24 @@ class Slick:
 class SlickScorer:
     """Categories of a run's questions under LoRA parameters; compiled once a padded length."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, shots: int = SHOTS):
+        """shots: solved questions before each one; the world's prompts have none."""
         self._run = run
+        self._shots = shots
         self._answers = run.trainer.answers
         self._pass = SplitPass(run.assembled.model, run.assembled.mesh, _greedy_and_sampled)
 
     def __call__(self, lora: nnx.State, rows: EncodedSplit) -> Slick:
         """Raises UserError where a question with its solved ones does not fit the model."""
+        prompts = list(prompts_of(self._run, rows, self._shots))
+        # The same for all prompts: each padded length compiles a pass of its own.
+        buckets = length_buckets(np.concatenate([asked.lengths for asked in prompts]), MAX_BUCKETS)
         greedy, sampled = [], []
-        for number, asked in enumerate(prompts_of(self._run, rows)):
+        for number, asked in enumerate(prompts):
             if rows.is_open:
                 right, share = self._generated(lora, asked, number)
             else:
-                right, share = self._exact(lora, asked)
+                right, share = self._exact(lora, asked, buckets)
             greedy.append(right)
             sampled.append(share)
         chosen, probability = np.stack(greedy, 1), np.stack(sampled, 1)
@@ -84,9 +91,10 @@ class SlickScorer:
             lora, asked, temperature=TEMPERATURE, samples=SAMPLES, seed=seed
         )
 
-    def _exact(self, lora: nnx.State, asked: EncodedSplit) -> tuple[np.ndarray, np.ndarray]:
-        size = self._run.config.evaluation.batch_size
-        batches = eval_batches(asked, size, length_buckets(asked.lengths))
+    def _exact(
+        self, lora: nnx.State, asked: EncodedSplit, buckets: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        batches = eval_batches(asked, self._run.config.evaluation.batch_size, buckets)
         rows, (right, logprob) = self._pass(lora, batches, TEMPERATURE)
         order = np.argsort(rows)
         return right[order] > 0, np.exp(logprob[order].astype(np.float64))
@@ -104,26 +112,34 @@ def _greedy_and_sampled(
     return right, completion_logprob(decoder, batch, temperature)
 
 
-def prompts_of(run: Run, rows: EncodedSplit) -> Iterator[EncodedSplit]:
-    """`rows` asked anew under one prompt after the other."""
+def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[EncodedSplit]:
+    """`rows` asked anew under one prompt after the other; count: of solved questions.
+
+    Raises UserError where there are too few to show, or the model has no room for them.
+    """
     examples = [row.example for row in rows]
     if isinstance(TASKS[run.config.data.task], MadeTask):
         for asked in zip(*map(wordings, examples), strict=True):
             yield encode_split("SliCK", asked, run.tokenizer, run.config.data)[0]
         return
-    config, pool = _with_shots(run.config.data), run.trainer.splits["style"]
-    if len(pool) < SHOTS:
+    config, pool = _with_shots(run.config.data, count), run.trainer.splits["style"]
+    if len(pool) < count:
         raise UserError(
-            f"detector: the style split has {len(pool)} questions, and SliCK shows {SHOTS} solved"
-            " ones before each; raise data.style_fraction"
+            f"detector: the style split has {len(pool)} questions, and {count} solved ones are"
+            " to be shown before each; raise data.style_fraction, or lower shots"
         )
     context = run.assembled.decoder.config.max_position_embeddings
-    new = run.config.evaluation.open.max_new_tokens if rows.is_open else 1
+    new = run.config.evaluation.open.max_new_tokens if rows.is_open else 0
     for number in range(PROMPTS):
         rng = np.random.default_rng([run.config.seed, number])
-        shots = [pool[i].example for i in rng.choice(len(pool), SHOTS, replace=False)]
+        shots = [pool[i].example for i in rng.choice(len(pool), count, replace=False)]
         asked, _ = encode_split("SliCK", examples, run.tokenizer, config, shots)
-        require_room(context, int(asked.lengths.max()), new)
+        longest = max(len(row.prompt_ids) for row in asked) if rows.is_open else asked.lengths.max()
+        if longest + new > context:
+            raise UserError(
+                f"detector: with {count} solved questions a prompt takes {longest} tokens, and with"
+                f" its answer more than the model's context of {context}; lower shots"
+            )
         yield asked
 
 
@@ -137,7 +153,7 @@ def wordings(example: Example) -> tuple[Example, ...]:
     )
 
 
-def _with_shots(config: DataConfig) -> DataConfig:
+def _with_shots(config: DataConfig, count: int) -> DataConfig:
     """Prompts of the task with solved questions; a published protocol's prompt has none."""
-    room = config.max_length * (SHOTS + 1)
-    return replace(config, few_shot=SHOTS, protocol=CLEAN, max_length=room, on_bad_row="error")
+    room = config.max_length * (count + 1)
+    return replace(config, few_shot=count, protocol=CLEAN, max_length=room, on_bad_row="error")

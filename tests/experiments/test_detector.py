@@ -156,6 +156,7 @@ def test_a_dry_run_lists_the_seeds_and_runs_nothing(command, finished, tmp_path,
     ("words", "message"),
     [
         (["--seeds", "1,1"], "seeds"),
+        (["--shots", "0"], "shots"),
         (["--methods", "ensemble"], "methods"),
         (["--methods", "nothing"], "compare"),
         (["--composition.known-share", "0.5"], "known_share"),

@@ -145,8 +145,10 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(UserError, match="style_fraction"):
         next(prompts_of(open_run(style_rows=3), open_rows()))
     small = open_run()
-    decoder = SimpleNamespace(config=replace(TINY, max_position_embeddings=32))
+    decoder = SimpleNamespace(config=replace(TINY, max_position_embeddings=40))
     tight = SimpleNamespace(**vars(small))
     tight.assembled = SimpleNamespace(decoder=decoder)
-    with pytest.raises(UserError, match="context of 32"):
+    with pytest.raises(UserError, match="context of 40; lower shots"):
         next(prompts_of(tight, open_rows()))
+    (block, question) = next(prompts_of(tight, open_rows(), 1))[0].prompt.split("\n\n")
+    assert "Answer: " in block and question == open_rows()[0].prompt
