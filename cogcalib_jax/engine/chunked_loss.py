@@ -168,19 +168,17 @@ def _with_slope(
     else the chunks gave, stacked `[chunks, ...]` and without gradient.
     """
     fixed_head, fixed_hidden = jax.lax.stop_gradient((head, hidden))
-    adapter = (head.lora_A, head.lora_B)
+    adapter = _adapter(head)
 
     def add(carry: Any, chunk: Any) -> tuple[Any, Any]:
         rows, hidden, key = chunk
 
-        def value(hidden: jax.Array, adapter: tuple[Any, Any]) -> tuple[jax.Array, Any]:
-            lora_A, lora_B = adapter
-            return function(rows, hidden, fixed_head.replace(lora_A=lora_A, lora_B=lora_B), key)
+        def value(hidden: jax.Array, adapter: dict[str, Any]) -> tuple[jax.Array, Any]:
+            return function(rows, hidden, fixed_head.replace(**adapter), key)
 
-        fixed_adapter = (fixed_head.lora_A, fixed_head.lora_B)
         (total, extra), (d_hidden, d_adapter) = jax.value_and_grad(
             value, argnums=(0, 1), has_aux=True
-        )(hidden, fixed_adapter)
+        )(hidden, _adapter(fixed_head))
         return jax.tree.map(jnp.add, carry, (total, d_adapter)), (extra, d_hidden)
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, adapter))
@@ -189,6 +187,11 @@ def _with_slope(
     (total, d_adapter), (extra, d_hidden) = jax.lax.scan(add, zero, chunks)
     slopes = (_uncut(d_hidden), d_adapter)
     return total + _rise((hidden, adapter), slopes), extra
+
+
+def _adapter(head: Head) -> dict[str, jax.Array | None]:
+    """What of the head is trained."""
+    return {"lora_A": head.lora_A, "lora_A_root": head.lora_A_root, "lora_B": head.lora_B}
 
 
 def _rise(variables: Any, slopes: Any) -> jax.Array:

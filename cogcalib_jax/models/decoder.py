@@ -361,6 +361,7 @@ class Decoder(nnx.Module):
         return Head(
             weight=self._table(self.embed_tokens if tied else head),
             lora_A=head.lora_A[...] if adapted else None,
+            lora_A_root=None if head.lora_A_root is None else head.lora_A_root[...],
             lora_B=head.lora_B[...] if adapted else None,
             scale=head.scale,
             dropout=head.dropout,

@@ -21,6 +21,8 @@ class Head:
     """`[vocab, hidden]` in the model's dtype: the embedding's where the two are tied"""
     lora_A: jax.Array | None
     """`[rank, hidden]` float32, None without an adapter"""
+    lora_A_root: jax.Array | None
+    """like lora_A where A is uncertain, else None"""
     lora_B: jax.Array | None
     """`[vocab, rank]` float32"""
     scale: float = struct.field(pytree_node=False)
@@ -32,7 +34,7 @@ class Head:
             "...d,vd->...v", hidden, self.weight, preferred_element_type=jnp.float32
         )
         if self.lora_A is not None:
-            low = lora_input(hidden, self.lora_A, self.dropout, dropout_key)
+            low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("...r,vr->...v", low, self.lora_B)
         return logits
 
@@ -44,6 +46,9 @@ class Head:
         rows = self.weight[option_ids]
         logits = jnp.einsum("bd,bkd->bk", hidden, rows, preferred_element_type=jnp.float32)
         if self.lora_A is not None:
-            low = lora_input(hidden, self.lora_A, self.dropout, dropout_key)
+            low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("br,bkr->bk", low, self.lora_B[option_ids])
         return logits
+
+    def _low(self, hidden: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        return lora_input(hidden, self.lora_A, self.lora_A_root, self.dropout, dropout_key)

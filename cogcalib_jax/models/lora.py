@@ -67,9 +67,21 @@ class LoraConfig:
         return frozenset(expanded)
 
 
+# Standard deviations of A begin between half of this squared and this squared (BLoB, eps).
+FIRST_ROOT = 0.05
+
+
+@dataclass(frozen=True)
+class UncertainLora(LoraConfig):
+    """LoRA whose A is a normal distribution around lora_A, independent in its entries, with
+    standard deviations lora_A_root squared: the posterior of BLoB (Wang et al. 2024, section 3.1).
+    """
+
+
 class Linear(nnx.Module):
     """y = x W^T + b (+ scale * B A x): weight `[*stack, out, in]`, bias `[*stack, out]`,
-    lora_A `[*stack, rank, in]` and lora_B `[*stack, out, rank]`.
+    lora_A `[*stack, rank, in]` and lora_B `[*stack, out, rank]`; with UncertainLora also
+    lora_A_root, of lora_A's shape.
 
     `stack` is the leading axis of a pile of layers that a scan takes apart. Weight and bias are
     Params in `dtype`; A and B are LoRAParams in float32 whatever the dtype, and the adapter is
@@ -99,11 +111,13 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
         self.lora_A = None if lora is None else _lora_a(stack, lora.rank, in_features, rngs)
         self.lora_B = None if lora is None else _lora_b(stack, lora.rank, out_features)
+        uncertain = isinstance(lora, UncertainLora)
+        self.lora_A_root = _lora_a_root(self.lora_A.shape, rngs) if uncertain else None
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """x `[..., in]` -> `[..., out]` in x's dtype, for a layer without `stack`.
 
-        dropout_key: None keeps all of A's inputs.
+        dropout_key: None keeps all of A's inputs, and takes A's mean.
         """
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
         if self.bias is not None:
@@ -116,21 +130,40 @@ class Linear(nnx.Module):
 
     def lora_input(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         """A x after dropout, `[..., rank]` float32."""
-        return lora_input(x, self.lora_A[...], self.dropout, dropout_key)
+        root = None if self.lora_A_root is None else self.lora_A_root[...]
+        return lora_input(x, self.lora_A[...], root, self.dropout, dropout_key)
 
 
 def lora_input(
-    x: jax.Array, lora_A: jax.Array, dropout: float, dropout_key: jax.Array | None
+    x: jax.Array,
+    lora_A: jax.Array,
+    lora_A_root: jax.Array | None,
+    dropout: float,
+    dropout_key: jax.Array | None,
 ) -> jax.Array:
     """A x after dropout: x `[..., in]`, lora_A `[rank, in]` -> `[..., rank]` float32.
 
-    dropout_key: None keeps all of x.
+    lora_A_root: like lora_A, its standard deviations' roots, or None. dropout_key: None keeps all
+    of x, and takes A's mean.
     """
     x = x.astype(jnp.float32)
     if dropout_key is not None and dropout > 0:
         keep = 1 - dropout
         x = jnp.where(jax.random.bernoulli(dropout_key, keep, x.shape), x / keep, 0.0)
-    return jnp.einsum("...i,ri->...r", x, lora_A)
+    low = jnp.einsum("...i,ri->...r", x, lora_A)
+    if dropout_key is not None and lora_A_root is not None:
+        low = low + _flipout(x, jnp.square(lora_A_root), dropout_key)
+    return low
+
+
+def _flipout(x: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
+    """What A's noise adds to A x, `[..., rank]`: one draw of noise, and random signs of inputs and
+    outputs that make it another one for every vector of x (Wen et al. 2018; BLoB, section 3.3)."""
+    noise_key, in_key, out_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    noise = deviation * jax.random.normal(noise_key, deviation.shape, jnp.float32)
+    flipped = x * jax.random.rademacher(in_key, x.shape, jnp.float32)
+    low = jnp.einsum("...i,ri->...r", flipped, noise)
+    return low * jax.random.rademacher(out_key, low.shape, jnp.float32)
 
 
 def normal_param(
@@ -149,6 +182,11 @@ def _lora_a(stack: tuple[int, ...], rank: int, in_features: int, rngs: nnx.Rngs)
 
 def _lora_b(stack: tuple[int, ...], rank: int, out_features: int) -> nnx.LoRAParam:
     return nnx.LoRAParam(jnp.zeros((*stack, out_features, rank), jnp.float32))
+
+
+def _lora_a_root(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.LoRAParam:
+    low = FIRST_ROOT / math.sqrt(2)
+    return nnx.LoRAParam(jax.random.uniform(rngs.lora(), shape, jnp.float32, low, FIRST_ROOT))
 
 
 def with_dropout(decoder: Decoder, dropout: float) -> Decoder:

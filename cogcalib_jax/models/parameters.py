@@ -6,6 +6,7 @@ Shapes first, then shardings, then arrays: no parameter exists on one device bef
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora import LoraConfig, UncertainLora
 from cogcalib_jax.sharding import named_sharding
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
@@ -29,6 +30,9 @@ PROJECTION_AXES: dict[str, tuple[str, str]] = {
     "embed_tokens": ("vocab", "embed"),
     "lm_head": ("vocab", "embed"),
 }
+
+# The name of A's standard deviations, as their roots, in an UncertainLora.
+ROOT = "lora_A_root"
 
 Path = tuple[str, ...]
 """a parameter's place in the decoder: ("layers", "self_attn", "q_proj", "weight")"""
@@ -45,6 +49,7 @@ def logical_axes(path: Path) -> tuple[str | None, ...]:
         "weight": (out_axis, in_axis),
         "bias": (out_axis,),
         "lora_A": ("rank", in_axis),
+        ROOT: ("rank", in_axis),
         "lora_B": (out_axis, "rank"),
     }
     return (*stack, *axes[kind])
@@ -128,6 +133,39 @@ def random_lora(
 ) -> nnx.State:
     """Fresh LoRA parameters for an abstract decoder, without making the base's."""
     return _initialise(config, lora, jnp.float32, abstract, seed, nnx.LoRAParam)
+
+
+def with_uncertainty(decoder: Decoder, seed: int) -> Decoder:
+    """The same model, sharing its arrays, whose LoRA matrices A are normal distributions around
+    what they were; `seed` draws the first standard deviations."""
+    lora = UncertainLora(**asdict(decoder.lora))
+    graphdef, abstract = _with_lora(decoder, lora)
+    fresh = nnx.to_flat_state(random_lora(decoder.config, lora, abstract, seed))
+    roots = [(path, leaf) for path, leaf in fresh if path[-1] == ROOT]
+    same = nnx.to_flat_state(nnx.state(decoder))
+    return nnx.merge(graphdef, nnx.from_flat_state([*same, *roots]))
+
+
+def without_uncertainty(decoder: Decoder) -> Decoder:
+    """The same model, sharing its arrays, with A's mean in place of its distribution."""
+    if not isinstance(decoder.lora, UncertainLora):
+        return decoder
+    graphdef, _ = _with_lora(decoder, LoraConfig(**asdict(decoder.lora)))
+    flat = nnx.to_flat_state(nnx.state(decoder))
+    return nnx.merge(
+        graphdef, nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[-1] != ROOT])
+    )
+
+
+def _with_lora(decoder: Decoder, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return abstract_decoder(
+        decoder.config,
+        lora,
+        decoder.dtype,
+        decoder.mesh,
+        remat=decoder.remat,
+        attention=decoder.layers.self_attn.attention,
+    )
 
 
 def _initialise(

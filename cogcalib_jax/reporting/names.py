@@ -21,6 +21,7 @@ SAMPLED = {
     "mc_dropout": ("MC-dropout", "SFT with MC-dropout"),
     "ensemble": ("Ensemble", "Deep ensemble of SFT"),
     "laplace_lora": ("Laplace-LoRA", "Laplace-LoRA around SFT"),
+    "blob": ("BLoB", "BLoB: SFT with a distribution over A"),
 }
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness. Warm: nothing
@@ -38,6 +39,7 @@ _FIXED = {
     "mc_dropout": ("#A6761D", ":"),
     "ensemble": ("#6A3D9A", ":"),
     "laplace_lora": ("#8B1A1A", "-."),
+    "blob": ("#1B3A6B", ":"),
 }
 _SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
 

@@ -29,7 +29,7 @@ from cogcalib_jax.weights.config import ModelConfig
 NOT_IDENTITY = ("run_dir", "resume", "dry_run", "mesh", "checkpoint")
 
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
-SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora")
+SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
 # Dropout of MC-dropout's adapter where lora.dropout is 0, as in the literature on Bayesian LoRA.
 MC_DROPOUT = 0.1
 
@@ -48,7 +48,7 @@ class RunConfig:
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
     compare: tuple[str, ...] = ()
     """methods to train from the same start, each NAME or TERM@GATE, with =WEIGHT if wanted, and
-    beside them the baselines mc_dropout, ensemble and laplace_lora; none: method alone"""
+    beside them the baselines mc_dropout, ensemble, laplace_lora and blob; none: method alone"""
     ensemble_members: int = 5
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0

@@ -302,6 +302,9 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
         alone = finetuning + _between(run, config.as_plain_finetuning().method)
         again = nothing if "sft" in run.methods else alone
         parts.append(("Laplace-LoRA", sum(passes, again)))
+    if "blob" in config.sampling_baselines:
+        train = finetuning + _between(run, config.as_plain_finetuning().method)
+        parts.append(("BLoB", train + tests * config.evaluation.mc_passes))
     return parts
 
 

@@ -14,6 +14,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.runs.assemble import Assembled, say
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
@@ -57,7 +58,8 @@ def train_method(
         f" {trainer.total_steps} updates"
     )
     result = finetune(trainer, method, start, style_folder, folder)
-    decoder = trainer.trainable.model.merge(result.lora)
+    # A PEFT adapter has no distributions: of one it holds the mean.
+    decoder = without_uncertainty(trainer.trainable.model.merge(result.lora))
     save_adapter(folder / "adapter", decoder, config.lora, run.base)
     calibration = trainer.splits["calibration"]
     write_calibration(

@@ -3,7 +3,7 @@
 MC-dropout is one adapter trained with dropout, which stays on while it answers. A deep ensemble is
 several fine-tunings of one base on the same rows, each with LoRA's first weights, style phase and
 data order of its own. Laplace-LoRA is one adapter that is trained already and a normal distribution
-around it.
+around it. BLoB trains such a distribution from the beginning.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
+from cogcalib_jax.models.parameters import with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
 from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.method_run import Run, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
-from cogcalib_jax.training.finetune import style_phase
+from cogcalib_jax.training.blob import Prior
+from cogcalib_jax.training.finetune import make_trainer, style_phase
 
 Predict = Callable[[EncodedSplit], Predictions]
 
@@ -48,6 +50,7 @@ def sampling_rows(
         "mc_dropout": lambda folder: _mc_dropout(run, start, style_folder, sft, folder),
         "ensemble": lambda folder: _ensemble(run, sft, folder),
         "laplace_lora": lambda folder: _laplace_lora(run, start, style_folder, sft, folder),
+        "blob": lambda folder: _blob(run, start, style_folder, folder),
     }
     rows = {}
     for name in run.config.sampling_baselines:
@@ -137,3 +140,26 @@ def _laplace_lora(
     )
     predictor = LaplacePredictor(model, mesh, evaluation)
     return partial(predictor, sft, fitted.posterior, seed=config.seed)
+
+
+def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predict:
+    """From the start that all methods share, with standard deviations beside A; validations look at
+    its mean, and so does whoever loads the adapter."""
+    config = run.config.as_plain_finetuning()
+    evaluation, training = config.evaluation, config.training
+    say(f"== blob: sft with a distribution over A, {evaluation.mc_passes} draws a question")
+    decoder = with_uncertainty(run.assembled.model.merge(start), config.training_seed)
+    model, start = split_model(decoder)
+    rows = len(run.trainer.splits["train"])
+    trainable = replace(
+        run.trainer.trainable,
+        model=model,
+        dropout=True,
+        prior=Prior(rows, training.batch_size, training.learning_rate),
+        identity=config.identity() | {"blob": True},
+    )
+    trainer = make_trainer(trainable, evaluation, run.trainer.splits)
+    write_config(folder, config)
+    trained = train_method(run, trainer, config, start, style_folder, folder)
+    predictor = DropoutPredictor(model, run.assembled.mesh, evaluation)
+    return partial(predictor, trained.lora, seed=config.seed)

@@ -33,7 +33,6 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.preemption import Preempted, held_back
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
-from cogcalib_jax.training.config import make_optimizer
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable
 from cogcalib_jax.training.step_log import StepLog
@@ -182,7 +181,7 @@ def jit_step(
     trainable: Trainable, method: MethodConfig, schedule: optax.Schedule, lora: nnx.State
 ) -> StepFunction:
     """The jitted update of `method` (resolved), compiled at its first call with a shape."""
-    optimizer = make_optimizer(trainable.training, schedule)
+    optimizer = trainable.optimizer(schedule)
     step = make_train_step(
         trainable.model, optimizer, method, trainable.loss, dropout=trainable.dropout
     )

@@ -18,6 +18,7 @@ from cogcalib_jax.engine.checkpoint import CheckpointConfig
 from cogcalib_jax.engine.step import SplitModel, TrainState, init_state
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.sharding import replicate
+from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.config import TrainingConfig, make_optimizer
 
 
@@ -37,6 +38,13 @@ class Trainable:
     """the resolved config as JSON: a checkpoint made with another one is refused"""
     made_from: dict[str, Any] = field(default_factory=dict)
     """hashes of the base's weights and of the rows, JSON: likewise"""
+    prior: Prior | None = None
+    """of LoRA's A, where that is a distribution (BLoB)"""
+
+    def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """What turns gradients into updates."""
+        plain = make_optimizer(self.training, schedule)
+        return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""
@@ -86,7 +94,7 @@ def begin(
     trainable: Trainable, phase: Phase, lora: nnx.State, threshold: float, labels: np.ndarray
 ) -> Progress:
     """The state before the first update: fresh optimizer, nothing validated yet."""
-    optimizer = make_optimizer(trainable.training, phase.schedule)
+    optimizer = trainable.optimizer(phase.schedule)
     return Progress(
         state=init_state(lora, optimizer, trainable.mesh),
         threshold=trainable.scalar(threshold),

@@ -208,7 +208,7 @@ def test_a_mesh_moves_statistics_and_no_logits(mesh, chunk):
         gate = GateInputs(jnp.float32(60.0), jnp.float32(0.7))
 
         def total(hidden, lora):
-            head = Head(weight, down, lora, 1.0, 0.0)
+            head = Head(weight, down, None, lora, 1.0, 0.0)
             return batch_loss(
                 head,
                 hidden,
@@ -278,7 +278,7 @@ def test_memory_at_full_size_stays_below_400_mb():
         batch = batch._replace(**long)
 
         def loss(hidden, lora_B, weight, lora_A, batch, labels):
-            head = Head(weight, lora_A, lora_B, 2.0, 0.0)
+            head = Head(weight, lora_A, None, lora_B, 2.0, 0.0)
             gate = GateInputs(jnp.float32(1.0), jnp.float32(0.1))
             sums = batch_loss(
                 head,

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig
+from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig, UncertainLora
 
 
 def layer(lora=None, dtype=jnp.float32, stack=(), **options):
@@ -49,6 +49,27 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
     assert dropped.mean() == pytest.approx(400, rel=0.01)
     # Binomial: sqrt(n p / (1 - p)) around the mean.
     assert dropped.std() == pytest.approx(np.sqrt(400 * 0.25 / 0.75), rel=0.1)
+
+
+def test_an_uncertain_a_is_drawn_with_its_variance_and_anew_for_every_input():
+    made = layer(UncertainLora(rank=3))
+    root = np.asarray(made.lora_A_root[...])
+    assert root.shape == (3, 400)
+    assert 0.05 / np.sqrt(2) <= root.min() < root.max() <= 0.05
+    made.lora_A_root[...] = jax.random.uniform(jax.random.key(2), (3, 400)) * 2
+    x = np.random.RandomState(0).standard_normal(400).astype(np.float32)
+    mean = np.asarray(made.lora_A[...]) @ x
+    many = jnp.broadcast_to(x, (4000, 400))
+    np.testing.assert_allclose(made.lora_input(many, None)[0], mean, atol=1e-5)
+    # Signs decorrelate the inputs of one draw; their mean is then within its error of A's.
+    drawn = np.asarray(made.lora_input(many, jax.random.key(3)))
+    variance = np.asarray(made.lora_A_root[...]) ** 4 @ x**2
+    np.testing.assert_array_less(abs(drawn.mean(0) - mean), 4 * np.sqrt(variance / 4000))
+    assert len(np.unique(drawn[:, 0].round(4))) > 3000
+    keys = jax.random.split(jax.random.key(4), 4000)
+    one = np.asarray(jax.vmap(lambda key: made.lora_input(many[0], key))(keys))
+    np.testing.assert_allclose(one.var(0), variance, rtol=0.15)
+    np.testing.assert_allclose(np.corrcoef(one.T), np.eye(3), atol=0.07)
 
 
 def test_all_linear_is_the_seven_projections_without_the_head():

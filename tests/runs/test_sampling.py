@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import train
 from cogcalib_jax.engine.checkpoint import Checkpoints
@@ -14,7 +15,7 @@ from tests.engine.quick import quick_compilation
 from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import Killed, lines
 
-COMPARE = ("--compare", "sft,mc_dropout,ensemble", "--ensemble-members", "3")
+COMPARE = ("--compare", "sft,mc_dropout,ensemble,blob", "--ensemble-members", "3")
 OPTIONS = ("--lora.dropout", "0", "--evaluation.mc-passes", "4", *COMPARE)
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -48,11 +49,12 @@ def probs(folder):
 
 def test_both_are_rows_with_numbers_predictions_and_pictures(comparison):
     table = read(comparison / "comparison.json")
-    rows = ["sft", "sft_best_epoch", "sft_temperature", "mc_dropout", "ensemble"]
+    rows = ["sft", "sft_best_epoch", "sft_temperature", "mc_dropout", "ensemble", "blob"]
     assert list(table) == rows
+    assert table["blob"]["world"]["mc_passes"] == 4
     assert table["mc_dropout"]["world"]["mc_passes"] == 4
     assert table["ensemble"]["world"]["members"] == 3
-    for name in ("mc_dropout", "ensemble"):
+    for name in ("mc_dropout", "ensemble", "blob"):
         numbers = read(comparison / name / "eval.json")
         numbers.pop("provenance")
         assert numbers == table[name]
@@ -95,6 +97,17 @@ def test_dropout_is_trained_from_the_shared_start_with_dropout(comparison):
     assert first[0] != first[1]
 
 
+def test_blob_trains_a_distribution_from_the_shared_start_and_leaves_its_mean(comparison, base):
+    sft, blob = (comparison / name for name in ("sft", "blob"))
+    assert lines(sft, phase="style") == lines(blob, phase="style")
+    first = [lines(folder, phase="finetune")[0]["loss"] for folder in (sft, blob)]
+    assert first[0] != first[1]
+    names = [set(load_file(folder / ADAPTER)) for folder in (sft, blob)]
+    assert names[0] == names[1]
+    assert (sft / ADAPTER).read_bytes() != (blob / ADAPTER).read_bytes()
+    assert np.abs(probs(sft) - probs(blob)).max() > 1e-3
+
+
 def test_killed_within_a_member_and_resumed_is_the_same_comparison(
     comparison, base, tmp_path, monkeypatch
 ):
@@ -106,10 +119,10 @@ def test_killed_within_a_member_and_resumed_is_the_same_comparison(
     resume = arguments(base, run, *OPTIONS, "--resume")
     save = Checkpoints.save
 
-    def killed(self, step, *args):
-        save(self, step, *args)
+    def killed(self, step, *args, **saved_as):
+        save(self, step, *args, **saved_as)
         if self.folder.parent.name == "member-1" and step == 3:
-            self.close()
+            self.wait()
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -119,11 +132,9 @@ def test_killed_within_a_member_and_resumed_is_the_same_comparison(
     saved, scored = [], []
     write = method_run.write_results
 
-    def counted(self, step, *args):
-        before = self.latest_step or 0
-        save(self, step, *args)
-        if self.latest_step > before:
-            saved.append(self.folder.parent.relative_to(run.absolute()))
+    def counted(self, step, *args, **saved_as):
+        save(self, step, *args, **saved_as)
+        saved.append(self.folder.parent.relative_to(run.absolute()))
 
     def noted(folder, *args):
         scored.append(folder.name)

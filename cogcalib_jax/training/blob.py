@@ -1,0 +1,77 @@
+"""The prior's side of BLoB (Wang et al. 2024, "BLoB: Bayesian Low-Rank Adaptation by
+Backpropagation"): what keeps the distribution of LoRA's A near its prior.
+
+The other side is plain: with A drawn anew for every example, the loss of a step is one sample of
+the expected one, and its gradient trains A's means and standard deviations together
+(`models.lora.UncertainLora`). The two sides meet in the parameters alone, so this one is a part of
+the optimizer, as decoupled weight decay is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from cogcalib_jax.models.parameters import ROOT
+
+# As the authors' scripts for language models set them (github.com/Wang-ML-Lab/bayesian-peft).
+PRIOR_DEVIATION = 0.2
+LEARNING_RATE = 0.01
+GAMMA = 8
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Independent normal distributions with mean 0 for every entry of A."""
+
+    rows: int
+    """fine-tuning rows; they and the batch say in how many updates the prior counts once"""
+    batch_size: int
+    peak: float
+    """of the run's learning rate, whose schedule the descent follows"""
+
+    @property
+    def period(self) -> int:
+        """Updates over which the whole divergence counts once: `100 n^(pi / gamma) / batch`, as
+        the authors' code has it. There the share of an update doubles with each of a period; here
+        all have the same, which adds up to the same and never jumps."""
+        return max(1, int(100 * self.rows ** (math.pi / GAMMA) / self.batch_size))
+
+    def descent(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        """Gradient descent on the divergence beside whatever other update there is: plain, with
+        a learning rate of its own, as in the authors' code (Adam would undo its scale)."""
+
+        def init(params: nnx.State) -> optax.ScaleByScheduleState:
+            del params
+            return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+        def update(
+            updates: nnx.State, state: optax.ScaleByScheduleState, params: nnx.State
+        ) -> tuple[nnx.State, optax.ScaleByScheduleState]:
+            rate = LEARNING_RATE * schedule(state.count) / self.peak / self.period
+            slope = jax.grad(divergence)(params)
+            updates = jax.tree.map(lambda u, g: u - rate * g, updates, slope)
+            return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+        return optax.GradientTransformation(init, update)
+
+
+def divergence(lora: nnx.State) -> jax.Array:
+    """KL of A's distribution from the prior, summed over all entries, nats (equation 8); what has
+    no standard deviations does not count."""
+    flat = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(lora)}
+    total = jnp.zeros((), jnp.float32)
+    for path, root in flat.items():
+        if path[-1] != ROOT:
+            continue
+        variance = jnp.square(jnp.square(root))
+        mean = flat[(*path[:-1], "lora_A")]
+        ratio = variance / PRIOR_DEVIATION**2
+        shift = jnp.square(mean / PRIOR_DEVIATION)
+        total += 0.5 * jnp.sum(ratio + shift - 1 - jnp.log(ratio))
+    return total
