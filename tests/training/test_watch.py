@@ -50,10 +50,10 @@ def test_it_is_asked_before_the_first_update_and_at_every_validation(style, whol
 def test_a_killed_run_leaves_the_same_lines(style, whole, tmp_path, monkeypatch, at):
     save = Checkpoints.save
 
-    def killed(self, step, *args):
-        save(self, step, *args)
+    def killed(self, step, *args, **saved_as):
+        save(self, step, *args, **saved_as)
         if step == at:
-            self.close()
+            self.wait()
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
