@@ -126,6 +126,19 @@ def die_before(process: int, update: int) -> None:
     loop.micro_batches = deadly
 
 
+def terminate_after(process: int, update: int) -> None:
+    """That process gets SIGTERM, as its cluster would send it, while it makes that update."""
+    log = import_module("cogcalib_jax.training.step_log").StepLog
+    updated = log.updated
+
+    def terminated(self, step, *args):
+        if step == update and jax.process_index() == process:
+            signal.raise_signal(signal.SIGTERM)
+        updated(self, step, *args)
+
+    log.updated = terminated
+
+
 def die() -> None:
     """As the process that was started; what it watches over goes with it."""
     os.kill(os.getppid(), signal.SIGKILL)
@@ -139,6 +152,8 @@ def main(argv: list[str]) -> None:
     start_processes(distributed)  # once is enough
     if "check" in plan:
         check(Path(plan["check"]))
+    if "terminate_after" in plan:
+        terminate_after(*plan["terminate_after"])
     if "die_before" in plan:
         die_before(*plan["die_before"])
     for command in plan.get("commands", ()):
