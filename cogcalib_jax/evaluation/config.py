@@ -18,7 +18,7 @@ class EvaluationConfig:
     normalisation: Literal["sum", "token_mean"] = "sum"
     """option_probs = softmax of summed token log-probabilities, or of their mean per token"""
     mc_passes: int = 10
-    """MC-dropout: passes with dropout on, whose probabilities are averaged"""
+    """MC-dropout and BLoB: passes with dropout on, or draws, whose probabilities are averaged"""
     members_at_once: int | None = None
     """members of an ensemble evaluated together, each with activations of its own; unset: all"""
     bins: int = 15

@@ -97,12 +97,12 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
 def _costs(results: Mapping[str, Metrics]) -> list[str]:
     """What averaging over several models costs, where rows do."""
     lines = []
-    for metrics in results.values():
+    for key, metrics in results.items():
         if passes := metrics.get("mc_passes"):
-            lines.append(
-                f"MC-dropout: probabilities averaged over {passes} passes with dropout on, so an"
-                f" answer costs {passes} times as much."
-            )
+            what = "MC-dropout: probabilities averaged over {} passes with dropout on"
+            if key == "blob":
+                what = "BLoB: probabilities averaged over {} draws of A"
+            lines.append(f"{what.format(passes)}, so an answer costs {passes} times as much.")
         if members := metrics.get("members"):
             lines.append(
                 f"Ensemble: probabilities averaged over {members} members on one base, each"
