@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.files import named, whole_file, write_whole
+from tests.conftest import REPOSITORY
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path):
@@ -79,6 +80,7 @@ def test_a_limit_of_the_operating_system_leaves_nothing_half_written(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", program, what],
             cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
