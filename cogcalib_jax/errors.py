@@ -2,9 +2,8 @@
 
 Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
 without permission, memory), told in one line on stderr, 75 stopped by SIGTERM and to be resumed,
-76 another process of the run was lost (supervision.py),
-130 interrupted, 141 the reader of a pipe went away. Every other exception is a bug of this project
-and keeps its traceback.
+76 another process of the run was lost (supervision.py), 130 interrupted, 141 the reader of a pipe
+went away. Every other exception is a bug of this project and keeps its traceback.
 """
 
 import errno
