@@ -180,6 +180,8 @@ def test_without_a_mistake_only_the_temperatures_row_is_left_out(
     # The checkpoints belong to the config they were made with, which the run folder is not in.
     command = arguments(base, run, "--compare", "sft,cols", "--resume")
     assert run_main(train.main, command) == 0
+    # A method's config repeats its run, however often that was resumed.
+    assert "resume: false" in (run / "sft" / "config.yaml").read_text()
     del before["sft_temperature"]
     assert results(run / "comparison.json") == before
     assert "no row sft_temperature: temperature: all 40" in capsys.readouterr().err

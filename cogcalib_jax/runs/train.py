@@ -138,6 +138,8 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
         require_same_config(folder, written)
     else:
         write_config(folder, written)
+    # From here on it is the run that was started: configs of its methods say nothing of a resume.
+    config = replace(config, resume=False)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     made_from = {"data": {key: hashes[key] for key in training_splits}, "base": _base_hash(base)}
     trainable = replace(make_trainable(config, assembled), made_from=made_from)

@@ -76,6 +76,8 @@ def standing(run: Path) -> str:
     """Where a run is, by what lies in its folder."""
     if any(run.rglob(".*.partial")):
         return "checkpoint"
+    if (run / "report.html").is_file():
+        return "its last moment"
     if any(run.rglob("eval.json")) or any(run.rglob("predictions")):
         return "evaluation"
     if any(p.parent.parent.name != "style" for p in run.rglob("checkpoints/*")):
@@ -142,6 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=VARIANTS, help="one of the runs, for all kills")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     different = []
@@ -149,11 +152,12 @@ def main() -> int:
     table = []
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         write_base(Path(scratch) / "base")
-        for number, variant in enumerate(VARIANTS):
+        variants = [options.only] if options.only else list(VARIANTS)
+        for number, variant in enumerate(variants):
             place = Path(scratch) / str(number)
             place.mkdir()
             shutil.copytree(Path(scratch) / "base", place / "base")
-            share = options.kills // len(VARIANTS) + (number < options.kills % len(VARIANTS))
+            share = options.kills // len(variants) + (number < options.kills % len(variants))
             moments, compared, found = soak(variant, share, draw, place)
             different += found
             listed = ", ".join(f"{name} {n}" for name, n in sorted(moments.items()))
