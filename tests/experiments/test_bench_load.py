@@ -53,7 +53,7 @@ def test_a_sharded_checkpoint_is_loaded_within_its_bound(checkpoint, tmp_path, c
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ([], "model.path = none: must name a checkpoint"),
+        ([], "model.path: not given; must name a checkpoint"),
         (["--model.path", "{model}/nowhere"], "no such folder"),
         (["--model.path", "{model}", "--repeats", "0"], "repeats = 0: must be"),
         (["--model.path", "{model}", "--json", "{model}"], "cannot be written"),
