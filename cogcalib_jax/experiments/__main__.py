@@ -12,6 +12,7 @@ from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
 from cogcalib_jax.experiments.suite_results import read_study, write_results
 from cogcalib_jax.experiments.tune import tune
+from cogcalib_jax.files import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -42,9 +43,7 @@ def main(argv: list[str]) -> None:
     command = command_line("python", "-m", "cogcalib_jax.experiments", *argv)
     text = write_results(read_study(config, name, command, done, failed, folder), done)
     if config.out is not None:
-        out = Path(config.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"    {command}\n\n{text}", encoding="utf-8")
+        write_whole(Path(config.out), f"    {command}\n\n{text}")
     print(text)
     print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
     print(f"Report: {folder / 'report.html'}")

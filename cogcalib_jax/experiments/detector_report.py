@@ -25,6 +25,7 @@ from cogcalib_jax.experiments.detector_results import (
     start_tables,
     threshold_table,
 )
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.reporting.canvas import project_style, save
 from cogcalib_jax.reporting.detector_plots import (
     Course,
@@ -57,7 +58,7 @@ def write_results(
     done: seed -> folder. out: for a copy of the text without its pictures.
     """
     numbers = "".join((place / NUMBERS).read_text(encoding="utf-8") for place in done.values())
-    (folder / "results.jsonl").write_text(numbers, encoding="utf-8")
+    write_whole(folder / "results.jsonl", numbers)
     watched: dict[str, Seeds] = {
         method: {seed: read_watched(place, method) for seed, place in done.items()}
         for method in methods
@@ -78,10 +79,9 @@ def write_results(
         parts += tables
         pictured += [*tables, *_pictures(folder, method, seeds)]
     text = "\n\n".join(parts) + "\n"
-    (folder / "results.md").write_text("\n\n".join(pictured) + "\n", encoding="utf-8")
+    write_whole(folder / "results.md", "\n\n".join(pictured) + "\n")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, text)
     return text
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cogcalib_jax.configlib import FieldError, check, load_config, without_person
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import write_whole
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.assemble import say, with_own_lora
@@ -186,10 +187,7 @@ def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
                 raise Preempted(f"in {cell.title}; start the same suite again") from None
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
-                cell.folder.mkdir(parents=True, exist_ok=True)
-                (cell.folder / "failure.txt").write_text(
-                    without_person(traceback.format_exc()), encoding="utf-8"
-                )
+                write_whole(cell.folder / "failure.txt", without_person(traceback.format_exc()))
                 say(f"== {cell.title} failed: {error} (details: {cell.folder / 'failure.txt'})")
             else:
                 styles.setdefault(style_key, cell.folder / "style")

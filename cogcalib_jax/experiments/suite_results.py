@@ -11,6 +11,7 @@ from typing import Any
 
 from cogcalib_jax.configlib import to_yaml
 from cogcalib_jax.experiments.suite import Cell, SuiteConfig, parse_condition
+from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.reporting.records import read_run
 from cogcalib_jax.reporting.study import Condition, Study, study_findings, study_markdown
 from cogcalib_jax.reporting.suite_report import write_suite_report
@@ -98,15 +99,15 @@ def write_results(study: Study, cells: Sequence[Cell]) -> str:
     Returns the Markdown.
     """
     rows = tidy_rows(study.name, cells)
-    with (study.folder / "results.jsonl").open("w", encoding="utf-8") as file:
+    with whole_file(study.folder / "results.jsonl") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    with (study.folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
+    with whole_file(study.folder / "results.csv") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     found = study_findings(study)
     text = study_markdown(study, found)
-    (study.folder / "results.md").write_text(text, encoding="utf-8")
+    write_whole(study.folder / "results.md", text)
     write_suite_report(study, found)
     return text
 

@@ -26,6 +26,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.suite_results import mean_sd
+from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.metrics import ece
 from cogcalib_jax.reporting.tables import Table, as_markdown
@@ -120,16 +121,15 @@ def tune(argv: list[str]) -> str:
             for candidate, belief in _try_all(config, seed, epochs):
                 found.setdefault(candidate, []).append(belief)
     chosen, text = recommend(found, len(config.seeds))
-    folder.mkdir(parents=True, exist_ok=True)
     command = command_line("python", "-m", "cogcalib_jax.experiments", "tune", *argv)
-    (folder / "tune.md").write_text(f"    {command}\n\n{text}\n", encoding="utf-8")
-    with (folder / "tune.jsonl").open("w", encoding="utf-8") as file:
+    write_whole(folder / "tune.md", f"    {command}\n\n{text}\n")
+    with whole_file(folder / "tune.jsonl") as file:
         for candidate, beliefs in found.items():
             for seed, belief in zip(config.seeds, beliefs, strict=True):
                 line = {"candidate": candidate.label, "seed": seed} | _numbers(belief)
                 file.write(json.dumps(line) + "\n")
     preset = folder / f"{name}_tuned.yaml"
-    preset.write_text(_preset(config, chosen, command), encoding="utf-8")
+    write_whole(preset, _preset(config, chosen, command))
     return f"{text}\n\nPreset: {preset}\nEverything tried: {folder / 'tune.md'}"
 
 
