@@ -38,12 +38,11 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a Hub id; code from the Hub is never run.
 
     Raises:
-        UserError: not found, not reachable, damaged, or in need of its own code.
+        UserError: not found, not reachable, damaged, incomplete, or in need of its own code.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         tokenizer("a")  # some settings are looked at only now
-        return tokenizer
     except Exception as error:
         # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
         # transformers stumbles over damaged content with the types below; others are bugs.
@@ -55,6 +54,17 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         if type(error) is not Exception and not isinstance(error, expected):
             raise
         raise UserError(_why_not_loaded(Path(source), error)) from error
+    # Where the file with the vocabulary is missing, transformers 5 may make a tokenizer out of the
+    # class that a config names, with its special tokens and nothing else.
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.added_tokens_decoder):
+        raise UserError(_without_vocabulary(Path(source)))
+    return tokenizer
+
+
+def _without_vocabulary(source: Path) -> str:
+    present = any((source / name).is_file() for name in TOKENIZER_FILES)
+    holds = "its tokenizer has no vocabulary" if present else "holds no tokenizer"
+    return f"{source}: {holds}; copy tokenizer.json and tokenizer_config.json there"
 
 
 def _why_not_loaded(source: Path, error: Exception) -> str:
@@ -66,7 +76,7 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
     """
     present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if source.is_dir() and not present:
-        return f"{source}: holds no tokenizer; copy tokenizer.json and tokenizer_config.json there"
+        return _without_vocabulary(source)
     for name in present:
         if name.endswith(".json"):
             read_object(source / name, "")

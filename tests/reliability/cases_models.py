@@ -139,6 +139,12 @@ def _no_tokenizer(base: Path) -> None:
     (base / "tokenizer_config.json").unlink()
 
 
+def _no_vocabulary(base: Path) -> None:
+    """The class it names can be made with its special tokens alone."""
+    (base / "tokenizer.json").unlink()
+    _set(base / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+
+
 def _folder_of_weights(base: Path) -> None:
     (base / WEIGHTS).unlink()
     (base / WEIGHTS).mkdir()
@@ -163,10 +169,8 @@ def _pickled_base(place: Place) -> list[str]:
 
 
 TOKENIZERS = [
-    Case(
-        "no tokenizer",
-        damaged(_no_tokenizer),
-    ),
+    Case("no tokenizer", damaged(_no_tokenizer)),
+    Case("a tokenizer without its vocabulary", damaged(_no_vocabulary)),
     Case("tokenizer.json cut off", damaged(lambda base: cut(base / "tokenizer.json"))),
     Case("tokenizer.json of another format", file("tokenizer.json", {"version": "9", "words": []})),
     Case("tokenizer.json that is not UTF-8", file("tokenizer.json", b"\xff\xfe{")),
