@@ -21,12 +21,14 @@ from flax import nnx
 from cogcalib_jax.configlib import check, command_line, load_config
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.evaluation.predictions import write_rows
-from cogcalib_jax.experiments.detector_report import write_results
+from cogcalib_jax.experiments.detector_report import MadeBy, write_results
 from cogcalib_jax.experiments.detector_results import (
     HELD_OUT,
     LABELS,
     NUMBERS,
+    PROVENANCE,
     SCORES,
     TRAINED,
     tidy_rows,
@@ -122,14 +124,18 @@ def detector(argv: list[str]) -> str:
         raise UserError(f"{folder}: every seed failed; the first: {failed[0].folder}/failure.txt")
     command = command_line("python", "-m", "cogcalib_jax.experiments", "detector", *argv)
     methods = tuple(planned[0].config.resolved_methods())
-    text = write_results(folder, command, done, methods, config.out and Path(config.out))
+    made_by = MadeBy(command, preset.name)
+    text = write_results(folder, made_by, done, methods, config.out and Path(config.out))
     if failed:
         listed = ", ".join(cell.title for cell in failed)
         raise UserError(
             f"{folder / 'results.md'} lacks {listed}, which failed; see failure.txt in their"
             " folders, then run the same command again"
         )
-    return f"{text}\nTables and pictures: {folder / 'results.md'}, {folder / 'results.jsonl'}"
+    return (
+        f"{text}\nTables and pictures: {folder / 'results.md'}, {folder / 'results.jsonl'}"
+        f"\nReport: {folder / 'report.html'}"
+    )
 
 
 def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = SHOTS) -> None:
@@ -149,6 +155,8 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
         folder = run.folder / key
         watch = Watch(Journal(folder / SCORES), partial(scores, trainer, rows))
         finetune(trainer, method, start, run.folder / "style", folder, watch)
+    hashes = {data: data_hash(encoded) for data, encoded in rows.items()}
+    write_json(run.folder / PROVENANCE, provenance(cell.seed, hashes))
     # Last, for it says that the seed is finished.
     write_rows(run.folder / NUMBERS, tidy_rows(cell.seed, run.folder, tuple(methods)))
 

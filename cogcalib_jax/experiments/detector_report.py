@@ -1,9 +1,11 @@
-"""What watched seeds found, as files: results.jsonl, results.md, and the pictures in plots/."""
+"""What watched seeds found, as files: results.jsonl, results.md, report.html and plots/."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from cogcalib_jax.experiments.detector_results import (
     EXPOSURES,
     NOW,
     NUMBERS,
+    PROVENANCE,
     SLICK,
     START,
     TARGET_WORDS,
@@ -35,58 +38,95 @@ from cogcalib_jax.reporting.detector_plots import (
     roc_figure,
     roc_text,
 )
+from cogcalib_jax.reporting.html import Making, Picture, Section, Source, page
 from cogcalib_jax.reporting.names import short_name
+from cogcalib_jax.reporting.report import plain
 from cogcalib_jax.reporting.tables import as_markdown
 
+TITLE = "NLL as a detector of what the model knows"
+RESULTS = "results.jsonl"
 GRID = np.linspace(0, 1, 201)
 """false positive rates at which the seeds' curves are averaged"""
 NOT_STATED = (
     " These rows do not say how often the base read of them, as only the world's do: nothing is"
     " compared with exposures, and the threshold's rates are against what was right at the start."
 )
+ROC_CAPTION = (
+    "The further a curve bends to the upper left, the better a low NLL tells the known questions"
+    " from the unknown. A dot is the gate's threshold, as it was fitted at that time."
+)
+AUROC_CAPTION = (
+    "Above: how well a low NLL tells the two apart; 0.5 is chance. Below: what the gate calls known"
+    " with the threshold fitted at that update."
+)
+
+
+class MadeBy(NamedTuple):
+    """What made the results."""
+
+    command: str
+    preset: str
 
 
 def write_results(
     folder: Path,
-    command: str,
+    made_by: MadeBy,
     done: Mapping[int, Path],
     methods: Sequence[str],
     out: Path | None,
 ) -> str:
-    """results.jsonl, results.md and plots/ of the finished seeds; returns the Markdown.
+    """results.jsonl, results.md, report.html and plots/ of the finished seeds; the Markdown.
 
     done: seed -> folder. out: for a copy of the text without its pictures.
     """
     numbers = "".join((place / NUMBERS).read_text(encoding="utf-8") for place in done.values())
-    write_whole(folder / "results.jsonl", numbers)
+    write_whole(folder / RESULTS, numbers)
     watched: dict[str, Seeds] = {
         method: {seed: read_watched(place, method) for seed, place in done.items()}
         for method in methods
     }
     first = watched[methods[0]]
-    listed = ", ".join(map(str, done))
-    parts = [
-        "# NLL as a detector of what the model knows",
-        f"    {command}",
-        f"Seeds {listed}.{'' if exposures_stated(first) else NOT_STATED}",
-        "## Before fine-tuning",
-        *(as_markdown(table) for table in start_tables(first)),
-    ]
-    pictured = list(parts)
+    configs = {
+        f"{place.name}/config.yaml": (place / "config.yaml").read_text(encoding="utf-8")
+        for place in done.values()
+    }
+    source = Source(RESULTS, "", (made_by.command,), tuple(configs))
+    sections = [Section("Before fine-tuning", source, tables=start_tables(first))]
     for method, seeds in watched.items():
-        tables = [f"## {short_name(method)}", as_markdown(auroc_table(seeds))]
-        tables.append(as_markdown(threshold_table(seeds)))
-        parts += tables
-        pictured += [*tables, *_pictures(folder, method, seeds)]
-    text = "\n\n".join(parts) + "\n"
-    write_whole(folder / "results.md", "\n\n".join(pictured) + "\n")
+        tables = {
+            "AUROC of -NLL": auroc_table(seeds),
+            "What the threshold calls known": threshold_table(seeds),
+        }
+        pictures = tuple(_pictures(folder, method, seeds))
+        sections.append(Section(short_name(method), source, tables=tables, pictures=pictures))
+    listed = ", ".join(map(str, done))
+    lead = f"Seeds {listed}.{'' if exposures_stated(first) else NOT_STATED}"
+    place = next(iter(done.values()))
+    recorded = json.loads((place / PROVENANCE).read_text(encoding="utf-8"))
+    facts = {"preset": made_by.preset}
+    facts |= {name: plain(value) for name, value in recorded.items() if name != "seed"}
+    making = Making((made_by.command,), facts, configs, {})
+    write_whole(folder / "report.html", page(TITLE, lead, sections, making))
+
+    head = [f"# {TITLE}", f"    {made_by.command}", lead]
+    text = "\n\n".join([*head, *_markdown(sections, pictured=False)]) + "\n"
+    pictured = "\n\n".join([*head, *_markdown(sections, pictured=True)]) + "\n"
+    write_whole(folder / "results.md", pictured)
     if out is not None:
         write_whole(out, text)
     return text
 
 
-def _pictures(folder: Path, method: str, seeds: Seeds) -> list[str]:
-    """Drawn, saved, and as Markdown with their text."""
+def _markdown(sections: Sequence[Section], pictured: bool) -> Iterator[str]:
+    for section in sections:
+        yield f"## {section.title}"
+        yield from map(as_markdown, section.tables.values())
+        if pictured:
+            yield from (f"![{one.alt}](plots/{one.path.name})" for one in section.pictures)
+
+
+def _pictures(folder: Path, method: str, seeds: Seeds) -> list[Picture]:
+    """Drawn, saved and said in words."""
     name = short_name(method)
     stated = exposures_stated(seeds)
     targets = (EXPOSURES if stated else START, SLICK)
@@ -94,12 +134,12 @@ def _pictures(folder: Path, method: str, seeds: Seeds) -> list[str]:
     panels = [c for t in targets for d in DATA_WORDS if (c := _curves(seeds, d, t)) is not None]
     courses = [_course(seeds, data, (*targets, NOW)) for data in DATA_WORDS]
     roc, course = (folder / "plots" / f"{kind}_{method}.png" for kind in ("roc", "auroc"))
-    shown = [f"![{auroc_text(courses, name, known)}](plots/{course.name})"]
+    shown = [Picture(course, auroc_text(courses, name, known), AUROC_CAPTION, RESULTS)]
     with project_style():
         save(auroc_figure(courses, name, known), course)
         if panels:
             save(roc_figure(panels, name), roc)
-            shown.insert(0, f"![{roc_text(panels, name)}](plots/{roc.name})")
+            shown.insert(0, Picture(roc, roc_text(panels, name), ROC_CAPTION, RESULTS))
     return shown
 
 

@@ -22,6 +22,7 @@ SCORES = "knownness.jsonl"
 """what the gate saw, for each method"""
 NUMBERS = "detector.jsonl"
 """a seed's numbers; last to be written"""
+PROVENANCE = "provenance.json"
 TRAINED, HELD_OUT = "train", "held-out"
 DATA_WORDS = {TRAINED: "trained on", HELD_OUT: "not trained on"}
 
@@ -153,7 +154,7 @@ def tidy_rows(seed: int, folder: Path, methods: Sequence[str]) -> list[dict[str,
     return rows
 
 
-def start_tables(seeds: Seeds) -> list[Table]:
+def start_tables(seeds: Seeds) -> dict[str, Table]:
     """Exposures and SliCK categories against each other, right answers and the first threshold.
 
     Questions of both kinds and of all seeds together: nothing was trained on yet.
@@ -166,7 +167,7 @@ def start_tables(seeds: Seeds) -> list[Table]:
     def last(rows: np.ndarray) -> tuple[str, str]:
         return percent(right[rows].mean()), percent(called[rows].mean())
 
-    tables = []
+    tables = {}
     stated = exposures_stated(seeds)
     if stated:
         exposure = np.concatenate([one.exposure for one in every])
@@ -178,7 +179,8 @@ def start_tables(seeds: Seeds) -> list[Table]:
             shares = (percent((slick[chosen] == name).mean()) for name in CATEGORIES)
             rows.append((label, f"{chosen.sum():,}", *shares, *last(chosen)))
         head = ("stated, times", "questions", *CATEGORIES, "right", "called known")
-        tables.append(Table(head, tuple(rows), "Questions of both kinds and of all seeds."))
+        note = "Questions of both kinds and of all seeds."
+        tables["By how often the corpus states the fact"] = Table(head, tuple(rows), note)
     rows = []
     for name in CATEGORIES:
         chosen = slick == name
@@ -190,7 +192,8 @@ def start_tables(seeds: Seeds) -> list[Table]:
         "SliCK: what the base says under several prompts, before any training. Right and called"
         " known (NLL at most the first threshold): the style-adapted model."
     )
-    return [*tables, Table((*head, "right", "called known"), tuple(rows), note)]
+    tables["By SliCK category"] = Table((*head, "right", "called known"), tuple(rows), note)
+    return tables
 
 
 def auroc_table(seeds: Seeds) -> Table:

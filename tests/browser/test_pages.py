@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cogcalib_jax.experiments.detector_report import MadeBy, write_results
+from cogcalib_jax.experiments.detector_results import PROVENANCE
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.reporting.study import study_findings
 from cogcalib_jax.reporting.suite_report import write_suite_report
+from tests.experiments.watched import write_watched
 from tests.reporting.synthetic import (
     option_probs,
     write_comparison,
@@ -78,7 +81,22 @@ def write_conditions(folder: Path) -> Path:
     return folder
 
 
-WRITERS = {"run": write_run, "comparison": write_methods, "study": write_conditions}
+def write_detector(folder: Path) -> Path:
+    place = folder / "seed-0"
+    write_watched(place, ("sft", "ls"))
+    (place / "config.yaml").write_text(f"# {EVIL}\n")
+    (place / PROVENANCE).write_text(json.dumps({"seed": 0, "device": EVIL}))
+    made_by = MadeBy(f"run '{EVIL}'", EVIL_FILE)
+    write_results(folder, made_by, {0: place}, ("sft", "ls"), out=None)
+    return folder
+
+
+WRITERS = {
+    "run": write_run,
+    "comparison": write_methods,
+    "study": write_conditions,
+    "detector": write_detector,
+}
 
 
 @pytest.fixture(scope="module", params=WRITERS)

@@ -13,13 +13,14 @@ from cogcalib_jax.evaluation.predictions import write_rows
 from cogcalib_jax.experiments import detector as detector_module
 from cogcalib_jax.experiments.__main__ import main
 from cogcalib_jax.experiments.detector import scores
-from cogcalib_jax.experiments.detector_report import write_results
+from cogcalib_jax.experiments.detector_report import MadeBy, write_results
 from cogcalib_jax.experiments.detector_results import (
     EXPOSURES,
     HELD_OUT,
     LABELS,
     NOW,
     NUMBERS,
+    PROVENANCE,
     SCORES,
     SLICK,
     START,
@@ -121,6 +122,14 @@ def test_tables_and_pictures_are_written(finished):
     for picture in ("auroc_sft.png", "auroc_cols.png"):
         assert f"(plots/{picture})" in text
         assert (finished / "plots" / picture).stat().st_size > 10_000
+    page = (finished / "report.html").read_text()
+    for words in (
+        "seed-1/config.yaml",
+        "experiments detector",
+        "data_hash",
+        "called known over updates, CoLS",
+    ):
+        assert words in page
 
 
 def test_a_finished_seed_is_not_run_again_and_a_begun_one_goes_on(command, finished, monkeypatch):
@@ -209,7 +218,7 @@ def test_memorised_questions_no_longer_show_what_was_known(learnt):
 def test_without_exposures_nothing_is_compared_with_them(learnt):
     seeds = {0: learnt}
     assert learnt[TRAINED].target(EXPOSURES, learnt[TRAINED].moments[0]) is None
-    (table,) = start_tables(seeds)
+    (table,) = start_tables(seeds).values()
     assert "known by exposure" not in table.header
     assert not any("exposure" in row[0] for row in auroc_table(seeds).rows)
     assert "right at the start" in threshold_table(seeds).note
@@ -218,7 +227,10 @@ def test_without_exposures_nothing_is_compared_with_them(learnt):
 def test_a_report_without_exposures_says_so(memorised):
     folder = memorised.parent
     write_rows(memorised / NUMBERS, tidy_rows(0, memorised, ("sft",)))
-    text = write_results(folder, "python ...", {0: memorised}, ("sft",), folder / "copy.md")
+    (memorised / PROVENANCE).write_text('{"seed": 0, "commit": "abc"}')
+    (memorised / "config.yaml").write_text("seed: 0\n")
+    made_by = MadeBy("python ...", "p.yaml")
+    text = write_results(folder, made_by, {0: memorised}, ("sft",), folder / "copy.md")
     assert "These rows do not say how often the base read of them" in text
     assert (folder / "copy.md").read_text() == text
     assert (folder / "plots" / "roc_sft.png").is_file()
