@@ -1,8 +1,9 @@
 """The shapes rows take on their way from a data set to a batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +79,17 @@ class Encoded:
     example: Example
 
 
+def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:
+    """Whether no completion `[tokens]` begins with all of another one.
+
+    Then at most one of them can follow a prompt, and their probabilities over the vocabulary sum to
+    at most 1. "cat" and "cat food" can both: what begins with the second begins with the first.
+    """
+    # In order, what begins with a completion comes right behind it.
+    in_order = pairwise(sorted(map(tuple, completions)))
+    return all(longer[: len(shorter)] != shorter for shorter, longer in in_order)
+
+
 class EncodedSplit(tuple[Encoded, ...]):
     """A tuple of encoded rows that remembers what batches need to know about all of them.
 
@@ -118,6 +130,11 @@ class EncodedSplit(tuple[Encoded, ...]):
     def options(self) -> int:
         """The largest number of options of a row."""
         return max((len(row.completion_ids) for row in self), default=0)
+
+    @cached_property
+    def exclusive_options(self) -> bool:
+        """Whether the options of every row exclude one another over the vocabulary."""
+        return all(exclude_one_another(row.completion_ids) for row in self)
 
     @cached_property
     def is_open(self) -> bool:

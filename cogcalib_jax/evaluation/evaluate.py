@@ -23,13 +23,19 @@ from cogcalib_jax.metrics import summarize
 VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")
 
 
-def task_metrics(predictions: Predictions, config: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """Everything eval.json says about one task, from its predictions alone."""
+def task_metrics(
+    predictions: Predictions, config: EvaluationConfig, seed: int, exclusive: bool
+) -> dict[str, Any]:
+    """Everything eval.json says about one task, from its predictions alone.
+
+    exclusive: whether options exclude one another over the vocabulary (`EncodedSplit`); without
+    that nothing can be said of them and "all else", and `vocab` is None.
+    """
     metrics = summarize(
         predictions.probs,
         predictions.mask,
         predictions.answers,
-        predictions.vocab_probs,
+        predictions.vocab_probs if exclusive else None,
         bins=config.bins,
         resamples=config.resamples,
         seed=seed,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.data.example import BadRow
+from cogcalib_jax.data.example import BadRow, exclude_one_another
 from cogcalib_jax.data.sources import read_file
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -20,6 +20,7 @@ from cogcalib_jax.metrics import summarize, summarize_confidence
 from cogcalib_jax.metrics.rows import PROBABILITY_SLACK, SUM_SLACK
 
 PROBS, LOGPROBS, ANSWER = "option_probs", "option_logprobs", "answer"
+IDS = "completion_ids"
 CONFIDENCE, CORRECT = "confidence", "correct"
 LARGEST = sys.float_info.max
 KINDS = (
@@ -145,7 +146,7 @@ def _check(row: Mapping[str, Any], kind: Sequence[str]) -> None:
     sizes = {name: _check_list(row[name], name) for name in kind if name != ANSWER}
     if len(set(sizes.values())) > 1:
         raise BadRow(" and ".join(f"{name} has {n}" for name, n in sizes.items()) + " numbers")
-    if PROBS in kind and LOGPROBS in kind:
+    if PROBS in kind and LOGPROBS in kind and _exclusive(row):
         total = math.fsum(map(math.exp, row[LOGPROBS]))
         if total > 1 + SUM_SLACK:
             raise BadRow(
@@ -155,6 +156,16 @@ def _check(row: Mapping[str, Any], kind: Sequence[str]) -> None:
     options, answer = next(iter(sizes.values())), row[ANSWER]
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < options:
         raise BadRow(f"{ANSWER} is {answer!r:.40}, must be an index from 0 to {options - 1}")
+
+
+def _exclusive(row: Mapping[str, Any]) -> bool:
+    """Whether options exclude one another over the vocabulary, as far as the row says."""
+    stated = row.get(IDS)
+    if not isinstance(stated, list) or not all(isinstance(ids, list) for ids in stated):
+        return True
+    if not all(type(token) is int for ids in stated for token in ids):
+        return True
+    return exclude_one_another(stated)
 
 
 def _check_list(values: Any, name: str) -> int:
@@ -203,7 +214,9 @@ def _option_rows(rows: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> Opti
         return values
 
     answers = np.array([row[ANSWER] for row in rows])
-    vocab = np.exp(padded(LOGPROBS, -np.inf)) if LOGPROBS in kind else None
+    vocab = None
+    if LOGPROBS in kind and all(map(_exclusive, rows)):
+        vocab = np.exp(padded(LOGPROBS, -np.inf))
     if PROBS in kind:
         return OptionRows(padded(PROBS, 0.0), options, answers, vocab)
     scores = padded(LOGPROBS, -np.inf)

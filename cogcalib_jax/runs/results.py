@@ -97,8 +97,8 @@ def _score(
         part = _open_part(predictions, seed)
     else:
         write_predictions(file, predictions, encoded)
-        metrics = task_metrics(predictions, config, seed)
-        part = _option_part(predictions, seed)
+        metrics = task_metrics(predictions, config, seed, encoded.exclusive_options)
+        part = _option_part(predictions, seed, encoded.exclusive_options)
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)
     return {"split": "test"} | metrics
@@ -108,8 +108,10 @@ Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]
 """The numbers of some rows, by their indices"""
 
 
-def _option_part(predictions: Predictions, seed: int) -> Part:
-    rows = (predictions.probs, predictions.mask, predictions.answers, predictions.vocab_probs)
+def _option_part(predictions: Predictions, seed: int, exclusive: bool) -> Part:
+    rows = [predictions.probs, predictions.mask, predictions.answers]
+    if exclusive:
+        rows.append(predictions.vocab_probs)
 
     def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
         return summarize(

@@ -1,6 +1,8 @@
 """What a split of encoded rows knows about all of them."""
 
-from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
+import pytest
+
+from cogcalib_jax.data.example import Encoded, EncodedSplit, Example, exclude_one_another
 
 
 def encoded(aliases=(), ids=((5,), (6,))):
@@ -26,3 +28,22 @@ def test_an_open_answer_of_one_token_is_no_single_token_option():
     assert closed.single_token_options
     assert not closed.is_open
     assert not EncodedSplit().is_open
+
+
+@pytest.mark.parametrize(
+    ("completions", "exclusive"),
+    [
+        ([(5,), (6,)], True),
+        ([(5, 1), (5, 2), (6,)], True),
+        ([(7,), (5, 2), (5,)], False),
+        ([(5, 2, 9), (4,), (5, 3), (5, 2)], False),
+        ([(5,), (5,)], False),
+    ],
+)
+def test_options_exclude_one_another_unless_one_begins_with_another(completions, exclusive):
+    assert exclude_one_another(completions) is exclusive
+    asked = Example("a", "q", tuple("abcd"[: len(completions)]), answer=0)
+    other = Encoded("b", "q", ("x", "y"), (1,), ((5,), (6,)), 0, asked)
+    texts = tuple(map(str, range(len(completions))))
+    rows = [other, Encoded("a", "q", texts, (1,), tuple(completions), 0, asked)]
+    assert EncodedSplit(rows).exclusive_options is exclusive

@@ -10,6 +10,7 @@ import pytest
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.metrics import summarize
 from tests.engine.tiny import questions
 from tests.evaluation.test_posthoc import calibration
@@ -18,7 +19,7 @@ from tests.evaluation.test_posthoc import calibration
 def test_metrics_of_a_task_are_those_of_its_probabilities():
     config = EvaluationConfig(bins=7, resamples=100)
     predictions = calibration(n=60)
-    metrics = task_metrics(predictions, config, seed=3)
+    metrics = task_metrics(predictions, config, seed=3, exclusive=True)
     wanted = summarize(
         predictions.probs,
         predictions.mask,
@@ -30,8 +31,16 @@ def test_metrics_of_a_task_are_those_of_its_probabilities():
     )
     assert metrics == wanted
     tempered = replace(predictions, temperature=3.0)
-    assert task_metrics(tempered, config, 3)["temperature"] == 3.0
-    assert task_metrics(tempered, config, 3)["nll"] < metrics["nll"]
+    assert task_metrics(tempered, config, 3, exclusive=True)["temperature"] == 3.0
+    assert task_metrics(tempered, config, 3, exclusive=True)["nll"] < metrics["nll"]
+
+
+def test_nothing_is_said_of_the_vocabulary_where_options_do_not_exclude_one_another():
+    # "cat", and "cat food": what begins with the second begins with the first.
+    logprobs = np.log([[0.9, 0.72], [0.3, 0.2]])
+    predictions = Predictions(logprobs, np.array([[1, 2], [1, 2]]), np.array([0, 1]), "sum")
+    metrics = task_metrics(predictions, EvaluationConfig(resamples=100), 0, exclusive=False)
+    assert metrics["vocab"] is None and metrics["n"] == 2
 
 
 def test_the_data_hash_sees_every_change_and_only_those():

@@ -256,7 +256,7 @@ def test_draws_come_from_the_seed_and_the_question_alone():
 def test_predictions_say_what_they_are():
     got = averaged()
     np.testing.assert_allclose(got.probs.sum(-1), 1.0)
-    numbers = task_metrics(got, CONFIG, 0)
+    numbers = task_metrics(got, CONFIG, 0, exclusive=True)
     assert numbers["posterior_samples"] == 400
     structure, parameters = model(LORA)
     logprobs = SplitPass(structure, one_device(), option_logprobs)(

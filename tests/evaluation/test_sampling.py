@@ -136,7 +136,7 @@ def test_a_temperature_is_fitted_to_the_averaged_probabilities():
 
 @pytest.mark.parametrize("over", ["members", "mc_passes"])
 def test_eval_json_says_how_many_were_averaged(over):
-    numbers = task_metrics(average([plain("single")] * 3, over), CONFIG, 0)
+    numbers = task_metrics(average([plain("single")] * 3, over), CONFIG, 0, exclusive=True)
     assert {name: numbers[name] for name in ("members", "mc_passes") if name in numbers} == {
         over: 3
     }

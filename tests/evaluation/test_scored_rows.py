@@ -57,6 +57,16 @@ def test_logprobs_beside_probabilities_are_those_over_the_vocabulary(read):
     assert file.notes == ()
 
 
+def test_logprobs_of_options_that_begin_one_another_are_left_aside(read):
+    row = {"option_probs": [0.6, 0.4], "option_logprobs": [-0.1, -0.4], "answer": 0}
+    with pytest.raises(UserError, match="sum to 1.57"):
+        read(row)
+    nested = row | {"completion_ids": [[5], [5, 9]]}
+    assert read(nested).scores.metrics(0, CONFIG)["vocab"] is None
+    with pytest.raises(UserError, match="sum to 1.57"):
+        read(row | {"completion_ids": [[5], "x"]})
+
+
 def test_confidence_alone(read):
     file = read(CONFIDENCE, {"confidence": 0.3, "correct": 0})
     assert isinstance(file.scores, ConfidenceRows)
