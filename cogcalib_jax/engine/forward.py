@@ -105,13 +105,12 @@ def option_logprobs(
 ) -> jax.Array:
     """Vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
 
-    The head is linear, so dividing the hidden states divides every vocabulary logit. With a
-    `dropout_key` LoRA's dropout is on; wrap in `row_by_row` for masks that no batch changes, and
-    that are the same in both parts of the difference whatever the batch's size.
+    The temperature divides the logits, in float32. With a `dropout_key` LoRA's dropout is on; wrap
+    in `row_by_row` for masks that no batch changes, and that are the same in both parts of the
+    difference whatever the batch's size.
     """
     hidden, head_key = scored_hidden(decoder, batch, dropout_key)
-    hidden = hidden / temperature
-    head = decoder.head()
+    head = decoder.head().replace(temperature=temperature)
     stats = row_stats(head, hidden[:, :1], batch.targets[:, :1], dropout_key=head_key)
     logits = head.option_logits(hidden[:, 0], batch.option_ids, head_key)
     return logits - stats.logsumexp
@@ -126,7 +125,8 @@ def completion_logprob(
     """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats;
     `dropout_key` as for `option_logprobs`."""
     hidden, head_key = scored_hidden(decoder, batch, dropout_key)
-    stats = row_stats(decoder.head(), hidden / temperature, batch.targets, dropout_key=head_key)
+    head = decoder.head().replace(temperature=temperature)
+    stats = row_stats(head, hidden, batch.targets, dropout_key=head_key)
     return -jnp.sum(stats.nll * batch.loss_mask, -1)
 
 

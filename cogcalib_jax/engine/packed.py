@@ -18,14 +18,14 @@ def packed_logprobs(
     float32 nats under the vocabulary's softmax.
 
     The end of a prompt predicts the first token of all its options, an option's token the next one.
-    Where a question or an option does not exist the value means nothing. The head is linear, so
-    dividing the hidden states by the temperature divides every vocabulary logit.
+    Where a question or an option does not exist the value means nothing. The temperature divides
+    every vocabulary logit.
     """
     hidden = decoder.tree_hidden_states(
         batch.input_ids, batch.positions, (batch.question, batch.option)
     )
-    hidden = gather_positions(hidden, batch.scored) / temperature
-    head = decoder.head()
+    hidden = gather_positions(hidden, batch.scored)
+    head = decoder.head().replace(temperature=temperature)
     stats = row_stats(head, hidden, batch.targets)
 
     rows, questions, options = batch.first_ids.shape

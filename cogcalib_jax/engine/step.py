@@ -139,7 +139,7 @@ def make_train_step(
 
     `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
     gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
-    and 4 x 2 are the same update.
+    and 4 x 2 are the same update where nothing is drawn (dropout draws once a micro-batch).
     """
 
     def step(

@@ -27,6 +27,8 @@ class Head:
     """`[vocab, rank]` float32"""
     scale: float = struct.field(pytree_node=False)
     dropout: float = struct.field(pytree_node=False)
+    temperature: jax.Array | float | None = None
+    """divides every logit, in float32; None divides nothing"""
 
     def logits(self, hidden: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """hidden `[..., hidden]` -> logits `[..., vocab]` float32, accumulated in float32."""
@@ -36,7 +38,7 @@ class Head:
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("...r,vr->...v", low, self.lora_B)
-        return logits
+        return self._tempered(logits)
 
     def option_logits(
         self, hidden: jax.Array, option_ids: jax.Array, dropout_key: jax.Array | None = None
@@ -48,7 +50,11 @@ class Head:
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("br,bkr->bk", low, self.lora_B[option_ids])
-        return logits
+        return self._tempered(logits)
+
+    def _tempered(self, logits: jax.Array) -> jax.Array:
+        # Not the hidden states: in bfloat16 a quotient of them is rounded, each by up to 2^-9.
+        return logits if self.temperature is None else logits / self.temperature
 
     def _low(self, hidden: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         return lora_input(hidden, self.lora_A, self.lora_A_root, self.dropout, dropout_key)

@@ -3,14 +3,19 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from cogcalib_jax.data.batching import eval_batches
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
+from cogcalib_jax.engine.forward import completion_logprob
 from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import split_model
+from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.rope import RopeConfig
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
@@ -113,3 +118,16 @@ def test_a_split_compiles_once_and_again_only_for_another_shape():
         assert run.compiled_shapes == 1
     run(lora, packed_batches(questions(3, tokens=3, longest=120), 2), 1.0)
     assert run.compiled_shapes == 2
+
+
+def test_a_temperature_divides_the_logits_and_not_what_bfloat16_holds_of_them():
+    decoder = Decoder(TINY, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    decoder.lm_head.weight[...] = decoder.lm_head.weight[...] * 100
+    encoded = questions(8)
+    (batch,) = eval_batches(encoded, 8, (encoded.lengths.max(),))
+    hidden = decoder.hidden_states(batch.input_ids, lengths=batch.lengths)
+    hidden = jnp.take_along_axis(hidden, batch.positions[:, :, None], axis=1)
+    logprobs = jax.nn.log_softmax(decoder.logits(hidden) / 1.7)
+    wanted = jnp.take_along_axis(logprobs, batch.targets[..., None], -1)[..., 0] * batch.loss_mask
+    got = completion_logprob(decoder, batch, 1.7)
+    np.testing.assert_allclose(got, wanted.sum(-1), atol=1e-4)
