@@ -57,7 +57,8 @@ def mean_confidence(confidence: ArrayLike) -> float:
 def _smallest_positive(probs: ArrayLike) -> float:
     """What a probability of 0 is read as: the smallest normal number of the type it came in."""
     dtype = np.asarray(probs).dtype
-    return float(np.finfo(dtype if np.issubdtype(dtype, np.floating) else np.float64).tiny)
+    # JAX's, for NumPy does not know that bfloat16 is a float.
+    return float(jnp.finfo(dtype if jnp.issubdtype(dtype, jnp.floating) else np.float64).tiny)
 
 
 @jax.jit

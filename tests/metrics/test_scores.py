@@ -1,5 +1,6 @@
 """Proper scores, against scikit-learn."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, log_loss
@@ -37,3 +38,10 @@ def test_nll_of_an_impossible_answer_is_finite():
     mask, answers = np.ones((1, 2)), np.array([1])
     assert metrics.nll(probs, mask, answers) == pytest.approx(708.4, abs=0.1)
     assert metrics.nll(probs.astype(np.float32), mask, answers) == pytest.approx(87.3, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float32, np.float64])
+def test_an_impossible_answer_costs_what_its_type_can_still_tell_from_zero(dtype):
+    probs = np.array([[1.0, 0.0]], dtype)
+    worst = -np.log(float(jnp.finfo(dtype).tiny))
+    assert metrics.nll(probs, [2], [1]) == pytest.approx(worst, rel=1e-12)
