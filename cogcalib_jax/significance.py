@@ -4,6 +4,7 @@ Both methods answered the same questions, so what makes a question hard cancels 
 and the interval is far narrower than that of either method alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,10 @@ def _mean_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
     return lambda counts: weighted_mean(column, counts)[:, 0], len(values)
 
 
-def _ece_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
+def _ece_statistic(rows: SeedRows, bins: int = ECE_BINS) -> tuple[_CountStatistic, int]:
     confidence, correct = check_confidence(*rows)
     gap = on_device(confidence - correct)
-    bin_of_row = on_device(np.eye(ECE_BINS)[bin_index(confidence, ECE_BINS)])
+    bin_of_row = on_device(np.eye(bins)[bin_index(confidence, bins)])
     return lambda counts: weighted_ece(gap, bin_of_row, counts), len(correct)
 
 
@@ -95,12 +96,16 @@ def _row_statistic(function: RowStatistic, rows: SeedRows) -> tuple[_CountStatis
 _STATISTICS = {"mean": _mean_statistic, "ece": _ece_statistic, "auroc": _auroc_statistic}
 
 
-def _prepare(statistic: str | RowStatistic, rows: SeedRows) -> tuple[_CountStatistic, int]:
+def _prepare(
+    statistic: str | RowStatistic, rows: SeedRows, bins: int
+) -> tuple[_CountStatistic, int]:
     if callable(statistic):
         return _row_statistic(statistic, rows)
     if statistic not in _STATISTICS:
         known = ", ".join(_STATISTICS)
         raise InvalidRows(f"statistic is {statistic!r}: must be a function or one of {known}")
+    if statistic == "ece":
+        return _ece_statistic(rows, bins)
     return _STATISTICS[statistic](rows)
 
 
@@ -113,6 +118,7 @@ def paired_difference(
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    bins: int = ECE_BINS,
 ) -> PairedDifference:
     """Hierarchical percentile bootstrap of A - B over seeds and questions.
 
@@ -131,15 +137,15 @@ def paired_difference(
         rows_a, rows_b: one entry per seed, in the same order, question q of a seed being the same
             question in both. An entry holds values [questions] (the rows' NLL or Brier score, say)
             for "mean", else the pair (confidence [questions], correct [questions]).
-        statistic: "mean", "ece" (15 bins), "auroc", or a function of (confidence, correct), which
-            costs a call per resample, seed and method.
+        statistic: "mean", "ece" (of `bins` equal-width bins), "auroc", or a function of
+            (confidence, correct), which costs a call per resample, seed and method.
         resamples: number of resamples. seed: of the resampling. level: coverage aimed at.
     Raises:
         InvalidRows: seeds or questions that do not pair, bad values, an undefined statistic.
     """
     if len(rows_a) != len(rows_b) or not rows_a:
         raise InvalidRows(f"{len(rows_a)} seeds of A and {len(rows_b)} of B: need pairs of seeds")
-    arms = [[_prepare(statistic, rows) for rows in method] for method in (rows_a, rows_b)]
+    arms = [[_prepare(statistic, rows, bins) for rows in method] for method in (rows_a, rows_b)]
     sizes = [length for _, length in arms[0]]
     for number, (length_a, (_, length_b)) in enumerate(zip(sizes, arms[1], strict=True)):
         if length_a != length_b:
@@ -180,7 +186,7 @@ def paired_difference(
     below, above = values, values
     if statistic == "ece":
         floors = [
-            [ece_noise_floor(a[0]).mean, ece_noise_floor(b[0]).mean]
+            [ece_noise_floor(a[0], bins=bins).mean, ece_noise_floor(b[0], bins=bins).mean]
             for a, b in zip(rows_a, rows_b, strict=True)
         ]
         down, up = _ece_bias_bounds(observed, resampled, np.array(floors))
@@ -211,6 +217,12 @@ def _ece_bias_bounds(
     down = (most[:, 0] - least[:, 1]).mean()
     up = (most[:, 1] - least[:, 0]).mean()
     return float(max(down, 0.0)), float(max(up, 0.0))
+
+
+def resamples_for(tests: int, level: float = 0.05) -> int:
+    """Resamples with which the smallest p-value, 2 / (1 + resamples), can pass Holm's correction
+    over `tests`; with fewer nothing could, whatever the data."""
+    return math.ceil(2.5 * tests / level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cogcalib_jax import metrics
 from cogcalib_jax.metrics import InvalidRows
-from cogcalib_jax.significance import holm, paired_difference
+from cogcalib_jax.significance import holm, paired_difference, resamples_for
 
 
 def methods(n=200, seeds=1, shift=0.0, seed=0):
@@ -112,6 +112,22 @@ def test_a_function_of_rows_gives_what_the_named_statistic_gives():
     assert function.low == pytest.approx(named.low)
     assert function.high == pytest.approx(named.high)
     assert function.p_value == named.p_value
+
+
+@pytest.mark.parametrize("bins", [5, 15, 40])
+def test_an_ece_difference_is_that_of_the_bins_asked_for(bins):
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(0.5, 1, (2, 800))
+    right_a, right_b = rng.random(800) < 0.8 * a, rng.random(800) < 0.95 * b
+    d = paired_difference([(a, right_a)], [(b, right_b)], statistic="ece", resamples=100, bins=bins)
+    wanted = metrics.ece(a, right_a, bins=bins) - metrics.ece(b, right_b, bins=bins)
+    assert d.difference == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("tests", [1, 50, 132])
+def test_enough_resamples_leave_holm_room(tests):
+    smallest = 2 / (1 + resamples_for(tests, 0.05))
+    assert 0.02 < holm([smallest] * tests)[0] < 0.05
 
 
 def test_ece_difference_is_found_where_it_is_large():

@@ -33,7 +33,7 @@ from cogcalib_jax.reporting.tables import Table, as_markdown
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.train import prepare
-from cogcalib_jax.significance import holm, paired_difference
+from cogcalib_jax.significance import holm, paired_difference, resamples_for
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
 
@@ -194,7 +194,7 @@ def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
             [b.nll for b in whole[c]],
             [b.nll for b in whole[leader]],
             statistic="mean",
-            resamples=RESAMPLES,
+            resamples=max(RESAMPLES, resamples_for(len(others), LEVEL)),
         )
         for c in others
     }

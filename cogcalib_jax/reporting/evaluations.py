@@ -86,7 +86,8 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
     """A line for each value of `field`, and under it for each model (named where several).
 
     models: model -> value -> numbers. Whether an ECE is more than its noise is only asked of
-    groups of at least `SMALL` questions; their p-values are Holm's over the table.
+    groups of at least `SMALL` questions; their p-values are Holm's over the groups of a model,
+    for which `evaluation.subgroups` draws enough answer sheets.
     """
     values = list(dict.fromkeys(value for groups in models.values() for value in groups))
     lines = {
@@ -96,8 +97,11 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
         if value in groups
     }
     large = [line for line, m in lines.items() if m["n"] >= SMALL]
-    adjusted = holm([lines[line]["ece_p_value"] for line in large])
-    beyond = {line: "yes" if p <= LEVEL else "no" for line, p in zip(large, adjusted, strict=True)}
+    beyond = {}
+    for name in models:
+        own = [line for line in large if line[1] == name]
+        adjusted = holm([lines[line]["ece_p_value"] for line in own])
+        beyond |= {k: "yes" if p <= LEVEL else "no" for k, p in zip(own, adjusted, strict=True)}
     several = len(models) > 1
     rows = tuple(
         (
@@ -124,9 +128,10 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
     )
     notes = []
     if large:
+        most = max(sum(line[1] == name for line in large) for name in models)
         notes.append(
             f"Beyond its floor: p against calibrated at most {LEVEL} after Holm's correction over"
-            f" {count(len(large), 'test')}."
+            f" {count(most, 'test')}{' of each model' if several else ''}."
         )
     if len(large) < len(lines):
         notes.append(
@@ -136,16 +141,19 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
     return Table(header, rows, "\n".join(notes))
 
 
-def write_comparison(folder: Path) -> str:
-    """Write comparison.md and comparison.csv beside comparison.json; return the text to print."""
-    tasks = compare_evaluations(folder)
+def write_comparison(folder: Path, bins: int) -> str:
+    """Write comparison.md and comparison.csv beside comparison.json; return the text to print.
+
+    bins: those of the ECEs in comparison.json.
+    """
+    tasks = compare_evaluations(folder, bins)
     markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
     write_whole(folder / f"{COMPARISON}.md", markdown + "\n")
     write_whole(folder / f"{COMPARISON}.csv", _csv(tasks))
     return "\n\n".join(f"{task.task}:\n\n{task.show(as_text)}" for task in tasks)
 
 
-def compare_evaluations(folder: Path) -> list[TaskComparison]:
+def compare_evaluations(folder: Path, bins: int) -> list[TaskComparison]:
     """Every task of the evaluated models in `folder`, from its files alone.
 
     Only models that were asked the very same questions are subtracted from each other.
@@ -171,7 +179,7 @@ def compare_evaluations(folder: Path) -> list[TaskComparison]:
             TaskComparison(
                 task,
                 numbers,
-                tuple(compare([asked], pairs=[(name, first) for name in same])),
+                tuple(compare([asked], pairs=[(name, first) for name in same], bins=bins)),
                 (*remarks, *at_floor([numbers])),
             )
         )

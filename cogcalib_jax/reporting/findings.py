@@ -62,7 +62,9 @@ def findings(runs: Sequence[Run], task: str) -> Findings:
             )
     metrics = [results_of(run, task) for run in runs]
     results = comparison_table(metrics)  # first: it refuses seeds of different methods
-    comparisons = compare([{m.key: m.predictions[task] for m in run.methods} for run in runs])
+    comparisons = compare(
+        [{m.key: m.predictions[task] for m in run.methods} for run in runs], bins=runs[0].bins
+    )
     first = metrics[0]
     confidences = confidence_table(first) if len(runs) == 1 else None
     tables = {

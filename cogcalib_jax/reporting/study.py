@@ -183,4 +183,5 @@ def _against_first(study: Study, method: str, task: str) -> Table | None:
     if any(p.ids != seed[names[0]].ids for seed in whole for p in seed.values()):
         return None
     pairs = [(name, names[0]) for name in present[1:]]
-    return difference_table(compare(whole, pairs=pairs), len(whole[0][names[0]].ids))
+    bins = next(iter(study.conditions[0].runs.values())).bins
+    return difference_table(compare(whole, pairs=pairs, bins=bins), len(whole[0][names[0]].ids))

@@ -25,11 +25,17 @@ from cogcalib_jax.reporting.names import (
 from cogcalib_jax.reporting.records import Predictions
 from cogcalib_jax.reporting.tables import Table
 from cogcalib_jax.reporting.words import count
-from cogcalib_jax.significance import PairedDifference, holm, paired_difference
+from cogcalib_jax.significance import (
+    ECE_BINS,
+    PairedDifference,
+    holm,
+    paired_difference,
+    resamples_for,
+)
 
 LEVEL = 0.05
 FEWEST_SEEDS = 5
-# The smallest p-value is 2 / (resamples + 1); 4,000 leave room for Holm over 100 comparisons.
+# At least; `compare` takes more where the family is so large that no p-value could pass Holm's.
 RESAMPLES = 4000
 DECIDING = ("NLL", "Brier")
 FAMILIES = (DECIDING, ("ECE",), ("accuracy",))
@@ -63,15 +69,19 @@ def compare(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     resamples: int = RESAMPLES,
+    bins: int = ECE_BINS,
 ) -> list[Comparison]:
     """All comparisons of a table, Holm-corrected; each seed maps method -> its predictions.
 
     Every seed holds the same methods, and all methods of a seed the same questions in one order.
     pairs: (method, other), where others are wanted than those the methods' names call for.
+    bins: of the ECE, those of the results.
     """
+    pairs = _pairs(seeds[0]) if pairs is None else pairs
+    resamples = max(resamples, resamples_for(len(DECIDING) * len(pairs), LEVEL))
     comparisons = [
-        Comparison(method, other, _differences(seeds, method, other, resamples))
-        for method, other in (_pairs(seeds[0]) if pairs is None else pairs)
+        Comparison(method, other, _differences(seeds, method, other, resamples, bins))
+        for method, other in pairs
     ]
     claims: dict[int, set[str]] = {i: set() for i in range(len(comparisons))}
     for family in FAMILIES:
@@ -162,7 +172,7 @@ def _ungated(key: str) -> tuple[str, ...]:
 
 
 def _differences(
-    seeds: Sequence[Mapping[str, Predictions]], method: str, other: str, resamples: int
+    seeds: Sequence[Mapping[str, Predictions]], method: str, other: str, resamples: int, bins: int
 ) -> dict[str, PairedDifference]:
     def difference(statistic: str, rows: Any) -> PairedDifference:
         return paired_difference(
@@ -170,6 +180,7 @@ def _differences(
             [rows(seed[other]) for seed in seeds],
             statistic=statistic,
             resamples=resamples,
+            bins=bins,
         )
 
     return {

@@ -107,7 +107,7 @@ def _cut(
     temperature: float,
 ) -> _Cut:
     """The cut-off, from the validation split where a target is given; and what the calibration
-    split, which had no part in choosing it, says of the accuracy beyond it."""
+    split, where no more than the temperature was fitted, says of the accuracy beyond it."""
     if config.abstain_below is None and config.target_accuracy is None:
         return _Cut(0.0)
     splits = load_splits(config.data, config.seed)

@@ -14,8 +14,9 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     """Whose numbers, the tables, and where the files lie; comparison.md and .csv of several models
     are written on the way."""
     if (folder / f"{COMPARISON}.json").is_file():
+        comparison = write_comparison(folder, config.evaluation.bins)
         return (
-            f"{write_comparison(folder)}\n\nThe same: {folder / COMPARISON}.md, .csv and .json\n"
+            f"{comparison}\n\nThe same: {folder / COMPARISON}.md, .csv and .json\n"
             f"Every answer: {folder / 'MODEL' / 'predictions'}"
         )
     text = f"{_whose(config)}:\n\n{results_text(read_results(folder))}\n\n"

@@ -45,6 +45,13 @@ def test_a_tie_goes_to_the_simplest():
     assert "cannot be told from the lowest validation NLL (cols" in text
 
 
+def test_the_best_of_many_candidates_is_still_found():
+    found = {PLAIN: beliefs(3.0), COLS: beliefs(0.1)}
+    for number in range(70):
+        found[Candidate(f"ls, weight {number}", 4, LS.method)] = beliefs(1.0 + number / 100)
+    assert recommend(found, SEEDS)[0] == COLS
+
+
 def test_without_a_difference_nothing_is_claimed():
     chosen, text = recommend({PLAIN: beliefs(0.1, 0.5), COLS: beliefs(0.099, 0.5)}, SEEDS)
     assert chosen == PLAIN

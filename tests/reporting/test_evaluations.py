@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def test_differences_are_from_the_first_named_over_the_very_same_questions(folder):
-    (task,) = compare_evaluations(folder)
+    (task,) = compare_evaluations(folder, bins=15)
     assert [(c.method, c.other) for c in task.comparisons] == [("first", "second")]
     assert list(task.results) == list(MODELS)
     metrics = json.loads((folder / "comparison.json").read_text())
@@ -45,7 +45,7 @@ def test_differences_are_from_the_first_named_over_the_very_same_questions(folde
 
 
 def test_text_markdown_and_csv_tell_the_same(folder):
-    text = write_comparison(folder)
+    text = write_comparison(folder, bins=15)
     assert text.startswith("task:\n")
     assert "first minus second" in text
     assert "third minus" not in text
@@ -111,7 +111,15 @@ def test_several_models_stand_together_in_each_group():
     table = subgroup_table("subject", models)
     assert [row[0] for row in table.rows] == ["a: SFT", "a: CoLS", "b: SFT", "b: CoLS"]
     assert [row[5] for row in table.rows] == ["yes", "no", "no", "no"]
-    assert "over 4 tests." in table.note
+    assert "over 2 tests of each model." in table.note
+
+
+def test_grossly_wrong_groups_lie_beyond_their_floor_however_many_models():
+    groups = 57
+    smallest = 1 / (1 + 40 * groups)  # of as many draws as there are for so many groups
+    worst = {f"s{i}": metrics_of(SMALL, smallest) for i in range(groups)}
+    table = subgroup_table("subject", {name: worst for name in ("sft", "ls", "cols")})
+    assert {row[5] for row in table.rows} == {"yes"}
 
 
 def test_the_subgroups_of_every_task_follow_its_line(folder):
