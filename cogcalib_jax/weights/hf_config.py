@@ -130,7 +130,7 @@ def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
             max_position_embeddings=known["max_position_embeddings"],
             initializer_range=known["initializer_range"],
             bos_token_id=known["bos_token_id"],
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            eos_token_id=(tuple(i for i in eos if i is not None) if isinstance(eos, list) else eos),
         )
     except FieldError as error:
         raise UserError(f"{source}: {error}") from error
@@ -243,11 +243,13 @@ def _read_windows(known: dict[str, Any], source: str) -> tuple[int, ...]:
     if family == "llama":
         return (0,) * layers
     window = known["sliding_window"] or 0
-    if family == "mistral":
+    kinds = known.get("layer_types")
+    if kinds is not None and not isinstance(kinds, list):
+        raise UserError(f"{source}: layer_types must be a list; use the model's own config.json")
+    if family == "mistral" and kinds is None:
         return (window,) * layers
-    if not known["use_sliding_window"]:
+    if family != "mistral" and not known["use_sliding_window"]:
         window = 0
-    kinds = known["layer_types"]
     if kinds is None:
         # The first max_window_layers layers see everything.
         full = max(0, known["max_window_layers"])
@@ -299,16 +301,21 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
     window = max(config.sliding_windows)
     if family == "mistral":
         raw["sliding_window"] = window or None
+        if len(set(config.sliding_windows)) > 1:
+            # transformers reads such a file as Ministral's.
+            raw["layer_types"] = _layer_types(config)
     if family in ("qwen2", "qwen3"):
         raw["use_sliding_window"] = window > 0
         raw["sliding_window"] = window or None
-        raw["layer_types"] = [
-            "sliding_attention" if w else "full_attention" for w in config.sliding_windows
-        ]
+        raw["layer_types"] = _layer_types(config)
         raw["max_window_layers"] = config.num_layers
     if from_hf(raw, "config.json") != config:
         raise ValueError(f"a {family} config.json cannot say {config}")
     return raw
+
+
+def _layer_types(config: DecoderConfig) -> list[str]:
+    return ["sliding_attention" if w else "full_attention" for w in config.sliding_windows]
 
 
 def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:

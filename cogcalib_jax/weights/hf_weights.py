@@ -138,7 +138,8 @@ def _from_slices(
 
 def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
     """The tensors in `folder` that make up `base` (arrays or ShapeDtypeStructs, without LoRA), by
-    name. Nothing but headers is read; raises what `load_decoder` raises."""
+    name. Nothing but headers is read, and a head stored beside the embedding it is tied to; raises
+    what `load_decoder` raises."""
     tensors, tied = open_folder(folder), config.tie_word_embeddings
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in nnx.to_flat_state(base):
@@ -171,7 +172,26 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
             f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"
             " use the files of one checkpoint"
         )
+    if tied and "lm_head.weight" in tensors:
+        _require_tied(folder, tensors["model.embed_tokens.weight"], tensors["lm_head.weight"])
     return {name: tensors[name] for name in wanted}
+
+
+def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
+    """A head that is stored beside the embedding it is said to be must be equal to it."""
+    rows = max(1, READ_BYTES // (4 * math.prod(embedding.shape[1:])))
+    parts = [
+        (slice(start, min(start + rows, embedding.shape[0])),)
+        for start in range(0, embedding.shape[0], rows)
+    ]
+    if embedding.shape != head.shape or not all(
+        np.array_equal(embedding.read(part), head.read(part), equal_nan=True) for part in parts
+    ):
+        raise UserError(
+            f"{folder}: config.json says that lm_head.weight is the embedding"
+            " (tie_word_embeddings), but the weights hold another one; set tie_word_embeddings to"
+            " false in config.json, or remove lm_head.weight"
+        )
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:

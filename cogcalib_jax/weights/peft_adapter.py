@@ -51,6 +51,9 @@ VARIANTS = (
     "use_rslora",
     "velora_config",
 )
+# Values of `init_lora_weights` with which PEFT changes the base's own weights before it trains, and
+# again whenever it loads the adapter.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # The base's embedding and head, which PEFT stores beside an adapter that targets them.
 BASE_COPIES = {
     "lm_head.base_layer.weight": "lm_head",
@@ -116,6 +119,13 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     variants = [key for key in VARIANTS if raw.get(key)]
     if raw.get("bias", "none") != "none":
         variants.append("bias")
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+        raise UserError(
+            f"{path}: init_lora_weights {init!r} changes the base's own weights, which is not"
+            " supported; convert the adapter with PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...)"
+        )
     if variants:
         raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
     numbers = {"r": raw.get("r"), "lora_alpha": raw.get("lora_alpha")}

@@ -40,8 +40,18 @@ def test_qwen_slides_from_max_window_layers_on_and_only_where_switched_on():
     assert from_hf(raw | {"layer_types": kinds}, "config.json").sliding_windows == (5, 0, 5)
 
 
+def test_a_mistral_with_layer_types_slides_where_they_say():
+    """transformers reads such a file as Ministral's; without them every layer slides."""
+    raw = FAMILIES["mistral_v0.1"]
+    assert from_hf(raw, "config.json").sliding_windows == (5, 5, 5)
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    config = from_hf(raw | {"layer_types": kinds}, "config.json")
+    assert config.sliding_windows == (0, 5, 5)
+    assert from_hf(to_hf(config), "config.json") == config
+
+
 def test_several_end_of_text_tokens_are_kept():
-    config = from_hf(LLAMA | {"eos_token_id": [7, 9]}, "config.json")
+    config = from_hf(LLAMA | {"eos_token_id": [7, None, 9]}, "config.json")
     assert config.eos_token_ids == (7, 9)
     assert to_hf(config)["eos_token_id"] == [7, 9]
 
@@ -77,6 +87,8 @@ def test_what_is_not_supported_is_refused_by_name(change, says):
 
 
 def test_unknown_layer_types_are_refused_by_name():
+    with pytest.raises(UserError, match="layer_types must be a list"):
+        from_hf(FAMILIES["mistral_v0.1"] | {"layer_types": "full_attention"}, "config.json")
     kinds = ["linear_attention"] * 3
     with pytest.raises(UserError, match="linear_attention is not supported"):
         from_hf(FAMILIES["qwen3_tied"] | {"layer_types": kinds}, "config.json")

@@ -140,11 +140,20 @@ def test_old_buffers_and_a_copy_of_a_tied_head_are_ignored(tmp_path):
         folder,
         {
             "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
-            "lm_head.weight": np.ones((64, 32), np.float32),
+            "lm_head.weight": load_file(folder / "model.safetensors")["model.embed_tokens.weight"],
         },
     )
     decoder = load_decoder(folder, mesh=one_device())
     assert decoder.lm_head.weight is None
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (65, 32)])
+def test_another_head_than_the_embedding_it_is_said_to_be_is_refused(tmp_path, shape):
+    """transformers warns and uses it, which a reader of config.json does not expect."""
+    folder = checkpoint(tmp_path, "llama3.2")
+    change(folder, {"lm_head.weight": np.ones(shape, np.float32)})
+    with pytest.raises(UserError, match="set tie_word_embeddings to false in config.json"):
+        load_decoder(folder, mesh=one_device())
 
 
 def test_all_that_does_not_fit_is_listed_at_once(folder):

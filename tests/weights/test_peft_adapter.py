@@ -78,6 +78,12 @@ def test_pefts_ways_to_write_targets_are_understood(folder, targets, modules):
     assert read_lora_config(folder).modules == modules
 
 
+@pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
+def test_however_a_plain_adapter_was_begun_it_is_read(folder, start):
+    edit_config(folder, init_lora_weights=start)
+    assert read_lora_config(folder) == LORA
+
+
 def test_saving_again_replaces_the_adapter(decoder, folder):
     (folder / "stale.txt").write_text("old")
     save_adapter(folder, decoder, LORA, "org/other")
@@ -97,6 +103,8 @@ def test_saving_again_replaces_the_adapter(decoder, folder):
         ({"target_modules": ".*q_proj"}, "patterns are not supported"),
         ({"target_modules": ["query"]}, "query matches none"),
         ({"r": None}, "r is None, must be a whole number"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base's own weights"),
+        ({"init_lora_weights": "OLoRA"}, "'OLoRA' changes the base's own weights"),
     ],
 )
 def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(folder, changes, says):
