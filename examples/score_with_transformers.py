@@ -100,12 +100,21 @@ def chosen(choices, probs):
     return dict(enumerate(choices)).get(probs.index(max(probs)))
 
 
+def read_rows(path):
+    """A row a line, ended by "\\n" alone: JSON text may hold U+2028, where splitlines cuts."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, type=Path)
     parser.add_argument("--questions", required=True, type=Path)
     parser.add_argument("--base", help="Hub id or folder; absent: what the adapter names")
     arguments = parser.parse_args(argv)
+    if not arguments.questions.is_file():
+        parser.error(f"--questions {arguments.questions}: no such file")
+    rows = read_rows(arguments.questions)
 
     calibration = json.loads((arguments.adapter / "calibration.json").read_text())
     adapter = json.loads((arguments.adapter / "adapter_config.json").read_text())
@@ -116,8 +125,7 @@ def main(argv=None):
     model = PeftModel.from_pretrained(model, arguments.adapter).eval()
 
     temperature = calibration["temperature"]["value"]
-    for line in arguments.questions.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in rows:
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
         ids = token_ids(tokenizer, calibration["prefix_ids"], prompt, completions)
         logprobs = option_logprobs(model, *ids)

@@ -119,6 +119,12 @@ def chosen(choices, probs):
     return dict(enumerate(choices)).get(probs.index(max(probs)))
 
 
+def read_rows(path):
+    """A row a line, ended by "\\n" alone: JSON text may hold U+2028, where splitlines cuts."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calibration", required=True, type=Path)
@@ -126,12 +132,14 @@ def main(argv=None):
     parser.add_argument("--model", required=True, help="the name under which the server has it")
     parser.add_argument("--url", default="http://localhost:8000")
     arguments = parser.parse_args(argv)
+    if not arguments.questions.is_file():
+        parser.error(f"--questions {arguments.questions}: no such file")
+    rows = read_rows(arguments.questions)
 
     calibration = json.loads(arguments.calibration.read_text())
     temperature = calibration["temperature"]["value"]
     special = calibration["chat_template_sha256"] is None
-    for line in arguments.questions.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in rows:
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
         scores = option_logprobs(arguments.url, arguments.model, prompt, completions, special)
         rule = (*scores, calibration["normalisation"])
