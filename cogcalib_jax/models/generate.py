@@ -90,7 +90,9 @@ def generate(
     inputs = (ids, lengths) if decoder.mesh is None else shard_batch(decoder.mesh, (ids, lengths))
 
     ends = np.zeros(decoder.config.vocab_size, bool)
-    ends[[*decoder.config.eos_token_ids, *stop]] = True
+    # A config.json may name ids that the model does not have (-1 for none): nothing can end there.
+    ids_that_end = [*decoder.config.eos_token_ids, *stop]
+    ends[[i for i in ids_that_end if 0 <= i < len(ends)]] = True
     graphdef, state = nnx.split(decoder)
     generated = _generate(
         graphdef,

@@ -71,6 +71,14 @@ def test_a_row_ends_with_the_end_of_text_and_the_others_go_on(decoder, generated
     assert len(stopping[0].tokens) <= 3
 
 
+@pytest.mark.parametrize("absent", [-1, SMALL.vocab_size, (-1, 10**6)])
+def test_an_end_of_text_that_is_no_token_ends_nothing(decoder, generated, absent):
+    again = generate(
+        small_decoder(replace(SMALL, eos_token_id=absent)), PROMPTS, SamplingConfig(10)
+    )
+    assert [one.tokens for one in again] == [one.tokens for one in generated]
+
+
 def test_any_token_may_be_named_a_stop_without_compiling_again(decoder, generated):
     compiled = module._generate._cache_size()
     for stop in ({generated[0].tokens[2]}, {generated[0].tokens[1], generated[2].tokens[4]}):
