@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -343,14 +344,26 @@ def _encoded(example: Example, prompt: Prompt, ids: _Ids) -> Encoded:
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text (BOS, or nothing); what it appends is left."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    special = tokenizer("a")["input_ids"]
+    text, plain = _some_text(tokenizer)
+    special = tokenizer(text)["input_ids"]
     for start in range(len(special) - len(plain) + 1):
         if special[start : start + len(plain)] == plain:
             return list(special[:start])
     raise UserError(
         f"tokenizer {tokenizer.name_or_path}: a text has other tokens with special tokens around "
         "it than alone, so prompts cannot be continued; use another tokenizer"
+    )
+
+
+def _some_text(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """A text that has tokens, and those: there are tokenizers that know no "a", and no bytes."""
+    words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
+    own = (tokenizer.decode([word]) for word in sorted(words))
+    for text in chain("a", own):
+        if plain := tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return text, plain
+    raise UserError(
+        f"tokenizer {tokenizer.name_or_path}: has no token for any text; use another tokenizer"
     )
 
 
@@ -362,8 +375,9 @@ def _require_plain_text(example: Example, special: Callable[[str], re.Match[str]
 
 
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:
-    """A search for the tokenizer's special tokens written out as text (unknown excepted)."""
+    """A search for the tokenizer's special tokens written out as text (unknown excepted,
+    where it is no BOS or EOS)."""
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tokens -= {str(tokenizer.unk_token)}
+    tokens -= {str(tokenizer.unk_token)} - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     return re.compile(pattern or r"(?!)").search

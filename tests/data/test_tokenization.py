@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.loading import load_splits, load_test
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.data.tokenization import (
+    encode_split,
+    load_tokenizer,
+    single_token_options,
+    special_prefix,
+)
 from cogcalib_jax.errors import UserError
 
 WORDS = ["question", "answer", "where", "is", "the", "cat", "dog", "red", "green", "blue", "..."]
@@ -277,3 +282,20 @@ def test_an_open_question_of_a_task_with_options_is_asked_as_qa_and_its_answer_e
     assert encoded[0].prompt == "Question: where is the cat\nAnswer:"
     assert encoded[0].completions == (" red\n",)
     assert encoded.is_open and not encoded.single_token_options
+
+
+def test_a_tokenizer_that_knows_no_latin_letter_keeps_what_it_puts_before_a_text():
+    vocabulary = {word: i for i, word in enumerate(["<s>", "猫", "は", "何", "?", "赤", "青"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    assert tokenizer.encode("a").ids == [0]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    assert special_prefix(fast) == [0]
+
+
+def test_a_special_token_is_refused_also_where_it_stands_for_the_unknown():
+    tokenizer = byte_level("<s> $A")
+    tokenizer.unk_token = "</s>"
+    with pytest.raises(UserError, match="special token '</s>'"):
+        encode([example("what does </s> mean ?")], tokenizer)
