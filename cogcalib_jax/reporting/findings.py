@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.reporting.evaluations import subgroup_table
 from cogcalib_jax.reporting.open_tables import confidence_table
-from cogcalib_jax.reporting.records import Run
+from cogcalib_jax.reporting.records import Run, weights_of
 from cogcalib_jax.reporting.tables import (
     Metrics,
     Table,
@@ -78,7 +78,7 @@ def findings(runs: Sequence[Run], task: str) -> Findings:
     return Findings(
         task,
         {caption: table for caption, table in tables.items() if table is not None},
-        tuple(verdict(comparisons, metrics)),
+        tuple(verdict(comparisons, metrics, weights_of(runs[0]))),
     )
 
 

@@ -227,6 +227,12 @@ def _setting(configs: dict[str, str], section: str, field: str) -> Any:
     raise UserError(f"{', '.join(configs)}: no {section}.{field}, so no config of a finished run")
 
 
+def weights_of(run: Run) -> dict[str, float]:
+    """Method -> weight of its term, of the methods that were trained with a config of their own."""
+    own = {m.key: run.configs[m.config] for m in run.methods if m.config == f"{m.key}/config.yaml"}
+    return {key: _setting({key: text}, "method", "weight") for key, text in own.items()}
+
+
 def _config_of(run: Path, place: str) -> str:
     """A row derived from a method has that one's; what has none of its own, that of the run."""
     for derivation in DERIVED:

@@ -94,13 +94,17 @@ def compare(
 
 
 def verdict(
-    comparisons: Sequence[Comparison], metrics: Sequence[Mapping[str, Mapping[str, Any]]]
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[Mapping[str, Mapping[str, Any]]],
+    weights: Mapping[str, float] | None = None,
 ) -> list[str]:
     """The findings in words, one a line; `metrics` holds the numbers of eval.json of each seed.
 
     With two to four seeds nothing is called beyond noise: `difference_table` shows every seed. A
-    single method has only what can be said of its ECE.
+    single method has only what can be said of its ECE. `weights` of the terms, by method: two
+    methods that differ in it do not show what the gate alone does.
     """
+    weights = weights or {}
     lines = []
     if 1 < len(metrics) < FEWEST_SEEDS:
         lines.append(
@@ -116,7 +120,7 @@ def verdict(
             "Noise here is that of the test questions; another training seed may differ by more."
         )
     if not 1 < len(metrics) < FEWEST_SEEDS:
-        lines += [_gate(c) for c in comparisons if c.other in _ungated(c.method)]
+        lines += [_gate(c, weights) for c in comparisons if c.other in _ungated(c.method)]
     return lines
 
 
@@ -254,8 +258,14 @@ def _grounds(c: Comparison) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _gate(c: Comparison) -> str:
+def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
     term = TERMS[split_key(c.method)[0]]
+    ours, other = weights.get(c.method), weights.get(c.other)
+    if ours != other:
+        return (
+            f"What the gate added is not known: {short_name(c.method)} was trained with weight"
+            f" {ours}, {short_name(c.other)} with {other}; give both the same weight to see it."
+        )
     words = {
         BETTER: f"it made {term} better beyond noise{_grounds(c)}",
         WORSE: f"it made {term} worse beyond noise{_grounds(c)}",

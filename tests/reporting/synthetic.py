@@ -17,6 +17,7 @@ seed: {seed}
 method:
   term: {term}
   gate: {gate}
+  weight: 0.5
 evaluation:
   bins: 15
 """

@@ -69,6 +69,18 @@ def test_a_gate_that_harms_and_a_rival_that_wins_are_said():
     assert "it made LS worse beyond noise (NLL, Brier, ECE higher)" in lines[-1]
 
 
+def test_the_gates_worth_is_not_read_off_terms_of_different_weight():
+    seeds = seed_of({"sft": 2.5, "ls": 1.0, "cols": 2.0})
+    comparisons, _ = judge(seeds)
+
+    def last(**weights):
+        return verdict(comparisons, [seeds[1]], weights)[-1]
+
+    assert "it made LS worse" in last(sft=0.0, ls=0.3, cols=0.3)
+    told = last(sft=0.0, ls=0.3, cols=0.05)
+    assert "not known: CoLS was trained with weight 0.05, LS on all data with 0.3" in told
+
+
 def test_every_gate_is_held_against_all_data_and_ours_against_a_random_share():
     sharpness = {"sft": 2.5, "ls": 1.0, "cols": 2.0, "ls-random": 1.0, "ls-oracle": 2.0}
     comparisons, lines = judge(seed_of(sharpness))
