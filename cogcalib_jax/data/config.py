@@ -13,6 +13,8 @@ from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
+LIMITS = ("calibration_rows", "validation_rows", "train_rows", "test_rows")
+"""fields that cut splits of stored rows; a task that makes its rows makes as many as are wanted"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,14 @@ class DataConfig:
         check(self.prompt in prompts, "prompt", f"must be a prompt (allowed: {', '.join(prompts)})")
         task = TASKS[self.task]
         if isinstance(task, MadeTask):
-            check(self.path is None, "path", f"must be none: task {self.task} makes its own rows")
+            makes = f"task {self.task} makes its own rows; for yours add --data.task custom"
+            check(self.path is None, "path", f"must be none: {makes}")
+            for name in LIMITS:
+                check(
+                    getattr(self, name) is None,
+                    name,
+                    f"must be none: task {self.task} has data.world.{name.removesuffix('_rows')}",
+                )
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")
         self._check_protocol()
@@ -86,7 +95,10 @@ class DataConfig:
 
         Raises FieldError where they cannot be those of `task`.
         """
-        return self if task == self.task else replace(self, task=task, path=None)
+        if task == self.task:
+            return self
+        made = isinstance(TASKS.get(task), MadeTask)
+        return replace(self, task=task, path=None, **(dict.fromkeys(LIMITS) if made else {}))
 
     def _check_protocol(self) -> None:
         protocols = (CLEAN, *PROTOCOLS)

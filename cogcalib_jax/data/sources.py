@@ -113,7 +113,8 @@ def read_file(file: Path) -> list[Row]:
     try:
         return list(_read_jsonl(file) if file.suffix == ".jsonl" else _read_parquet(file))
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {_line(error)}") from error
+        reason = error.strerror or _line(error)
+        raise UserError(f"{file}: cannot be read ({reason}); give another file") from error
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:

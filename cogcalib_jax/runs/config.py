@@ -48,7 +48,7 @@ class RunConfig:
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
     compare: tuple[str, ...] = ()
     """methods to train from the same start, each NAME or TERM@GATE, with =WEIGHT if wanted, and
-    beside them the baselines mc_dropout, ensemble, laplace_lora and blob; none: method alone"""
+    beside them the baselines mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
     ensemble_members: int = 5
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0

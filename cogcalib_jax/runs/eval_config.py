@@ -124,7 +124,9 @@ class EvalConfig:
         self._require_one_process("predict")
         check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
         for name in ("run", "adapter"):
-            check(len(getattr(self, name)) <= 1, name, "must name one model: only one can answer")
+            one = "must name one model: only one can answer"
+            one += " (of a comparison name RUN/METHOD)" if name == "run" else ""
+            check(len(getattr(self, name)) <= 1, name, one)
         cuts = [n for n in ("abstain_below", "target_accuracy") if getattr(self, n) is not None]
         for name in cuts:
             check(
@@ -273,6 +275,11 @@ def read_trained_run(name: str) -> RunConfig:
 
 def _read_config(folder: Path) -> RunConfig:
     file = folder / "config.yaml"
+    if not file.exists() and (folder / "eval.json").is_file():
+        raise UserError(
+            f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
+            " train the method by itself with --training.keep best"
+        )
     if not file.is_file():
         raise UserError(
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"

@@ -45,6 +45,8 @@ PRESETS = [
     Case("an unknown key", preset("lora:\n  rnak: 8\n")),
     Case("a key of another section", preset("rank: 8\n")),
     Case("a value of the wrong type", preset("seed: eight\n")),
+    Case("rows of one's own for the made-up world", plain("--data.path", "questions")),
+    Case("fewer rows of a made-up world", plain("--data.test-rows", "200")),
     Case("a whole number written with a point", preset("training:\n  batch_size: 8.0\n")),
     Case("a value out of range", preset("lora:\n  rank: 0\n")),
     Case("a key given twice", preset("seed: 1\ntraining:\n  epochs: 1\nseed: 2\n")),

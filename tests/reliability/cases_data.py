@@ -104,6 +104,11 @@ QUESTIONS = [
         "two questions to answer with one id", ask([question(0, id="a"), question(1, id="a")]), EVAL
     ),
     Case("no question to answer", ask("\n\n"), EVAL),
+    Case(
+        "predictions that are not there",
+        lambda p: ["--predictions", "p.jsonl", "--run-dir", "new"],
+        EVAL,
+    ),
     Case("predictions with other fields", score([{"p": [0.5, 0.5], "label": 0}]), EVAL),
     Case(
         "probabilities that do not sum to 1",

@@ -45,6 +45,11 @@ def merge(damage):
     return arrange
 
 
+def _without_weights(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+    write(folder / "eval.json", {})
+
+
 def predict(damage):
     """eval.py --predict with a run that `damage` was done to."""
 
@@ -90,6 +95,11 @@ def _fill_merged(place: Place) -> list[str]:
 
 RUNS = [
     Case("a folder that is no run", lambda p: ["--run", str(p.base()), "--run-dir", "new"], EVAL),
+    Case(
+        "a row of a comparison that kept no weights",
+        predict(_without_weights),
+        EVAL,
+    ),
     Case("a run that is not there", lambda p: ["--run", "none", "--run-dir", "new"], EVAL),
     Case("a run that is not finished", run(lambda r: shutil.rmtree(r / "adapter")), EVAL),
     Case(
