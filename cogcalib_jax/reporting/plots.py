@@ -234,7 +234,8 @@ def coverage_figure(lines: Sequence[Coverage], task: str, n: int, target: float)
         handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
     axes.axhline(target, color=INK, linewidth=1)
     axes.text(0.997, target + 0.006, f"{target * 100:.0f} % accuracy", ha="right", va="bottom",
-              color=INK, fontsize=9)  # fmt: skip
+              color=INK, fontsize=9,
+              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     lowest = min([float(line.accuracy.min()) for line in lines] + [target - 0.1])
     axes.set(xlim=(0, 1), ylim=(math.floor(lowest * 10) / 10, 1.005))
     percent_axis(axes.xaxis)

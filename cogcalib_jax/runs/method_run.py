@@ -15,6 +15,7 @@ from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.models.parameters import without_uncertainty
+from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled, say
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
@@ -53,10 +54,10 @@ def train_method(
     parameters after the style phase, whose journal is in `style_folder`.
     """
     method = config.method.resolve()
-    say(
-        f"== {method.label}: term {method.term} on {method.gate}, weight {method.weight:g},"
-        f" {trainer.total_steps} updates"
-    )
+    term = f"term {method.term} on {method.gate}, weight {method.weight:g}"
+    plain = method.term == "none"
+    updates = count(trainer.total_steps, "update")
+    say(f"== {method.label}: {'no term' if plain else term}, {updates}")
     result = finetune(trainer, method, start, style_folder, folder)
     # A PEFT adapter has no distributions: of one it holds the mean.
     decoder = without_uncertainty(trainer.trainable.model.merge(result.lora))
