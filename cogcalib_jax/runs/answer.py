@@ -51,7 +51,7 @@ def answer_questions(config: EvalConfig) -> str:
     for note in notes:
         say(f"   note: {note}")
     temperature = _temperature(model.adapter)
-    predict = predict_function(load(config, model), model)
+    predict = predict_function(load(config, model, [encoded]), model)
     cut = _cut(config, predict, tokenizer, temperature)
 
     predictions = predict(encoded)

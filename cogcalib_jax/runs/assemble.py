@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -55,6 +55,22 @@ def say(text: str) -> None:
 def show_note(text: str) -> None:
     """What was left out or changed, for the person who watches."""
     say(f"   note: {text}")
+
+
+def note_beyond_context(
+    context: int, sets: Iterable[EncodedSplit], note: Callable[[str], None] = show_note
+) -> None:
+    """Say where questions with options are longer than what the model was made for.
+
+    Their scores are numbers like all others, and worth little. What cannot answer open questions
+    is refused (`open_predictor`).
+    """
+    longest = max((int(rows.lengths.max()) for rows in sets if rows), default=0)
+    if longest > context:
+        note(
+            f"texts of up to {longest:,} tokens are longer than the model's context of"
+            f" {context:,}, beyond which it was not trained; set --data.max-length {context}"
+        )
 
 
 def with_processes(config: AnyConfig) -> AnyConfig:

@@ -17,6 +17,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.runs.assemble import note_beyond_context
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_report import (
     Report,
@@ -72,6 +73,8 @@ def dry_run_evaluation(config: EvalConfig) -> str:
     for model in models:
         name = str(model.base)
         _check(config, model, bases[name], sets[name])
+    for name, base in bases.items():
+        note_beyond_context(base.config.max_position_embeddings, sets[name].values(), notes.append)
 
     tasks = next(iter(sets.values()))
     show_rows(report, tasks, notes)

@@ -21,6 +21,7 @@ from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
     encode_splits,
     evaluation_sets,
+    note_beyond_context,
     require_even_batches,
     require_open_questions,
     require_options_space,
@@ -157,6 +158,9 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     require_single_tokens(config, [splits["train"], *sets.values()])
     mesh = make_mesh(config.mesh)
     model = base.model(config.lora, config.model, mesh)
+    note_beyond_context(
+        base.config.max_position_embeddings, [*splits.values(), *sets.values()], notes.append
+    )
     open_predictor(
         model,
         base.config.max_position_embeddings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,13 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.runs.assemble import load_base_tokenizer, load_on_mesh, say, with_processes
+from cogcalib_jax.runs.assemble import (
+    load_base_tokenizer,
+    load_on_mesh,
+    note_beyond_context,
+    say,
+    with_processes,
+)
 from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import (
@@ -162,18 +168,20 @@ class Loaded:
     together: EnsemblePredictor
 
 
-def load(config: EvalConfig, model: Evaluated, sets: Iterable[EncodedSplit] = ()) -> Loaded:
+def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
     """Load the base of `model`, with room for its adapter and others of its shape.
 
-    sets: questions it will be asked; needed where some are open.
+    sets: questions it will be asked.
     """
     mesh, decoder = load_on_mesh(config.model, config.mesh, model.lora, model.base, config.seed)
     graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
     split = SplitModel(graphdef, frozen)
     predictor = Predictor(split, mesh, config.evaluation)
+    context = decoder.config.max_position_embeddings
+    note_beyond_context(context, sets)
     answers = open_predictor(
         split,
-        decoder.config.max_position_embeddings,
+        context,
         predictor,
         config.evaluation,
         config.data,

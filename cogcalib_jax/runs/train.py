@@ -25,6 +25,7 @@ from cogcalib_jax.runs.assemble import (
     evaluation_sets,
     load_base_tokenizer,
     make_trainable,
+    note_beyond_context,
     require_even_batches,
     require_open_questions,
     require_options_space,
@@ -120,9 +121,11 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
     assembled = assemble_model(config, config.lora, base)
+    context = assembled.decoder.config.max_position_embeddings
+    note_beyond_context(context, [*splits.values(), *sets.values()])
     answers = open_predictor(
         assembled.model,
-        assembled.decoder.config.max_position_embeddings,
+        context,
         Predictor(assembled.model, assembled.mesh, config.evaluation),
         config.evaluation,
         config.data,

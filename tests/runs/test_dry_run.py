@@ -249,6 +249,20 @@ def test_its_own_test_rows_were_not_trained_on(run, capsys):
     assert "No question of training rows of custom stands in another split" in flat(out)
 
 
+@pytest.mark.parametrize(("context", "said"), [(16, True), (19, False)])
+def test_texts_beyond_the_models_context_are_said(base, rows, capsys, tmp_path, context, said):
+    """The longest text is cut to 20 tokens, of which the last is no input."""
+    short = shutil.copytree(base, tmp_path / "short")
+    file = short / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": context}))
+    words = custom(short, rows, "--data.on-bad-row", "skip")
+    here = "texts of up to 19 tokens are longer than the model's context of 16"
+    assert (here in flat(report(capsys, train.main, words))) is said
+    asked = ["--model.path", str(short), "--task", "custom", "--data.path", str(rows)]
+    asked += ["--data.prompt", "cloze", "--data.max-length", "20"]
+    assert (here in flat(report(capsys, eval_program.main, asked))) is said
+
+
 def test_a_bare_base_on_several_tasks(base, rows, capsys):
     world = arguments(base, "none")
     argv = [
