@@ -7,6 +7,7 @@ from statistics import median
 
 from cogcalib_jax.experiments.suite import Cell
 from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.dry_run import estimate_seconds
 
 
@@ -35,7 +36,10 @@ def _seconds(cell: Cell, cells: Sequence[Cell]) -> float:
         for other in cells
         if other.condition == cell.condition and (other.folder / "seconds.txt").is_file()
     ]
-    return median(measured) if measured else estimate_seconds(cell.config)
+    if measured:
+        return median(measured)
+    say(f"== {cell.title}")
+    return estimate_seconds(cell.config)
 
 
 def _state(cell: Cell) -> str:
