@@ -64,7 +64,8 @@ def dynamics_figure(
     Lines that are means over seeds (`study_dynamics.seed_means`) get bands from the lowest seed to
     the highest.
     """
-    kinds = list(dict.fromkeys(line["data"] for _, lines in runs for line in lines))
+    followed = {line["data"] for _, lines in runs for line in lines}
+    kinds = [data for data in DATA_WORDS if data in followed]
     alone = len(runs) == 1
     columns = len(kinds) if alone else min(len(runs), COLUMNS)
     kinds_down = 1 if alone else len(kinds)
