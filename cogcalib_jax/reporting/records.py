@@ -233,6 +233,11 @@ def weights_of(run: Run) -> dict[str, float]:
     return {key: _setting({key: text}, "method", "weight") for key, text in own.items()}
 
 
+def keeps_best(run: Run, method: Method) -> bool:
+    """Whether its weights are those of the best validation epoch, not of the last update."""
+    return _setting({method.config: run.configs[method.config]}, "training", "keep") == "best"
+
+
 def _config_of(run: Path, place: str) -> str:
     """A row derived from a method has that one's; what has none of its own, that of the run."""
     for derivation in DERIVED:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.reporting.names import short_name, split_key
-from cogcalib_jax.reporting.records import Method, Run
+from cogcalib_jax.reporting.records import Method, Run, keeps_best
 from cogcalib_jax.reporting.words import count
 
 # Cross-entropy of the last tenth of the logged updates is this many times that of the first, and
@@ -22,10 +22,14 @@ NAMED = 5
 
 
 def training_notes(run: Run) -> tuple[str, ...]:
-    """Sentences about skipped updates, divergence and thresholds that could not be fitted."""
+    """Sentences about the epoch that was kept, skipped updates, divergence and thresholds that
+    could not be fitted.
+    """
     notes = []
     for method in run.methods:
-        notes += [*_skipped(method, run.style_end), *_diverged(method, run.tasks[0])]
+        best = keeps_best(run, method)
+        notes += [*(_kept(method) if best else ()), *_skipped(method, run.style_end)]
+        notes += [*_diverged(method), *_below_guessing(method, run.tasks[0], best)]
         notes += _one_class(method)
     # Methods of a comparison share their style phase.
     return tuple(dict.fromkeys(notes))
@@ -33,6 +37,18 @@ def training_notes(run: Run) -> tuple[str, ...]:
 
 def _of(method: Method, phase: str) -> list[Mapping[str, Any]]:
     return [line for line in method.steps if line.get("phase") == phase]
+
+
+def _kept(method: Method) -> list[str]:
+    # The first stands before any update of this phase.
+    after = _of(method, "validation")[1:]
+    if not after:
+        return []
+    best = min(after, key=lambda line: line["nll"])
+    return [
+        f"{short_name(method.key)}: its weights are those of its best validation epoch,"
+        f" {best['epoch']:.1f} of {after[-1]['epoch']:.1f} (--training.keep best)."
+    ]
 
 
 def _skipped(method: Method, style_end: int | None) -> list[str]:
@@ -57,28 +73,34 @@ def _skipped(method: Method, style_end: int | None) -> list[str]:
 _TERMS = {"ce": "cross-entropy", "cal": "the term", "gradient": "the gradient"}
 
 
-def _diverged(method: Method, task: str) -> list[str]:
-    notes = []
+def _diverged(method: Method) -> list[str]:
     losses = [line["ce"] for line in _of(method, "finetune") if line.get("ce") is not None]
     tenth = max(1, len(losses) // 10)
     if len(losses) >= 10:
         first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
         if last > max(FAR_TIMES * first, first + FAR_NATS):
-            notes.append(
+            return [
                 f"{short_name(method.key)} diverged: the cross-entropy of its updates rose from"
                 f" {first:.2f} to {last:.2f} nats; lower training.learning_rate."
-            )
+            ]
+    return []
+
+
+def _below_guessing(method: Method, task: str, best: bool) -> list[str]:
+    """best: the weights are those of the validation with the lowest NLL."""
     guess = method.predictions[task].guess_nll
     nll = [line["nll"] for line in _of(method, "validation")]
-    above = _last_above(nll, guess) if guess is not None else 0
-    if len(nll) >= FEWEST_VALIDATIONS and above >= len(nll) / 2:
-        notes.append(
-            f"{short_name(method.key)}: in the last {above} of {len(nll)} validations the NLL was"
-            f" above that of guessing ({guess:.2f} nats; at the end {nll[-1]:.2f}), so its"
-            " confidences say less than none would: lower training.learning_rate, train for fewer"
-            " epochs, or keep the best epoch (--training.keep best)."
-        )
-    return notes
+    if guess is None or len(nll) < FEWEST_VALIDATIONS or (best and min(nll[1:]) <= guess):
+        return []
+    above = _last_above(nll, guess)
+    if above < len(nll) / 2:
+        return []
+    earlier = "" if best else ", train for fewer epochs, or keep the best (--training.keep best)"
+    return [
+        f"{short_name(method.key)}: in the last {above} of {len(nll)} validations the NLL was"
+        f" above that of guessing ({guess:.2f} nats; at the end {nll[-1]:.2f}), so its"
+        f" confidences say less than none would: lower training.learning_rate{earlier}."
+    ]
 
 
 def _last_above(values: Sequence[float], limit: float) -> int:

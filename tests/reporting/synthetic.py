@@ -18,6 +18,8 @@ method:
   term: {term}
   gate: {gate}
   weight: 0.5
+training:
+  keep: last
 evaluation:
   bins: 15
 """

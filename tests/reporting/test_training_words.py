@@ -15,10 +15,11 @@ ONE = np.ones(1)
 GUESS = float(np.log(4))
 
 
-def notes(*steps, key="cols", guess=GUESS):
+def notes(*steps, key="cols", guess=GUESS, keep="last"):
     predictions = {"world": Predictions(("q0",), ONE > 0, ONE, ONE, ONE, guess)}
     method = Method(key, {"world": {}}, predictions, tuple(steps), (), "config.yaml", None)
-    return training_notes(Run(None, (method, method), ("world",), STYLE_END, {}, 15, {}))
+    configs = {"config.yaml": f"training: {{keep: {keep}}}"}
+    return training_notes(Run(None, (method, method), ("world",), STYLE_END, configs, 15, {}))
 
 
 def updates(losses):
@@ -28,7 +29,10 @@ def updates(losses):
 
 
 def validations(nll):
-    return [{"step": STYLE_END, "phase": "validation", "nll": one} for one in nll]
+    return [
+        {"step": STYLE_END + i, "phase": "validation", "nll": one, "epoch": float(i)}
+        for i, one in enumerate(nll)
+    ]
 
 
 def test_skipped_updates_are_counted_by_phase_and_examples_named():
@@ -80,6 +84,16 @@ def test_a_validation_nll_above_guessing_for_long_is_said(nll, above):
     if above:
         assert f"last {above} of 4 validations" in found[0] and "1.39 nats" in found[0]
     assert not notes(*validations(nll), guess=None)
+
+
+def test_a_kept_best_epoch_is_said_and_not_advised():
+    kept, *others = notes(*validations([1.2, 1.3, 1.25, 1.5, 1.6]), key="sft", keep="best")
+    assert kept.startswith("SFT: its weights are those of its best validation epoch, 2.0 of 4.0 (")
+    # The last two are above guessing, and not what was kept.
+    assert not others
+    _, above = notes(*validations([1.2, 1.5, 1.6, 1.7, 1.8]), keep="best")
+    assert above.endswith("say less than none would: lower training.learning_rate.")
+    assert not notes(*validations([1.2]), keep="best"), "no validation, no best one"
 
 
 def test_a_calibration_split_of_one_class_is_said_where_the_gate_depends_on_it():
