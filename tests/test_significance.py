@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from cogcalib_jax import metrics
 from cogcalib_jax.metrics import InvalidRows
-from cogcalib_jax.significance import holm, paired_difference, resamples_for
+from cogcalib_jax.significance import (
+    FEWEST_SEEDS,
+    holm,
+    paired_difference,
+    resamples_for,
+    student_t,
+)
 
 
 def methods(n=200, seeds=1, shift=0.0, seed=0):
@@ -74,6 +81,56 @@ def test_seeds_with_different_numbers_of_questions_draw_their_own():
         plain.append(np.mean([drawn[i] for i in rng.integers(0, 2, 2)]))
     expected = np.percentile(plain, [2.5, 97.5])
     np.testing.assert_allclose([result.low, result.high], expected, atol=0.12 * np.std(plain))
+
+
+@pytest.mark.parametrize("seeds", [4, FEWEST_SEEDS])
+def test_from_five_seeds_on_students_t_over_seeds_must_agree(seeds):
+    rng = np.random.default_rng(2)
+    effects = (0.2, 0.9, 0.5, 1.1, 0.4)[:seeds]
+    a = [rng.normal(effect, 0.1, 300) for effect in effects]
+    result = paired_difference(a, [np.zeros(300)] * seeds)
+    t = stats.ttest_1samp(result.per_seed, 0.0)
+    low, high = t.confidence_interval()
+    if seeds < FEWEST_SEEDS:
+        # Of the bootstrap alone: too narrow, and shown nowhere as a finding.
+        assert low < result.low < result.high < high and result.p_value < t.pvalue
+    else:
+        np.testing.assert_allclose([result.low, result.high], [low, high], rtol=1e-9)
+        assert result.p_value == pytest.approx(t.pvalue)
+
+
+def test_the_bootstrap_decides_where_questions_vary_more_than_seeds():
+    # The same questions in every seed: seeds agree, and Student's t would call that certainty.
+    question = np.random.default_rng(3).normal(0.05, 1, 300)
+    a = [question + shift for shift in np.linspace(-1e-4, 1e-4, FEWEST_SEEDS)]
+    result = paired_difference(a, [np.zeros(300)] * FEWEST_SEEDS)
+    assert stats.ttest_1samp(result.per_seed, 0.0).pvalue < 1e-6 < 0.05 < result.p_value
+    one = paired_difference(a[:1], [np.zeros(300)])
+    assert result.high - result.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_five_seeds_seldom_claim_what_is_not_there():
+    rng = np.random.default_rng(4)
+    claims = 0
+    for draw in range(200):
+        effects = rng.normal(0, 0.5, FEWEST_SEEDS)
+        a = [rng.normal(effect, 1, 100) for effect in effects]
+        result = paired_difference(a, [np.zeros(100)] * FEWEST_SEEDS, resamples=400, seed=draw)
+        claims += result.p_value <= 0.05
+        assert (result.p_value <= 0.05) == (result.low > 0 or result.high < 0)
+    # The bootstrap alone claims 33 of these 200.
+    assert claims <= 18, "binomial(200, .05) exceeds 18 in 1 of 170 times"
+
+
+def test_students_t_knows_of_a_bias_on_either_side():
+    values = [0.3, 0.5, 0.4, 0.45, 0.35]
+    low, high, p_value = student_t(values)
+    assert student_t(values, down=0.1, up=0.2)[:2] == pytest.approx((low - 0.1, high + 0.2))
+    shifted = stats.ttest_1samp(np.array(values) - 0.1, 0.0).pvalue
+    assert student_t(values, down=0.1)[2] == pytest.approx(shifted) and shifted > p_value
+    assert student_t(np.negative(values), up=0.1)[2] == pytest.approx(shifted)
+    assert student_t(values, down=0.5)[2] == 1
+    assert student_t([0.0] * 5)[2] == 1 and student_t([0.1] * 5)[2] == 0
 
 
 def test_a_method_does_not_differ_from_itself():

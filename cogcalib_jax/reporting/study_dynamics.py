@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from cogcalib_jax.reporting.names import SAMPLED, short_name
 from cogcalib_jax.reporting.records import Method, Run
 from cogcalib_jax.reporting.tables import Table, cell
 from cogcalib_jax.reporting.timelines import DATA_WORDS
 from cogcalib_jax.reporting.words import count
+from cogcalib_jax.significance import student_t
 
 GROUPS = ("known", "unknown")
 MOMENTS = ("start", "best epoch", "end")
-LEVEL = 0.95
 
 Line = Mapping[str, Any]
 """Of dynamics.jsonl."""
@@ -129,9 +128,8 @@ def points(values: np.ndarray) -> str:
     mean = 100 * values.mean()
     if len(values) == 1:
         return f"{mean:+.1f}"
-    error = 100 * values.std(ddof=1) / np.sqrt(len(values))
-    half = error * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    low, high, _ = student_t(100 * values)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _moments(method: Method, data: str, group: str) -> tuple[Line, Line, Line] | None:

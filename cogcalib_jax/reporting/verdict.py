@@ -2,9 +2,10 @@
 
 Every method is compared with SFT, and each gated method also with its rivals: SFT at its best
 validation epoch, SFT with a temperature, the same term on all data, and, where they were run,
-MC-dropout and an ensemble, which cost more than it does. NLL and Brier decide;
-their p-values form one Holm family over all comparisons of the table. ECE (biased, so without an
-interval) and accuracy are families of their own and only ever add to what NLL and Brier say.
+those that answer with several models, which cost more than it does. Those in turn are held against
+the best epoch and the temperature, which cost nothing. NLL and Brier decide; their p-values form
+one Holm family over all comparisons of the table. ECE (biased, so without an interval) and accuracy
+are families of their own and only ever add to what NLL and Brier say.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cogcalib_jax.reporting.tables import Table
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.significance import (
     ECE_BINS,
+    FEWEST_SEEDS,
     PairedDifference,
     holm,
     paired_difference,
@@ -34,7 +36,6 @@ from cogcalib_jax.significance import (
 )
 
 LEVEL = 0.05
-FEWEST_SEEDS = 5
 # At least; `compare` takes more where the family is so large that no p-value could pass Holm's.
 RESAMPLES = 4000
 DECIDING = ("NLL", "Brier")
@@ -112,8 +113,9 @@ def verdict(
         )
     else:
         lines += _against_sft([c for c in comparisons if c.other == "sft"])
-        for ours in dict.fromkeys(c.method for c in comparisons if is_ours(c.method)):
-            lines += _against_rivals(ours, comparisons)
+        rivalled = [c.method for c in comparisons if is_ours(c.method) or c.method in SAMPLED]
+        for method in dict.fromkeys(rivalled):
+            lines += _against_rivals(method, comparisons)
     lines += at_floor(metrics)
     if comparisons and len(metrics) == 1:
         lines.append(
@@ -133,6 +135,7 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
         return None
     seeds = len(comparisons[0].differences["NLL"].per_seed)
     few = 1 < seeds < FEWEST_SEEDS
+    beyond = "beyond noise" if seeds > 1 else "beyond noise\nof questions"
     rows = []
     for c in comparisons:
         cells = [_cell(c.differences[metric], metric, few) for metric in METRICS]
@@ -151,7 +154,7 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
         )
     units = {"NLL": "NLL\n(nats)", "accuracy": "accuracy\n(points)"}
     header = ["difference", *(units.get(metric, metric) for metric in METRICS)]
-    return Table(tuple(header if few else [*header, "beyond noise"]), tuple(rows), note)
+    return Table(tuple(header if few else [*header, beyond]), tuple(rows), note)
 
 
 def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
@@ -162,6 +165,9 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
         random = method_key(split_key(ours)[0], "random")
         rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(ours), random)
         pairs += [(ours, rival) for rival in rivals if rival in present]
+    for several in filter(SAMPLED.__contains__, present):
+        free = ("sft_best_epoch", "sft_temperature")
+        pairs += [(several, rival) for rival in free if rival in present]
     for method in present:
         term, gate, derivation = split_key(method)
         ungated = method_key(term, "all")
@@ -215,47 +221,55 @@ def _against_sft(comparisons: Sequence[Comparison]) -> list[str]:
         MIXED: "Better than SFT in one score and worse in the other, both beyond noise",
         SAME: "No difference from SFT beyond noise in NLL or Brier",
     }
-    return _grouped(words, comparisons, lambda c: short_name(c.method))
+    return _grouped(words, comparisons, lambda c: f"{short_name(c.method)}{_grounds(c)}")
 
 
-def _against_rivals(ours: str, comparisons: Sequence[Comparison]) -> list[str]:
+def _against_rivals(method: str, comparisons: Sequence[Comparison]) -> list[str]:
     """What simpler and costlier means reach; the same term on all data is the gate's line."""
-    name = short_name(ours)
-    elsewhere = ("sft", *_ungated(ours))
-    rivals = [c for c in comparisons if c.method == ours and c.other not in elsewhere]
+    name = short_name(method)
+    elsewhere = ("sft", *_ungated(method))
+    rivals = [c for c in comparisons if c.method == method and c.other not in elsewhere]
     lines = []
     for kind, sampled in (("simpler", False), ("costlier", True)):
         words = {
             BETTER: f"{name} is better beyond noise than the {kind}",
             WORSE: f"{name} is worse beyond noise than the {kind}",
             MIXED: f"{name} is better in one score and worse in the other than the {kind}",
-            SAME: f"As good as {name}, as far as these questions can tell, is the {kind}",
+            SAME: f"{name} cannot be told by NLL or Brier from the {kind}",
         }
         chosen = [c for c in rivals if (c.other in SAMPLED) == sampled]
-        lines += _grouped(words, chosen, lambda c: short_name(c.other))
+        lines += _grouped(
+            words,
+            chosen,
+            lambda c: f"{short_name(c.other)}{_grounds(c, name if c.outcome == SAME else '')}",
+        )
     return lines
 
 
 def _grouped(
-    words: Mapping[str, str], comparisons: Sequence[Comparison], name: Callable[[Comparison], str]
+    words: Mapping[str, str], comparisons: Sequence[Comparison], tell: Callable[[Comparison], str]
 ) -> list[str]:
-    """One sentence an outcome, naming whom it holds for and by which metrics."""
+    """One sentence an outcome, telling whom it holds for and by which metrics."""
     lines = []
     for outcome, opening in words.items():
-        those = [f"{name(c)}{_grounds(c)}" for c in comparisons if c.outcome == outcome]
+        those = [tell(c) for c in comparisons if c.outcome == outcome]
         if those:
             lines.append(f"{opening}: {'; '.join(those)}.")
     return lines
 
 
-def _grounds(c: Comparison) -> str:
-    """In brackets: what lies beyond noise, from the side of the comparison's first method."""
+def _grounds(c: Comparison, of: str = "") -> str:
+    """In brackets: what lies beyond noise, from the side of the comparison's first method.
+
+    of: its name, where the sentence would leave it open whose numbers these are.
+    """
     parts = []
     for word, sign in (("lower", -1), ("higher", 1)):
         those = [m for m in METRICS if m in c.claimed and sign * c.differences[m].difference > 0]
         if those:
             parts.append(f"{', '.join(those)} {word}")
-    return f" ({'; '.join(parts)})" if parts else ""
+    side = f"{of}: " if of else ""
+    return f" ({side}{'; '.join(parts)})" if parts else ""
 
 
 def _gate(c: Comparison, weights: Mapping[str, float]) -> str:

@@ -47,7 +47,7 @@ def test_identical_predictions_show_no_difference_anywhere():
     assert "Better" not in text
     assert "Worse" not in text
     assert "No difference from SFT beyond noise in NLL or Brier: SFT, best epoch;" in text
-    assert "As good as CoLS, as far as these questions can tell" in text
+    assert "CoLS cannot be told by NLL or Brier from the simpler: SFT, best epoch; SFT + te" in text
     assert lines[-1].startswith("What the gate added")
     assert "nothing in NLL or Brier that these questions can show." in lines[-1]
 
@@ -99,10 +99,21 @@ def test_costlier_rivals_are_told_apart_from_simpler_ones():
     comparisons, lines = judge(seed_of(sharpness))
     against = {(c.method, c.other) for c in comparisons}
     assert {("cols", "mc_dropout"), ("cols", "ensemble"), ("ensemble", "sft")} <= against
-    assert not any(method != "cols" for method, other in against if other != "sft")
+    free = {("mc_dropout", "sft_temperature"), ("ensemble", "sft_temperature")}
+    assert {pair for pair in against if "cols" not in pair and "sft" not in pair} == free
+    assert any("MC-dropout is worse beyond noise than the simpler: SFT + temp" in x for x in lines)
     assert any("worse beyond noise than the simpler: SFT + temp" in line for line in lines)
     assert any("worse beyond noise than the costlier: Ensemble" in line for line in lines)
-    assert any("these questions can tell, is the costlier: MC-dropout" in line for line in lines)
+    assert "CoLS cannot be told by NLL or Brier from the costlier: MC-dropout." in lines
+
+
+def test_whose_accuracy_differs_is_said_where_the_scores_do_not():
+    sft, numbers = answered(1.0)
+    unsure = replace(sft, correct=sft.correct & (np.arange(500) % 5 > 0))
+    seed = {"sft": sft, "sft_temperature": sft, "cols": unsure}
+    _, lines = judge((seed, dict.fromkeys(seed, numbers)))
+    (line,) = [x for x in lines if x.startswith("CoLS cannot be told by NLL or Brier from the")]
+    assert "SFT + temperature (CoLS: " in line and "accuracy lower" in line
 
 
 def test_equal_scores_of_different_methods_are_not_called_different():
