@@ -24,6 +24,7 @@ from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.reporting.names import DERIVED
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
@@ -134,7 +135,25 @@ def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
             planned.append(Cell(name, seed, run, place, tuple(argv)))
     if len({cell.folder for cell in planned}) < len(planned):
         raise UserError("suite: two conditions would have one folder; give them other names")
+    _require_methods(config, planned)
     return planned
+
+
+def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
+    """Tables of a method that nobody trains would only be missing in the end."""
+    losses = dict.fromkeys(key for cell in planned for key in cell.config.resolved_methods())
+    baselines = dict.fromkeys(key for cell in planned for key in cell.config.sampling_baselines)
+    derived = [f"{key}_{derivation}" for key in losses for derivation in DERIVED]
+    for field, known in (
+        ("across", [*losses, *derived, *baselines]),
+        ("followed", [*losses, *baselines]),
+    ):
+        for name in getattr(config, field):
+            if name not in known:
+                raise UserError(
+                    f"suite: {field} names {name!r}, which no condition has; it has"
+                    f" {', '.join(known)}"
+                )
 
 
 def _config(argv: Sequence[str], cell: str) -> RunConfig:

@@ -51,6 +51,11 @@ class Study:
     """what is missing: condition and seed in words"""
 
     @property
+    def missing(self) -> str:
+        """A sentence about what failed, empty where nothing did."""
+        return f"Missing, because they failed: {'; '.join(self.failed)}." if self.failed else ""
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Of all runs, in the order they were evaluated."""
         return tuple(
@@ -97,7 +102,7 @@ def study_findings(study: Study) -> StudyFindings:
 
 def study_markdown(study: Study, found: StudyFindings) -> str:
     """The findings as Markdown: conditions against each other, then each of them."""
-    parts = [f"# {study.name}", *filter(None, [study.question])]
+    parts = [f"# {study.name}", *filter(None, [study.question, study.missing])]
     for task, table in found.side_by_side.items():
         parts += [f"## Conditions side by side: {task}", as_markdown(table)]
         for caption, differences in found.across[task].items():

@@ -31,8 +31,7 @@ def write_suite_report(study: Study, found: StudyFindings) -> Path:
     runs = sum(len(condition.runs) for condition in study.conditions)
     lead = [study.question] if study.question else []
     lead.append(f"{count(len(study.conditions), 'condition')}, {count(runs, 'run')}.")
-    if study.failed:
-        lead.append(f"Missing, because they failed: {'; '.join(study.failed)}.")
+    lead += [study.missing] if study.failed else []
     first = next(iter(study.conditions[0].runs.values()))
     leave_out = ("command", "seed")
     facts = {"preset": study.preset} | {

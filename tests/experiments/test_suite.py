@@ -112,6 +112,14 @@ def planned(preset, folder, **more):
     return cells(config, folder)
 
 
+def test_tables_of_a_method_that_nobody_trains_are_refused_before_any_work(preset, tmp_path):
+    planned(preset, tmp_path, across=("sft", "ls", "sft_best_epoch"), followed=("ls",))
+    with pytest.raises(UserError, match="across names 'cols', which no condition has; it has sft"):
+        planned(preset, tmp_path, across=("sft", "cols"))
+    with pytest.raises(UserError, match="followed names 'sft_best_epoch'"):
+        planned(preset, tmp_path, followed=("sft_best_epoch",))
+
+
 def fake_run(config, name, argv, style):
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -129,8 +129,11 @@ def test_one_condition_with_one_seed_is_a_study_too(tmp_path):
 
 
 def test_what_failed_is_said(study, found):
-    write_suite_report(replace(study, failed=("50% known, seed 7",)), found)
+    lacking = replace(study, failed=("50% known, seed 7",))
+    write_suite_report(lacking, found)
     assert "they failed: 50% known, seed 7." in read_page(study.folder).text
+    assert "they failed: 50% known, seed 7." in study_markdown(lacking, found)
+    assert "failed" not in study_markdown(study, found)
 
 
 def test_markdown_holds_the_tables_of_the_page(study, found):
