@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.configlib import load_config
+from cogcalib_jax.experiments.suite import SuiteConfig, cells
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.weights.hf_config import from_hf
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 PRESETS = sorted(CONFIGS.glob("*.yaml"))
 # Presets of models too large for our machines -> (shape, parameters, task).
 PUBLISHED = {
@@ -90,3 +92,17 @@ def test_a_named_shape_has_the_published_number_of_parameters(file):
 
 def test_every_named_shape_is_tested():
     assert {f.stem for f in (CONFIGS / "models").glob("*.json")} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("file", SUITES, ids=lambda p: p.stem)
+def test_a_suite_plans_its_cells_and_leaves_its_questions_whole(file, tmp_path):
+    suite = load_config(SuiteConfig, ["--config", str(file)], prog="", description="").config
+    planned = cells(suite, tmp_path)
+    assert len(planned) == len(suite.conditions) * len(suite.seeds)
+    text = header(file)
+    assert f"python -m cogcalib_jax.experiments configs/suites/{file.name}" in text
+    assert "Needs:" in text
+    for cell in planned:
+        # Their texts stand in the question, which is never cut (docs/tasks.md).
+        if {"mmlu:history", "mmlu:law"} & set(cell.config.also):
+            assert cell.config.data.max_length >= 2048

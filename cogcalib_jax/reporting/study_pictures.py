@@ -97,11 +97,11 @@ def _curves_of(
 
 
 def _known_share(condition: Condition) -> float | None:
-    """From the resolved config of its runs, None where all fine-tuning rows were used."""
+    """From the resolved config of its runs, None where no share was set."""
     run = next(iter(condition.runs.values()))
     config = yaml.safe_load(run.configs["config.yaml"])
     share = (config.get("composition") or {}).get("known_share")
-    return None if share is None else float(share)
+    return None if share in (None, "natural") else float(share)
 
 
 def _curves(shares: Sequence[tuple[float, Condition]], task: str) -> list[RatioCurve]:

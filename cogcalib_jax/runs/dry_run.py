@@ -86,7 +86,7 @@ def dry_run_training(config: RunConfig, name: str) -> str:
         )
     if share is not None and by == "start":
         report.remarks.append(
-            f"composition.known_share = {share:g}: which of the training rows are left is known"
+            f"composition.known_share = {share}: which of the training rows are left is known"
             " only after style adaptation; updates and time above are of all of them"
         )
     _show_cost(report, run)

@@ -173,7 +173,7 @@ def _composed(run: Run, start: nnx.State) -> Run:
     )
     if train is trainer.splits["train"]:
         return run
-    say(f"   composed: {len(train)} fine-tuning rows, {composition.known_share:.0%} known")
+    say(f"   composed: {len(train)} fine-tuning rows, {composition.words} known")
     return replace(run, trainer=trainer.with_train_split(train))
 
 

@@ -22,14 +22,22 @@ from cogcalib_jax.errors import UserError
 class CompositionConfig:
     """What the fine-tuning rows are made of."""
 
-    known_share: float | None = None
-    """share of rows the model knows, at equal size for every share; unset: all rows as they are"""
+    known_share: float | Literal["natural"] | None = None
+    """share of rows the model knows, at equal size for every share; natural: as they come, at that
+    size, too; unset: all rows as they are"""
     by: Literal["start", "world"] = "start"
     """who says what is known: the NLL rule on the style-adapted model, or the world itself"""
 
     def __post_init__(self) -> None:
         share = self.known_share
-        check(share is None or 0 <= share <= 1, "known_share", "must be from 0 to 1, or unset")
+        if share not in (None, "natural"):
+            check(0 <= share <= 1, "known_share", "must be from 0 to 1, natural, or unset")
+
+    @property
+    def words(self) -> str:
+        """How much is known, where `known_share` is set."""
+        share = self.known_share
+        return "the natural share" if share == "natural" else f"{share:.0%}"
 
 
 def known_to_the_world(rows: EncodedSplit) -> np.ndarray:
@@ -61,10 +69,11 @@ def compose(
     if total == 0:
         kind = "known" if sizes[1] == 0 else "unknown"
         raise UserError(
-            f"composition.known_share = {config.known_share:g}: all {len(rows)} fine-tuning rows"
+            f"composition.known_share = {config.known_share}: all {len(rows)} fine-tuning rows"
             f" are {kind}, so no share can be composed; use other rows, or leave it unset"
         )
-    wanted = round(config.known_share * total)
+    share = known.mean() if config.known_share == "natural" else config.known_share
+    wanted = round(float(share) * total)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0xC0DE])))
     order = rng.permutation(len(rows))
     chosen = np.concatenate([order[known[order]][:wanted], order[~known[order]][: total - wanted]])

@@ -33,6 +33,14 @@ def test_every_share_has_the_same_size_and_the_asked_part_of_known_rows(share, s
     assert places == sorted(places)
 
 
+def test_the_natural_share_is_that_of_the_rows_at_the_size_of_the_others():
+    mostly = np.arange(40) % 4 > 0
+    rows = composed("natural", known=mostly)
+    assert len(rows) == len(composed(0.0, known=mostly)) == 10
+    assert sum(mostly[ROWS.index(row)] for row in rows) == 8  # three in four, rounded to even
+    assert composed(0.75, known=mostly) == rows
+
+
 def test_shares_differ_in_as_few_rows_as_they_can():
     few, more = (set(row.id for row in composed(share)) for share in (0.2, 0.6))
     known = {row.id for row in ROWS if row.example.extra["known"]}
