@@ -26,7 +26,7 @@ from cogcalib_jax.method.objective import GateInputs, LossSums, example_mean, ga
 from cogcalib_jax.models.head import Head
 
 # Gates that flag examples without looking at the batch's NLL.
-BLIND_GATES: frozenset[Gate] = frozenset({"all", "frozen_labels", "oracle"})
+BLIND_GATES: frozenset[Gate] = frozenset({"all", "frozen_labels", "frozen_random", "oracle"})
 
 # (chunk of rows, its hidden states, head, dropout key) -> (scalar, whatever else is wanted)
 ChunkFunction = Callable[[Any, jax.Array, Head, jax.Array | None], tuple[jax.Array, Any]]

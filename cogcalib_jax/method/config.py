@@ -14,7 +14,14 @@ from cogcalib_jax.configlib import check
 
 Term = Literal["none", "ls", "mbls", "ecp"]
 Gate = Literal[
-    "all", "adaptive", "frozen_threshold", "frozen_labels", "unknown", "random", "oracle"
+    "all",
+    "adaptive",
+    "frozen_threshold",
+    "frozen_labels",
+    "unknown",
+    "random",
+    "frozen_random",
+    "oracle",
 ]
 Space = Literal["vocab", "options"]
 Reduction = Literal["mean", "sum"]

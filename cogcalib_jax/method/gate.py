@@ -21,10 +21,10 @@ def gate_mask(
 ) -> jax.Array:
     """Which examples of a batch the calibration term applies to; carries no gradient.
 
-    nll `[batch]` nats; threshold scalar; labels `[batch]` 0 or 1, fixed knownness for the gates
-    frozen_labels and oracle; weight `[batch]` 0 for rows that only fill up the batch; key for the
-    random gate, which flags exactly as many examples as the adaptive one would have, drawn
-    without looking at their NLL. Returns float32 `[batch]` of 0 and 1.
+    nll `[batch]` nats; threshold scalar; labels `[batch]` 0 or 1, what the gates frozen_labels,
+    frozen_random and oracle flag for good; weight `[batch]` 0 for rows that only fill up the batch;
+    key for the random gate, which flags exactly as many examples as the adaptive one would have,
+    drawn without looking at their NLL. Returns float32 `[batch]` of 0 and 1.
     """
     known = (jax.lax.stop_gradient(nll) <= threshold).astype(jnp.float32)
     if gate == "all":
@@ -33,7 +33,7 @@ def gate_mask(
         mask = known
     elif gate == "unknown":
         mask = 1.0 - known
-    elif gate in ("frozen_labels", "oracle"):
+    elif gate in ("frozen_labels", "frozen_random", "oracle"):
         mask = labels.astype(jnp.float32)
     elif gate == "random":
         # Real rows first in random order; the first `count` of them are flagged.

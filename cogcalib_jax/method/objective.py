@@ -58,8 +58,9 @@ def gated_loss(
 
     nll `[batch]`: cross-entropy of each example, which is also what the gate looks at. cal
     `[batch]`: the calibration term, None when `method.term` is "none" (nothing is computed for
-    it then). labels `[batch]`: fixed knownness (frozen_labels, oracle). example_weight `[batch]`:
-    1, or 0 for rows that only fill up the batch. `method` must be resolved.
+    it then). labels `[batch]`: what the gates frozen_labels, frozen_random and oracle flag.
+    example_weight `[batch]`: 1, or 0 for rows that only fill up the batch. `method` must be
+    resolved.
     """
     known = (jax.lax.stop_gradient(nll) <= gate_inputs.threshold).astype(jnp.float32)
     if cal is None:

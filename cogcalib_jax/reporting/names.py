@@ -13,6 +13,7 @@ GATES = {
     "frozen_labels": "known data, frozen labels",
     "unknown": "unknown data",
     "random": "a random share",
+    "frozen_random": "a fixed random share",
     "oracle": "known data, true labels",
 }
 DERIVED = {"temperature": " + temperature", "best_epoch": ", best epoch"}

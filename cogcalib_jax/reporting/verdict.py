@@ -173,6 +173,10 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
         ungated = method_key(term, "all")
         if gate not in ("", "all", "adaptive") and not derivation and ungated in present:
             pairs.append((method, ungated))
+        fixed = method_key(term, "frozen_random")
+        if gate == "frozen_labels" and not derivation and fixed in present:
+            # As above: whom it picks, apart from how many.
+            pairs.append((method, fixed))
     return pairs
 
 

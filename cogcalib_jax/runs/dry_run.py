@@ -330,6 +330,6 @@ def _between(run: _Planned, method: MethodConfig) -> Work:
     looks = 1 + len(pauses(training.validate_every, total, ends))
     last = workload.answers(calibration, False) if is_open else workload.scores(calibration)
     work = fit * fits + look * looks + last
-    if method.gate == "frozen_labels":
+    if method.gate in ("frozen_labels", "frozen_random"):
         work += workload.losses(splits["train"])
     return work

@@ -280,15 +280,20 @@ def fixed_labels(
 ) -> np.ndarray:
     """Knownness `[rows of train]`, 0 or 1, of the gates that never change their mind.
 
-    frozen_labels: the method's own rule, applied once to the style-adapted model. oracle: what
-    the world knows of its own corpus. Other gates use none: zeros.
+    frozen_labels: the method's own rule, applied once to the style-adapted model. frozen_random:
+    as many rows, drawn without looking. oracle: what the world knows of its own corpus. Other
+    gates use none: zeros.
     """
     train = trainer.splits["train"]
     if method.gate == "oracle":
         return np.array([float(e.example.extra["known"]) for e in train])
-    if method.gate == "frozen_labels":
+    if method.gate in ("frozen_labels", "frozen_random"):
         nll, _ = example_nll(trainer.losses, start, train, trainer.evaluation.batch_size)
-        return (nll <= threshold).astype(np.float64)
+        known = (nll <= threshold).astype(np.float64)
+        if method.gate == "frozen_labels":
+            return known
+        draw = np.random.SeedSequence([trainer.trainable.seed, 0xF12ED])
+        return np.random.Generator(np.random.Philox(draw)).permutation(known)
     return np.zeros(len(train))
 
 

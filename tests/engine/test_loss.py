@@ -24,7 +24,15 @@ from tests.engine.tiny import (
 )
 
 SINGLE, SEVERAL = questions(9), questions(9, tokens=3)
-GATES = ("all", "adaptive", "frozen_threshold", "unknown", "frozen_labels", "oracle")
+GATES = (
+    "all",
+    "adaptive",
+    "frozen_threshold",
+    "unknown",
+    "frozen_labels",
+    "frozen_random",
+    "oracle",
+)
 WEIGHT = 0.7
 MARGIN = 2.0
 
@@ -126,6 +134,7 @@ def test_the_gate_decides_whose_loss_gets_the_term(normalise):
         "frozen_threshold": known,
         "unknown": ~known,
         "frozen_labels": labels,
+        "frozen_random": labels,
         "oracle": labels,
     }
     for gate in GATES:

@@ -79,6 +79,7 @@ def test_each_gate_flags_what_its_name_says():
     assert mask_of("frozen_threshold", nll).tolist() == [1, 1, 0, 1]
     assert mask_of("unknown", nll).tolist() == [0, 0, 1, 0]
     assert mask_of("frozen_labels", nll, labels=labels).tolist() == labels
+    assert mask_of("frozen_random", nll, labels=labels).tolist() == labels
     assert mask_of("oracle", nll, labels=labels).tolist() == labels
 
 

@@ -94,6 +94,13 @@ def test_every_gate_is_held_against_all_data_and_ours_against_a_random_share():
     assert any("worse beyond noise than the simpler: LS on a random share" in x for x in lines)
 
 
+def test_fixed_labels_are_held_against_a_fixed_random_share():
+    sharpness = {"sft": 2.5, "ls-frozen_labels": 2.0, "ls-frozen_random": 1.0}
+    comparisons, _ = judge(seed_of(sharpness))
+    against = {(c.method, c.other): c.outcome for c in comparisons if c.other != "sft"}
+    assert against == {("ls-frozen_labels", "ls-frozen_random"): "worse"}
+
+
 def test_costlier_rivals_are_told_apart_from_simpler_ones():
     sharpness = {"sft": 2.5, "sft_temperature": 1.0, "cols": 2.0, "mc_dropout": 2.0, "ensemble": 1}
     comparisons, lines = judge(seed_of(sharpness))
