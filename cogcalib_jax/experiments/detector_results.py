@@ -14,7 +14,7 @@ from cogcalib_jax import metrics
 from cogcalib_jax.method.slick import CATEGORIES, KNOWN, UNKNOWN
 from cogcalib_jax.reporting.tables import Table, cell
 from cogcalib_jax.reporting.words import percent
-from cogcalib_jax.significance import PairedDifference, holm, paired_difference
+from cogcalib_jax.significance import FEWEST_SEEDS, PairedDifference, holm, paired_difference
 
 LABELS = "labels.jsonl"
 """what is known of the questions, once a seed"""
@@ -35,7 +35,6 @@ TARGET_WORDS = {
     NOW: "right at that moment",
 }
 LEVEL = 0.05
-ENOUGH_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def auroc_table(seeds: Seeds) -> Table:
         f"AUROC of -NLL, mean of {seeds_words} [95 % interval over seeds and questions]. Positive:"
         " questions of a seed with that property, of those compared."
     )
-    if len(seeds) >= ENOUGH_SEEDS:
+    if len(seeds) >= FEWEST_SEEDS:
         note += f" *: p at most {LEVEL} after Holm's correction over {len(tested)} changes."
     else:
         note += " Changes are those of the seeds one by one: too few to call any beyond noise."
@@ -275,11 +274,13 @@ def _auroc(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     """Mean over seeds with its interval: the difference from a score that is the same for all."""
     chance = [(np.full(len(truth), 0.5), truth) for _, truth in pairs]
     d = paired_difference(pairs, chance, statistic="auroc")
-    return f"{0.5 + d.difference:.3f} [{0.5 + d.low:.3f}, {0.5 + d.high:.3f}]"
+    # Student's t knows of no upper end.
+    low, high = np.clip([0.5 + d.low, 0.5 + d.high], 0, 1)
+    return f"{0.5 + d.difference:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _change(change: PairedDifference, p_value: float) -> str:
-    if len(change.per_seed) < ENOUGH_SEEDS:
+    if len(change.per_seed) < FEWEST_SEEDS:
         return ", ".join(f"{value:+.3f}" for value in change.per_seed)
     mark = "*" if p_value <= LEVEL else ""
     return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{mark}"
