@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_origin
 
 from cogcalib_jax.configlib.fields import leaves, unknown_key
-from cogcalib_jax.configlib.values import allowed, show
+from cogcalib_jax.configlib.values import Refused, allowed, require_text, show
 from cogcalib_jax.errors import UserError
 
 SOURCE = "command line"
@@ -58,6 +58,10 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
             wanted = "a preset file" if path == "config" else allowed(kinds[path])
             raise UserError(f"{SOURCE}: {option} needs a value: {wanted}")
         if path == "config":
+            try:
+                require_text(word)  # a run's folder may be called after it
+            except Refused as refused:
+                raise UserError(f"{SOURCE}: config = {show(word)}: must be {refused}") from refused
             preset = word
         else:
             words[path] = word

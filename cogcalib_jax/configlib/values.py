@@ -42,8 +42,8 @@ def convert(kind: Any, value: Any) -> Any:
         Refused: the message follows "must be".
     """
     origin = get_origin(kind)
-    if isinstance(value, str) and "\0" in value:
-        raise Refused("without the character NUL, which no file name holds")
+    if isinstance(value, str):
+        require_text(value)
     if origin in (Union, UnionType):
         for member in _members(kind):
             try:
@@ -72,6 +72,18 @@ def convert(kind: Any, value: Any) -> Any:
         if kind is float and (number := _number(value)) is not None:
             return number
     raise Refused(allowed(kind))
+
+
+def require_text(value: str) -> None:
+    """Refuse what no file name or no file of text can hold (Refused, as by `convert`).
+
+    Bytes of the command line that are not UTF-8 arrive here as lone surrogates, and a quoted YAML
+    string may hold one: both are noticed only where they are written, after the work.
+    """
+    if "\0" in value:
+        raise Refused("without the character NUL, which no file name holds")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise Refused("text in UTF-8, without bytes of another encoding or half a character")
 
 
 def allowed(kind: Any) -> str:

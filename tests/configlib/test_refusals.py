@@ -49,6 +49,8 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
          "path)"),
         ('run_dir: "a\\0b"', 'p.yaml:1: run_dir = "a\\u0000b": must be without the character NUL, '
          "which no file name holds"),
+        ('name: "\\ud800 x"', 'p.yaml:1: name = "\\ud800 x": must be text in UTF-8, '
+         "without bytes of another encoding or half a character"),
         ("name: " + "[" * 10_000, "p.yaml: not a valid preset: nested too deeply; no field "
          "needs it"),
         ("seed: 1\nname: x\nseed: 2", "p.yaml:3: seed is given twice; keep one of them"),
@@ -96,6 +98,12 @@ def test_what_is_not_yaml_is_told_with_the_file(text):
         (["-seed", "1"], 'unexpected argument "-seed"; options are written --section.field value '
          "(--help lists them)"),
         (["--name", "x" * 99, "--seed", "y" * 99], f"seed = {'y' * 77}...: must be a whole number"),
+        (["--name", "caf\udce9"], 'name = "caf\\udce9": must be text in UTF-8, '
+         "without bytes of another encoding or half a character"),
+        (["--buckets", "1,\udce9"], 'buckets = "1,\\udce9": must be text in UTF-8, '
+         "without bytes of another encoding or half a character"),
+        (["--config", "\udce9.yaml"], 'config = "\\udce9.yaml": must be text in UTF-8, '
+         "without bytes of another encoding or half a character"),
         (["--seed", "a\nb"], 'seed = "a\\nb": must be a whole number'),
     ],
 )  # fmt: skip

@@ -62,6 +62,7 @@ PRESETS = [
         preset("method:\n  name: cols\n  term: ecp\n"),
     ),
     Case("a path with a NUL", preset('run_dir: "a\\0b"\n')),
+    Case("a path with half a character", preset('run_dir: "\\ud800"\n')),
 ]
 
 COMMAND_LINES = [
@@ -82,6 +83,7 @@ COMMAND_LINES = [
     Case("an unknown method in a comparison", plain("--compare", "sft,calm")),
     Case("resuming nothing in particular", options("--run-dir", "nowhere", "--resume")),
     Case("a run folder whose name is too long", options("--run-dir", "x" * 300)),
+    Case("a run folder whose name is not UTF-8", options("--run-dir", "caf\udce9")),
     Case("nothing to evaluate", plain(), EVAL),
     Case(
         "a run beside an adapter", lambda p: ["--run", str(p.run()), "--adapter", "adapter"], EVAL
