@@ -24,7 +24,8 @@ from cogcalib_jax.engine.flops import forward_flops
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.experiments.bench_train import Phases, refuse_meaningless, require_writable
+from cogcalib_jax.experiments.before_work import refuse_meaningless, require_writable
+from cogcalib_jax.experiments.bench_train import Phases
 from cogcalib_jax.experiments.timing import Estimate, median
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
@@ -63,10 +64,10 @@ def bench_eval(argv: list[str], default_preset: Path) -> str:
         description=__doc__,
         default_preset=default_preset,
     )
-    refuse_meaningless(loaded, REFUSED)
+    refuse_meaningless(loaded, REFUSED, "a benchmark")
     file = None if loaded.config.json is None else Path(loaded.config.json)
     if file is not None:
-        require_writable(file)
+        require_writable(file, "--json")
     figures = measure(loaded.config)
     if file is not None:
         command = command_line("python", "bench.py", "eval", *argv)

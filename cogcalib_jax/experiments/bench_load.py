@@ -25,7 +25,7 @@ from flax import nnx
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.experiments.bench_train import require_writable
+from cogcalib_jax.experiments.before_work import require_writable
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.config import ModelConfig
@@ -81,7 +81,7 @@ def bench_load(argv: list[str]) -> str:
     ).config
     file = None if config.json is None else Path(config.json)
     if file is not None:
-        require_writable(file)
+        require_writable(file, "--json")
     figures = measure(config)
     if file is not None:
         write_json(file, figures)

@@ -21,7 +21,7 @@ from cogcalib_jax.engine.topology import Topology
 from cogcalib_jax.engine.work import roofline
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import provenance, write_json
-from cogcalib_jax.experiments.bench_train import refuse_meaningless, require_writable
+from cogcalib_jax.experiments.before_work import refuse_meaningless, require_writable
 from cogcalib_jax.experiments.planning import Attempt, PlanConfig, Planned, plan
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import abstract_decoder
@@ -46,11 +46,11 @@ def bench_plan(argv: list[str], default_preset: Path) -> str:
         description=__doc__ or "",
         default_preset=default_preset,
     )
-    refuse_meaningless(loaded, REFUSED)
+    refuse_meaningless(loaded, REFUSED, "a benchmark")
     settled = settle_comparison(loaded)
     file = None if settled.json is None else Path(settled.json)
     if file is not None:
-        require_writable(file)
+        require_writable(file, "--json")
     figures = describe(*plan(settled))
     if file is not None:
         command = command_line("python", "bench.py", "plan", *argv)

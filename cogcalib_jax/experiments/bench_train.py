@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +21,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.configlib import Loaded, check, command_line, load_config, to_dict
+from cogcalib_jax.configlib import check, command_line, load_config, to_dict
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.experiments.before_work import refuse_meaningless, require_writable
 from cogcalib_jax.experiments.peak import Peak, peak_flops
 from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired_ratio
 from cogcalib_jax.method.config import MethodConfig
@@ -96,32 +96,15 @@ def bench_train(argv: list[str], default_preset: Path) -> str:
         description=__doc__,
         default_preset=default_preset,
     )
-    refuse_meaningless(loaded, REFUSED)
+    refuse_meaningless(loaded, REFUSED, "a benchmark")
     file = None if loaded.config.json is None else Path(loaded.config.json)
     if file is not None:
-        require_writable(file)
+        require_writable(file, "--json")
     figures = measure(loaded.config)
     if file is not None:
         command = command_line("python", "bench.py", "train", *argv)
         write_json(file, figures | {"command": command})
     return as_text(table(figures))
-
-
-def refuse_meaningless(loaded: Loaded[Any], refused: Mapping[str, str]) -> None:
-    """Options of a run that mean nothing for a benchmark, each with what to write instead."""
-    for path in sorted(loaded.explicit & refused.keys()):
-        option = "--" + path.replace("_", "-")
-        raise UserError(f"command line: {option} has no meaning for a benchmark; {refused[path]}")
-
-
-def require_writable(file: Path) -> None:
-    """Before minutes of measuring, not after."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); choose another") from error
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UserError(f"{file}: cannot be written; choose another file for --json")
 
 
 class Prepared(NamedTuple):

@@ -23,6 +23,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.evaluation.predictions import write_rows
+from cogcalib_jax.experiments.before_work import require_folder, require_writable
 from cogcalib_jax.experiments.detector_report import MadeBy, write_results
 from cogcalib_jax.experiments.detector_results import (
     HELD_OUT,
@@ -118,6 +119,9 @@ def detector(argv: list[str]) -> str:
         planned.append(WatchedSeed("as in the preset", seed, run, place, again))
     if config.dry_run:
         return plan_text(planned)
+    require_folder(folder, "--folder")
+    if config.out is not None:
+        require_writable(Path(config.out), "--out")
     failed = run_cells(planned, folder, partial(watch_seed, shots=config.shots))
     done = {cell.seed: cell.folder for cell in planned if cell not in failed}
     if not done:

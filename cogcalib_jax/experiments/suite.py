@@ -35,6 +35,14 @@ from cogcalib_jax.training.finetune import style_identity
 # Compiling a step of the world takes 2 to 6 s; what takes less is not worth a file.
 MIN_COMPILE_SECONDS = 0.5
 
+# Settings of a run that a condition cannot have, and who has them.
+THE_SUITES = {
+    "seed": "name them in seeds",
+    "run_dir": "cells lie in folder",
+    "resume": "a suite goes on by itself",
+    "dry_run": "give the suite --dry-run",
+}
+
 
 @dataclass(frozen=True)
 class SuiteConfig:
@@ -104,6 +112,8 @@ def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
     for setting in settings:
         path, equals, value = setting.partition("=")
         check(bool(equals), "conditions", f"must have settings as PATH=VALUE (got {setting!r})")
+        of_suite = THE_SUITES.get(path.replace("-", "_"))
+        check(of_suite is None, "conditions", f"must not set {path}; {of_suite} (got {setting!r})")
         words += [f"--{path}", value]
     return name, tuple(words)
 

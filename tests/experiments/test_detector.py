@@ -177,6 +177,12 @@ def test_mistakes_are_found_before_anything_runs(command, words, message):
         main([*command[0], *words])
 
 
+def test_a_folder_that_is_a_file_is_refused_before_anything_runs(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be written"):
+        main([*command[0], "--folder", str(tmp_path / "file")])
+
+
 @pytest.fixture(scope="module")
 def memorised(tmp_path_factory):
     """The folder of a tiny trainer that learnt its twenty questions by heart, watched; rows do not

@@ -199,6 +199,10 @@ def test_conditions_are_a_name_and_settings(entry, wanted):
         ({"conditions": ["a nothing.like=1"]}, "nothing"),
         ({"conditions": ["a lora.rank=much"]}, "rank"),
         ({"conditions": ["a/b", "a-b"]}, "one folder"),
+        ({"conditions": ["a seed=5"]}, "must not set seed; name them in seeds"),
+        ({"conditions": ["a run-dir=x"]}, "must not set run-dir; cells lie in folder"),
+        ({"conditions": ["a resume=true"]}, "must not set resume"),
+        ({"conditions": ["a dry_run=true"]}, "must not set dry_run"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"preset": "nowhere.yaml"}, "nowhere.yaml"),
@@ -209,3 +213,16 @@ def test_mistakes_in_a_suite_are_found_before_anything_runs(preset, tmp_path, ch
     with pytest.raises(UserError, match=message):
         main([str(path), "--folder", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--folder", "--out"])
+def test_places_that_cannot_be_written_are_refused_before_any_cell(
+    preset, tmp_path, option, monkeypatch
+):
+    monkeypatch.setattr(suite, "train_run", lambda *_: pytest.fail("ran"))
+    (tmp_path / "file").write_text("")
+    places = {"--folder": tmp_path / "new", "--out": tmp_path / "copy.md"}
+    places[option] = tmp_path / "file" if option == "--folder" else tmp_path
+    words = [str(word) for pair in places.items() for word in pair]
+    with pytest.raises(UserError, match="cannot be written"):
+        main([str(write_suite(tmp_path, preset)), *words])

@@ -142,4 +142,18 @@ COMMAND_LINES = [
         lambda p: [str(write(Path("s.yaml"), f"preset: {WORLD}\nseeds: [-1]\ncompare: [sft]\n"))],
         STUDY,
     ),
+    Case(
+        "a study whose condition sets the seed",
+        lambda p: [str(write(Path("s.yaml"), f"preset: {WORLD}\nconditions: ['a seed=5']\n"))],
+        STUDY,
+    ),
+    Case(
+        "a study into a folder that is a file",
+        lambda p: [
+            str(write(Path("s.yaml"), f"preset: {WORLD}\nseeds: [1]\n")),
+            "--folder",
+            str(write(Path("f"), "")),
+        ],
+        STUDY,
+    ),
 ]
