@@ -18,7 +18,8 @@ from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.data.splits import question_key
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.weights.foreign import damage, read_object
+from cogcalib_jax.weights.foreign import damage, read_object, require_own_files
+from cogcalib_jax.weights.hub import model_folder
 
 # Any of these makes a tokenizer.
 TOKENIZER_FILES = (
@@ -39,8 +40,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a Hub id; code from the Hub is never run.
 
     Raises:
-        UserError: not found, not reachable, damaged, incomplete, or in need of its own code.
+        UserError: not found, not reachable, damaged, incomplete, in need of its own code, or of
+            files outside its folder.
     """
+    settings = model_folder(source, weights=False) / "tokenizer_config.json"
+    if settings.is_file():
+        require_own_files(settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         tokenizer("a")  # some settings are looked at only now

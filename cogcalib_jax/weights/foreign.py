@@ -9,6 +9,10 @@ from typing import Any
 
 from cogcalib_jax.errors import UserError
 
+LONGEST_NAME = 255  # bytes, of a file
+# Of the machine where a tokenizer was saved; transformers writes it and never opens it.
+LEFTOVER = "special_tokens_map_file"
+
 
 def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
     """Refuse links among `files` that lead out of `folder`: what was made elsewhere must not make
@@ -27,6 +31,37 @@ def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
                 f"{file}: is a link that leads out of its folder, and what was made elsewhere may"
                 " not name other files of this machine; put the file itself there"
             )
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is that of a file in the folder at hand: no path, and printable."""
+    plain = Path(name).name == name and name not in ("", ".", "..") and name.isprintable()
+    return plain and len(name.encode()) <= LONGEST_NAME
+
+
+def require_own_files(settings: Path) -> None:
+    """Refuse a tokenizer_config.json that names files outside its folder: transformers opens them.
+
+    Raises:
+        UserError: that, or the file is no JSON object.
+    """
+    for key, value in read_object(settings, "").items():
+        if _leads_out(key, value):
+            raise UserError(
+                f"{settings}: {key} may name files outside its folder ({value!r:.80}), and what was"
+                " made elsewhere may not read other files of this machine; remove that entry"
+            )
+
+
+def _leads_out(key: str, value: Any) -> bool:
+    if key in ("vocab", "merges"):
+        return isinstance(value, str)  # a path, from the working directory
+    if key == "init_inputs":
+        return bool(value)  # the first of them are vocab and merges
+    if not key.endswith(("_file", "_files")) or key == LEFTOVER:
+        return False
+    names = value if isinstance(value, list | dict) else [value]
+    return not all(is_plain_name(name) for name in names if isinstance(name, str))
 
 
 def damage(error: Exception) -> str:

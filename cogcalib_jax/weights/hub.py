@@ -27,7 +27,7 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
     """
     folder = Path(name)
     if folder.is_dir():
-        require_no_way_out(folder, folder.iterdir())
+        require_no_way_out(folder, folder.rglob("*"))
         return folder
     text = str(name)
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or folder.exists():

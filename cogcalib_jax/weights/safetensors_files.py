@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.weights.foreign import read_object
+from cogcalib_jax.weights.foreign import is_plain_name, read_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -25,7 +25,6 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-LONGEST_NAME = 255  # bytes, of a file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -94,14 +93,7 @@ def _read_index(index: Path) -> dict[str, Tensor]:
             " the file again"
         )
     files = sorted(set(placed.values()))
-    outside = [
-        name
-        for name in files
-        if Path(name).name != name
-        or name in ("", ".", "..")
-        or not name.isprintable()
-        or len(name.encode()) > LONGEST_NAME
-    ]
+    outside = [name for name in files if not is_plain_name(name)]
     if outside:
         raise UserError(
             f"{index}: names a file outside its folder ({outside[0]!r:.80}); get the checkpoint"

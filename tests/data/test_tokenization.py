@@ -1,5 +1,6 @@
 """Token ids agree with what transformers gives for the text alone, on several tokenizers."""
 
+import json
 import string
 
 import pytest
@@ -258,7 +259,7 @@ def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, content):
 
 
 def test_a_tokenizer_that_is_not_there_and_one_with_its_own_code_are_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot load a tokenizer"):
+    with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
@@ -268,6 +269,28 @@ def test_a_tokenizer_that_is_not_there_and_one_with_its_own_code_are_refused(tmp
     (tmp_path / "own.py").write_text("raise SystemExit('code was run')")
     with pytest.raises(UserError, match="Python code .* never run"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"fast_tokenizer_files": ["../tokenizer.4.0.0.json"]},
+        {"tokenizer_file": "/elsewhere/tokenizer.json"},
+        {"vocab": "vocab.json", "merges": "merges.txt"},
+        {"init_inputs": ["../vocab.json", "../merges.txt"]},
+    ],
+)
+def test_a_tokenizer_that_names_files_elsewhere_is_refused(entry, tmp_path):
+    byte_level("<s> $A").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | entry))
+    with pytest.raises(UserError, match=f"{next(iter(entry))} may name files outside its folder"):
+        load_tokenizer(tmp_path)
+    leftovers = {"special_tokens_map_file": "/home/them/special_tokens_map.json"}
+    plain = {"vocab_file": None, "fast_tokenizer_files": ["tokenizer.json"], "init_inputs": []}
+    file.write_text(json.dumps(settings | leftovers | plain))
+    load_tokenizer(tmp_path)
 
 
 def test_a_saved_tokenizer_is_loaded_again(tmp_path):

@@ -145,6 +145,18 @@ def _no_vocabulary(base: Path) -> None:
     _set(base / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
 
 
+def _linked_template(base: Path) -> None:
+    template = base / "additional_chat_templates" / "default.jinja"
+    template.parent.mkdir()
+    template.symlink_to(write(Path("private.jinja"), "{{ messages }}").resolve())
+
+
+def _tokenizer_elsewhere(base: Path) -> None:
+    write(Path("private/tokenizer.4.0.0.json"), (base / "tokenizer.json").read_text())
+    names = ["../private/tokenizer.4.0.0.json"]
+    _set(base / "tokenizer_config.json", fast_tokenizer_files=names)
+
+
 def _folder_of_weights(base: Path) -> None:
     (base / WEIGHTS).unlink()
     (base / WEIGHTS).mkdir()
@@ -192,6 +204,14 @@ TOKENIZERS = [
         _chat("{% for i in range(1000000000) %}x{% endfor %}"),
     ),
     Case("tokenizer.json that links out of its folder", linked("tokenizer.json")),
+    Case(
+        "a chat template in a folder below that links out of it",
+        damaged(_linked_template),
+    ),
+    Case(
+        "tokenizer_config.json that names a tokenizer elsewhere",
+        damaged(_tokenizer_elsewhere),
+    ),
 ]
 
 WEIGHT_FILES = [
