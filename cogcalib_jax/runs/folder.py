@@ -18,13 +18,13 @@ from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import named, write_whole
 from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.weights.folders import SUFFIX
 from cogcalib_jax.weights.foreign import require_no_way_out
 
 DEFAULT_ROOT = Path("runs")
 CONFIG_FILE = "config.yaml"
 COMMAND_FILE = "command.txt"
 LOCK_FILE = ".lock"
-ADAPTER = "adapter"
 # What a program that was killed in its first moment leaves: nothing was begun.
 NOT_BEGUN = {LOCK_FILE, COMMAND_FILE, *(f"{f}.partial" for f in (COMMAND_FILE, CONFIG_FILE))}
 # File systems that have no locks say so with one of these.
@@ -104,7 +104,7 @@ def take_up(folder: Path) -> None:
 
     def take() -> None:
         _lock(folder)
-        for path in [*folder.rglob("*.partial"), *folder.rglob(f".{ADAPTER}-*")]:
+        for path in [*folder.rglob(f"*{SUFFIX}")]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:

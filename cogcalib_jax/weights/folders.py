@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import named
+
+SUFFIX = ".partial"
+"""Ends the names of files and folders that are half-written; a resumed run removes those in it."""
 
 
 @contextmanager
 def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends without error.
 
-    An interrupted or failed write leaves nothing under the name. Raises UserError when `folder`
-    cannot be written, or when it holds files already and `replace` is False.
+    An interrupted or failed write leaves nothing under the name; what a killed one left beside it
+    is removed by the next. Raises UserError when `folder` cannot be written, or when it holds files
+    already, or in the end, and `replace` is False.
     """
+    if folder.is_symlink() and not replace:
+        raise UserError(f"{folder}: is a link; give the folder it stands for, or choose another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another folder")
     if not replace and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds files already; choose an empty or a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        _sweep(folder)
+        building = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=SUFFIX, dir=folder.parent)
+        )
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
+        raise _unwritable(folder, error) from error
+    lock = _lock(building)
     try:
         with named(folder):
             yield building
@@ -40,8 +50,40 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         building.chmod(0o777 & ~umask)
         for path in building.rglob("*"):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-        if folder.is_dir():
+        if replace and folder.is_dir():
             shutil.rmtree(folder)
-        building.rename(folder)
+        try:
+            building.rename(folder)  # over an empty folder, but over none that holds something
+        except OSError as error:
+            raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary folders of `folder` whose processes were killed: none holds their lock."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}-\w{{8}}{re.escape(SUFFIX)}")
+    for path in folder.parent.iterdir():
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            lock = _lock(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock that ends with this process; None where another one holds it, or there are none."""
+    with suppress(OSError):
+        file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            os.close(file)
+    return None

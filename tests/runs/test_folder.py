@@ -17,6 +17,7 @@ from cogcalib_jax.runs.folder import (
     resumable,
     take_up,
 )
+from cogcalib_jax.weights.folders import whole_folder
 
 HOLDER = (
     "import sys, time\n"
@@ -79,7 +80,11 @@ def test_what_was_killed_before_it_began_may_start_again(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     run = tmp_path / "run"
-    for name in ("eval.json.partial", "cols/.adapter-x1/a", "checkpoints/.3.partial/a.partial"):
+    half = ["eval.json.partial", "checkpoints/.3.partial/a.partial"]
+    for name in ("cols/adapter", "style"):
+        with whole_folder(run / name) as building:
+            half.append(f"{building.relative_to(run)}/a")
+    for name in half:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("half")
     for name in ("config.yaml", "eval.partial.json", "cols/adapter/a"):
