@@ -30,6 +30,7 @@ from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, require_trained_on
 from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.foreign import require_no_way_out
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import open_weights
 from cogcalib_jax.weights.hub import model_folder
@@ -129,6 +130,8 @@ def _finished_run(run: Path) -> Path:
         raise UserError(
             f"{run}: is a comparison of methods; give one of them: {', '.join(methods)}"
         )
+    read = ("adapter", "config.yaml", "eval.json", "metrics.jsonl")
+    require_no_way_out(run, [run / name for name in read])
     if not (run / "config.yaml").is_file():
         raise UserError(
             f"{run}: no config.yaml, so it is no run that train.py wrote; give the folder of a run"

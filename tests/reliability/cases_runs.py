@@ -147,5 +147,15 @@ RUNS = [
         merge(lambda r: write(r / "eval.json", '{"world": {')),
         MERGE,
     ),
+    Case(
+        "merging a run whose results link out of it",
+        merge(lambda r: link_out(write(r / "eval.json", {}))),
+        MERGE,
+    ),
+    Case(
+        "merging a run whose adapter links out of it",
+        merge(lambda r: link_out(r / "adapter")),
+        MERGE,
+    ),
     Case("merging into a folder that holds something", _fill_merged, MERGE),
 ]
