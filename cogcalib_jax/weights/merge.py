@@ -11,6 +11,7 @@ where the adapter targets it: the embedding stays, as it does while training.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -92,7 +93,8 @@ class MergeConfig:
             "must name the folder of a run (--run runs/NAME-N), or else --adapter that of an"
             " adapter: one of the two",
         )
-        check(self.max_shard_gb > 0, "max_shard_gb", "must be a number above 0")
+        gb = self.max_shard_gb
+        check(0 < gb < math.inf, "max_shard_gb", "must be a finite number above 0")
 
 
 def merge(config: MergeConfig, argv: list[str]) -> Path:
@@ -107,20 +109,23 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     base_name, base = _find_base(config.model.path, adapter)
     require_trained_on(adapter, base)
     tensors, deltas = _open(base, adapter, lora)
+    card = model_card(run, base_name, base, lora, argv)
     out = Path(config.out)
     with whole_folder(out) as building:
+        (building / "README.md").write_text(card, encoding="utf-8")
         _write_config(base, building, config.dtype, tensors, untied=_unties(tensors, deltas))
-        for pattern in COPIED:
-            for file in sorted(base.glob(pattern)):
-                shutil.copyfile(file, building / file.name)
-        calibration = adapter / CALIBRATION_FILE
-        if calibration.is_file():
-            shutil.copyfile(calibration, building / CALIBRATION_FILE)
+        copied = [adapter / CALIBRATION_FILE, *(f for name in COPIED for f in base.glob(name))]
+        for file in filter(Path.is_file, copied):
+            _copy(file, building / file.name)
         merged = merged_tensors(tensors, deltas, lora.scale, config.dtype)
         write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
-        card = model_card(run, base_name, base, lora, argv)
-        (building / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file's bytes. Of a full disk `shutil.copyfile` would say that it is the source's."""
+    with file.open("rb") as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def _finished_run(run: Path) -> Path:

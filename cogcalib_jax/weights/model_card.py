@@ -85,7 +85,7 @@ def _front_matter(hub_id: str | None, licence: str | None) -> str:
 
 def _licence(base: Path) -> tuple[str | None, str]:
     """(name of the base's licence, where its text is), from the base's own files."""
-    files = sorted(path.name for path in base.glob("LICENSE*"))
+    files = sorted(path.name for path in base.glob("LICENSE*") if path.is_file())
     link = f" (its text: [{files[0]}]({files[0]}))" if files else ""
     readme = base / "README.md"
     if readme.is_file():
@@ -93,10 +93,12 @@ def _licence(base: Path) -> tuple[str | None, str]:
         if len(parts) == 3 and not parts[0].strip():
             try:
                 fields = yaml.safe_load(parts[1])
-            except yaml.YAMLError:
+            except (*DAMAGED, ArithmeticError, yaml.YAMLError):
                 fields = None  # someone else's text; no licence can be read from it
-            if isinstance(fields, dict) and isinstance(fields.get("license"), str):
-                return fields.get("license_name") or fields["license"], link
+            if isinstance(fields, dict):
+                for key in ("license_name", "license"):
+                    if isinstance(fields.get(key), str) and fields[key]:
+                        return fields[key], link
     return None, link
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.weights import merge as merging
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import public_name
 from cogcalib_jax.weights.merge import main
-from cogcalib_jax.weights.model_card import without_folders
+from cogcalib_jax.weights.model_card import UNKNOWN_LICENCE, model_card, without_folders
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 from tests.golden.checkpoints import golden, write_adapter, write_model
 from tests.golden.families import FAMILIES
@@ -187,6 +189,56 @@ def test_a_card_without_a_run_says_that_nothing_is_known(pair, tmp_path):
     assert "Not measured" in card
 
 
+def test_folders_and_pipes_in_a_base_are_left_where_they_are(pair, tmp_path):
+    base, adapter = pair
+    (base / "LICENSES").mkdir()
+    (base / "tokenizer").mkdir()
+    os.mkfifo(base / "tokenizer.x")  # opened, it would wait for a writer that never comes
+    assert merge(base, adapter, tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "tokenizer.json" in names and names.isdisjoint({"LICENSES", "tokenizer", "tokenizer.x"})
+    assert "its text" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("date: 2023-02-30\nlicense: mit", UNKNOWN_LICENCE),
+        ("a: " + "[" * 10_000, UNKNOWN_LICENCE),
+        ("license_name: [a]\nlicense: mit", "mit"),
+        ("license_name: own\nlicense: other", "own"),
+        ("license: [a]", UNKNOWN_LICENCE),
+    ],
+)
+def test_a_base_may_say_anything_of_its_licence(front, licence, pair, tmp_path):
+    base, adapter = pair
+    (base / "README.md").write_text(f"---\n{front}\n---\n")
+    card = model_card(None, "base", base, read_lora_config(adapter), [])
+    assert f"**Licence of the base**: {licence}\n" in card
+
+
+def test_a_damaged_run_is_told_before_the_weights_are_merged(pair, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", pair[1], pair[0])
+    (run / "eval.json").write_text("{")
+    monkeypatch.setattr(merging, "write_folder", lambda *_, **__: pytest.fail("weights first"))
+    assert run_main(main, ["--run", str(run), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_a_full_disk_is_named_by_the_folder_that_is_written(pair, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    assert merge(*pair, tmp_path / "out") == 2
+    assert f"error: {tmp_path / 'out'}: No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "0"])
+def test_a_shard_has_a_finite_size(pair, tmp_path, size, capsys):
+    assert merge(*pair, tmp_path / "out", "--max-shard-gb", size) == 2
+    assert "max_shard_gb = " in capsys.readouterr().err
+
+
 def test_folders_leave_a_name_and_hub_ids_stay():
     assert public_name("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
     assert public_name("/home/someone/models/base") == public_name("~/models/base") == "base"
@@ -228,6 +280,10 @@ def out_is_a_file(base: Path, adapter: Path) -> None:
     (base.parent / "out").write_text("mine")
 
 
+def out_leads_nowhere(base: Path, adapter: Path) -> None:
+    (base.parent / "out").symlink_to("nowhere")
+
+
 def out_holds_files(base: Path, adapter: Path) -> None:
     (base.parent / "out").mkdir()
     (base.parent / "out" / "notes.txt").write_text("mine")
@@ -242,6 +298,7 @@ def out_holds_files(base: Path, adapter: Path) -> None:
         (damaged_calibration, "calibration.json: damaged"),
         (too_large_for_float16, "model.norm.weight: holds values that float16 cannot"),
         (out_is_a_file, "out: is a file"),
+        (out_leads_nowhere, "out: is a link"),
         (out_holds_files, "out: holds files already"),
     ],
 )
