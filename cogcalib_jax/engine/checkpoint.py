@@ -2,7 +2,8 @@
 
 Orbax reads and writes the arrays. It does not notice a flipped bit in them, and files that are cut
 or missing make it fail in many ways; so a checkpoint is a folder that also holds a manifest with
-the SHA-256 of every file and of every leaf, and Orbax is given nothing that differs from it:
+the SHA-256 of every file and of every leaf, and Orbax is given nothing that differs from it
+(manifest.py):
 
     checkpoints/STEP/manifest.json   what it belongs to, and the checksums
     checkpoints/STEP/state/          Orbax
@@ -20,12 +21,12 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -40,16 +41,18 @@ from cogcalib_jax.distributed import (
     is_one_of_several,
     require_agreement,
 )
+from cogcalib_jax.engine.manifest import (
+    DamageError,
+    file_checksums,
+    journal_mark,
+    read_manifest,
+    require_journal,
+    write_manifest,
+)
 from cogcalib_jax.errors import UserError, refusal
-from cogcalib_jax.files import named, write_whole
+from cogcalib_jax.files import named
 from cogcalib_jax.sharding import fetch
 
-# What is in a checkpoint and what it means: to be raised whenever a field of the saved tree is
-# added, removed or read in another way. Not the package's version: most versions change nothing
-# here, and a checkpoint of theirs is as good.
-FORMAT = 1
-
-MANIFEST = "manifest.json"
 STATE = "state"
 NAME = re.compile(r"(\d+)(-stopped)?")
 # What Orbax raises over files it cannot read.
@@ -79,6 +82,8 @@ class Restored(NamedTuple):
     step: int
     stopped: bool
     """what follows the update of `step` (the caller knows what) was not done yet"""
+    journals: dict[str, int]
+    """name of each journal -> bytes that it had when this was saved"""
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
@@ -127,6 +132,7 @@ class Checkpoints:
         step: int,
         tree: Any,
         identity: dict[str, Any],
+        journals: Mapping[Path, int] = MappingProxyType({}),
         *,
         stopped: bool = False,
         best: bool = False,
@@ -141,6 +147,7 @@ class Checkpoints:
             tree: arrays, LoRA parameters and their moments: little beside a model. Each process
                 holds a copy of all of it for a moment, the main one until it is written.
             identity: JSON that says what the checkpoint belongs to.
+            journals: files that are only appended to -> bytes of each that belong to this state.
             stopped: see `Restored`.
             best: it has the lowest validation NLL so far.
 
@@ -153,13 +160,13 @@ class Checkpoints:
         # update writes there.
         host = jax.tree.map(lambda leaf: np.array(fetch(leaf)), tree)
         name = f"{step}-stopped" if stopped else str(step)
-        manifest = {"format": FORMAT, "step": step, "best": best, "identity": identity}
+        manifest = {"name": name, "best": best, "identity": identity}
         if is_one_of_several():
             # Orbax has all processes agree while it writes, and what they do meanwhile would come
             # in between: here they wait.
-            self._write(name, host, manifest)
+            self._write(name, host, manifest, journals)
         else:
-            self._writing = self._writer.submit(self._write, name, host, manifest)
+            self._writing = self._writer.submit(self._write, name, host, manifest, journals)
 
     def wait(self) -> None:
         """Until what is being written is there. Raises UserError where it could not be."""
@@ -181,7 +188,9 @@ class Checkpoints:
                 f"{refused}; a checkpoint could not be written, {kept}: --resume goes on from there"
             ) from error
 
-    def _write(self, name: str, host: Any, manifest: dict[str, Any]) -> None:
+    def _write(
+        self, name: str, host: Any, manifest: dict[str, Any], journals: Mapping[Path, int]
+    ) -> None:
         unfinished = self.folder / f".{name}.partial"
 
         def begin() -> None:
@@ -190,10 +199,11 @@ class Checkpoints:
 
         def finish() -> None:
             written = {
+                "journals": {path.name: journal_mark(path, n) for path, n in journals.items()},
                 "leaves": leaf_checksums(host),
-                "files": _file_checksums(unfinished / STATE),
+                "files": file_checksums(unfinished / STATE),
             }
-            write_whole(unfinished / MANIFEST, json.dumps(_sealed(manifest | written)) + "\n")
+            write_manifest(unfinished, manifest | written)
             unfinished.rename(self.folder / name)
             self._forget_old()
 
@@ -219,18 +229,22 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """What lies in the folder, oldest first."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = self.folder.iterdir() if self.folder.exists() else ()
         names = [match for path in found if (match := NAME.fullmatch(path.name))]
         return [m[0] for m in sorted(names, key=lambda m: (int(m[1]), m[2] is None))]
 
-    def restore(self, like: Any, identity: dict[str, Any]) -> Restored | None:
+    def restore(
+        self, like: Any, identity: dict[str, Any], journals: Sequence[Path] = ()
+    ) -> Restored | None:
         """The newest checkpoint that is whole, laid out as `like`; None where there is none at all.
 
-        One that is damaged is reported on stderr and moved aside.
+        One that is damaged, or whose journals are not what they were, is reported on stderr and
+        moved aside.
 
         Args:
             like: arrays of the shapes and on the devices wanted.
             identity: as it was saved with.
+            journals: the files it was saved with.
 
         Raises:
             UserError: the checkpoint belongs to something else (the first field that differs is
@@ -238,64 +252,65 @@ class Checkpoints:
         """
         found: dict[str, Any] = {}
 
-        def choose() -> str | None:
+        def choose() -> dict[str, Any] | None:
             for unfinished in self.folder.glob(".*.partial"):
                 shutil.rmtree(unfinished)
             names, reasons = self._names(), []
             for name in reversed(names):
                 try:
                     found["host"] = self._read(name, like, identity)
-                except _DamageError as damage:
+                    marks = read_manifest(self.folder / name)["journals"]
+                    sizes = {p.name: require_journal(p, marks.get(p.name)) for p in journals}
+                except DamageError as damage:
                     reasons.append(f"checkpoint {name} is damaged ({damage})")
                     continue
                 self._set_aside(names[len(names) - len(reasons) :], reasons, name)
-                return name
+                return {"name": name, "journals": sizes}
             if reasons:
                 raise UserError(
-                    f"{self.folder}: {'; '.join(reasons)}; no whole one is left: put one back from"
-                    " a copy, or delete this folder to start its phase again"
+                    f"{self.folder}: {'; '.join(reasons)}; no whole one is left: put back what"
+                    " is damaged from a copy, or delete this folder to start its phase again"
                 )
             return None
 
-        name = from_main(choose)
-        if name is None:
+        chosen = from_main(choose)
+        if chosen is None:
             return None
+        name = chosen["name"]
         try:
             host = found["host"] if found else self._read(name, like, identity)
-        except _DamageError:
+        except DamageError:
             host = None
         require_agreement(f"checkpoint {name}", lambda: host and leaf_checksums(host))
         match = NAME.fullmatch(name)
-        return Restored(_placed(host, like), int(match[1]), match[2] is not None)
+        stopped = match[2] is not None
+        return Restored(_placed(host, like), int(match[1]), stopped, chosen["journals"])
 
     def _read(self, name: str, like: Any, identity: dict[str, Any]) -> Any:
-        """The arrays of a checkpoint on the host; _DamageError, or UserError if it is another's."""
+        """The arrays of a checkpoint on the host; DamageError, or UserError if it is another's."""
         place = self.folder / name
-        manifest = _manifest(place)
-        if manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{place}: cannot resume: its format is {manifest.get('format')} and this program's"
-                f" {FORMAT}; resume with the version that wrote it, or start another run"
-            )
+        manifest = read_manifest(place)
         require_same_identity(self.folder, manifest["identity"], identity)
+        if manifest["name"] != name:
+            raise DamageError(f"it was saved as {manifest['name']}")
         try:
-            sums = _file_checksums(place / STATE)
+            sums = file_checksums(place / STATE)
         except OSError as error:
-            raise _DamageError(f"its files cannot be read: {error.strerror}") from error
+            raise DamageError(f"its files cannot be read: {error.strerror}") from error
         for file, digest in manifest["files"].items():
             if file not in sums:
-                raise _DamageError(f"{STATE}/{file} is missing")
+                raise DamageError(f"{STATE}/{file} is missing")
             if sums[file] != digest:
-                raise _DamageError(f"{STATE}/{file} does not match its checksum")
+                raise DamageError(f"{STATE}/{file} does not match its checksum")
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
             with _quiet(), _this_process_alone():
                 host = ocp.load(place / STATE, wanted)
         except UNREADABLE as error:
-            raise _DamageError("its arrays cannot be read") from error
+            raise DamageError("its arrays cannot be read") from error
         different = [k for k, v in leaf_checksums(host).items() if manifest["leaves"].get(k) != v]
         if different:
-            raise _DamageError(f"{different[0]} does not match its checksum")
+            raise DamageError(f"{different[0]} does not match its checksum")
         return host
 
     def _set_aside(self, names: list[str], reasons: list[str], used: str) -> None:
@@ -311,45 +326,11 @@ class Checkpoints:
             )
 
 
-class _DamageError(Exception):
-    """A checkpoint is not what was written; the message says why."""
-
-
-def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """With a checksum of itself: a flipped bit in an identity would look like another run."""
-    text = json.dumps(manifest, sort_keys=True)
-    return manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _manifest(place: Path) -> dict[str, Any]:
-    try:
-        stored = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        manifest = {key: value for key, value in stored.items() if key != "sha256"}
-    except FileNotFoundError as error:
-        raise _DamageError(f"{MANIFEST} is missing") from error
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise _DamageError(f"{MANIFEST} cannot be read") from error
-    if _sealed(manifest) != stored:
-        raise _DamageError(f"{MANIFEST} does not match its checksum")
-    return manifest
-
-
 def _is_best(place: Path) -> bool:
     try:
-        return _manifest(place)["best"]
-    except _DamageError:
+        return read_manifest(place)["best"]
+    except DamageError:
         return False
-
-
-def _file_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in `folder`, by its path in there."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(folder).as_posix()] = digest
-    return sums
 
 
 def _placed(host: Any, like: Any) -> Any:

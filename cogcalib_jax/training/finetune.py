@@ -236,9 +236,9 @@ def finetune(
 
     def pause(progress: Progress, step: int) -> Progress:
         if step == 0:
-            journal.replace(Journal(style_folder / "metrics.jsonl").read())
+            journal.begin(Journal(style_folder / "metrics.jsonl"))
             for one in journals[1:]:
-                one.replace([])
+                one.begin()
             record_fit(first_fit, 0)
         elif step in refit_at and method.gate != "frozen_threshold":
             fit = trainer.refit(progress.state.lora)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.distributed import main_only
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import named, write_whole
-
-# Lines that say what an update did; others are of what follows it: refits, validations, dynamics.
-OF_UPDATES = ("style", "finetune", "nonfinite")
+from cogcalib_jax.files import named, whole_path
 
 
 class Journal:
@@ -36,41 +33,23 @@ class Journal:
                     file.truncate(whole)
                     raise
 
-    def read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last line torn by a crash is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]
-        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
-
-    def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            if isinstance(record["step"], int):
-                return record
-        except (ValueError, RecursionError, LookupError, TypeError):
-            pass
-        raise UserError(
-            f"{self.path}:{number}: no record of a step, so the file is damaged; take the line out,"
-            " or start the run again in another folder"
-        )
+    def size(self) -> int:
+        """Bytes it has; 0 where it was never written."""
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     @main_only
-    def cut_to(self, step: int, stopped: bool = False) -> None:
-        """Drop what was written after `step`: a resumed run writes it again.
-
-        stopped: what followed that update was not done, or not to its end; its lines go, too.
-        """
-
-        def stays(record: dict[str, Any]) -> bool:
-            at = record["step"]
-            return at < step or (at == step and (not stopped or record.get("phase") in OF_UPDATES))
-
-        self.replace([record for record in self.read() if stays(record)])
+    def cut_to(self, size: int) -> None:
+        """Drop what comes after the first `size` bytes: a resumed run writes it again."""
+        if self.size() > size:
+            with named(self.path):
+                os.truncate(self.path, size)
 
     @main_only
-    def replace(self, records: list[dict[str, Any]]) -> None:
-        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in records))
+    def begin(self, earlier: Journal | None = None) -> None:
+        """Start anew, with the lines of an earlier phase or none."""
+        content = earlier.path.read_bytes() if earlier is not None and earlier.size() else b""
+        with whole_path(self.path) as partial:
+            partial.write_bytes(content)
 
 
 def _finite(value: Any) -> Any:

@@ -7,8 +7,8 @@ batch is a pure function of (seed, step): a resumed phase continues bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import numpy as np
@@ -65,20 +65,26 @@ def run_phase(
 
     `pause(progress, 0)` runs before the first update of a fresh phase and `pause(progress, n)`
     after update n; checkpoints are written after the pause, so that they hold its outcome. The
-    first of `journals` gets a line per logged update; on resume all are cut to the checkpoint.
+    first of `journals` gets a line per logged update; on resume all are cut to the checkpoint, and
+    one that goes on from lines that are gone is not used.
 
     Raises:
         Preempted: SIGTERM came. The state after the last update is saved, without what would have
             followed it: on resume, that comes first.
     """
-    identity = trainable.identity | {"made_from": trainable.made_from, "phase": phase.name}
+    identity = trainable.identity | {
+        # That of the run names all methods of a comparison, and `name` only abbreviates.
+        "method": asdict(replace(phase.method, name=None)),
+        "made_from": trainable.made_from,
+        "phase": phase.name,
+    }
     # Of several processes none may leave the others alone in a refit: all stop after an update.
     to_the_end = held_back if several() else nullcontext
     with (
         Checkpoints(phase.folder / "checkpoints", trainable.checkpoint) as checkpoints,
         to_the_end(),
     ):
-        restored = checkpoints.restore(progress, identity)
+        restored = checkpoints.restore(progress, identity, [journal.path for journal in journals])
         start = 0
         if restored is None:
             course = _Course(progress, 0, followed=False, saved=True)
@@ -87,7 +93,7 @@ def run_phase(
             course = _Course(restored.tree, start, followed=not restored.stopped, saved=True)
         # Also without a checkpoint: the phase may have been killed before its first one.
         for journal in journals:
-            journal.cut_to(phase.first_step + start, not course.followed)
+            journal.cut_to(restored.journals[journal.path.name] if restored else 0)
         if not course.followed:
             course.progress = pause(course.progress, start)
             course.followed, course.saved = True, start == 0
@@ -95,7 +101,9 @@ def run_phase(
         def save() -> None:
             now = course.progress
             best = course.followed and float(now.best_step) == course.updates
-            checkpoints.save(course.updates, now, identity, stopped=not course.followed, best=best)
+            sizes = {journal.path: journal.size() for journal in journals}
+            stopped = not course.followed
+            checkpoints.save(course.updates, now, identity, sizes, stopped=stopped, best=best)
             course.saved = True
 
         if start in phase.save_at and not course.saved:
@@ -119,7 +127,7 @@ def run_phase(
                             log.flush(bar)
                     if stop_after_update():
                         raise Preempted
-                    with log.paused():
+                    with log.paused(), _taken_back(journals, course):
                         followed = pause(course.progress, course.updates)
                         with held_back():
                             course.progress, course.followed = followed, True
@@ -137,6 +145,19 @@ def run_phase(
                 ) from None
             log.flush(bar)
     return course.progress
+
+
+@contextmanager
+def _taken_back(journals: Sequence[Journal], course: _Course) -> Iterator[None]:
+    """What a pause wrote until SIGTERM ended it goes again: on resume it is done from the start."""
+    sizes = [journal.size() for journal in journals]
+    try:
+        yield
+    except Preempted:
+        if not course.followed:
+            for journal, size in zip(journals, sizes, strict=True):
+                journal.cut_to(size)
+        raise
 
 
 # (course, batch, its labels) -> what the update measured; the course is one update further.

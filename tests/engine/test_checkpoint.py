@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.engine import checkpoint
+from cogcalib_jax.engine import checkpoint, manifest
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.sharding import MeshConfig, make_mesh
@@ -142,8 +142,8 @@ def test_another_config_is_refused_by_field(tmp_path):
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    with pytest.raises(UserError, match=r"its format is 1 and this program's 2"):
+    monkeypatch.setattr(manifest, "FORMAT", manifest.FORMAT + 1)
+    with pytest.raises(UserError, match=r"its format is 2 and this program's 3"):
         checkpoints.restore(tree(), IDENTITY)
 
 
@@ -200,8 +200,8 @@ def test_a_bit_that_orbax_does_not_notice_is_noticed(tmp_path, monkeypatch):
     """Also where the files were written wrong: leaves have checksums of their own."""
     saved(tmp_path, steps=(3,))
     state = tmp_path / "3" / "state"
-    whole = checkpoint._file_checksums(state)
-    monkeypatch.setattr(checkpoint, "_file_checksums", lambda folder: whole)
+    whole = checkpoint.file_checksums(state)
+    monkeypatch.setattr(checkpoint, "file_checksums", lambda folder: whole)
     data = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     for at in np.linspace(0.2, 0.9, 6):
         flip(data, at)
@@ -226,11 +226,100 @@ def test_where_none_is_whole_it_says_what_to_do(tmp_path):
 
 def test_a_changed_identity_is_damage_and_no_other_run(tmp_path):
     saved(tmp_path, steps=(2, 3))
-    manifest = tmp_path / "3" / "manifest.json"
-    content = json.loads(manifest.read_text())
+    file = tmp_path / "3" / "manifest.json"
+    content = json.loads(file.read_text())
     content["identity"]["lora"]["rank"] = 9
-    manifest.write_text(json.dumps(content))
+    file.write_text(json.dumps(content))
     assert Checkpoints(tmp_path).restore(tree(), IDENTITY).step == 2
+
+
+@pytest.mark.parametrize("renamed", ["99", "4-stopped"])
+def test_one_under_another_name_is_damage(renamed, tmp_path, capfd):
+    """Updates that were never made would count as made, or a refit that was done as missing."""
+    saved(tmp_path, steps=(2, 3))
+    (tmp_path / "3").rename(tmp_path / renamed)
+    assert Checkpoints(tmp_path).restore(tree(), IDENTITY).step == 2
+    assert f"checkpoint {renamed} is damaged (it was saved as 3)" in capfd.readouterr().err
+    assert steps_in(tmp_path) == ["2", f"{renamed}-damaged"]
+
+
+@pytest.mark.parametrize("key", ["name", "best", "identity", "journals", "leaves", "files"])
+@pytest.mark.parametrize("value", [None, [], 3])
+def test_a_manifest_of_other_kinds_is_damage(key, value, tmp_path):
+    """Also where its own checksum is right."""
+    content = dict.fromkeys(("identity", "journals", "leaves", "files"), {})
+    content |= {"name": "3", "best": False}
+    manifest.write_manifest(tmp_path, content)
+    assert manifest.read_manifest(tmp_path).items() >= content.items()
+    manifest.write_manifest(tmp_path, content | {key: value})
+    with pytest.raises(manifest.DamageError, match=key):
+        manifest.read_manifest(tmp_path)
+    if value is None:
+        del content[key]
+        manifest.write_manifest(tmp_path, content)
+        with pytest.raises(manifest.DamageError, match=key):
+            manifest.read_manifest(tmp_path)
+
+
+def with_journal(folder):
+    """Checkpoints after one line and after two of a journal that has three."""
+    journal = folder / "metrics.jsonl"
+    with Checkpoints(folder / "c") as checkpoints:
+        for step in (1, 2, 3):
+            with journal.open("a") as file:
+                file.write(f'{{"step": {step}}}\n')
+            if step < 3:
+                checkpoints.save(step, tree(step), IDENTITY, {journal: 12 * step})
+    return journal
+
+
+def restored_with(journal):
+    return Checkpoints(journal.parent / "c").restore(tree(), IDENTITY, [journal])
+
+
+def test_it_says_how_far_its_journals_had_come(tmp_path):
+    restored = restored_with(with_journal(tmp_path))
+    assert (restored.step, restored.journals) == (2, {"metrics.jsonl": 24})
+
+
+JOURNAL_DAMAGE = {
+    "cut": (lambda p: p.write_bytes(p.read_bytes()[:15]), "has 15 of the 24 bytes"),
+    "a line taken out": (lambda p: p.write_bytes(p.read_bytes()[:12] + p.read_bytes()[24:] * 2),
+                         "has changed in the 24 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", JOURNAL_DAMAGE)
+def test_where_a_journal_has_a_gap_the_one_before_it_is_used(damage, tmp_path, capfd):
+    journal = with_journal(tmp_path)
+    change, told = JOURNAL_DAMAGE[damage]
+    change(journal)
+    restored = restored_with(journal)
+    assert (restored.step, restored.journals) == (1, {"metrics.jsonl": 12})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"checkpoint 2 is damaged (metrics.jsonl {told}" in line
+    assert "checkpoint 1 is used" in line
+
+
+def test_where_a_journal_is_gone_it_says_what_to_do(tmp_path):
+    journal = with_journal(tmp_path)
+    journal.unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl has 0 of the 12 bytes.*put back what is"):
+        restored_with(journal)
+    assert steps_in(tmp_path / "c") == ["1", "2"]
+
+
+def test_journals_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(manifest.os, "fsync", lambda file: flushed.append(steps_in(tmp_path / "c")))
+    with_journal(tmp_path)
+    assert flushed == [[".1.partial"], [".2.partial", "1"]]
+
+
+def test_a_file_in_the_place_of_its_folder_is_no_empty_folder(tmp_path):
+    (tmp_path / "c").write_text("")
+    with pytest.raises(NotADirectoryError):
+        Checkpoints(tmp_path / "c").restore(tree(), IDENTITY)
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint_and_swept_away(tmp_path):

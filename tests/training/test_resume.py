@@ -1,5 +1,6 @@
 """A run that was killed and resumed is, bit for bit, the run that was not."""
 
+import shutil
 import signal
 from dataclasses import replace
 
@@ -202,6 +203,40 @@ def test_another_run_or_base_does_not_continue_it(other, named, whole, style):
     changed = replace(trainer(), trainable=replace(trainer().trainable, **other))
     with pytest.raises(UserError, match=named):
         finetune(changed, COLS, style[1], style[0], folder)
+
+
+def test_another_methods_checkpoint_does_not_continue_it(whole, style, tmp_path):
+    """Methods of a comparison have one config: what they train with tells them apart."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    other = replace(COLS, weight=0.25)
+    with pytest.raises(UserError, match=r"method\.weight is 0\.25 but it was started with 0\.5"):
+        finetune(trainer(), other, style[1], style[0], tmp_path / "run")
+    # A name that stands for the same term and gate is no other method.
+    named = MethodConfig(name="cols", weight=0.5).resolve()
+    unnamed = replace(named, name=None)
+    assert same_bits(
+        finetune(trainer(), unnamed, style[1], style[0], tmp_path / "run").lora, whole[1].lora
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "dynamics.jsonl"])
+def test_a_journal_that_lost_lines_is_written_again_or_the_run_refused(
+    name, whole, style, tmp_path, capfd
+):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])
+    finetune(trainer(), COLS, style[1], style[0], run)
+    assert lines(run, name) == lines(whole[0], name) and checksums(run) == checksums(whole[0])
+    assert f"checkpoint 5 is damaged ({name} has" in capfd.readouterr().err
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} has 0 of .* delete this folder to start"):
+        finetune(trainer(), COLS, style[1], style[0], run)
+    # As it advises.
+    shutil.rmtree(run / "checkpoints")
+    finetune(trainer(), COLS, style[1], style[0], run)
+    assert lines(run, name) == lines(whole[0], name) and checksums(run) == checksums(whole[0])
 
 
 def test_threshold_and_best_validation_are_those_the_files_tell_of(whole):
