@@ -26,6 +26,9 @@ READER_GONE = 141
 _REFUSED = {
     errno.EACCES: "change its permissions, or choose another",
     errno.EPERM: "change its permissions, or choose another",
+    errno.EISDIR: "a folder lies where a file belongs: move it away",
+    errno.ENOTDIR: "a file lies where a folder belongs: move it away",
+    errno.EEXIST: "move it away",
     errno.EROFS: "choose a place that can be written",
     errno.ENOSPC: "make room, or choose another place",
     errno.EDQUOT: "make room, or choose another place",
@@ -50,7 +53,9 @@ def refusal(error: OSError) -> str | None:
     """What the operating system refuses and what to do about it; None for other errors."""
     if error.errno not in _REFUSED:
         return None
-    where = f"{error.filename}: " if error.filename is not None else ""
+    # Of a rename, the name that something else has.
+    file = error.filename if error.filename2 is None else error.filename2
+    where = f"{file}: " if file is not None else ""
     return f"{where}{error.strerror}; {_REFUSED[error.errno]}"
 
 

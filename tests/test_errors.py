@@ -80,6 +80,15 @@ def test_a_message_is_one_printable_line_whatever_it_repeats(text, capsys):
             PermissionError(errno.EACCES, "Permission denied", "/root/x"),
             "/root/x: Permission denied; change its permissions, or choose another",
         ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "a.partial", None, "run/a"),
+            "run/a: Is a directory; a folder lies where a file belongs: move it away",
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "style/a"),
+            "style/a: Not a directory; a file lies where a folder belongs: move it away",
+        ),
+        (FileExistsError(errno.EEXIST, "File exists", "plots"), "plots: File exists; move it"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files; allow more"),
         (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB)"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9G\nfirst"), "out of memory on the device (RESOURCE_"),

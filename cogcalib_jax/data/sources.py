@@ -110,6 +110,8 @@ def read_file(file: Path) -> list[Row]:
     """
     if file.suffix not in _SUFFIXES:
         raise UserError(f"{file}: must be a .jsonl or .parquet file")
+    if file.is_fifo():  # who opens one waits for its other end
+        raise UserError(f"{file}: is a pipe, no file; write its rows to a file first")
     try:
         return list(_read_jsonl(file) if file.suffix == ".jsonl" else _read_parquet(file))
     except OSError as error:

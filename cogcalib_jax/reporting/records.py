@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,16 @@ import yaml
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import brier_per_row
 from cogcalib_jax.reporting.names import DERIVED, method_key
+from cogcalib_jax.weights.foreign import damage
+
+# What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
+STEP_FIELDS = {
+    "finetune": ("known_fraction",),
+    "refit": ("threshold",),
+    "validation": ("nll",),
+    "nonfinite": ("during", "examples", "terms"),
+}
+DYNAMICS_FIELDS = ("data", "group", "accuracy", "confidence")
 
 
 @dataclass(frozen=True)
@@ -131,8 +141,8 @@ def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]])
         key=key,
         metrics=metrics,
         predictions={t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
-        steps=_read_lines(folder / "metrics.jsonl"),
-        dynamics=_read_lines(folder / "dynamics.jsonl"),
+        steps=_journal(folder / "metrics.jsonl", lambda line: STEP_FIELDS.get(line["phase"], ())),
+        dynamics=_journal(folder / "dynamics.jsonl", lambda line: DYNAMICS_FIELDS),
         config=_config_of(run, place),
         command=_provenance(folder).get("command"),
     )
@@ -140,15 +150,17 @@ def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]])
 
 def read_predictions(path: Path) -> Predictions:
     """The predictions of one task (UserError where the file is missing or broken)."""
-    rows = _read_lines(path)
+    remedy = (
+        f"remove {path.parents[1] / 'eval.json'} and resume the run (--resume), which scores its"
+        " questions again"
+    )
+    rows = _read_lines(path, remedy)
     if not rows:
-        raise UserError(f"{path}: missing or empty; evaluate the run again (python eval.py)")
+        raise UserError(f"{path}: missing or empty; {remedy}")
     try:
         return _of_answers(rows) if "exact_match" in rows[0] else _of_options(rows)
-    except KeyError as error:
-        raise UserError(
-            f"{path}: a row lacks the field {error}; evaluate the run again (python eval.py)"
-        ) from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: a row is damaged ({damage(error)}); {remedy}") from error
 
 
 def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
@@ -268,17 +280,30 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """JSON lines of a file, none where the file does not exist."""
+def _journal(
+    path: Path, fields: Callable[[dict[str, Any]], Iterable[str]]
+) -> tuple[dict[str, Any], ...]:
+    """Lines about training; `fields` says what one must have beside a step."""
+    remedy = "put the file back from a copy, or resume the run (--resume), which writes it again"
+    lines = _read_lines(path, remedy)
+    for number, line in enumerate(lines, start=1):
+        try:
+            for field in ("step", *fields(line)):
+                line[field]
+        except (LookupError, TypeError) as error:
+            raise UserError(f"{path}:{number}: damaged ({damage(error)}); {remedy}") from error
+    return lines
+
+
+def _read_lines(path: Path, remedy: str) -> tuple[dict[str, Any], ...]:
+    """JSON objects, one a line; none where the file does not exist."""
     if not path.is_file():
         return ()
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error.msg}); delete the broken line"
-                ) from error
+                rows.append(dict(json.loads(line.decode()).items()))
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise UserError(f"{path}:{number}: damaged ({damage(error)}); {remedy}") from error
     return tuple(rows)

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import named, write_whole
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.weights.folders import SUFFIX
-from cogcalib_jax.weights.foreign import require_no_way_out
+from cogcalib_jax.weights.foreign import damage, require_no_way_out
 
 DEFAULT_ROOT = Path("runs")
 CONFIG_FILE = "config.yaml"
@@ -48,22 +48,40 @@ def _choose(run_dir: str | None, name: str, resume: bool) -> Path:
         folder = Path(run_dir)
     if resume:
         if not (folder / CONFIG_FILE).is_file():
+            if _holds_something(folder):
+                raise UserError(
+                    f"{folder}: cannot be resumed without its config.yaml; put that back from a"
+                    " copy, or choose another --run-dir"
+                )
             raise UserError(
                 f"{folder}: nothing to resume (no config.yaml); leave out --resume to start there"
             )
-        require_no_way_out(folder, folder.rglob("*"))
+        held = list(folder.rglob("*"))
+        require_no_way_out(folder, held)
+        _require_plain(held)
         return folder
     _require_empty(folder)
     return folder
 
 
+def _require_plain(paths: Iterable[Path]) -> None:
+    """Whoever opens a pipe waits for its other end, which may never come."""
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is neither a file nor a folder; remove it")
+
+
+def _holds_something(folder: Path) -> bool:
+    if folder.is_dir():
+        return any(path.name not in NOT_BEGUN for path in folder.iterdir())
+    return folder.exists()
+
+
 def _require_empty(folder: Path) -> None:
-    holds = folder.is_dir() and any(path.name not in NOT_BEGUN for path in folder.iterdir())
-    if holds or (folder.exists() and not folder.is_dir()):
-        raise UserError(
-            f"{folder}: exists and is not empty; add --resume to continue it, or choose another"
-            " --run-dir"
-        )
+    if _holds_something(folder):
+        begun = (folder / CONFIG_FILE).is_file()
+        resume = "add --resume to continue it, or " if begun else ""
+        raise UserError(f"{folder}: exists and is not empty; {resume}choose another --run-dir")
 
 
 def make_folder(folder: Path) -> None:
@@ -197,6 +215,11 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
     def kept() -> str:
         if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
             write_whole(file, command_line("python", program, *argv) + "\n")
-        return file.read_text(encoding="utf-8").strip()
+        try:
+            return file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}: {damage(error)}; remove it, and this command is kept in its place"
+            ) from error
 
     return from_main(kept)

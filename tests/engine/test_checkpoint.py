@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.engine import checkpoint, manifest
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 
 IDENTITY = {"seed": 0, "lora": {"rank": 8, "targets": ("q_proj", "v_proj")}}
@@ -372,6 +372,17 @@ def test_a_bug_in_the_writer_is_no_mistake_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.ocp, "save", broken)
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, tree(3.0), IDENTITY)
+
+
+def test_a_file_in_the_way_of_a_damaged_one_is_named(tmp_path):
+    saved(tmp_path, steps=(2, 3))
+    (tmp_path / "3" / "manifest.json").unlink()
+    (tmp_path / "3-damaged").write_text("mine")
+    with pytest.raises(NotADirectoryError) as caught:
+        Checkpoints(tmp_path).restore(tree(), IDENTITY)
+    assert refusal(caught.value) == (
+        f"{tmp_path}/3-damaged: Not a directory; a file lies where a folder belongs: move it away"
+    )
 
 
 @pytest.mark.parametrize(("field", "value"), [("every", 0), ("keep", 0)])

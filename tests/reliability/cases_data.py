@@ -1,6 +1,7 @@
 """Bad questions: to train on, to answer, and as predictions made elsewhere."""
 
 import json
+import os
 from pathlib import Path
 
 from tests.reliability.case import EVAL, Case
@@ -41,6 +42,11 @@ def score(rows: object, *more: str):
         return ["--predictions", str(file), "--run-dir", "new", *more]
 
     return arrange
+
+
+def _pipe(place: Place) -> list[str]:
+    os.mkfifo("p.jsonl")
+    return ["--predictions", "p.jsonl", "--run-dir", "new"]
 
 
 QUESTIONS = [
@@ -109,6 +115,7 @@ QUESTIONS = [
         lambda p: ["--predictions", "p.jsonl", "--run-dir", "new"],
         EVAL,
     ),
+    Case("predictions that are a pipe", _pipe, EVAL),
     Case("predictions with other fields", score([{"p": [0.5, 0.5], "label": 0}]), EVAL),
     Case(
         "probabilities that do not sum to 1",

@@ -1,5 +1,6 @@
 """Bad run folders."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -73,9 +74,12 @@ def _no_temperature(folder: Path) -> None:
     write(folder / "adapter" / "calibration.json", {"base": base})
 
 
-def _folder_for_config(folder: Path) -> None:
-    (folder / "config.yaml").unlink()
-    (folder / "config.yaml").mkdir()
+def _remove(path: Path) -> Path:
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+    return path
 
 
 def _fill_new(place: Place) -> list[str]:
@@ -114,7 +118,7 @@ RUNS = [
     ),
     Case(
         "a run whose config.yaml is a folder",
-        run(_folder_for_config),
+        run(lambda r: _remove(r / "config.yaml").mkdir()),
         EVAL,
     ),
     Case(
@@ -125,9 +129,22 @@ RUNS = [
     Case("a run folder that holds something", _fill_new),
     Case("a run folder below a file", _below_a_file),
     Case("resuming another config", _resume(None, "--lora.alpha", "3")),
+    Case("resuming a run without its config.yaml", _resume(lambda r: _remove(r / "config.yaml"))),
     Case(
-        "resuming a run whose journal is damaged",
-        _resume(lambda r: write(r / "style/metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n')),
+        "resuming a run whose command.txt is not UTF-8",
+        _resume(lambda r: write(r / "command.txt", b"python \xff")),
+    ),
+    Case(
+        "resuming a run whose command.txt is a folder",
+        _resume(lambda r: _remove(r / "command.txt").mkdir()),
+    ),
+    Case(
+        "resuming a run whose checkpoints are a file",
+        _resume(lambda r: write(_remove(r / "style/checkpoints"), "mine")),
+    ),
+    Case(
+        "resuming a run with a pipe in it",
+        _resume(lambda r: os.mkfifo(r / "style" / "metrics.jsonl")),
     ),
     Case("resuming an evaluation whose results are cut off", _resume_evaluation, EVAL),
     Case("resuming a run with a link out of it", _resume(lambda r: link_out(r / "command.txt"))),

@@ -296,7 +296,7 @@ def test_methods_that_answered_different_questions_are_refused(tmp_path):
     [
         ("eval.json", "nothing to report"),
         ("config.yaml", "no config.yaml"),
-        ("predictions/world.jsonl", "evaluate the run again"),
+        ("predictions/world.jsonl", r"remove .*run/eval\.json and resume the run"),
     ],
 )
 def test_a_missing_file_is_named(tmp_path, broken, message):
@@ -310,7 +310,28 @@ def test_a_broken_line_is_named_with_its_number(tmp_path):
     run = single_run(tmp_path / "run")
     with (run / "predictions" / "world.jsonl").open("a") as file:
         file.write('{"id": ')
-    with pytest.raises(UserError, match=r"world\.jsonl:61: not JSON"):
+    with pytest.raises(UserError, match=r"world\.jsonl:61: damaged \(Expecting value"):
+        write_report(run)
+
+
+DAMAGED = {
+    "bytes": ("predictions/world.jsonl", b"\xff\n", r"world\.jsonl:1: damaged \(not UTF-8"),
+    "a list": ("predictions/world.jsonl", b"[1]\n", r"world\.jsonl:1: damaged \(an entry"),
+    "no options": ("predictions/world.jsonl", b'{"id": "a"}\n', "a row is damaged .no entry"),
+    "options in words": ("predictions/world.jsonl", b'{"option_probs": 3}\n', "a row is damaged"),
+    "dynamics of nothing": ("dynamics.jsonl", b'{"step": 1}\n', r":1: damaged .no entry 'data'"),
+    "a fit without its threshold": ("metrics.jsonl", b'{"step": 1, "phase": "refit"}\n',
+                                    r":1: damaged .no entry 'threshold'"),
+    "no phase": ("metrics.jsonl", b'{"step": 1}\n', r":1: damaged .no entry 'phase'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_line_is_told_with_what_to_do(tmp_path, what):
+    name, content, message = DAMAGED[what]
+    run = single_run(tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{message}.*resume the run \(--resume\)"):
         write_report(run)
 
 

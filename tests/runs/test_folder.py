@@ -78,6 +78,19 @@ def test_what_was_killed_before_it_began_may_start_again(tmp_path):
         choose_folder(str(place), "x", False)
 
 
+def test_a_folder_without_config_is_not_sent_in_a_circle(tmp_path):
+    """Advice to leave out --resume must not end in the advice to add it."""
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="put that back from a copy, or choose another --run-dir"):
+        choose_folder(str(tmp_path), "x", True)
+    with pytest.raises(UserError, match="not empty; choose another --run-dir"):
+        choose_folder(str(tmp_path), "x", False)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="add --resume to continue it"):
+        choose_folder(str(tmp_path), "x", False)
+    assert choose_folder(str(tmp_path), "x", True) == tmp_path
+
+
 def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     run = tmp_path / "run"
     half = ["eval.json.partial", "checkpoints/.3.partial/a.partial"]
