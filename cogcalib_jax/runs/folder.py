@@ -123,7 +123,7 @@ def take_up(folder: Path) -> None:
     def take() -> None:
         _lock(folder)
         for path in [*folder.rglob(f"*{SUFFIX}")]:
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

@@ -103,8 +103,10 @@ def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
     for name in ("config.yaml", "eval.partial.json", "cols/adapter/a"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("whole")
+    (run / "plots.partial").symlink_to(run / "cols")  # the link goes, and not what it points at
     with holding_locks():
         take_up(run)
+    assert not (run / "plots.partial").is_symlink()
     left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert left == {".lock", "config.yaml", "eval.partial.json", "cols/adapter/a"}
 
