@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from statistics import median
+from typing import Any
 
 from cogcalib_jax.experiments.suite import Cell
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.runs.assemble import say
-from cogcalib_jax.runs.dry_run import estimate_seconds
+from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.dry_report import FACTOR
+from cogcalib_jax.runs.dry_run import Estimate, Estimator
+
+# Seconds beside operations: loading, tracing, reading what is compiled, bootstrap, checkpoints,
+# pictures. Measured as CPU time of suites of configs/world.yaml with next to no updates
+# (training.epochs 0.2; 1, 3 and 5 methods), compiled steps being there.
+CELL_SECONDS, METHOD_SECONDS = 14, 4
+# Operations take this many times as long as at the rate of a matrix product: the middle of what a
+# dry run of train.py tells.
+SLOWER = math.sqrt(math.prod(FACTOR))
+BASIS = (
+    f"An estimate is {SLOWER:g} times the operations' time at this machine's matrix products, with"
+    f" {CELL_SECONDS} s for each cell and {METHOD_SECONDS} s for each method (measured with the"
+    " world on two CPU cores): within a factor of two on a machine that does nothing else. Steps"
+    " that are compiled anew add seconds (small models) to minutes (large ones)."
+)
 
 
 def plan_text(cells: Sequence[Cell]) -> str:
     """A table of the cells and a sum.
 
-    A cell takes as long as finished cells of its condition did; where there are none, as long as
-    its operations take at the rate of a matrix product on this machine.
+    A cell takes as long as finished cells of its condition did; where there are none, what is
+    estimated for the first cell that differs in nothing but the seed.
     """
     seconds = {cell: _seconds(cell, cells) for cell in cells}
     rows = [
-        (cell.condition, str(cell.seed), ", ".join(cell.config.compare), _state(cell), _minutes(s))
+        (cell.condition, str(cell.seed), ", ".join(cell.config.compare), _state(cell), minutes(s))
         for cell, s in seconds.items()
     ]
     total = sum(s for cell, s in seconds.items() if not cell.finished)
-    note = (
-        f"{len(cells)} cells, about {_minutes(total)} still to run. An estimate from operations"
-        " leaves out compiling, and is easily off by a factor of three."
-    )
+    note = f"{len(cells)} cells, about {minutes(total)} still to run. {BASIS}"
     return as_text(Table(("condition", "seed", "methods", "state", "time"), tuple(rows), note))
 
 
@@ -38,8 +54,36 @@ def _seconds(cell: Cell, cells: Sequence[Cell]) -> float:
     ]
     if measured:
         return median(measured)
-    say(f"== {cell.title}")
-    return estimate_seconds(cell.config)
+    return _estimated(cell, cells)
+
+
+def _estimated(cell: Cell, cells: Sequence[Cell]) -> float:
+    like = [other for other in cells if but_seed(other.config) == but_seed(cell.config)]
+    of_operations = operations(like[0].config)
+    trainings = len(of_operations.methods) + len(cell.config.sampling_baselines)
+    seconds = of_operations.style + sum(of_operations.methods.values()) + of_operations.others
+    before = cells[: cells.index(cell)]
+    if not any(_base(other.config) == _base(cell.config) for other in before):
+        seconds += of_operations.pretraining  # the first cell of a world builds its base
+    return SLOWER * seconds + CELL_SECONDS + METHOD_SECONDS * trainings
+
+
+_estimator = Estimator()
+
+
+@cache
+def operations(config: RunConfig) -> Estimate:
+    """Estimated once for equal configs."""
+    return _estimator(config)
+
+
+def but_seed(config: RunConfig) -> RunConfig:
+    """Equal for runs that differ in nothing but the seed, and so take equally long."""
+    return replace(config, seed=0, run_dir=None, resume=False)
+
+
+def _base(config: RunConfig) -> tuple[Any, ...]:
+    return config.seed, config.model, config.data.world, config.pretrain
 
 
 def _state(cell: Cell) -> str:
@@ -50,5 +94,6 @@ def _state(cell: Cell) -> str:
     return "begun" if (cell.folder / "config.yaml").is_file() else "to do"
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """As tables show a time."""
     return f"{seconds / 60:.1f} min"

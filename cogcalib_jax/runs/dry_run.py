@@ -7,6 +7,7 @@ built.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -51,6 +52,8 @@ from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
 from cogcalib_jax.training.loop import train_stream
 from cogcalib_jax.training.phase import Trainable
+
+PRETRAINING, STYLE = "pretraining of the base", "style adaptation"
 
 
 def dry_run_training(config: RunConfig, name: str) -> str:
@@ -132,12 +135,40 @@ class _Planned:
         return {"style": training.style_updates(rows), "train": training.finetune_steps(rows)}
 
 
-def estimate_seconds(config: RunConfig) -> float:
-    """About how long `config` takes, compiling left out; what it rests on: `show_time`."""
-    run = _plan(with_own_lora(config), [])
-    updates = _updates(run)
-    rates = _rates(run, updates)
-    return sum(rates.seconds(work) for _, work in _parts(run, updates))
+class Estimate(NamedTuple):
+    """Seconds of a run's operations, and of nothing else; what they rest on: `show_time`."""
+
+    pretraining: float
+    """of the world's base; 0 where it is there"""
+    style: float
+    methods: dict[str, float]
+    """by method: fine-tuning, thresholds and validation"""
+    others: float
+    """evaluation and sampling baselines"""
+
+
+class Estimator:
+    """Estimates runs; the rate of products of one model's shape is measured once for all."""
+
+    def __init__(self) -> None:
+        self._rates: dict[tuple[Any, ...], Rates] = {}
+
+    def __call__(self, config: RunConfig) -> Estimate:
+        run = _plan(with_own_lora(config), [])
+        updates = _updates(run)
+        key = (run.base.config, run.mesh, config.model, run.splits["test"].is_open)
+        if key not in self._rates:
+            self._rates[key] = _rates(run, updates)
+        rates = self._rates[key]
+        parts = _parts(run, updates)
+        named = {name: rates.seconds(work) for name, work in parts}
+        methods = {
+            name: rates.seconds(updates["train"][0] + _between(run, method))
+            for name, method in run.methods.items()
+        }
+        before = named.get(PRETRAINING, 0.0), named[STYLE]
+        others = sum(named.values()) - sum(before) - sum(methods.values())
+        return Estimate(*before, methods, others)
 
 
 def _plan(config: RunConfig, notes: list[str]) -> _Planned:
@@ -276,10 +307,10 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
     between = {name: _between(run, method) for name, method in run.methods.items()}
     tests = sum((workload.evaluating(split) for split in run.sets.values()), nothing)
     finetuning = updates["train"][0]
-    parts = [("style adaptation", style)]
+    parts = [(STYLE, style)]
     if run.base.corpus is not None:
         first = pretraining(run.base.config, run.base.corpus, config.pretrain.batch_size)
-        parts.insert(0, ("pretraining of the base", first))
+        parts.insert(0, (PRETRAINING, first))
     trained = finetuning * len(run.methods)
     parts.append((f"fine-tuning ({count(len(run.methods), 'method')})", trained))
     parts.append(("thresholds and validation", sum(between.values(), nothing)))
