@@ -156,4 +156,12 @@ COMMAND_LINES = [
         ],
         STUDY,
     ),
+    Case("tuning an unknown gate", plain("tune", "--gates", "nosuch"), STUDY),
+    Case("tuning with an infinite weight", plain("tune", "--weights", "inf"), STUDY),
+    Case("tuning methods by name", plain("tune", "--compare", "sft"), STUDY),
+    Case(
+        "tuning into a folder that is a file",
+        lambda p: ["tune", "--out", str(write(Path("f"), ""))],
+        STUDY,
+    ),
 ]
