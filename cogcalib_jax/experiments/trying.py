@@ -22,7 +22,7 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import CONFIG_FILE, read_config
-from cogcalib_jax.runs.train import prepare
+from cogcalib_jax.runs.train import composed, prepare
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
 from cogcalib_jax.weights.foreign import damage
@@ -75,6 +75,7 @@ def train_missing(trial: Trial, argv: Sequence[str]) -> None:
     run = prepare(replace(trial.config, resume=resume), "tune", list(argv))
     style = folder / "style"
     start = style_phase(run.trainer, run.assembled.lora, style)
+    run = composed(run, start)
     for entry in missing:
         at = f"{trial.entries.index(entry) + 1} of {len(trial.entries)}"
         epochs = trial.config.training.epochs

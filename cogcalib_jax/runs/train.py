@@ -76,7 +76,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
         from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
-    run = _composed(run, start)
+    run = composed(run, start)
 
     methods = config.resolved_methods()
     if not config.compare:
@@ -162,7 +162,7 @@ def _take_over(style: Path, folder: Path) -> None:
             shutil.copytree(style, building, dirs_exist_ok=True)
 
 
-def _composed(run: Run, start: nnx.State) -> Run:
+def composed(run: Run, start: nnx.State) -> Run:
     """The run with the fine-tuning rows that `composition` asks for."""
     trainer, composition = run.trainer, run.config.composition
     train = compose(

@@ -202,3 +202,17 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_trained(command, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be written"):
         main([*command, "--out", str(tmp_path / "file")])
+
+
+def test_candidates_are_trained_on_the_rows_that_a_run_would_take(command, tmp_path, monkeypatch):
+    rows = []
+
+    def finetune(trainer, *_):
+        rows.append(trainer.splits["train"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trying, "finetune", finetune)
+    known = ["--composition.known-share", "1", "--composition.by", "world"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, *known, "--out", str(tmp_path)])
+    assert all(row.example.extra["known"] for row in rows[0])
