@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import UserError, plain_text, run_main
 from cogcalib_jax.experiments.bench_eval import bench_eval
 from cogcalib_jax.experiments.bench_load import bench_load
 from cogcalib_jax.experiments.bench_plan import bench_plan
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in COMMANDS:
         found = f"{argv[0]!r} is no command" if argv else "a command is missing"
         raise UserError(f"bench.py: {found}; write python bench.py COMMAND (allowed: {names})")
-    print(COMMANDS[argv[0]](argv[1:]))
+    print(plain_text(COMMANDS[argv[0]](argv[1:])))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from cogcalib_jax.distributed import ending_together, from_main, is_main
-from cogcalib_jax.errors import run_main
+from cogcalib_jax.errors import plain_text, run_main
 from cogcalib_jax.runs.answer import answer_questions
 from cogcalib_jax.runs.dry_eval import dry_run_evaluation
 from cogcalib_jax.runs.eval_config import load_evaluation
@@ -17,16 +17,16 @@ from cogcalib_jax.runs.score_file import score_predictions
 def main(argv: list[str]) -> None:
     config = load_evaluation(argv, prog="eval.py", description=__doc__)
     if config.dry_run:
-        print(dry_run_evaluation(config))
+        print(plain_text(dry_run_evaluation(config)))
     elif config.predict is not None:
-        print(answer_questions(config))
+        print(plain_text(answer_questions(config)))
     elif config.predictions is not None:
-        print(evaluation_text(config, score_predictions(config, argv)))
+        print(plain_text(evaluation_text(config, score_predictions(config, argv))))
     else:
         folder = evaluate_run(config, argv)
         text = from_main(lambda: evaluation_text(config, folder))
         if is_main():
-            print(text)
+            print(plain_text(text))
 
 
 if __name__ == "__main__":

@@ -117,11 +117,16 @@ def _refuse(message: str) -> int:
     return REFUSED
 
 
+def plain_text(text: str) -> str:
+    """Lines that a terminal shows as they are, whatever names of files or words of data they
+    repeat: an escape sequence among them could rewrite it, an override turn a line around."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else " " if c.isspace() else ascii(c)[1:-1] for c in text
+    )
+
+
 def _plain_line(text: str) -> str:
-    # One line of plain characters, whatever names of files or words of data it repeats: an escape
-    # sequence among them could rewrite the terminal.
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return plain_text(" ".join(text.split()))
 
 
 def _reader_is_gone() -> bool:

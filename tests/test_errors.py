@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import UserError, plain_text, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -67,6 +67,11 @@ def test_a_message_is_one_printable_line_whatever_it_repeats(text, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: row ") and line.endswith(": bad; mend it")
     assert line.isprintable()
+
+
+def test_what_is_printed_of_data_leaves_the_terminal_as_it_is():
+    shown = plain_text("a table\n  1\u00a0000\t\x1b[2J \u202e\u2066 \x9b0m\r\ud800 猫 שלום\n")
+    assert shown == "a table\n  1 000 \\x1b[2J \\u202e\\u2066 \\x9b0m \\ud800 猫 שלום\n"
 
 
 @pytest.mark.parametrize(

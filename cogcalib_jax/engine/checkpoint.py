@@ -49,7 +49,7 @@ from cogcalib_jax.engine.manifest import (
     require_journal,
     write_manifest,
 )
-from cogcalib_jax.errors import UserError, refusal
+from cogcalib_jax.errors import UserError, plain_text, refusal
 from cogcalib_jax.files import named
 from cogcalib_jax.sharding import fetch
 
@@ -319,8 +319,10 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / name).rename(aside)
             print(
-                f"warning: {self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is"
-                " used",
+                plain_text(
+                    f"warning: {self.folder}: {reason}; moved to {aside.name}, and checkpoint"
+                    f" {used} is used"
+                ),
                 file=sys.stderr,
                 flush=True,
             )

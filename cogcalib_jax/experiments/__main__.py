@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cogcalib_jax.configlib import command_line, load_config
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import UserError, plain_text, run_main
 from cogcalib_jax.experiments.before_work import require_folder, require_writable
 from cogcalib_jax.experiments.detector import detector
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
@@ -18,10 +18,10 @@ from cogcalib_jax.files import write_whole
 
 def main(argv: list[str]) -> None:
     if argv[:1] == ["tune"]:
-        print(tune(argv[1:]))
+        print(plain_text(tune(argv[1:])))
         return
     if argv[:1] == ["detector"]:
-        print(detector(argv[1:]))
+        print(plain_text(detector(argv[1:])))
         return
     if not argv or (argv[0].startswith("-") and argv[0] not in ("--help", "-h")):
         raise UserError(
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     folder = Path(config.folder) if config.folder else Path("runs") / "suites" / name
     planned = cells(config, folder)
     if config.dry_run:
-        print(plan_text(planned))
+        print(plain_text(plan_text(planned)))
         return
     require_folder(folder, "--folder")
     if config.out is not None:
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     text = write_results(read_study(config, name, command, done, failed, folder), done)
     if config.out is not None:
         write_whole(Path(config.out), f"    {command}\n\n{text}")
-    print(text)
+    print(plain_text(text))
     print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
     print(f"Report: {folder / 'report.html'}")
     if failed:

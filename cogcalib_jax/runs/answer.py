@@ -50,7 +50,7 @@ def answer_questions(config: EvalConfig) -> str:
     encoded, notes = encode_split("questions", examples, tokenizer, config.data, shots)
     for note in notes:
         say(f"   note: {note}")
-    temperature = _temperature(model.adapter)
+    temperature = fitted_temperature(model.adapter)
     predict = predict_function(load(config, model, [encoded]), model)
     cut = _cut(config, predict, tokenizer, temperature)
 
@@ -64,7 +64,7 @@ def answer_questions(config: EvalConfig) -> str:
     return "\n".join([*sentences, f"{answered:,} answered{left}: {out}"])
 
 
-def _temperature(adapter: str | None) -> float:
+def fitted_temperature(adapter: str | None) -> float:
     """What option scores are divided by, as it was fitted when the adapter was made."""
     calibration = None if adapter is None else read_calibration(Path(adapter))
     if calibration is None:

@@ -26,7 +26,7 @@ from cogcalib_jax.distributed import (
     start_processes,
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
@@ -49,7 +49,7 @@ AnyConfig = TypeVar("AnyConfig")
 @main_only
 def say(text: str) -> None:
     """A line for the person who watches; results go to stdout, progress to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain_text(text), file=sys.stderr, flush=True)
 
 
 def show_note(text: str) -> None:

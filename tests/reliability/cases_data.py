@@ -78,6 +78,10 @@ QUESTIONS = [
         custom(questions(question="What \x1b[2J is it?")),
     ),
     Case(
+        "a question that would clear it without an ESC",
+        custom(questions(question="What \x9b2J is it?")),
+    ),
+    Case(
         "an id that would clear the terminal",
         custom(questions(question="word " * 999, id="\x1b[2J")),
     ),

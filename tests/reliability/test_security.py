@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import struct
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.reporting.records import read_run
 from cogcalib_jax.reporting.report import write_report
+from cogcalib_jax.runs.answer import fitted_temperature
 from cogcalib_jax.weights import merge
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.safetensors_files import open_folder
@@ -176,6 +178,28 @@ def test_the_report_holds_no_element_that_data_wrote(tmp_path):
         for name in ("href", "src"):
             target = attributes.get(name) or "#"
             assert target.startswith(("#", "data:image/png;base64,")) or ":" not in target
+
+
+def test_tables_of_subgroups_that_data_names_leave_the_terminal_as_it_is(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    subjects = ("\x1b[2Jevil", "\x9b2J\u202elive")
+    rows = [{"confidence": 0.7, "correct": n % 3 > 0, "subject": subjects[n % 2]} for n in range(9)]
+    write(Path("p.jsonl"), rows)
+    assert run_main(eval_program.main, ["--predictions", "p.jsonl", "--by", "subject"]) == 0
+    said = capsys.readouterr().out
+    assert "\\x1b[2Jevil" in said and "\\x9b2J\\u202elive" in said
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_why_an_adapter_has_no_temperature_leaves_the_terminal_as_it_is(good, tmp_path, capsys):
+    adapter = shutil.copytree(good / "adapter", tmp_path / "adapter")
+    none = {"value": None, "why_none": "\x1b[2J\u202eevil"}
+    write(adapter / "calibration.json", {"base": {"hash": "", "name": ""}, "temperature": none})
+    assert fitted_temperature(str(adapter)) == 1.0
+    said = capsys.readouterr().err
+    assert "\\x1b[2J\\u202eevil" in said and said.strip().isprintable()
 
 
 @pytest.fixture(scope="module")

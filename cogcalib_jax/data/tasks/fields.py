@@ -11,8 +11,10 @@ from cogcalib_jax.data.example import BadRow, Example, NoLabel
 # A value of "" or -1 is how the Hub stores the answers of its unlabelled test splits.
 _UNLABELLED = (None, "", -1, "-1")
 # None belongs into a text but white space: the rest is left of a damaged file, or meant for the
-# terminal it is shown on.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+# terminal it is shown on, as U+009B is, which is ESC [ in one. Its neighbours stand for quotation
+# marks in real texts that were once decoded wrongly, and those that turn the direction of writing
+# in Arabic and Hebrew; they are escaped where they are shown.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
