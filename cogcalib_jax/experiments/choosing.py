@@ -13,7 +13,7 @@ from cogcalib_jax.experiments.suite_results import mean_sd
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.metrics import ece
 from cogcalib_jax.reporting.tables import Table, as_markdown
-from cogcalib_jax.significance import holm, paired_difference, resamples_for
+from cogcalib_jax.significance import FEWEST_SEEDS, holm, paired_difference, resamples_for
 from cogcalib_jax.training.validation import Belief
 
 ACCURACY_MARGIN = 0.01
@@ -87,6 +87,8 @@ def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
         f" after Holm's correction over {len(others)} comparisons with the leader. The best epoch"
         " was chosen on these very questions, so its numbers flatter it."
     )
+    if seeds < FEWEST_SEEDS:
+        note += " With so few seeds intervals hold the questions' noise and little of training's."
     header = ("candidate", "accuracy", "NLL (nats)", "ECE", "NLL minus the leader's")
     return chosen, "\n\n".join(
         [as_markdown(Table(header, tuple(rows), note)), _sentence(chosen, leader, plain, n, seeds)]

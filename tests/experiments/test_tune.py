@@ -41,6 +41,9 @@ def test_the_lowest_nll_beyond_noise_is_recommended():
     chosen, text = recommend({PLAIN: beliefs(0.5), LS: beliefs(0.3), COLS: beliefs(0.1)}, SEEDS)
     assert chosen == COLS
     assert "Recommended: cols, weight 0.3, 4 epochs, the lowest validation NLL" in text
+    assert "With so few seeds intervals hold" in text
+    five = {c: [*b, *b[:2]] for c, b in ((PLAIN, beliefs(0.5)), (COLS, beliefs(0.1)))}
+    assert "so few seeds" not in recommend(five, 5)[1]
 
 
 def test_a_tie_goes_to_the_simplest():
