@@ -13,7 +13,7 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 STOPS = (
     (KILL, "cogcalib_jax.training.step_log.StepLog.updated", 24),
     (TERM, "cogcalib_jax.training.finetune.refit", 3),
-    (KILL, "cogcalib_jax.engine.checkpoint.write_whole", 2),  # its arrays lie there, no manifest
+    (KILL, "cogcalib_jax.engine.manifest.write_whole", 2),  # its arrays lie there, no manifest
 )
 
 
