@@ -36,5 +36,7 @@ class EvaluationConfig:
             "members_at_once",
             "must be an integer of at least 1, or unset",
         )
-        check(self.bins >= 1, "bins", "must be an integer of at least 1")
-        check(self.resamples >= 100, "resamples", "must be an integer of at least 100")
+        check(1 <= self.bins <= 1000, "bins", "must be an integer from 1 to 1000")
+        check(
+            100 <= self.resamples <= 10**6, "resamples", f"must be an integer from 100 to {10**6}"
+        )

@@ -75,6 +75,11 @@ COMMAND_LINES = [
     Case("a weight that is infinite", options("--method.weight", "inf")),
     Case("a rank that no memory holds", options("--lora.rank", "1000000000000")),
     Case("a batch that no memory holds", options("--training.batch-size", "1000000000000")),
+    Case(
+        "resamples that no time is enough for",
+        lambda p: p.train("--evaluation.resamples", 10**12),
+    ),
+    Case("more bins than answers", lambda p: p.train("--evaluation.bins", 10**9)),
     Case("a seed beyond 64 bits", options("--seed", "9999999999999999999")),
     Case("a world of a trillion entities", options("--data.world.entities", "1000000000000")),
     Case("more devices than there are", options("--mesh.tensor", "64")),
