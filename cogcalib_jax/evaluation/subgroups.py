@@ -92,5 +92,6 @@ def _text(value: str | int | bool | None) -> str:
 
 
 def _order(value: str) -> tuple[bool, int, str]:
-    number = value.removeprefix("-").isdecimal()
+    # More digits than 64 bits need are a text: Python reads no number of thousands of them.
+    number = value.removeprefix("-").isdecimal() and len(value) <= 20
     return (not number, int(value) if number else 0, value)

@@ -38,6 +38,11 @@ def test_every_value_gets_the_numbers_of_its_rows_in_order():
     assert list(rows["year"]) == ["9", "10"]  # in order of the numbers
 
 
+def test_a_value_of_thousands_of_digits_is_a_text():
+    rows = [{"n": "art"}, {"n": "9" * 5000}, {"n": "10"}, {"n": "-9"}]
+    assert list(subgroups(["n"], rows, CONFIG, indices)["n"]) == ["-9", "10", "9" * 5000, "art"]
+
+
 def test_draws_suffice_for_a_correction_over_all_groups():
     many = [{"n": i % 50} for i in range(100)]
     draws = {m["draws"] for m in subgroups(["n"], many, CONFIG, indices)["n"].values()}
