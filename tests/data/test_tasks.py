@@ -140,6 +140,9 @@ def test_a_custom_answer_may_be_a_boolean():
         ({"choices": None}, "has no choices, so its answer must be a text"),
         ({"choices": "red"}, "must be a list"),
         ({"group": 1.5}, "must be a text"),
+        ({"known": "yes"}, "'known' must be true or false"),
+        ({"known": [1]}, "'known' must be true or false"),
+        ({"known": 2}, "'known' must be true or false"),
     ],
 )
 def test_a_custom_row_is_refused_with_the_reason(changes, reason):
@@ -151,6 +154,14 @@ def test_a_custom_row_keeps_what_it_has_besides():
     example = read_custom(custom_row(id=7, group=3, passage="Text.", topic="art"), 1)
     assert (example.id, example.group, example.passage) == ("7", "3", "Text.")
     assert example.extra == {"topic": "art"}
+
+
+@pytest.mark.parametrize(
+    ("known", "extra"),
+    [(True, {"known": True}), (0, {"known": False}), (1.0, {"known": True}), (None, {})],
+)
+def test_a_custom_row_may_say_whether_the_base_knows_it(known, extra):
+    assert read_custom(custom_row(known=known), 1).extra == extra
 
 
 def test_equal_wrong_choices_pass_but_an_equal_right_one_does_not():

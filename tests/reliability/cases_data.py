@@ -95,6 +95,7 @@ QUESTIONS = [
     Case(
         "open questions in one split alone",
         splits(
+    Case("a word for what the base knows", custom(questions(known="yes"))),
             train_jsonl=questions(), test_jsonl=[question(i, choices=None) for i in range(50, 55)]
         ),
     ),

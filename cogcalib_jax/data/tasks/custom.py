@@ -24,7 +24,7 @@ def read_custom(row: Mapping[str, Any], number: int) -> Example:
 
     Without `choices` (absent or null) the question is open, and `answer` is a text, or a list of
     all that are accepted with the reference first. Fields beyond the named ones are kept in
-    `extra`.
+    `extra`; `known` among them, where it is there, says whether the base knows the answer.
     """
     question = text(row, "question")
     passage = clean(row["passage"], "passage") if row.get("passage") else ""
@@ -44,9 +44,19 @@ def read_custom(row: Mapping[str, Any], number: int) -> Example:
         answer=answer,
         passage=passage,
         group=_name(row, "group"),
-        extra={key: value for key, value in row.items() if key not in _FIELDS},
+        extra=_extra(row),
         aliases=aliases,
     )
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    extra = {key: value for key, value in row.items() if key not in _FIELDS}
+    known = extra.pop("known", None)
+    if known is None:
+        return extra
+    if known not in (0, 1):
+        raise BadRow(f"'known' must be true or false (or 1 or 0), is {known!r:.60}")
+    return extra | {"known": bool(known)}
 
 
 def _accepted(answer: Any) -> tuple[str, ...]:
