@@ -6,6 +6,7 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import provenance, write_json
 from cogcalib_jax.evaluation.scored_rows import read_scored
 from cogcalib_jax.evaluation.subgroups import require_fields, subgroups
@@ -19,6 +20,7 @@ from cogcalib_jax.runs.folder import (
     write_config,
 )
 from cogcalib_jax.runs.results import FILE
+from cogcalib_jax.weights.foreign import is_plain_name
 
 
 @holding_locks()
@@ -29,9 +31,14 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     """
     assert config.predictions is not None
     file = Path(config.predictions)
+    task = file.stem
+    if task == "provenance" or not is_plain_name(task):
+        raise UserError(
+            f"{file}: its name stands for the task in the results, where {task!r} cannot; give it"
+            " another"
+        )
     folder = choose_folder(config.run_dir, "eval", resume=False)
     scored = read_scored(file)
-    task = file.stem
     require_fields(config.by, {task: scored.fields})
     for note in scored.notes:
         say(f"   note: {note}")

@@ -49,6 +49,16 @@ def _pipe(place: Place) -> list[str]:
     return ["--predictions", "p.jsonl", "--run-dir", "new"]
 
 
+def named(name: str):
+    """eval.py --predictions of a file of that name."""
+
+    def arrange(place: Place) -> list[str]:
+        file = write(Path(name), [{"confidence": 0.7, "correct": True}])
+        return ["--predictions", str(file), "--run-dir", "new"]
+
+    return arrange
+
+
 QUESTIONS = [
     Case("a file that is not there", lambda p: p.custom(None)),
     Case("an empty file", custom("")),
@@ -85,6 +95,7 @@ QUESTIONS = [
         "an id that would clear the terminal",
         custom(questions(question="word " * 999, id="\x1b[2J")),
     ),
+    Case("a word for what the base knows", custom(questions(known="yes"))),
     Case("a row that is not UTF-8", custom(b'{"question": "caf\xe9"}\n')),
     Case("half a character (a lone surrogate)", custom(questions(question="\ud800"))),
     Case("a row cut off in the middle", custom(json.dumps(question())[:-20])),
@@ -95,7 +106,6 @@ QUESTIONS = [
     Case(
         "open questions in one split alone",
         splits(
-    Case("a word for what the base knows", custom(questions(known="yes"))),
             train_jsonl=questions(), test_jsonl=[question(i, choices=None) for i in range(50, 55)]
         ),
     ),
@@ -132,6 +142,8 @@ QUESTIONS = [
         score('{"option_probs": [NaN, 0.5], "answer": 0}'),
         EVAL,
     ),
+    Case("predictions under a name that results need", named("provenance.jsonl"), EVAL),
+    Case("predictions under a name that leads elsewhere", named("...jsonl"), EVAL),
     Case("a confidence above 1", score([{"confidence": 70, "correct": True}]), EVAL),
     Case(
         "predictions of two kinds",
