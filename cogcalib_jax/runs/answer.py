@@ -26,7 +26,7 @@ from cogcalib_jax.runs.assemble import load_base_tokenizer, say
 from cogcalib_jax.runs.eval_config import EvalConfig
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
-from cogcalib_jax.runs.results import Predict
+from cogcalib_jax.runs.results import Predict, require_numbers
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.foreign import damage
 
@@ -55,6 +55,7 @@ def answer_questions(config: EvalConfig) -> str:
     cut = _cut(config, predict, tokenizer, temperature)
 
     predictions = predict(encoded)
+    require_numbers(predictions, encoded, model.words)
     asked = {question.where: question for question in questions}
     rows = _rows([asked[e.id] for e in encoded], predictions, temperature, cut.below)
     _write(out, rows)

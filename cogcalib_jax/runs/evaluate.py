@@ -108,8 +108,7 @@ def _evaluate_group(
     if not config.resume:
         write_config(folder, config)
     for model in models:
-        members = ", ".join(member.name for member in model.members)
-        say(f"== {model.name}: {members or model.adapter or 'no adapter'} on {model.base}")
+        say(f"== {model.name}: {model.words}")
         write_results(
             places[model.name],
             sets[str(model.base)],
@@ -117,6 +116,7 @@ def _evaluate_group(
             config.evaluation,
             config.seed,
             command,
+            model=model.words,
             by=config.by,
             weights=model.weights(),
             started=lambda task: say(f"   {task}"),

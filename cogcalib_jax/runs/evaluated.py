@@ -33,6 +33,12 @@ class Evaluated:
     members: tuple[Evaluated, ...] = ()
     """of an ensemble, whose own adapter is None"""
 
+    @property
+    def words(self) -> str:
+        """Of what it is made."""
+        members = ", ".join(member.name for member in self.members)
+        return f"{members or self.adapter or 'no adapter'} on {self.base}"
+
     def weights(self) -> dict[str, str | None]:
         """Hashes of its files: equal ones mean the very same model."""
         adapter = None

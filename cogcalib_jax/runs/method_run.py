@@ -103,5 +103,13 @@ def score(run: Run, folder: Path, predict: Predict) -> dict[str, dict[str, Any]]
     """Task -> numbers of every test set; predictions/ and eval.json, unless they are there."""
     if not has_results(folder):
         config = run.config
-        write_results(folder, run.sets, predict, config.evaluation, config.seed, run.command)
+        write_results(
+            folder,
+            run.sets,
+            predict,
+            config.evaluation,
+            config.seed,
+            run.command,
+            model=f"{folder.name} on {run.base}",
+        )
     return read_results(folder)

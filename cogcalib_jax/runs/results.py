@@ -21,6 +21,7 @@ from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
 from cogcalib_jax.evaluation.scored_rows import ConfidenceRows
 from cogcalib_jax.evaluation.subgroups import question_fields, subgroups
 from cogcalib_jax.metrics import summarize
+from cogcalib_jax.training.faults import listed
 from cogcalib_jax.weights.foreign import damage
 
 FILE = "eval.json"
@@ -38,6 +39,7 @@ def write_results(
     seed: int,
     command: str,
     *,
+    model: str,
     by: Sequence[str] = (),
     weights: Mapping[str, str | None] | None = None,
     started: Callable[[str], None] = lambda task: None,
@@ -49,12 +51,13 @@ def write_results(
     Args:
         sets: task -> questions.
         command: the command line that asked for it.
+        model: what predicts, as the user knows it.
         by: fields whose values get numbers of their own.
         weights: hashes of the model's files, kept as provenance.
         started: told each task that is about to be scored.
 
     Raises:
-        UserError: what is finished was made from other questions or weights.
+        UserError: what is finished was made from other questions or weights; as `require_numbers`.
     """
     hashes = {task: data_hash(encoded) for task, encoded in sets.items()}
     results = _finished(folder, hashes, weights)
@@ -62,7 +65,9 @@ def write_results(
         if task in results:
             continue
         started(task)
-        results[task] = _score(folder, task, encoded, predict, config, seed, by)
+        predictions = predict(encoded)
+        require_numbers(predictions, encoded, model)
+        results[task] = _score(folder, task, encoded, predictions, config, seed, by)
         made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
         write_json(folder / PARTIAL, results | {"provenance": made_from})
     (protocol,) = {encoded.protocol for encoded in sets.values()}
@@ -80,7 +85,7 @@ def _score(
     folder: Path,
     task: str,
     encoded: EncodedSplit,
-    predict: Predict,
+    predictions: Predictions | OpenPredictions,
     config: EvaluationConfig,
     seed: int,
     by: Sequence[str],
@@ -89,7 +94,6 @@ def _score(
 
     Questions with options are scored by the probability of each, open ones by what is answered.
     """
-    predictions = predict(encoded)
     file = folder / "predictions" / f"{task}.jsonl"
     if isinstance(predictions, OpenPredictions):
         write_open_predictions(file, predictions, encoded)
@@ -102,6 +106,23 @@ def _score(
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)
     return {"split": "test"} | metrics
+
+
+def require_numbers(
+    predictions: Predictions | OpenPredictions, encoded: EncodedSplit, model: str
+) -> None:
+    """Raise UserError naming `model` and the questions it has no probabilities for."""
+    if isinstance(predictions, OpenPredictions):
+        values = predictions.answers.logprobs + predictions.reference_logprobs
+    else:
+        values = predictions.probs.sum(-1)
+    lost = [e.id for e, value in zip(encoded, values, strict=True) if np.isnan(value)]
+    if lost:
+        raise UserError(
+            f"{model}: gives no probabilities (not a number) for {len(lost)} of {len(encoded)}"
+            f" questions: {listed(lost)}; weights are damaged, or too large for --model.dtype:"
+            " fetch them again, or use float32"
+        )
 
 
 Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reliability.case import Case
+from tests.reliability.case import EVAL, Case
 from tests.reliability.place import WEIGHTS, Pickle, Place, cut, link_out, tensors, write
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -157,6 +157,14 @@ def _tokenizer_elsewhere(base: Path) -> None:
     _set(base / "tokenizer_config.json", fast_tokenizer_files=names)
 
 
+def _predict_with_nan(place: Place) -> list[str]:
+    tensors(place.base() / WEIGHTS, lambda t: t | {EMBEDDING: t[EMBEDDING] * np.nan})
+    question = {"question": "who ?", "choices": ["born", "where"]}
+    write(Path("mine.jsonl"), [question])
+    argv = ["--model.path", "base", "--predict", "mine.jsonl", "--out", "answers.jsonl"]
+    return [*argv, "--data.prompt", "cloze"]
+
+
 def _folder_of_weights(base: Path) -> None:
     (base / WEIGHTS).unlink()
     (base / WEIGHTS).mkdir()
@@ -252,6 +260,11 @@ WEIGHT_FILES = [
     Case(
         "a tensor of whole numbers",
         weights(lambda t: t | {EMBEDDING: t[EMBEDDING].astype(np.int64)}),
+    ),
+    Case(
+        "a weight that is not a number",
+        _predict_with_nan,
+        EVAL,
     ),
     Case("a tensor missing", weights(lambda t: {n: a for n, a in t.items() if n != EMBEDDING})),
     Case("a tensor too many", weights(lambda t: t | {"model.extra": np.zeros(2, np.float32)})),
