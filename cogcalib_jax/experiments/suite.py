@@ -94,6 +94,10 @@ class Cell:
 
     @property
     def finished(self) -> bool:
+        return self.trained and (self.folder / "report.html").is_file()
+
+    @property
+    def trained(self) -> bool:
         return (self.folder / "comparison.json").is_file()
 
 
@@ -185,8 +189,11 @@ that is the same, where there is one."""
 
 
 def train_cell(cell: Cell, config: RunConfig, style: Path | None) -> None:
-    """A comparison with its report."""
-    train_run(config, cell.condition, list(cell.argv), style)
+    """A comparison with its report; the report alone where it was killed over that."""
+    if cell.trained:
+        require_same_config(cell.folder, with_own_lora(cell.config))
+    else:
+        train_run(config, cell.condition, list(cell.argv), style)
     write_report(cell.folder)
 
 

@@ -12,6 +12,8 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments import suite
 from cogcalib_jax.experiments.__main__ import main
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, parse_condition, run_cells
+from cogcalib_jax.experiments.suite_plan import plan_text
+from cogcalib_jax.runs.folder import write_config
 from tests.runs.small_base import arguments, write_base
 
 CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
@@ -128,6 +130,10 @@ def fake_run(config, name, argv, style):
     (folder / "comparison.json").write_text("{}")
 
 
+def fake_report(folder):
+    (folder / "report.html").write_text("")
+
+
 def test_a_failing_cell_is_reported_and_the_others_go_on(preset, tmp_path, monkeypatch):
     def run(config, *rest):
         if config.composition.known_share is None:
@@ -135,7 +141,7 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(preset, tmp_path, monke
         fake_run(config, *rest)
 
     monkeypatch.setattr(suite, "train_run", run)
-    monkeypatch.setattr(suite, "write_report", lambda folder: "")
+    monkeypatch.setattr(suite, "write_report", fake_report)
     plan = planned(preset, tmp_path)
     (failed,) = run_cells(plan, tmp_path)
     assert failed.condition == "plain"
@@ -156,11 +162,42 @@ def test_an_interrupted_cell_is_resumed(preset, tmp_path, monkeypatch):
         fake_run(config, *rest)
 
     monkeypatch.setattr(suite, "train_run", run)
-    monkeypatch.setattr(suite, "write_report", lambda folder: "")
+    monkeypatch.setattr(suite, "write_report", fake_report)
     with pytest.raises(KeyboardInterrupt):
         run_cells(plan, tmp_path)
     assert run_cells(plan, tmp_path) == []
     assert seen == [False, True, False]
+
+
+def test_a_cell_without_its_report_gets_it_at_the_next_start(preset, tmp_path, monkeypatch):
+    """It was killed over the report, or failed there: it is not trained again."""
+    plan = planned(preset, tmp_path)
+    trained = []
+
+    def run(config, *rest):
+        fake_run(config, *rest)
+        write_config(Path(config.run_dir), config)
+        trained.append(config.run_dir)
+
+    def broken(folder):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(suite, "train_run", run)
+    monkeypatch.setattr(suite, "write_report", broken)
+    assert run_cells(plan, tmp_path) == plan
+    assert not any(cell.finished for cell in plan)
+    monkeypatch.setattr(suite, "write_report", fake_report)
+    assert run_cells(plan, tmp_path) == []
+    assert all(cell.finished for cell in plan) and len(trained) == len(plan)
+    assert not list(tmp_path.rglob("failure.txt"))
+
+
+def test_a_cell_takes_as_long_as_all_its_attempts(preset, tmp_path):
+    plan = planned(preset, tmp_path)
+    for cell in plan:
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "seconds.txt").write_text("100.0\n20.0\n")
+    assert plan_text(plan).count("2.0 min") == len(plan)
 
 
 def test_the_plan_lists_cells_and_runs_nothing(finished, capsys):
