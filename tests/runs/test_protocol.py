@@ -24,7 +24,13 @@ def test_provenance_names_the_protocol_of_the_questions(tmp_path):
     run = scored(tmp_path / "run", "letters", "sum")
     run.encoded.protocol = "laplace_lora"
     write_results(
-        tmp_path, {"custom": run.encoded}, lambda _: run.predictions, run.config.evaluation, 0, "x"
+        tmp_path,
+        {"custom": run.encoded},
+        lambda _: run.predictions,
+        run.config.evaluation,
+        0,
+        "x",
+        model="base",
     )
     assert json.loads((tmp_path / "eval.json").read_text())["provenance"]["protocol"] == (
         "laplace_lora"

@@ -136,9 +136,9 @@ def test_killed_within_a_member_and_resumed_is_the_same_comparison(
         save(self, step, *args, **saved_as)
         saved.append(self.folder.parent.relative_to(run.absolute()))
 
-    def noted(folder, *args):
+    def noted(folder, *args, **model):
         scored.append(folder.name)
-        write(folder, *args)
+        write(folder, *args, **model)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", counted)
