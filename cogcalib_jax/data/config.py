@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.configlib import FieldError, check
+from cogcalib_jax.data.answers import Way
+from cogcalib_jax.data.columns import parse_columns
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
 from cogcalib_jax.data.registry import TASKS, MadeTask
@@ -13,6 +15,8 @@ from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
+OWN_ROWS = ("columns", "answers", "answers_from")
+"""fields that say how the user's own rows are read"""
 LIMITS = ("calibration_rows", "validation_rows", "train_rows", "test_rows")
 """fields that cut splits of stored rows; a task that makes its rows makes as many as are wanted"""
 
@@ -25,6 +29,12 @@ class DataConfig:
     """Name of a task in the registry (cogcalib_jax/data/registry.py)."""
     path: str | None = None
     """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
+    columns: tuple[str, ...] | None = None
+    """Columns of your own rows, as question=stem,choices=A+B+C+D,answer=key; unset: usual names."""
+    answers: Way | None = None
+    """How answers of your own rows are written; unset: the one way that fits every row."""
+    answers_from: Literal[0, 1] | None = None
+    """The index of the first choice in your own rows; unset: 0, unless the rows say otherwise."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
     prompt: str = "auto"
@@ -66,6 +76,7 @@ class DataConfig:
                 )
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")
+        self._check_own_rows()
         self._check_protocol()
         check(self.few_shot >= 0, "few_shot", "must be at least 0")
         check(
@@ -98,7 +109,31 @@ class DataConfig:
         if task == self.task:
             return self
         made = isinstance(TASKS.get(task), MadeTask)
-        return replace(self, task=task, path=None, **(dict.fromkeys(LIMITS) if made else {}))
+        unset = (*OWN_ROWS, *(LIMITS if made else ()))
+        return replace(self, task=task, path=None, **dict.fromkeys(unset))
+
+    def column_names(self) -> dict[str, tuple[str, ...]]:
+        """Return field -> columns, as `columns` names them."""
+        return parse_columns(self.columns or ())
+
+    def _check_own_rows(self) -> None:
+        task = TASKS[self.task]
+        if isinstance(task, MadeTask) or task.read is not None:
+            for name in OWN_ROWS:
+                check(
+                    getattr(self, name) is None,
+                    name,
+                    f"must be unset: task {self.task} has columns and answers of its own",
+                )
+        try:
+            self.column_names()
+        except ValueError as error:
+            raise FieldError("columns", f"must be {error}") from error
+        check(
+            self.answers_from is None or self.answers in (None, "index"),
+            "answers_from",
+            "must be unset beside answers, unless answers is index",
+        )
 
     def _check_protocol(self) -> None:
         protocols = (CLEAN, *PROTOCOLS)

@@ -7,10 +7,12 @@ from pathlib import Path
 from cogcalib_jax.data import sources
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
+from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.protocols import published
+from cogcalib_jax.data.reading import folder_files, read_line
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
-from cogcalib_jax.data.sources import Row
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
+from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check, near_misses
 from cogcalib_jax.errors import UserError
 
@@ -56,9 +58,12 @@ def load_shots(config: DataConfig) -> tuple[Example, ...]:
 
 def _official(task: RowTask, config: DataConfig, notes: list[str]) -> Official:
     """The rows as published, with their groups."""
-    names = _split_names(task, config)
-    official = {name: _read(task, split, config, notes) for name, split in names.items()}
+    stored = _stored(task, config, _split_names(task, config))
+    reader = _reader(task, config, stored)
+    official = {name: _usable(task, rows, reader, config, notes) for name, rows in stored.items()}
     _require_one_kind(config, official)
+    rows = [row for part in official.values() for row in part]
+    notes[:0] = _read_notes(config, stored, rows, reader)
     if task.group is not None:
         official = _grouped(task, official)
     return Official(official["train"], official.get("validation"), official.get("test"))
@@ -105,7 +110,16 @@ def load_test(
             f"{config.path}: no test.jsonl or validation.jsonl (or .parquet) to evaluate on; "
             "add one, or pass the file itself with --data.path FILE"
         )
-    test = _read(task, names["test"], config, notes)
+    stored = _stored(task, config, {"test": names.pop("test")})
+    others = {}
+    if task.read is None and not _is_file(config):
+        # Answers are read in one way over all files of the task, as they are for training.
+        folder = Path(config.path or "")
+        there = {name: split for name, split in names.items() if sources.split_files(folder, split)}
+        others = _stored(task, config, there)
+    reader = _reader(task, config, stored | others)
+    test = _usable(task, stored["test"], reader, config, notes)
+    notes[:0] = _read_notes(config, stored | others, test, reader)
     if group is not None:
         test = [example for example in test if task.groups[group](example)]
         if not test:
@@ -172,20 +186,63 @@ def _grouped(task: RowTask, official: dict[str, list[Example]]) -> dict[str, lis
     return {name: [next(grouped) for _ in examples] for name, examples in official.items()}
 
 
-def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> list[Example]:
-    """The usable rows of one stored split."""
+def _stored(
+    task: RowTask, config: DataConfig, names: Mapping[str, str]
+) -> dict[str, sources.Stored]:
+    """Our split -> the rows of the stored split that it is read from.
+
+    Raises:
+        UserError: a split that is not there, cannot be read, or has no rows.
+    """
+    stored = {}
+    for name, split in names.items():
+        if config.path is None:
+            assert task.hub is not None  # DataConfig holds that a task without a Hub has a path
+            stored[name] = sources.read_hub(task.hub, split)
+        elif _is_file(config):
+            stored[name] = sources.stored_rows([Path(config.path)], config.path)
+        else:
+            hub_config = task.hub.config if task.hub else None
+            stored[name] = sources.read_files(Path(config.path), split, hub_config)
+        if not stored[name].rows:
+            raise UserError(f"{stored[name].source}: has no rows; give a file that holds some")
+    return stored
+
+
+def _reader(
+    task: RowTask, config: DataConfig, stored: Mapping[str, sources.Stored]
+) -> Reader | None:
+    """How the user's own rows are read; None for a task with a schema of its own."""
+    if task.read is not None:
+        return None
+    rows = [row for split in stored.values() for row in split.rows]
+    return settle(rows, config.column_names(), config.answers, config.answers_from)
+
+
+def _read_notes(
+    config: DataConfig,
+    stored: Mapping[str, sources.Stored],
+    rows: Sequence[Example],
+    reader: Reader | None,
+) -> list[str]:
+    """What was read, if these were files."""
     if config.path is None:
-        assert task.hub is not None  # DataConfig holds that a task without a Hub has a path
-        rows, source = sources.read_hub(task.hub, split), f"{task.hub.name} {split}"
-    elif _is_file(config):
-        rows, source = sources.read_file(Path(config.path)), config.path
-    else:
-        name = task.hub.config if task.hub else None
-        rows = sources.read_files(Path(config.path), split, name)
-        source = f"{config.path} {split}"
-    if not rows:
-        raise UserError(f"{source}: has no rows; give a file that holds some")
-    examples, refused = _examples(task, rows)
+        return []
+    names = {"": next(iter(stored.values()))} if _is_file(config) else stored
+    unread = () if _is_file(config) else folder_files(Path(config.path), stored)
+    return [read_line(names, rows, reader, unread)]
+
+
+def _usable(
+    task: RowTask,
+    stored: sources.Stored,
+    reader: Reader | None,
+    config: DataConfig,
+    notes: list[str],
+) -> list[Example]:
+    """The usable rows of one stored split."""
+    rows, source = stored.rows, stored.source
+    examples, refused = _examples(task, reader, rows)
     examples = _as_published(examples, config, source, notes)
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
         raise UserError(
@@ -224,7 +281,9 @@ def _as_published(
     return used
 
 
-def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[tuple[str, BadRow]]]:
+def _examples(
+    task: RowTask, reader: Reader | None, rows: Sequence[Row]
+) -> tuple[list[Example], list[tuple[str, BadRow]]]:
     """Usable rows, and the others with where they are and why they are refused.
 
     Raises:
@@ -237,7 +296,9 @@ def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[t
         try:
             if isinstance(row.content, BadRow):
                 raise row.content
-            example = check(task.read(row.content, row.number), task.right_choice_may_repeat)
+            read = reader or task.read
+            assert read is not None  # a task without has a reader
+            example = check(read(row.content, row.number), task.right_choice_may_repeat)
             if example.id in seen:
                 raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
         except BadRow as reason:

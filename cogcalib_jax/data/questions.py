@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Example
-from cogcalib_jax.data.sources import Row, read_file
-from cogcalib_jax.data.tasks.custom import read_custom
+from cogcalib_jax.data.reading import read_line
+from cogcalib_jax.data.sources import stored_rows
+from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tasks.fields import check
 from cogcalib_jax.errors import UserError
 
@@ -22,28 +23,45 @@ class Question(NamedTuple):
     """its `answer` is 0 and means nothing"""
 
 
-def load_questions(path: Path) -> list[Question]:
-    """All questions of a JSONL or Parquet file, in its order; an answer that is there is not read.
+class Questions(NamedTuple):
+    """All questions of a file."""
+
+    questions: list[Question]
+    note: str
+    """what was read, in words"""
+
+
+def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = None) -> Questions:
+    """Return all questions of a file of rows, in its order; an answer that is there is not read.
+
+    columns: field -> columns, as for the training rows; usual names are looked for in a file that
+    has none of these.
 
     Raises UserError with file and line for a row that cannot be used, and for a file without rows.
     """
-    rows = read_file(path)
-    if not rows:
+    stored = stored_rows([path], str(path))
+    if not stored.rows:
         raise UserError(f"{path}: has no rows; give one question a line")
-    questions = [_question(row) for row in rows]
+    held = {
+        str(name) for row in stored.rows if isinstance(row.content, Mapping) for name in row.content
+    }
+    asked = {
+        field: names
+        for field, names in (columns or {}).items()
+        if all(part.strip() in held for name in names for part in name.split("+"))
+    }
+    read = settle(stored.rows, asked, needs_answer=False)
+    questions = []
+    for row in stored.rows:
+        try:
+            if isinstance(row.content, BadRow):
+                raise row.content
+            questions.append(Question(row.where, check(read(row.content, row.number, row.where))))
+        except BadRow as reason:
+            raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
     _require_distinct(questions)
-    return questions
-
-
-def _question(row: Row) -> Question:
-    try:
-        if isinstance(row.content, BadRow):
-            raise row.content
-        if row.content.get("choices") is None:
-            raise BadRow("has no choices; give the options to choose from")
-        return Question(row.where, check(read_custom({**row.content, "answer": 0}, row.number)))
-    except BadRow as reason:
-        raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
+    examples = [question.example for question in questions]
+    return Questions(questions, read_line({"": stored}, examples, read, ()))
 
 
 def _require_distinct(questions: Sequence[Question]) -> None:

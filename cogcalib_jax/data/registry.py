@@ -9,7 +9,6 @@ from cogcalib_jax.data import world
 from cogcalib_jax.data.example import Example, Splits
 from cogcalib_jax.data.sources import Hub
 from cogcalib_jax.data.tasks.boolq import read_boolq
-from cogcalib_jax.data.tasks.custom import read_custom
 from cogcalib_jax.data.tasks.lettered import lettered
 from cogcalib_jax.data.tasks.mmlu import GROUPS, in_group, read_mmlu
 from cogcalib_jax.data.tasks.open_questions import (
@@ -32,8 +31,9 @@ AUXILIARY_TRAIN = {**AS_STORED, "train": "auxiliary_train"}
 class RowTask:
     """A task whose rows are stored somewhere and split by us."""
 
-    read: Callable[[Mapping[str, Any], int], Example]
-    """(row, number in its file from 1) -> Example; raises BadRow"""
+    read: Callable[[Mapping[str, Any], int], Example] | None
+    """(row, number in its file from 1) -> Example; raises BadRow. None: rows are the user's own,
+    and their columns are found over all files of the task (tasks/custom.py)"""
     hub: Hub | None = None
     """where the rows are; None: in the user's own files only"""
     splits: Mapping[str, str] = field(default_factory=lambda: AS_STORED)
@@ -118,5 +118,5 @@ TASKS: dict[str, Task] = {
         UNLABELLED_TEST,
         prompt="qa",
     ),
-    "custom": RowTask(read_custom),
+    "custom": RowTask(read=None),
 }

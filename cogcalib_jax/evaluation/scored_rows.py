@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.data.example import BadRow, exclude_one_another
-from cogcalib_jax.data.sources import read_file
+from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.metrics import summarize, summarize_confidence
@@ -95,7 +95,7 @@ def read_scored(path: Path) -> ScoredFile:
     Raises UserError with file and line for a row that is none of these or of another kind than the
     first, for numbers that are no probabilities, and for a file without rows.
     """
-    rows = read_file(path)
+    rows = read_file(path).rows
     if not rows:
         raise UserError(f"{path}: has no rows; give one prediction a line: {KINDS}")
     contents: list[Mapping[str, Any]] = []

@@ -40,9 +40,10 @@ def answer_questions(config: EvalConfig) -> str:
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out, or remove it")
-    questions = load_questions(Path(config.predict))
+    questions, read = load_questions(Path(config.predict), config.data.column_names())
     (model,) = evaluated_models(config)
     say(f"== Answering {count(len(questions), 'question')} with {model.adapter or model.base}")
+    say(f"   {read}")
     tokenizer = load_base_tokenizer(model.base)
     # Named by their lines, so that a question that cannot be encoded is found.
     examples = [replace(question.example, id=question.where) for question in questions]
@@ -194,6 +195,6 @@ def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
     try:
         with whole_file(out) as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another") from error

@@ -87,7 +87,7 @@ def show_rows(report: Report, splits: Mapping[str, EncodedSplit], notes: Sequenc
     if opened:
         _show_references(report, opened)
     for note in dict.fromkeys(notes):
-        report.line(f"Left out or changed: {note}")
+        report.line(f"Note: {note}")
 
 
 def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:

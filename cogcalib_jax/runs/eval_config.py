@@ -53,7 +53,7 @@ class EvalConfig:
     predictions: str | None = None
     """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
     predict: str | None = None
-    """answer the questions of this file with confidence (.jsonl, answers not needed)"""
+    """answer the questions of this file with confidence (a file of rows, answers not needed)"""
     out: str | None = None
     """file that predict writes its answers to"""
     abstain_below: float | None = None

@@ -13,7 +13,7 @@ import pytest
 
 import eval as eval_program
 import train
-from cogcalib_jax.data.sources import read_file
+from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.reporting.records import read_run
@@ -115,7 +115,7 @@ def test_a_parquet_file_cannot_name_python_classes(tmp_path, monkeypatch):
     field = pyarrow.field("question", pyarrow.string(), metadata=metadata)
     table = pyarrow.table([["What?"]], schema=pyarrow.schema([field]))
     pyarrow.parquet.write_table(table, "rows.parquet")
-    assert [row.content for row in read_file(Path("rows.parquet"))] == [{"question": "What?"}]
+    assert [row.content for row in read_file(Path("rows.parquet")).rows] == [{"question": "What?"}]
     assert not Path("pwned").exists()
 
 

@@ -1,66 +1,303 @@
-"""One's own questions: {"question", "choices"?: [...], "answer", "passage"?, "group"?, "id"?}."""
+"""The user's own questions, in the columns that people have."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
+from dataclasses import dataclass
 from typing import Any
 
-from cogcalib_jax.data.example import BadRow, Example
+from cogcalib_jax.data.answers import (
+    Asked,
+    Settled,
+    Way,
+    could_be_answers,
+    expected_answer,
+    settle_answers,
+)
+from cogcalib_jax.data.columns import (
+    OPEN,
+    OTHERS,
+    Choices,
+    Found,
+    find,
+    in_order,
+    is_absent,
+    two_columns,
+)
+from cogcalib_jax.data.example import BadRow, Example, NoLabel
+from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.tasks.fields import (
     accepted,
     clean,
     content_id,
     labelled,
     normalise,
-    text,
     texts,
 )
+from cogcalib_jax.errors import UserError
 
-_YES_NO = {True: ("yes", "true"), False: ("no", "false")}
-_FIELDS = ("question", "choices", "answer", "passage", "group", "id")
+_LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")
 
 
-def read_custom(row: Mapping[str, Any], number: int) -> Example:
-    """`answer` is the text of a choice, its letter ("A"), its index from 0, or true/false.
+@dataclass(frozen=True)
+class Reader:
+    """How the rows of a task are read; decided over all of them, and called for each."""
 
-    Without `choices` (absent or null) the question is open, and `answer` is a text, or a list of
-    all that are accepted with the reference first. Fields beyond the named ones are kept in
-    `extra`; `known` among them, where it is there, says whether the base knows the answer.
+    asked: Mapping[str, tuple[str, ...]]
+    """field -> columns, as the user names them"""
+    answers: tuple[str, ...]
+    """columns of the answer, the first that a row has is its own; () if answers are not read"""
+    settled: Settled
+    needs_answer: bool
+    unread: tuple[str, ...] = ()
+    """columns that hold something and are not read"""
+    notes: tuple[str, ...] = ()
+    """how columns and answers are read, if not in the plain way"""
+
+    def __call__(self, content: Mapping[str, Any], number: int, where: str = "") -> Example:
+        """Return the question of a row.
+
+        Columns beyond those that are read are kept in `extra` as JSON has them; `known` among
+        them, if it is there, says whether the base knows the answer.
+
+        Raises:
+            BadRow: a row that cannot be used; NoLabel: one without an answer.
+            UserError: two columns that could be the same field.
+        """
+        found = find(content, where, self.asked)
+        if found.question is None:
+            raise BadRow(_no_question(content, self.asked))
+        question = clean(content[found.question], found.question)
+        passage = content.get("passage")
+        passage = "" if is_absent(passage) or passage == "" else clean(passage, "passage")
+        aliases: tuple[str, ...] = ()
+        if found.choices is None:
+            if not self.needs_answer:
+                raise BadRow("has no choices; give the options to choose from")
+            aliases = _accepted(self._labelled(content, found))
+            choices, answer = aliases[:1], 0
+        else:
+            choices = found.choices.texts
+            if len({normalise(choice) for choice in choices}) != len(choices):
+                raise BadRow("two of its choices are equal")
+            answer = self._position(self._labelled(content, found), found.choices)
+        used = {*_columns(found), *self.answers, *OTHERS[:-1]}
+        return Example(
+            id=_name(content, "id") or content_id(number, passage, question, *choices),
+            question=question,
+            choices=choices,
+            answer=answer,
+            passage=passage,
+            group=_name(content, "group"),
+            extra=_extra(content, used),
+            aliases=aliases,
+        )
+
+    def _labelled(self, content: Mapping[str, Any], found: Found) -> Any:
+        if not self.needs_answer:
+            return None
+        column = _first(found.answers, self.answers)
+        if column is None:
+            raise NoLabel(f"has no answer (its columns are: {', '.join(map(str, content))})")
+        return labelled(content, column)
+
+    def _position(self, answer: Any, choices: Choices) -> int:
+        if not self.needs_answer:
+            return 0
+        answer = _value(answer)
+        found = self.settled.position(answer, choices.texts, choices.labels)
+        if found is None:
+            expected = expected_answer(self.settled, choices.labels)
+            raise BadRow(f"answer {answer!r:.60} is no choice; expected {expected}")
+        return found
+
+
+def settle(
+    rows: Sequence[Row],
+    asked: Mapping[str, tuple[str, ...]],
+    answers: Way | None = None,
+    answers_from: int | None = None,
+    needs_answer: bool = True,
+) -> Reader:
+    """Decide how the rows of a task are read, over all of its files.
+
+    Args:
+        rows: of all splits.
+        asked: field -> columns, as the user names them.
+        answers: the form of the answers, if the user says it.
+        answers_from: the number of the first choice, if the user says it.
+        needs_answer: False for questions that are only asked: their answers are not read.
+
+    Raises:
+        UserError: what cannot be told apart, with the option that decides it.
     """
-    question = text(row, "question")
-    passage = clean(row["passage"], "passage") if row.get("passage") else ""
-    aliases: tuple[str, ...] = ()
-    if row.get("choices") is None:
-        aliases = _accepted(labelled(row, "answer"))
-        choices, answer = aliases[:1], 0
-    else:
-        choices = texts(row["choices"], "choices")
-        if len({normalise(choice) for choice in choices}) != len(choices):
-            raise BadRow("two of its choices are equal")
-        answer = _answer(labelled(row, "answer"), choices)
-    return Example(
-        id=_name(row, "id") or content_id(number, passage, question, *choices),
-        question=question,
-        choices=choices,
-        answer=answer,
-        passage=passage,
-        group=_name(row, "group"),
-        extra=_extra(row),
-        aliases=aliases,
+    found = []
+    unread: dict[str, None] = {}
+    for row in rows:
+        if isinstance(row.content, BadRow):
+            continue
+        try:
+            found.append((row, find(row.content, row.where, asked)))
+        except BadRow:
+            continue  # refused when it is read, or left out
+    names: tuple[str, ...] = ()
+    settled = Settled("text", fitted=False)
+    if needs_answer:
+        names = _answer_columns(found)
+        settled = settle_answers(_asked(found, names), answers, answers_from)
+        _require_no_letters(found, names, asked)
+    for row, columns in found:
+        used = {*_columns(columns), *names, *OTHERS}
+        unread |= {str(k): None for k, v in row.content.items() if k not in used and v is not None}
+    notes = _notes([columns for _, columns in found], names, settled)
+    return Reader(asked, names, settled, needs_answer, tuple(unread), notes)
+
+
+_Found = Sequence[tuple[Row, Found]]
+
+
+def _answer_columns(found: _Found) -> tuple[str, ...]:
+    """Return the columns of the answers, the plainest name first.
+
+    Raises:
+        UserError: two columns that could both be the answer of a row, and differ.
+    """
+    names = in_order((name for _, columns in found for name in columns.answers), "answer")
+    if all(len(columns.answers) < 2 for _, columns in found):
+        return names
+    # `label` beside `answer` may say how hard a question is: the values tell.
+    names = tuple(name for name in names if _could_be_answer(found, name)) or names[:1]
+    for other in names[1:]:
+        _require_one_answer(found, names[0], other)
+    return names
+
+
+def _could_be_answer(found: _Found, name: str) -> bool:
+    """Return whether the values of a column with a usual name can be answers."""
+    rows = _asked(found, (name,))
+    if rows:
+        return could_be_answers(rows)
+    held = [row.content[name] for row, columns in found if name in columns.answers]
+    return all(isinstance(value, str | list) for value in held)
+
+
+def _require_one_answer(found: _Found, first: str, other: str) -> None:
+    """Refuse two columns that name different answers in a row, each read in its own way."""
+    both = [(row, c) for row, c in found if {first, other} <= set(c.answers)]
+    if not both:
+        return
+    refusal = two_columns(both[0][0].where, "answer", first, other)
+    try:
+        ways = {name: settle_answers(_asked(found, (name,))) for name in (first, other)}
+    except UserError as error:
+        raise refusal from error
+    for row, columns in both:
+        values = [_value(row.content[name]) for name in ways]
+        if columns.choices is not None:
+            texts, labels = columns.choices.texts, columns.choices.labels
+            pairs = zip(ways.values(), values, strict=True)
+            values = [way.position(value, texts, labels) for way, value in pairs]
+        if values[0] != values[1]:
+            raise two_columns(row.where, "answer", first, other)
+
+
+def _asked(found: _Found, names: Sequence[str]) -> list[Asked]:
+    """Return the labelled rows with choices."""
+    asked = []
+    for row, columns in found:
+        column = _first(columns.answers, names)
+        if columns.choices is None or column is None:
+            continue
+        try:
+            value = _value(labelled(row.content, column))
+        except NoLabel:
+            continue
+        asked.append(Asked(row.where, value, columns.choices.texts, columns.choices.labels))
+    return asked
+
+
+def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in columns if name in names), None)
+
+
+def _value(answer: Any) -> Any:
+    """Return an answer without the types that only Parquet has, as decimals."""
+    return answer if isinstance(answer, bool | float) else as_json(answer)
+
+
+def _require_no_letters(
+    found: _Found, names: Sequence[str], asked: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Refuse open questions whose answers are all letters: their choices stand somewhere else."""
+    if asked.get("choices") == (OPEN,):
+        return
+    values = [
+        row.content[column]
+        for row, columns in found
+        if columns.choices is None and (column := _first(columns.answers, names))
+    ]
+    if len(values) > 1 and all(isinstance(v, str) and _LETTER.fullmatch(v.strip()) for v in values):
+        where = next(row.where for row, columns in found if columns.choices is None)
+        raise UserError(
+            f"{where}: has no choices, and every answer is a letter; expected choices beside"
+            " letters. Name their columns with --data.columns choices=COLUMN (or"
+            f" choices=COLUMN+COLUMN), or say that the questions are open with choices={OPEN}"
+        )
+
+
+def _columns(found: Found) -> tuple[str | None, ...]:
+    return (found.question, *(found.choices.columns if found.choices else ()))
+
+
+def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> tuple[str, ...]:
+    """Return where fields are read from, if not from the plain columns, and how answers are."""
+    used = {
+        "question": [columns.question for columns in found if columns.question],
+        "choices": ["+".join(c.choices.columns) for c in found if c.choices],
+        "answer": list(answers),
+    }
+    notes = []
+    for field, names in used.items():
+        names = sorted(set(names), key=lambda name: (-len(name), name))
+        names = [n for n in names if n == names[0] or not names[0].startswith(f"{n}+")]
+        if names and names != [field]:
+            notes.append(f"{field} from {' or '.join(names[:3])}")
+    if used["choices"] and answers and settled.fitted:
+        reading = "true or false" if settled.reading == "boolean" else settled.reading
+        notes.append(f"answers by {reading}")
+    return tuple(notes + ([settled.note] if settled.note else []))
+
+
+def _no_question(content: Mapping[str, Any], asked: Mapping[str, tuple[str, ...]]) -> str:
+    named = asked.get("question", ("question",))[0]
+    empty = " that is not empty" if named in content else ""
+    return (
+        f"has no column {named!r}{empty} (its columns are: {', '.join(map(str, content))});"
+        " name the column with --data.columns question=COLUMN"
     )
 
 
-def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    extra = {key: value for key, value in row.items() if key not in _FIELDS}
+def _extra(content: Mapping[str, Any], used: set[str | None]) -> dict[str, Any]:
+    extra = {}
+    for name, value in content.items():
+        if name not in used:
+            try:
+                extra[as_json(str(name))] = as_json(value)
+            except BadRow as reason:
+                raise BadRow(f"column {name!r} {reason}") from reason
     known = extra.pop("known", None)
     if known is None:
         return extra
-    if known not in (0, 1):
+    known = {"true": True, "false": False, "1": True, "0": False}.get(str(known).casefold(), known)
+    if not isinstance(known, int | float) or known not in (0, 1):
         raise BadRow(f"'known' must be true or false (or 1 or 0), is {known!r:.60}")
     return extra | {"known": bool(known)}
 
 
 def _accepted(answer: Any) -> tuple[str, ...]:
-    """The accepted answers of an open question."""
+    """Return the accepted answers of an open question."""
     if isinstance(answer, str):
         answer = [answer]
     if not isinstance(answer, list | tuple):
@@ -70,33 +307,10 @@ def _accepted(answer: Any) -> tuple[str, ...]:
     return accepted(texts(answer, "answer"))
 
 
-def _name(row: Mapping[str, Any], field: str) -> str | None:
-    value = row.get(field)
-    if value is None:
+def _name(content: Mapping[str, Any], field: str) -> str | None:
+    value = content.get(field)
+    if is_absent(value):
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return clean(value, field)
-
-
-def _answer(answer: Any, choices: Sequence[str]) -> int:
-    texts = [normalise(choice) for choice in choices]
-    if isinstance(answer, bool):
-        found = {texts.index(word) for word in _YES_NO[answer] if word in texts}
-    elif isinstance(answer, int):
-        found = {answer} & set(range(len(choices)))
-    elif isinstance(answer, str):
-        found = {i for i, choice in enumerate(texts) if choice == normalise(answer)}
-        letters = ascii_uppercase[: len(choices)]
-        if len(answer.strip()) == 1 and answer.strip() in letters:
-            found.add(letters.index(answer.strip()))
-    else:
-        found = set()
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        raise BadRow(f"answer {answer!r} is the letter of one choice and the text of another")
-    raise BadRow(
-        f"answer {answer!r:.60} is no choice: give the text of a choice, its letter "
-        f'("A"), or its index from 0 to {len(choices) - 1} as a number'
-    )

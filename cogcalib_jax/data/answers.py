@@ -1,0 +1,260 @@
+"""How the answers of a task are written: one way for all its rows, or none is taken."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from cogcalib_jax.data.tasks.fields import normalise
+from cogcalib_jax.errors import UserError
+
+Way = Literal["text", "letter", "boolean", "index"]
+"""what `--data.answers` accepts"""
+_Reading = Literal["text", "letter", "boolean", "index from 0", "index from 1"]
+_YES_NO = {True: ("yes", "true"), False: ("no", "false")}
+_WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
+_BRACKETS = "().: "
+
+
+class Asked(NamedTuple):
+    """The answer of a row and what it may refer to."""
+
+    where: str
+    value: Any
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class Settled(NamedTuple):
+    """The way in which the answers of a task are read."""
+
+    reading: _Reading
+    note: str = ""
+    """a doubt that the rows leave"""
+    fitted: bool = True
+    """False if no row has an answer that can be read, and the user does not say how"""
+
+    def position(self, value: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
+        """Return the index of the right choice, or None if `value` names none."""
+        return _position(self.reading, value, texts, labels)
+
+
+def settle_answers(
+    rows: Sequence[Asked], way: Way | None = None, start: int | None = None
+) -> Settled:
+    """Find the one way of reading that fits every row.
+
+    A row that no way fits has no say: it is refused, or left out, later.
+
+    Args:
+        rows: all labelled rows of the task, of all its files.
+        way: what the user says that answers are; None: not known.
+        start: the number of the first choice as the user says it, 0 or 1; None: not known.
+
+    Raises:
+        UserError: no way fits every row, several fit and differ, or indices count from 1 and the
+            user did not say so.
+    """
+    numbers = [(row, number) for row in rows if (number := _whole(row.value)) is not None]
+    zero = next((row for row, number in numbers if number == 0), None)
+    full = [row for row, number in numbers if number == len(row.texts)]
+    candidates = _candidates(way, start, zero is not None)
+    if start == 1 and zero is not None and not full:
+        raise UserError(
+            f"{zero.where}: answer is {zero.value!r} with data.answers_from 1; expected indices"
+            " from 1. The rows count from 0: leave --data.answers-from out"
+        )
+    fits = _fits(rows, candidates)
+    if fits == ["index from 1"] and start is None:
+        raise UserError(
+            f"{full[0].where}: answers count from 1: none is 0, and"
+            f" {len(full)} are the number of choices; expected indices from 0. Read them with"
+            " --data.answers-from 1"
+        )
+    if not fits:
+        return Settled(candidates[0], fitted=way is not None or start is not None)
+    _require_same_answers(rows, fits)
+    note = ""
+    if fits[0] == "index from 0" and zero is None and numbers and start is None:
+        note = (
+            "no answer is 0, so the first choice is never right; if the indices count from 1, give"
+            " --data.answers-from 1"
+        )
+    return Settled(fits[0], note)
+
+
+def could_be_answers(rows: Sequence[Asked]) -> bool:
+    """Return whether some way of reading fits more than half of the rows."""
+    readings: tuple[_Reading, ...] = get_args(_Reading)
+    counts = [sum(_of(row, reading) is not None for row in rows) for reading in readings]
+    return 2 * max(counts) > len(rows)
+
+
+def _candidates(way: Way | None, start: int | None, zero: bool) -> list[_Reading]:
+    """Return the readings that are tried."""
+    if start is not None:
+        return ["index from 1" if start else "index from 0"]
+    if way is not None and way != "index":
+        return [way]
+    # An index of 0 is none from 1.
+    indices: list[_Reading] = ["index from 0"] if zero else ["index from 0", "index from 1"]
+    return indices if way == "index" else ["text", "letter", "boolean", *indices]
+
+
+def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Reading]:
+    """Return the readings that fit every row that any reading fits; [] if none fits a row.
+
+    Raises:
+        UserError: none fits them all.
+    """
+    first: dict[_Reading, Asked] = {}
+    counts: dict[_Reading, int] = {}
+    usable = 0
+    for row in rows:
+        fitting = [name for name in candidates if _of(row, name) is not None]
+        usable += bool(fitting)
+        for name in fitting:
+            first.setdefault(name, row)
+            counts[name] = counts.get(name, 0) + 1
+    if not usable:
+        return []
+    fits = [name for name in candidates if counts.get(name) == usable]
+    if fits:
+        return [name for name in fits if name != "index from 1" or "index from 0" not in fits]
+    common = max(counts, key=lambda name: counts[name])
+    odd = next(
+        row
+        for row in rows
+        if _of(row, common) is None and any(_of(row, name) is not None for name in candidates)
+    )
+    other = next(name for name in candidates if _of(odd, name) is not None)
+    shown = first[common]
+    raise UserError(
+        f"{odd.where}: answer {odd.value!r:.60} is read as {_words(other)}, and"
+        f" {shown.value!r:.60} ({shown.where}) as {_words(common)}; expected one way for all rows."
+        " Write them in one way, or choose it with --data.answers text, letter or index"
+    )
+
+
+def _require_same_answers(rows: Sequence[Asked], fits: Sequence[_Reading]) -> None:
+    """Refuse two readings that fit every row and name different choices in one."""
+    for row in rows if len(fits) > 1 else ():
+        found = {name: place for name in fits if (place := _of(row, name)) is not None}
+        if len(set(found.values())) > 1:
+            first = fits[0]
+            other = next(name for name in fits[1:] if found[name] != found[first])
+            raise UserError(
+                f"{row.where}: answer {row.value!r:.60} may be {_words(first)}"
+                f" ({row.texts[found[first]]!r:.40}) or {_words(other)}"
+                f" ({row.texts[found[other]]!r:.40}), and both fit every row. Choose with"
+                f" {_option(first)} or {_option(other)}"
+            )
+
+
+def _of(row: Asked, reading: _Reading) -> int | None:
+    return _position(reading, row.value, row.texts, row.labels)
+
+
+def _position(
+    reading: _Reading, value: Any, texts: Sequence[str], labels: Sequence[str]
+) -> int | None:
+    """Return the place of the choice that `value` names, or None."""
+    if reading == "boolean":
+        return _boolean(value, texts)
+    if isinstance(value, bool):
+        return None
+    if reading == "text":
+        return next((i for form in _forms(value) if (i := _text(form, texts)) is not None), None)
+    if reading == "letter":
+        return next((i for form in _forms(value) if (i := _label(form, labels)) is not None), None)
+    number = _whole(value)
+    place = None if number is None else number - (reading == "index from 1")
+    return place if place is not None and 0 <= place < len(texts) else None
+
+
+def _boolean(value: Any, texts: Sequence[str]) -> int | None:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().casefold())
+    if not isinstance(value, bool):
+        return None
+    found = [i for i, text in enumerate(texts) if normalise(text) in _YES_NO[value]]
+    return found[0] if len(found) == 1 else None
+
+
+def _text(value: str, texts: Sequence[str]) -> int | None:
+    """Return the choice with this text; if there is none, the only one that differs in case."""
+    for same in (_composed, normalise):
+        found = [i for i, text in enumerate(texts) if same(text) == same(value)]
+        if found:
+            # Equal choices stand there twice: the row is refused by who reads it.
+            return found[0] if same is _composed or len(found) == 1 else None
+    return None
+
+
+def _composed(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _label(value: str, labels: Sequence[str]) -> int | None:
+    wanted = value.strip()
+    bare = wanted.strip(_BRACKETS)
+    for same in (str, str.casefold):
+        for form in (wanted, bare):
+            found = [i for i, label in enumerate(labels) if label and same(label) == same(form)]
+            if len(found) == 1:
+                return found[0]
+    return None
+
+
+def _forms(value: Any) -> list[str]:
+    """Return the texts that a value may be meant as: 3.0 is also "3"."""
+    if isinstance(value, str):
+        forms = [value]
+    elif isinstance(value, int | float):
+        forms = [repr(value)]
+    else:
+        return []
+    number = _whole(value)
+    return forms if number is None else [*forms, str(number)]
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number, also one that is written as a text, or None."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value and abs(value) < 10**18 and value == int(value) else None
+
+
+def _words(reading: _Reading) -> str:
+    return {
+        "text": "the text of a choice",
+        "letter": "the letter or label of a choice",
+        "boolean": "true or false",
+    }.get(reading, f"an {reading}")
+
+
+def _option(reading: _Reading) -> str:
+    if reading == "index from 1":
+        return "--data.answers-from 1"
+    return f"--data.answers {'index' if reading == 'index from 0' else reading}"
+
+
+def expected_answer(settled: Settled, labels: Sequence[str]) -> str:
+    """Return what the answer of a row with these labels must be, for an error."""
+    if not settled.fitted:
+        return (
+            'the text of a choice, its letter ("A"), or its index from 0 to'
+            f" {len(labels) - 1} as a number"
+        )
+    return {
+        "text": "the text of a choice",
+        "letter": f"one of {', '.join(label for label in labels if label)}",
+        "boolean": "true or false, beside choices yes and no (or true and false)",
+        "index from 0": f"an index from 0 to {len(labels) - 1}",
+        "index from 1": f"an index from 1 to {len(labels)}",
+    }[settled.reading]

@@ -1,0 +1,299 @@
+"""Which columns of a row hold its question, its choices and its answer."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from cogcalib_jax.data.example import BadRow
+from cogcalib_jax.data.tasks.fields import clean, texts
+from cogcalib_jax.errors import UserError
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "question": ("question", "question_stem", "stem"),
+    "choices": ("choices", "options", "opts"),
+    "answer": ("answer", "answer_key", "correct", "correct_answer", "label", "target"),
+}
+"""field -> the names of its column, the plain one first; case, spaces, "_" and "-" are ignored"""
+PREFIXES = ("", "choice", "option", "opt", "op")
+"""A, B, C, ... behind one of these, or 1, 2, 3, ... behind one but the first, are choices"""
+OTHERS = ("passage", "group", "id", "known")
+"""fields whose column has their name"""
+OPEN = "none"
+"""stands for the columns of the choices if the questions are open"""
+Asked = Mapping[str, tuple[str, ...]]
+"""field -> its columns, as `--data.columns` names them"""
+
+_RUN = re.compile(r"(.*?)([a-z]|\d+)")
+_PAIRS = (("label", "text"), ("key", "value"))
+
+
+class Choices(NamedTuple):
+    """The choices of a row."""
+
+    columns: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    """as the row states them, else A, B, C, ..."""
+
+
+class Found(NamedTuple):
+    """The columns of a row that are read."""
+
+    question: str | None
+    choices: Choices | None
+    answers: tuple[str, ...]
+    """every column that could be the answer by its name, and is not empty"""
+
+
+def parse_columns(entries: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return `FIELD=COLUMN` and `choices=COLUMN+COLUMN` as a mapping.
+
+    Raises:
+        ValueError: an entry of another form; the message follows "must be".
+    """
+    asked: dict[str, tuple[str, ...]] = {}
+    for entry in entries:
+        field, _, columns = (part.strip() for part in entry.partition("="))
+        if field not in NAMES or field in asked or not columns:
+            raise ValueError(
+                f"FIELD=COLUMN, each field ({', '.join(NAMES)}) once, as in"
+                f" question=stem,choices=A+B+C+D,answer=key (got {entry!r})"
+            )
+        asked[field] = (columns,)
+    return asked
+
+
+def find(row: Mapping[str, Any], where: str, asked: Asked) -> Found:
+    """Find the columns of one row.
+
+    Raises:
+        BadRow: choices that cannot be read.
+        UserError: two columns that could both be the question or the choices; a column that looks
+            like choices in a row without any.
+    """
+    question = _one(row, where, asked, "question")
+    answers = _named(row, asked, "answer")
+    if asked.get("choices") == (OPEN,):
+        return Found(question, None, answers)
+    found = _choices(row, asked)
+    if len({choices.texts for choices in found}) > 1:
+        first, second = ("+".join(choices.columns) for choices in found[:2])
+        raise two_columns(where, "choices", first, second)
+    choices = found[0] if found else None
+    if choices is None:
+        if "choices" in asked:
+            raise BadRow(f"has no choices in column {asked['choices'][0]!r}")
+        used = {question, *answers[:1], *OTHERS}
+        other = _like_choices({name: value for name, value in row.items() if name not in used})
+        if other:
+            raise UserError(
+                f"{where}: column {other!r} looks like choices, and is not read. Name it with"
+                f" --data.columns choices={other}, or say that the questions are open with"
+                f" --data.columns choices={OPEN}"
+            )
+    return Found(question, choices, answers)
+
+
+def is_absent(value: Any) -> bool:
+    """Return whether a value stands for none: null, or the NaN that tables have in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def two_columns(where: str, field: str, first: str, second: str) -> UserError:
+    """Return the error for a row in which two columns could be the same field."""
+    return UserError(
+        f"{where}: columns {first!r} and {second!r} could both be the {field}; expected one of"
+        f" them. Name it with --data.columns {field}={first} or {field}={second}"
+    )
+
+
+def _one(row: Mapping[str, Any], where: str, asked: Asked, field: str) -> str | None:
+    found = _named(row, asked, field)
+    if len({row[name] if isinstance(row[name], str) else name for name in found}) > 1:
+        raise two_columns(where, field, *found[:2])
+    return found[0] if found else None
+
+
+def _named(row: Mapping[str, Any], asked: Asked, field: str) -> tuple[str, ...]:
+    """Return the columns of a field that hold something, in the order of `NAMES`."""
+    if field in asked:
+        (name,) = asked[field]
+        return () if is_absent(row.get(name)) else (name,)
+    taken = {name for names in asked.values() for name in names}
+    return in_order(
+        [
+            name
+            for name, value in row.items()
+            if _plain(name) in _PLAIN[field] and not is_absent(value) and name not in taken
+        ],
+        field,
+    )
+
+
+def in_order(names: Iterable[str], field: str) -> tuple[str, ...]:
+    """Return the columns of a field, each once, the plainest name first."""
+    wanted = _PLAIN[field]
+    rank = {name: i for i, name in enumerate(wanted)}
+    return tuple(sorted(dict.fromkeys(names), key=lambda n: rank.get(_plain(n), len(rank))))
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.casefold())
+
+
+_PLAIN = {field: [_plain(name) for name in names] for field, names in NAMES.items()}
+
+
+def _choices(row: Mapping[str, Any], asked: Asked) -> list[Choices]:
+    """Return everything in a row that is choices by its name."""
+    if "choices" in asked:
+        (name,) = asked["choices"]
+        columns = tuple(part.strip() for part in name.split("+"))
+        if name not in row and len(columns) > 1:
+            return _run(row, columns, ascii_uppercase[: len(columns)])
+    found = []
+    if "choices" not in asked:
+        for prefix, columns, ends in _runs(row):
+            if prefix in PREFIXES and (prefix or ends[0] == "a"):
+                found += _run(row, columns, tuple(end.upper() for end in ends))
+    for name in _named(row, asked, "choices"):
+        # Beside columns A, B, C, ... a plain text is a remark.
+        if not (found and isinstance(row[name], str) and _parsed(row[name]) is None):
+            found.append(Choices((name,), *read_choices(row[name], name)))
+    return found
+
+
+def _runs(row: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Return runs of columns: what their names begin with, the columns, and how their names end.
+
+    A run is at least the first two of a, b, c, ..., of 0, 1, 2, ... or of 1, 2, 3, ...
+    """
+    names: dict[str, dict[str, str]] = {}
+    for name in row:
+        if match := _RUN.fullmatch(_plain(name)):
+            names.setdefault(match[1], {}).setdefault(match[2], name)
+    runs = []
+    for prefix, ends in names.items():
+        starts = [ascii_uppercase.lower(), *(map(str, range(s, 1000)) for s in (0, 1))]
+        for start in starts:
+            run = []
+            for end in start:
+                if end not in ends:
+                    break
+                run.append(end)
+            if len(run) > 1:
+                runs.append((prefix, tuple(ends[end] for end in run), tuple(run)))
+                break
+    return runs
+
+
+def _run(row: Mapping[str, Any], columns: Sequence[str], labels: Sequence[str]) -> list[Choices]:
+    """Return the choices of a run of columns; the last ones may be empty, or all of them."""
+    held = [not is_absent(row.get(column)) for column in columns]
+    if not any(held):
+        return []
+    size = len(held) - held[::-1].index(True)
+    if not all(held[:size]):
+        empty = columns[held.index(False)]
+        raise BadRow(f"column {empty!r} is empty, and {columns[size - 1]!r} behind it is not")
+    read = tuple(clean(row[column], column) for column in columns[:size])
+    return [Choices(tuple(columns[:size]), read, tuple(labels[:size]))]
+
+
+def read_choices(value: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts and labels of choices in one column.
+
+    Accepted are a list of texts, that list written as JSON (or by Python) in a text, the Hub's
+    {"text": [...], "label": [...]}, {"A": ..., "B": ...}, and a list of {"label": ..., "text": ...}
+    or {"key": ..., "value": ...}.
+
+    Raises:
+        BadRow: something else.
+    """
+    if isinstance(value, str):
+        value = _parsed(value)
+        if value is None:
+            raise BadRow(
+                f"{name!r} must be a list of texts, is a text; write it as JSON,"
+                ' as in ["red", "green"], or give each choice a column (A, B, C, ...)'
+            )
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list | tuple):
+        read = texts(value["text"], f"{name}.text")
+        labels = value.get("label")
+        return read, _letters(len(read)) if labels is None else _labels(labels, len(read), name)
+    if isinstance(value, Mapping):
+        held = {key: item for key, item in value.items() if not is_absent(item)}
+        read = tuple(clean(item, f"{name}.{key}") for key, item in held.items())
+        return read, _labels(list(held), len(read), name)
+    for key, text in _PAIRS:
+        if _is_list(value, Mapping) and all({key, text} <= set(item) for item in value):
+            read = tuple(clean(item[text], f"{name}[{i}].{text}") for i, item in enumerate(value))
+            return read, _labels([item[key] for item in value], len(read), name)
+    read = texts(value, name)
+    return read, _letters(len(read))
+
+
+def _letters(size: int) -> tuple[str, ...]:
+    """Return A, B, C, ...; there are none beyond Z."""
+    return tuple(ascii_uppercase[:size]) + ("",) * (size - len(ascii_uppercase))
+
+
+def _labels(labels: Any, size: int, name: str) -> tuple[str, ...]:
+    labels = texts([str(x) if isinstance(x, int) else x for x in labels], f"{name} labels")
+    if len(labels) != size or len(set(labels)) != size:
+        raise BadRow(f"{name!r} has {size} choices, which do not match its {len(labels)} labels")
+    return labels
+
+
+def _parsed(value: str) -> Any:
+    """Return the list or object that a text is the notation of, or None."""
+    if value.strip()[:1] not in ("[", "{"):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 1
+        and all(isinstance(item, kind) for item in value)
+    )
+
+
+def _like_choices(row: Mapping[str, Any]) -> str | None:
+    """Return a column, or columns joined by "+", whose values look like choices; or None."""
+    for name, value in row.items():
+        value = _parsed(value) if isinstance(value, str) else value
+        if _is_list(value, str) or (_is_list(value, Mapping) and _reads(value, name)):
+            return name
+        if isinstance(value, Mapping) and len(value) > 1 and _is_lettered(value):
+            return name
+    for _, columns, _ in _runs(row):
+        held = [name for name in columns if isinstance(row[name], str) and row[name].strip()]
+        if len(held) > 1 and held == list(columns[: len(held)]):
+            return "+".join(held)
+    return None
+
+
+def _reads(value: Any, name: str) -> bool:
+    try:
+        return len(read_choices(value, name)[0]) > 1
+    except BadRow:
+        return False
+
+
+def _is_lettered(value: Mapping[str, Any]) -> bool:
+    return ({"text", "label"} <= set(value) or bool(_runs(value))) and _reads(value, "")
