@@ -57,6 +57,8 @@ class Splits:
     """solved questions that stand before every prompt (`data.few_shot`), in none of the five"""
     notes: tuple[str, ...] = ()
     """what was left out and why, a line each, to be shown to the user"""
+    read: str = field(default="", compare=False)
+    """which files were read and how, in a line; "" if there are none"""
 
     def items(self) -> tuple[tuple[str, tuple[Example, ...]], ...]:
         """(name, rows) of the five splits."""

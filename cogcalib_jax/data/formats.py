@@ -17,6 +17,8 @@ from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import damage
 
+TABLES = (".csv", ".tsv")
+"""suffixes of the formats in which every value is a text"""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _SPACE = re.compile(r"[ \t\r\n]*")

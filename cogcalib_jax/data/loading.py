@@ -11,6 +11,7 @@ from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.reading import folder_files, read_line
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
+from cogcalib_jax.data.split_files import split_files
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
 from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check, near_misses
@@ -30,9 +31,9 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     task = TASKS[config.task]
     if isinstance(task, MadeTask):
         return task.build(config.world, seed)
-    notes: list[str] = []
-    splits = make_splits(_official(task, config, notes), config)
-    return replace(splits, notes=(*notes, *splits.notes))
+    official, notes, read = _official(task, config)
+    splits = make_splits(official, config)
+    return replace(splits, notes=(*notes, *splits.notes), read=read)
 
 
 def load_shots(config: DataConfig) -> tuple[Example, ...]:
@@ -46,27 +47,28 @@ def load_shots(config: DataConfig) -> tuple[Example, ...]:
     task = TASKS[config.task]
     assert isinstance(task, RowTask)  # DataConfig refuses solved questions for others
     if config.path is not None and Path(config.path).is_dir():
-        name = task.hub.config if task.hub else None
         train = task.splits["train"] if task.hub else "train"
-        if not sources.split_files(Path(config.path), train, name):
+        if not _files(task, config, train):
             raise UserError(
                 f"{config.path}: has no {train} split, from which the {config.few_shot} solved"
                 f" questions of data.few_shot are drawn; add {train}.jsonl, or set it to 0"
             )
-    return draw_shots(_official(task, config, []), config)
+    return draw_shots(_official(task, config)[0], config)
 
 
-def _official(task: RowTask, config: DataConfig, notes: list[str]) -> Official:
-    """The rows as published, with their groups."""
+def _official(task: RowTask, config: DataConfig) -> tuple[Official, list[str], str]:
+    """The rows as published, with their groups; notes; and a line on what was read."""
+    notes: list[str] = []
     stored = _stored(task, config, _split_names(task, config))
     reader = _reader(task, config, stored)
     official = {name: _usable(task, rows, reader, config, notes) for name, rows in stored.items()}
     _require_one_kind(config, official)
     rows = [row for part in official.values() for row in part]
-    notes[:0] = _read_notes(config, stored, rows, reader)
+    read = _read_line(config, stored, rows, reader)
     if task.group is not None:
         official = _grouped(task, official)
-    return Official(official["train"], official.get("validation"), official.get("test"))
+    parts = Official(official["train"], official.get("validation"), official.get("test"))
+    return parts, notes, read
 
 
 def groups_of(task: str) -> tuple[str, ...]:
@@ -110,21 +112,19 @@ def load_test(
             f"{config.path}: no test.jsonl or validation.jsonl (or .parquet) to evaluate on; "
             "add one, or pass the file itself with --data.path FILE"
         )
-    stored = _stored(task, config, {"test": names.pop("test")})
-    others = {}
+    wanted = {"test": names["test"]}
     if task.read is None and not _is_file(config):
         # Answers are read in one way over all files of the task, as they are for training.
-        folder = Path(config.path or "")
-        there = {name: split for name, split in names.items() if sources.split_files(folder, split)}
-        others = _stored(task, config, there)
-    reader = _reader(task, config, stored | others)
+        wanted |= {name: split for name, split in names.items() if _files(task, config, split)}
+    stored = _stored(task, config, wanted)
+    reader = _reader(task, config, stored)
     test = _usable(task, stored["test"], reader, config, notes)
-    notes[:0] = _read_notes(config, stored | others, test, reader)
+    notes.insert(0, _read_line(config, stored, test, reader))
     if group is not None:
         test = [example for example in test if task.groups[group](example)]
         if not test:
             raise UserError(f"task {config.task}:{group}: none of the test rows belongs to it")
-    return limit_test(test, config), tuple(notes)
+    return limit_test(test, config), tuple(filter(None, notes))
 
 
 def _require_group(task: str, group: str) -> None:
@@ -168,13 +168,9 @@ def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
         return dict(found.splits if found and found.splits else task.splits)
     if _is_file(config):
         return {"train": "train"}
-    folder = Path(config.path or "")
     names = {"train": "train"}
-    if folder.is_dir() and sources.split_files(folder, "validation"):
-        names["validation"] = "validation"
-    if folder.is_dir() and sources.split_files(folder, "test"):
-        names["test"] = "test"
-    elif "validation" in names:
+    names |= {name: name for name in ("validation", "test") if _files(task, config, name)}
+    if "test" not in names and "validation" in names:
         # As for the tasks whose test split is unlabelled.
         names["test"] = names.pop("validation")
     return names
@@ -202,8 +198,7 @@ def _stored(
         elif _is_file(config):
             stored[name] = sources.stored_rows([Path(config.path)], config.path)
         else:
-            hub_config = task.hub.config if task.hub else None
-            stored[name] = sources.read_files(Path(config.path), split, hub_config)
+            stored[name] = sources.read_files(Path(config.path), split, _files(task, config, split))
         if not stored[name].rows:
             raise UserError(f"{stored[name].source}: has no rows; give a file that holds some")
     return stored
@@ -219,18 +214,28 @@ def _reader(
     return settle(rows, config.column_names(), config.answers, config.answers_from)
 
 
-def _read_notes(
+def _read_line(
     config: DataConfig,
     stored: Mapping[str, sources.Stored],
     rows: Sequence[Example],
     reader: Reader | None,
-) -> list[str]:
+) -> str:
     """What was read, if these were files."""
     if config.path is None:
-        return []
-    names = {"": next(iter(stored.values()))} if _is_file(config) else stored
-    unread = () if _is_file(config) else folder_files(Path(config.path), stored)
-    return [read_line(names, rows, reader, unread)]
+        return ""
+    if _is_file(config):
+        return read_line({"": next(iter(stored.values()))}, rows, reader, ())
+    # An evaluation of a published task reads one of its splits alone.
+    unread = folder_files(Path(config.path), stored) if "train" in stored or reader else ()
+    return read_line(stored, rows, reader, unread)
+
+
+def _files(task: RowTask, config: DataConfig, split: str) -> list[Path]:
+    """The files of a stored split in the folder that `config` names; [] if there are none."""
+    folder = Path(config.path or "")
+    name = task.hub.config if task.hub else None
+    # Published tasks have names of their own: `dev` of MMLU is not its validation split.
+    return split_files(folder, split, name, usual_names=task.hub is None)
 
 
 def _usable(

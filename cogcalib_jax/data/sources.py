@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogcalib_jax.data.formats import FileRows, Row, first_line, read_file
-from cogcalib_jax.data.split_files import refuse_missing_split, split_files
+from cogcalib_jax.data.split_files import refuse_missing_split
 from cogcalib_jax.errors import UserError
 
 
@@ -74,8 +74,8 @@ def _reason(error: Exception, hub: Hub) -> str:
     return f"the download broke off ({type(error).__name__}: {text}); start again"
 
 
-def read_files(folder: Path, split: str, config: str | None = None) -> Stored:
-    """Read all rows of one split of a local folder; see `split_files`.
+def read_files(folder: Path, split: str, files: Sequence[Path]) -> Stored:
+    """Read all rows of one split of a local folder from `files`, as `split_files` found them.
 
     Raises:
         UserError: no such folder, no file for the split, or a file that cannot be read.
@@ -85,9 +85,8 @@ def read_files(folder: Path, split: str, config: str | None = None) -> Stored:
             f"{folder}: no such folder or file; --data.path names the folder of the splits, or one"
             " file of rows"
         )
-    files = split_files(folder, split, config)
     if not files:
-        raise refuse_missing_split(folder, split, config)
+        raise refuse_missing_split(folder, split)
     return stored_rows(files, f"{folder} {split}")
 
 

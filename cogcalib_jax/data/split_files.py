@@ -19,7 +19,9 @@ _OTHER_DATA += (".zip", ".zst")
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d+)-of-(?P<total>\d+)(-[0-9a-f]{8,})?")
 
 
-def split_files(folder: Path, split: str, config: str | None = None) -> list[Path]:
+def split_files(
+    folder: Path, split: str, config: str | None = None, *, usual_names: bool = False
+) -> list[Path]:
     """Return the files in `folder` that hold `split`, in their order; [] if there are none.
 
     A split is one file, `train.csv` or `winogrande_s.train.jsonl` (config and split), or shards,
@@ -30,7 +32,7 @@ def split_files(folder: Path, split: str, config: str | None = None) -> list[Pat
     Raises:
         UserError: two files for the same split, or shards of which one is missing.
     """
-    wanted = SPLIT_NAMES.get(split, (split,))
+    wanted = SPLIT_NAMES.get(split, (split,)) if usual_names else (split,)
     if config:
         wanted += tuple(f"{config}.{name}" for name in wanted)
     places = [folder / config] if config else []
@@ -64,16 +66,15 @@ def unread_files(folder: Path, read: Iterable[Path]) -> list[str]:
     ]
 
 
-def refuse_missing_split(folder: Path, split: str, config: str | None) -> UserError:
+def refuse_missing_split(folder: Path, split: str) -> UserError:
     """Return the error that says which file was expected and which files there are."""
     present = ", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing"
-    wanted = f"{config}.{split}.jsonl or {split}.jsonl" if config else f"{split}.jsonl"
     others = [file.name for file in _readable(folder)]
     hint = ""
     if len(others) == 1 and split == "train":
         hint = f". Rename {others[0]}, or name the file itself with --data.path"
     return UserError(
-        f"{folder}: no file for split {split!r}: expected {wanted}"
+        f"{folder}: no file for split {split!r}: expected {split}.jsonl"
         f" (or {', '.join(FORMATS[1:])}, .gz); found {present}{hint}"
     )
 

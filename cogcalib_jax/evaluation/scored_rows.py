@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.data.example import BadRow, exclude_one_another
-from cogcalib_jax.data.formats import read_file
+from cogcalib_jax.data.formats import TABLES, format_of, read_file
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.metrics import summarize, summarize_confidence
@@ -22,6 +24,7 @@ from cogcalib_jax.metrics.rows import PROBABILITY_SLACK, SUM_SLACK
 PROBS, LOGPROBS, ANSWER = "option_probs", "option_logprobs", "answer"
 IDS = "completion_ids"
 CONFIDENCE, CORRECT = "confidence", "correct"
+_NUMBERS = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, IDS}
 LARGEST = sys.float_info.max
 KINDS = (
     f'{{"{PROBS}": [...], "{ANSWER}": INDEX}}, {{"{LOGPROBS}": [...], "{ANSWER}": INDEX}} or'
@@ -95,7 +98,7 @@ def read_scored(path: Path) -> ScoredFile:
     Raises UserError with file and line for a row that is none of these or of another kind than the
     first, for numbers that are no probabilities, and for a file without rows.
     """
-    rows = read_file(path).rows
+    rows, is_table = read_file(path).rows, format_of(path) in TABLES
     if not rows:
         raise UserError(f"{path}: has no rows; give one prediction a line: {KINDS}")
     contents: list[Mapping[str, Any]] = []
@@ -104,27 +107,43 @@ def read_scored(path: Path) -> ScoredFile:
         try:
             if isinstance(row.content, BadRow):
                 raise row.content
-            found = _kind(row.content)
+            content = _typed(row.content) if is_table else row.content
+            found = _kind(content)
             if kind and found != kind:
                 raise BadRow(
                     f"has {' and '.join(found)}, but {rows[0].where} has {' and '.join(kind)}; a"
                     " file holds rows of one kind"
                 )
             kind = found
-            _check(row.content, kind)
+            _check(content, kind)
         except BadRow as reason:
             raise UserError(f"{row.where}: {reason}") from reason
-        contents.append(row.content)
+        contents.append(content)
     scores = _confidence_rows(contents) if CONFIDENCE in kind else _option_rows(contents, kind)
     notes = ()
     if kind == (LOGPROBS, ANSWER):
         notes = ("probabilities are the exponentials of option_logprobs, made to sum to 1",)
     used = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, "extra"}
     fields = tuple(
-        {name: value for name, value in row.items() if name not in used} | _extra(row)
+        as_json({name: value for name, value in row.items() if name not in used} | _extra(row))
         for row in contents
     )
     return ScoredFile(scores, fields, notes)
+
+
+def _typed(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row of a table with the numbers that its texts are the notation of.
+
+    A table has no types: a probability is "0.7" there, and a list of them "[0.7, 0.3]". Empty cells
+    are left out.
+    """
+    typed = {name: value for name, value in row.items() if value is not None}
+    for name in _NUMBERS & typed.keys():
+        try:
+            typed[name] = json.loads(typed[name].casefold())
+        except (ValueError, RecursionError):
+            continue  # refused, by its own text, where it is checked
+    return typed
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, ...]:

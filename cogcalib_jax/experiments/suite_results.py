@@ -100,7 +100,7 @@ def write_results(study: Study, cells: Sequence[Cell]) -> str:
     """
     rows = tidy_rows(study.name, cells)
     with whole_file(study.folder / "results.jsonl") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     with whole_file(study.folder / "results.csv") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.experiments.choosing import BEST_EPOCH, SFT, TEMPERATURE, Candidate
@@ -90,7 +91,7 @@ def train_missing(trial: Trial, argv: Sequence[str]) -> None:
             name: {key: getattr(belief, key).tolist() for key in KEPT}
             for name, belief in found.items()
         }
-        write_whole(trial.tried(entry), json.dumps(kept))
+        write_whole(trial.tried(entry), json.dumps(as_json(kept), allow_nan=False))
         # Only beliefs are compared; of dozens of trainings the weights would fill a disk.
         shutil.rmtree(place)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.experiments.before_work import refuse_meaningless, require_folder
 from cogcalib_jax.experiments.choosing import BEST_EPOCH, Candidate, Found, numbers_of, recommend
 from cogcalib_jax.experiments.suite import share_compiled_steps
@@ -132,7 +133,7 @@ def tune(argv: list[str]) -> str:
     with whole_file(folder / "tune.jsonl") as file:
         for seed, candidate, belief in tried:
             line = {"candidate": candidate.label, "seed": seed} | numbers_of(belief)
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(as_json(line), allow_nan=False) + "\n")
     preset = folder / f"{name}_tuned.yaml"
     write_whole(preset, _preset(config, chosen, command))
     return f"{text}\n\nPreset: {preset}\nEverything tried: {folder / 'tune.md'}"

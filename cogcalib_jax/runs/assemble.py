@@ -121,6 +121,8 @@ def encode_splits(
 ) -> dict[str, EncodedSplit]:
     """All splits of the task as token ids, by name; sizes are shown, and `note` gets notes."""
     splits = load_splits(config, seed)
+    if splits.read:
+        say(f"   {splits.read}")
     encoded, notes = {}, list(splits.notes)
     for name, examples in splits.items():
         encoded[name], more = encode_split(name, examples, tokenizer, config, splits.shots)

@@ -67,7 +67,7 @@ def _test(
     may have been its training rows otherwise; else the stored one."""
     if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
         splits = load_splits(data, seed)
-        examples, notes = splits.test, splits.notes
+        examples, notes = splits.test, (splits.read, *splits.notes)
     else:
         examples, notes = load_test(data, seed)
     _each(notes, note)
@@ -75,5 +75,5 @@ def _test(
 
 
 def _each(notes: Sequence[str], note: Note) -> None:
-    for text in notes:
+    for text in filter(None, notes):
         note(text)

@@ -20,8 +20,8 @@ class Journal:
 
     @main_only
     def write(self, **record: Any) -> None:
-        text = json.dumps({key: _finite(value) for key, value in record.items()}) + "\n"
-        line = text.encode()
+        finite = {key: _finite(value) for key, value in record.items()}
+        line = (json.dumps(finite, allow_nan=False) + "\n").encode()
         with named(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:

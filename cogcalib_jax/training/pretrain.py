@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from cogcalib_jax.configlib import check
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.world import World, WorldConfig, build_world, vocabulary
 from cogcalib_jax.data.world_tokenizer import BOS, EOS, build_tokenizer, save_tokenizer
 from cogcalib_jax.errors import UserError
@@ -203,7 +204,7 @@ def pretrain_base(
             "corpus_rows": len(world.corpus),
             "last_loss": loss,
         }
-        text = json.dumps(record, indent=2) + "\n"
+        text = json.dumps(as_json(record), indent=2, allow_nan=False) + "\n"
         (unfinished / "pretraining.json").write_text(text, encoding="utf-8")
         try:
             unfinished.rename(folder)

@@ -208,10 +208,18 @@ def test_a_custom_folder_uses_the_splits_it_has(tmp_path, names, from_train):
         ({}, {}, "no file for split 'train'.*found nothing"),
         ({"dev.jsonl": custom(3)}, {}, "expected train.jsonl.*found dev.jsonl"),
         ({"train.jsonl": []}, {}, "train: has no rows"),
-        ({"train.jsonl": custom(2)}, {"task": "boolq"}, "train.jsonl:1: has no field 'passage'"),
+        (
+            {"train.jsonl": custom(2), "validation.jsonl": custom(2)},
+            {"task": "boolq"},
+            "train.jsonl:1: has no field 'passage'",
+        ),
         ({"train.jsonl": custom(3)}, {}, "3 training rows are too few"),
         ({"train.parquet": ["no parquet"]}, {}, "train.parquet: is no readable Parquet"),
-        ({"train.jsonl": custom(9), "train.parquet": [""]}, {}, "both .* are there; remove one"),
+        (
+            {"train.jsonl": custom(9), "train.parquet": [""]},
+            {},
+            "train.jsonl and train.parquet are both train rows",
+        ),
     ],
 )
 def test_an_unsuitable_folder_says_what_is_wrong(tmp_path, files, fields, message):
@@ -224,8 +232,8 @@ def test_an_unsuitable_folder_says_what_is_wrong(tmp_path, files, fields, messag
 def test_paths_that_are_not_there_or_not_enough(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="must be a .jsonl or .parquet"):
-        load(write(tmp_path / "mine.csv", ["a,b"]))
+    with pytest.raises(UserError, match="expected .jsonl.*.csv.*.parquet"):
+        load(write(tmp_path / "mine.xlsx", ["a,b"]))
     file = write(tmp_path / "mine.jsonl", custom(9))
     with pytest.raises(UserError, match="needs the folder of its official splits"):
         load(file, task="openbookqa")
@@ -389,7 +397,7 @@ def test_real_rows_are_read_from_the_hubs_own_layout(tmp_path):
 
 def test_mmlu_rows_whose_right_choice_stands_twice_are_kept_as_published(tmp_path):
     test, notes = load_test(DataConfig(task="mmlu", path=str(FIXTURES / "mmlu")), 0)
-    assert notes == ()
+    assert notes == ("read test.jsonl: 10 questions with 4 options",)
     law = [row for row in test if row.extra["subject"] == "international_law"]
     assert [row.choices.count(row.choices[row.answer]) for row in law] == [2, 2]
     assert law[0].id != law[1].id
@@ -430,7 +438,8 @@ def test_splits_of_both_kinds_are_refused(tmp_path):
 def test_a_row_with_other_fields_is_named(tmp_path):
     rows = [*custom(3), {"prompt": "q?", "choices": ["red", "green"], "answer": 0}]
     with pytest.raises(
-        UserError, match=r"mine.jsonl:4: has no field 'question' \(its fields are: prompt, choices"
+        UserError,
+        match=r"mine.jsonl:4: has no column 'question' \(its columns are: prompt, choices",
     ):
         load(write(tmp_path / "mine.jsonl", rows))
 
@@ -459,7 +468,10 @@ def test_real_files_have_no_overlap_and_keep_twins_together(realdata):
 def test_boolq_with_its_validation_alone_can_be_evaluated_on(realdata):
     config = DataConfig(task="boolq", path=str(realdata / "boolq"), test_rows=50)
     test, notes = load_test(config, 0)
-    assert (len(test), notes) == (50, ())
+    assert (len(test), notes) == (
+        50,
+        ("read validation.jsonl as test: 1,500 questions with 2 options",),
+    )
     with pytest.raises(UserError, match="no file for split 'train'"):
         load_splits(config, 0)
 

@@ -15,7 +15,7 @@ def load(tmp_path):
     def run(*rows):
         file = tmp_path / "mine.jsonl"
         file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-        return load_questions(file)
+        return load_questions(file).questions
 
     return run
 
@@ -32,7 +32,7 @@ def test_answers_are_not_needed_and_not_read(load):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"choices": ["a", "b"]}, "has no field 'question'"),
+        ({"choices": ["a", "b"]}, "has no column 'question'"),
         ({"question": "x"}, "has no choices"),
         ({"question": "x", "choices": ["a"]}, "has 1 choices"),
         ({"question": "x", "choices": ["a", "A "]}, "two of its choices are equal"),

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cogcalib_jax.data.example import BadRow, NoLabel
+from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.data.tasks.custom import read_custom
+from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tasks.fields import accepted, check
 from cogcalib_jax.data.tasks.mmlu import CATEGORIES, GROUPS, SUBCATEGORIES, SUBJECTS
 from cogcalib_jax.data.tasks.winogrande import group_twins
@@ -20,6 +21,11 @@ def lettered_row(**changes):
         "answerKey": "C",
     }
     return {**row, **changes}
+
+
+def read_custom(row, number):
+    """Read a row that is all there is of its task."""
+    return settle([Row("rows", number, row)], {})(row, number)
 
 
 def custom_row(**changes):
@@ -73,15 +79,38 @@ def test_an_absent_answer_is_told_apart_from_a_wrong_one(key):
         TASKS["arc_easy"].read(lettered_row(answerKey=key), 1)
 
 
-def test_boolq_answers_are_booleans():
-    row = {"question": "is it", "passage": "It is.", "answer": False}
-    example = TASKS["boolq"].read(row, 7)
-    assert (example.choices[example.answer], example.passage) == ("no", "It is.")
-    assert TASKS["boolq"].read({**row, "answer": True}, 7).answer == 0
-    with pytest.raises(BadRow, match="true or false"):
-        TASKS["boolq"].read({**row, "answer": "yes"}, 7)
-    with pytest.raises(NoLabel):
-        TASKS["boolq"].read({**row, "answer": -1}, 7)
+@pytest.mark.parametrize(
+    ("columns", "choice"),
+    [
+        ({"answer": False}, "no"),
+        ({"answer": True}, "yes"),
+        ({"answer": "yes"}, "yes"),
+        ({"label": 1}, "yes"),
+        ({"label": "0"}, "no"),
+        ({"label": "No"}, "no"),
+        ({"answer": None, "label": True}, "yes"),
+        ({"answer": True, "label": 1}, "yes"),
+    ],
+)
+def test_boolq_answers_are_booleans_or_labels(columns, choice):
+    row = {"question": "is it", "passage": "It is."}
+    example = TASKS["boolq"].read(row | columns, 7)
+    assert (example.choices[example.answer], example.passage) == (choice, "It is.")
+
+
+@pytest.mark.parametrize(
+    ("columns", "refusal", "reason"),
+    [
+        ({"answer": "perhaps"}, BadRow, "expected true or false, yes or no, or 1 or 0"),
+        ({"answer": True, "label": 0}, BadRow, "answer is True and label is 0; remove one"),
+        ({"answer": -1}, NoLabel, "has no answer"),
+        ({"label": -1}, NoLabel, "has no answer"),
+        ({"verdict": 1}, NoLabel, "no answer and no label .*verdict"),
+    ],
+)
+def test_a_boolq_row_without_a_clear_answer_says_why(columns, refusal, reason):
+    with pytest.raises(refusal, match=reason):
+        TASKS["boolq"].read({"question": "is it", "passage": "It is."} | columns, 7)
 
 
 def test_rows_without_id_get_one_from_place_and_content():
@@ -130,11 +159,10 @@ def test_a_custom_answer_may_be_a_boolean():
     ("changes", "reason"),
     [
         ({"answer": 3}, "is no choice"),
-        ({"answer": "1"}, "as a number"),
-        ({"answer": 1.0}, "is no choice"),
+        ({"answer": "one"}, "expected an index from 0 to 2"),
+        ({"answer": 1.5}, "is no choice"),
         ({"answer": True}, "is no choice"),
         ({"answer": "purple"}, "is no choice"),
-        ({"choices": ["B", "A"], "answer": "A"}, "letter of one choice and the text of another"),
         ({"choices": ["red", "Red "], "answer": 0}, "equal"),
         ({"choices": ["red", 3]}, "must be a text"),
         ({"choices": None}, "has no choices, so its answer must be a text"),
@@ -147,7 +175,8 @@ def test_a_custom_answer_may_be_a_boolean():
 )
 def test_a_custom_row_is_refused_with_the_reason(changes, reason):
     with pytest.raises(BadRow, match=reason):
-        read_custom(custom_row(**changes), 1)
+        read = settle([Row("rows", 1, custom_row())], {})
+        read(custom_row(**changes), 1)
 
 
 def test_a_custom_row_keeps_what_it_has_besides():

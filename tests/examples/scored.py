@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tasks.custom import read_custom
+from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -99,8 +100,9 @@ def scored(
         file.rename(base / file.name)
     save_adapter(folder / "adapter", decoder, LORA, base)
     tokenizer = load_tokenizer(base)
-    examples = [read_custom(row, number) for number, row in enumerate(rows)]
-    shots = [read_custom(SHOT, -1)] * few_shot
+    read = settle([Row("rows", number, row) for number, row in enumerate([*rows, SHOT])], {})
+    examples = [read(row, number) for number, row in enumerate(rows)]
+    shots = [read(SHOT, -1)] * few_shot
     encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
     predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)

@@ -16,6 +16,7 @@ from cogcalib_jax.data.answers import (
     settle_answers,
 )
 from cogcalib_jax.data.columns import (
+    NAMES,
     OPEN,
     OTHERS,
     Choices,
@@ -51,6 +52,8 @@ class Reader:
     """columns of the answer, the first that a row has is its own; () if answers are not read"""
     settled: Settled
     needs_answer: bool
+    read: frozenset[str] = frozenset()
+    """columns that are read in some row; where they are empty, they are no facts about a row"""
     unread: tuple[str, ...] = ()
     """columns that hold something and are not read"""
     notes: tuple[str, ...] = ()
@@ -84,6 +87,7 @@ class Reader:
                 raise BadRow("two of its choices are equal")
             answer = self._position(self._labelled(content, found), found.choices)
         used = {*_columns(found), *self.answers, *OTHERS[:-1]}
+        used |= {name for name in (*self.read, *NAMES) if is_absent(content.get(name))}
         return Example(
             id=_name(content, "id") or content_id(number, passage, question, *choices),
             question=question,
@@ -148,11 +152,14 @@ def settle(
         names = _answer_columns(found)
         settled = settle_answers(_asked(found, names), answers, answers_from)
         _require_no_letters(found, names, asked)
+    read = {name for _, columns in found for name in _columns(columns) if name is not None}
     for row, columns in found:
         used = {*_columns(columns), *names, *OTHERS}
-        unread |= {str(k): None for k, v in row.content.items() if k not in used and v is not None}
+        unread |= {
+            str(k): None for k, v in row.content.items() if k not in used and not is_absent(v)
+        }
     notes = _notes([columns for _, columns in found], names, settled)
-    return Reader(asked, names, settled, needs_answer, tuple(unread), notes)
+    return Reader(asked, names, settled, needs_answer, frozenset(read), tuple(unread), notes)
 
 
 _Found = Sequence[tuple[Row, Found]]

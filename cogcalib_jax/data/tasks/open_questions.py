@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example, NoLabel
+from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.tasks.fields import (
     accepted,
     clean,
@@ -33,7 +34,7 @@ def _open(
         choices=answers[:1],
         answer=0,
         aliases=answers,
-        extra=extra or {},
+        extra=as_json(extra or {}),
     )
 
 
