@@ -38,8 +38,6 @@ def as_json(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {as_json(str(key)): as_json(item) for key, item in value.items()}
-    if hasattr(value, "_fields") and "nanoseconds" in value._fields:
-        return _months(*value)
     if isinstance(value, list | tuple | np.ndarray):
         return [as_json(item) for item in value]
     if isinstance(value, np.generic):
@@ -57,7 +55,3 @@ def as_json(value: Any) -> Any:
         return str(value)
     raise BadRow(f"holds a value of type {type(value).__name__}, for which JSON has no form")
 
-
-def _months(months: int, days: int, nanoseconds: int) -> str:
-    """Return an interval of Arrow as ISO 8601 text."""
-    return f"P{months}M{days}DT{Decimal(nanoseconds).scaleb(-9).normalize():f}S"
