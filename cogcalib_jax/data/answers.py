@@ -66,8 +66,11 @@ def settle_answers(
             f"{zero.where}: answer is {zero.value!r} with data.answers_from 1; expected indices"
             " from 1. The rows count from 0: leave --data.answers-from out"
         )
-    fits = _fits(rows, candidates)
-    if fits == ["index from 1"] and start is None:
+    # Rows that fit nothing but an index from 1 are bad rows, unless the indices say otherwise.
+    others = [name for name in candidates if name != "index from 1"] or candidates
+    fits = _fits(rows, others)
+    from_one = "index from 1" in candidates and others != candidates
+    if from_one and full and (not fits or "index from 0" in fits):
         raise UserError(
             f"{full[0].where}: answers count from 1: none is 0, and"
             f" {len(full)} are the number of choices; expected indices from 0. Read them with"
@@ -75,6 +78,10 @@ def settle_answers(
         )
     if not fits:
         return Settled(candidates[0], fitted=way is not None or start is not None)
+    read = [row for row in rows if _of(row, fits[0]) is not None]
+    if from_one and all(_of(row, "index from 1") is not None for row in read):
+        # Indices of which none is 0 and none too large count from 0.
+        fits += [] if "index from 0" in fits else ["index from 1"]
     _require_same_answers(rows, fits)
     note = ""
     if fits[0] == "index from 0" and zero is None and numbers and start is None:
@@ -120,9 +127,8 @@ def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Readin
             counts[name] = counts.get(name, 0) + 1
     if not usable:
         return []
-    fits = [name for name in candidates if counts.get(name) == usable]
-    if fits:
-        return [name for name in fits if name != "index from 1" or "index from 0" not in fits]
+    if fits := [name for name in candidates if counts.get(name) == usable]:
+        return fits
     common = max(counts, key=lambda name: counts[name])
     odd = next(
         row

@@ -54,4 +54,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, uuid.UUID):
         return str(value)
     raise BadRow(f"holds a value of type {type(value).__name__}, for which JSON has no form")
-

@@ -39,6 +39,7 @@ def settled(values, texts=WORDS, labels=LETTERS, **said):
         # Rows that no way fits have no say.
         (["red", "purple"], "text", [0, None]),
         ([0, 9, None, [1]], "index from 0", [0, None, None, None]),
+        (["red", 4], "text", [0, None]),
     ],
 )
 def test_the_way_that_fits_every_row_is_taken(values, reading, positions):
@@ -93,6 +94,8 @@ def test_indices_that_count_from_one_are_refused_until_it_is_said(kind):
     with pytest.raises(UserError, match="^x:3: answers count from 1: none is 0, and 2 are"):
         settled(values)
     assert settled(values, start=1) == ("index from 1", [0, 1, 3, 2, 3])
+    with pytest.raises(UserError, match="^x:1: answers count from 1"):
+        settled([kind(4), kind(4), "purple"])
     # A zero says that one row is wrong, not that all are.
     assert settled([*values, kind(0)]) == ("index from 0", [1, 2, None, 3, None, 0])
 

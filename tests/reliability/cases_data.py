@@ -44,6 +44,12 @@ def score(rows: object, *more: str):
     return arrange
 
 
+def _shards(place: Place, *names: str) -> list[str]:
+    for name in names:
+        write(Path("rows") / name, questions())
+    return place.custom(None, path=Path("rows"))
+
+
 def _pipe(place: Place) -> list[str]:
     os.mkfifo("p.jsonl")
     return ["--predictions", "p.jsonl", "--run-dir", "new"]
@@ -62,7 +68,49 @@ def named(name: str):
 QUESTIONS = [
     Case("a file that is not there", lambda p: p.custom(None)),
     Case("an empty file", custom("")),
-    Case("a file of another kind", lambda p: p.custom("a,b\n", path=Path("rows.csv"))),
+    Case("a file of another kind", lambda p: p.custom("a,b\n", path=Path("rows.xlsx"))),
+    Case(
+        "a table that is not UTF-8",
+        lambda p: p.custom("question,A,B\ncafé,x,y\n".encode("latin-1"), path=Path("rows.csv")),
+    ),
+    Case(
+        "a table with one column",
+        lambda p: p.custom("question|A|B\nWhat?|x|y\n", path=Path("rows.csv")),
+    ),
+    Case(
+        "a quotation mark that is not closed",
+        lambda p: p.custom('question,A,B\n"What?,x,y\nWho?,x,y\n', path=Path("rows.csv")),
+    ),
+    Case("a gzip file that is none", lambda p: p.custom(b"rows", path=Path("rows.csv.gz"))),
+    Case(
+        "a shard that is missing",
+        lambda p: _shards(p, "train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"),
+    ),
+    Case("validation rows in two files", lambda p: _shards(p, "val.jsonl", "dev.jsonl")),
+    Case("indices that count from 1", custom([question(i, answer=1 + i % 2) for i in range(40)])),
+    Case(
+        "answers that are letters and texts at once",
+        custom([question(i, choices=["B", "A"], answer="AB"[i % 2]) for i in range(40)]),
+    ),
+    Case(
+        "answers in two ways", custom([question(i, answer=("Ada", "B")[i % 2]) for i in range(40)])
+    ),
+    Case("choices in two columns", custom(questions(options=["Bob", "Eve"]))),
+    Case("answers in two columns that differ", custom(questions(answer=0, label=1))),
+    Case(
+        "choices in a column that is not read",
+        custom(
+            [{"question": f"Who {i}?", "names": ["Ada", "Bob"], "answer": "Ada"} for i in range(40)]
+        ),
+    ),
+    Case(
+        "letters without choices",
+        custom([{"question": f"Who {i}?", "answer": "AB"[i % 2]} for i in range(40)]),
+    ),
+    Case(
+        "columns named for a published task",
+        lambda p: p.custom(questions(), "--data.task", "boolq", "--data.columns", "answer=x"),
+    ),
     Case("a folder without a training split", splits(test_jsonl=questions())),
     Case("a split as JSONL and as Parquet", splits(train_jsonl=questions(), train_parquet=b"PAR1")),
     Case(
