@@ -10,8 +10,14 @@ from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
 from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.sources import Row
-from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
-from cogcalib_jax.data.tasks.fields import check, near_misses
+from cogcalib_jax.data.splits import (
+    Official,
+    draw_shots,
+    limit_test,
+    make_splits,
+    repeats_note,
+)
+from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repeats
 from cogcalib_jax.errors import UserError
 
 
@@ -110,7 +116,8 @@ def load_test(
         test = [example for example in test if task.groups[group](example)]
         if not test:
             raise UserError(f"task {config.task}:{group}: none of the test rows belongs to it")
-    return limit_test(test, config), tuple(notes)
+    test = limit_test(test, config)
+    return test, (*notes, *repeats_note("test", test))
 
 
 def _require_group(task: str, group: str) -> None:
@@ -187,6 +194,12 @@ def _read(task: RowTask, split: str, config: DataConfig, notes: list[str]) -> li
         raise UserError(f"{source}: has no rows; give a file that holds some")
     examples, refused = _examples(task, rows)
     examples = _as_published(examples, config, source, notes)
+    if twice := sum(not e.is_open and right_choice_repeats(e) for e in examples):
+        notes.append(
+            f"{config.task} {split}: {twice} of {len(examples)} rows hold the right choice twice;"
+            " they are used, and only the choice that the key names is right, as in published"
+            " numbers"
+        )
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
         raise UserError(
             f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
@@ -237,7 +250,7 @@ def _examples(task: RowTask, rows: Sequence[Row]) -> tuple[list[Example], list[t
         try:
             if isinstance(row.content, BadRow):
                 raise row.content
-            example = check(task.read(row.content, row.number), task.right_choice_may_repeat)
+            example = check(task.read(row.content, row.number), task.hub is not None)
             if example.id in seen:
                 raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
         except BadRow as reason:

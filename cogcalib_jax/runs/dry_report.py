@@ -168,8 +168,8 @@ def show_overlaps(
         report.line("What the model was trained on is not known here: nothing to compare with.")
     elif not equal:
         report.line(
-            f"No question of {', '.join(sources)} stands in another split (compared without case,"
-            " white space and the order of options)."
+            f"No question of {', '.join(sources)} stands in another split (compared as a reader"
+            " sees them: white space and the order of options aside)."
         )
     for overlap in equal:
         shown = f"{count(overlap.rows, 'question')} of {overlap.second} also in {overlap.first}"
@@ -183,8 +183,8 @@ def show_overlaps(
         if near := inspection.near_overlaps(before, rows):
             report.line(
                 f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
-                f" one of {', '.join(before)}, with other options, passage or punctuation, such as"
-                f" {_quoted(near[0].question)}; kept, for they may be other questions."
+                f" one of {', '.join(before)}, with other options, passage, punctuation or case,"
+                f" such as {_quoted(near[0].question)}; kept, for they may be other questions."
             )
         if repeats := inspection.repeated(rows):
             report.line(

@@ -7,10 +7,11 @@ from typing import Any
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.tasks.fields import (
     accepted,
+    as_read,
     clean,
     content_id,
     labelled,
-    normalise,
+    matching_choices,
     text,
     texts,
 )
@@ -34,7 +35,7 @@ def read_custom(row: Mapping[str, Any], number: int) -> Example:
         choices, answer = aliases[:1], 0
     else:
         choices = texts(row["choices"], "choices")
-        if len({normalise(choice) for choice in choices}) != len(choices):
+        if len(set(map(as_read, choices))) != len(choices):
             raise BadRow("two of its choices are equal")
         answer = _answer(labelled(row, "answer"), choices)
     return Example(
@@ -51,6 +52,9 @@ def read_custom(row: Mapping[str, Any], number: int) -> Example:
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
     extra = {key: value for key, value in row.items() if key not in _FIELDS}
+    if "group" in row and row["group"] is None:
+        # `Example.group` cannot tell a group that is null from one that is absent.
+        extra["group"] = None
     known = extra.pop("known", None)
     if known is None:
         return extra
@@ -80,13 +84,17 @@ def _name(row: Mapping[str, Any], field: str) -> str | None:
 
 
 def _answer(answer: Any, choices: Sequence[str]) -> int:
-    texts = [normalise(choice) for choice in choices]
     if isinstance(answer, bool):
-        found = {texts.index(word) for word in _YES_NO[answer] if word in texts}
+        found = {i for word in _YES_NO[answer] for i in matching_choices(word, choices)}
     elif isinstance(answer, int):
         found = {answer} & set(range(len(choices)))
     elif isinstance(answer, str):
-        found = {i for i, choice in enumerate(texts) if choice == normalise(answer)}
+        found = set(matching_choices(answer, choices))
+        if len(found) > 1:
+            raise BadRow(
+                f"answer {answer!r:.60} fits {len(found)} choices that differ in case; write it as"
+                " the choice is written"
+            )
         letters = ascii_uppercase[: len(choices)]
         if len(answer.strip()) == 1 and answer.strip() in letters:
             found.add(letters.index(answer.strip()))
