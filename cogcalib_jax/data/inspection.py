@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.splits import question_key
+from cogcalib_jax.data.repeats import question_key
 from cogcalib_jax.data.tasks.fields import fold_case
 from cogcalib_jax.data.tokenization import prompt_prefix
 

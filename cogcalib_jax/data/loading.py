@@ -9,14 +9,9 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
 from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
+from cogcalib_jax.data.repeats import question_clusters, repeats_note
 from cogcalib_jax.data.sources import Row
-from cogcalib_jax.data.splits import (
-    Official,
-    draw_shots,
-    limit_test,
-    make_splits,
-    repeats_note,
-)
+from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
 from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repeats
 from cogcalib_jax.errors import UserError
 
@@ -117,7 +112,7 @@ def load_test(
         if not test:
             raise UserError(f"task {config.task}:{group}: none of the test rows belongs to it")
     test = limit_test(test, config)
-    return test, (*notes, *repeats_note("test", test))
+    return test, (*notes, *repeats_note("test", question_clusters(test)))
 
 
 def _require_group(task: str, group: str) -> None:

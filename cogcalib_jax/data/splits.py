@@ -5,9 +5,9 @@ whatever these are joined with in turn. A component goes into one carved split a
 overlap cannot arise, whatever the sizes and seed.
 
 Two rows have the same question if passage, question and set of choices look the same to a reader
-(`question_key`; an open question has no choices, whatever answers it accepts). Rows that differ in
-case alone count as one question here if they also have the same right answer: "who wrote it?" leaks
-"Who wrote it?", and "5 mW" does not leak "5 MW".
+(`repeats.question_key`; an open question has no choices, whatever answers it accepts). Rows that
+differ in case alone count as one question here if they also have the same right answer: "who wrote
+it?" leaks "Who wrote it?", and "5 mW" does not leak "5 MW".
 
 Official splits may overlap. Training rows that ask a question of validation or test are left out,
 and validation rows that ask one of test. Rows that only share a group with a later split are left
@@ -15,9 +15,8 @@ out too if the task finds its groups itself (WinoGrande's twins give each other'
 `data.shared_groups` is drop; else they stay as their owner split them, and a note counts them.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,8 @@ import numpy as np
 from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
 from cogcalib_jax.data.example import Example, Splits
 from cogcalib_jax.data.registry import TASKS, RowTask
-from cogcalib_jax.data.tasks.fields import as_read, fold_case
+from cogcalib_jax.data.repeats import question_clusters, question_key, repeats_note
+from cogcalib_jax.data.tasks.fields import fold_case
 from cogcalib_jax.errors import UserError
 
 # WinoGrande S has 640 rows: 500 for calibration alone would leave nothing to train on.
@@ -108,7 +108,8 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
         splits["test"] = limit_test(official.test, config)
     if not _drops_groups(config):
         notes += _shared_groups(train, validation, official.test or ())
-    return Splits(**splits, shots=shots, notes=(*notes, *repeats_note("test", splits["test"])))
+    notes += repeats_note("test", question_clusters(splits["test"]))
+    return Splits(**splits, shots=shots, notes=tuple(notes))
 
 
 def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
@@ -124,43 +125,6 @@ def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
 def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ...]:
     """At most `config.test_rows` of the test rows."""
     return _limit(test, config.test_rows, config.split_seed, 2)
-
-
-def question_key(example: Example) -> tuple[str, ...]:
-    """Return a key that is equal for two rows that ask the same, as a reader sees it.
-
-    Unicode form, white space and the order of choices do not count; case does (`fields.as_read`).
-    Two references do not make an open question two.
-    """
-    choices = () if example.is_open else sorted(map(as_read, example.choices))
-    return (as_read(example.passage), as_read(example.question), *choices)
-
-
-def question_hash(example: Example) -> str:
-    """Return 16 hexadecimal digits of a hash of `question_key`, for files of predictions."""
-    return hashlib.sha256("\x1f".join(question_key(example)).encode()).hexdigest()[:16]
-
-
-def question_clusters(rows: Sequence[Example]) -> np.ndarray:
-    """Return [rows] int64: which question each row asks, numbered by first appearance."""
-    return number(map(question_key, rows))
-
-
-def number(keys: Iterable[Hashable]) -> np.ndarray:
-    """Return [keys] int64: equal keys have the same number, from 0 by first appearance."""
-    seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
-
-
-def repeats_note(name: str, rows: Sequence[Example]) -> tuple[str, ...]:
-    """Return a note on repeated questions in the split `name`; () if there are none."""
-    questions = len(set(map(question_key, rows)))
-    if questions == len(rows):
-        return ()
-    return (
-        f"{name}: {len(rows):,} rows, {questions:,} different questions; repeats of a question"
-        " count as one in intervals, noise floors and p-values",
-    )
 
 
 def _deal_shots(

@@ -3,7 +3,7 @@
 Texts are compared in three ways, each for its own purpose:
 
 - `as_read`: equal for a reader. Choices (`check`, `read_custom`) and questions
-  (`splits.question_key`: repeats within a split, repeats across splits, clusters of intervals).
+  (`repeats.question_key`: repeats within a split, repeats across splits, clusters of intervals).
 - `fold_case`: the same, and case does not count. It only serves where a wrong match costs little:
   an answer that is no choice as written (`matching_choices`), rows of different splits that differ
   in case alone and have the same answer (`splits`), groups that are found by their text (twins of
