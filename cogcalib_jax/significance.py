@@ -26,6 +26,7 @@ from cogcalib_jax.metrics.rows import (
     FloatArray,
     InvalidRows,
     check_confidence,
+    cluster_numbers,
     cpu_float64,
     pad_rows,
     padded_length,
@@ -118,6 +119,7 @@ def paired_difference(
     rows_b: Sequence[SeedRows],
     *,
     statistic: str | RowStatistic = "mean",
+    clusters: Sequence[ArrayLike | None] | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -130,6 +132,9 @@ def paired_difference(
     one training seed is hard for the next (crossed factors, Owen 2007); where the seeds happen to
     hold different questions, this gives the same spread. With one seed it is the plain paired
     bootstrap over questions, and says nothing about training noise.
+
+    With `clusters` what is drawn is a question with all its repeats, in every method at once; draws
+    of questions serve all seeds only if all seeds have the same clusters, too.
 
     A few seeds drawn with replacement vary too little: with five whose effects differ far more than
     the questions', the bootstrap's 95 % interval covered 86 % (`docs/metrics.md`). From
@@ -147,6 +152,8 @@ def paired_difference(
             for "mean", else the pair (confidence [questions], correct [questions]).
         statistic: "mean", "ece" (of `bins` equal-width bins), "auroc", or a function of
             (confidence, correct), which costs a call per resample, seed and method.
+        clusters: one entry per seed: labels [questions], equal for repeats of a question, or None.
+            None: no question is repeated.
         resamples: number of resamples. seed: of the resampling. level: coverage aimed at.
     Raises:
         InvalidRows: seeds or questions that do not pair, bad values, an undefined statistic.
@@ -159,6 +166,10 @@ def paired_difference(
         if length_a != length_b:
             raise InvalidRows(f"seed {number}: {length_a} questions of A and {length_b} of B")
     pairs = [(a, b) for (a, _), (b, _) in zip(*arms, strict=True)]
+    labels = [None] * len(sizes) if clusters is None else clusters
+    if len(labels) != len(sizes):
+        raise InvalidRows(f"clusters of {len(labels)} seeds and rows of {len(sizes)}")
+    repeats = [cluster_numbers(own, n) for own, n in zip(labels, sizes, strict=True)]
 
     def evaluate(counts: NDArray, chosen: Sequence[int]) -> FloatArray:
         """The statistic [chunk, chosen seeds, 2] of both methods."""
@@ -174,14 +185,16 @@ def paired_difference(
         raise InvalidRows(f"seed {where}: the statistic is undefined (all right, or all wrong?)")
 
     everything = range(len(sizes))
-    if len(set(sizes)) == 1:
-        resampled = over_resamples(lambda c: evaluate(c, everything), sizes[0], resamples, seed)
+    if len(set(sizes)) == 1 and all(np.array_equal(own, repeats[0]) for own in repeats):
+        resampled = over_resamples(
+            lambda c: evaluate(c, everything), sizes[0], resamples, seed, repeats[0]
+        )
     else:
         # Spawned streams: drawn from one seed, the questions of two seeds would be related.
         spawned = np.random.SeedSequence(seed).spawn(len(sizes))
         streams = [int(stream.generate_state(1)[0]) for stream in spawned]
         each = [
-            over_resamples(lambda c, i=i: evaluate(c, [i]), n, resamples, stream)
+            over_resamples(lambda c, i=i: evaluate(c, [i]), n, resamples, stream, repeats[i])
             for i, (n, stream) in enumerate(zip(sizes, streams, strict=True))
         ]
         resampled = np.concatenate(each, axis=1)
@@ -195,8 +208,8 @@ def paired_difference(
     down = up = 0.0
     if statistic == "ece":
         floors = [
-            [ece_noise_floor(a[0], bins=bins).mean, ece_noise_floor(b[0], bins=bins).mean]
-            for a, b in zip(rows_a, rows_b, strict=True)
+            [ece_noise_floor(arm[0], bins=bins, clusters=own).mean for arm in (a, b)]
+            for a, b, own in zip(rows_a, rows_b, repeats, strict=True)
         ]
         down, up = _ece_bias_bounds(observed, resampled, np.array(floors))
         centred = values - values.mean() + per_seed.mean()

@@ -148,7 +148,8 @@ REFUSED = {
     "baselines over options": ({"compare": "sft,ensemble"}, "compare = ensemble: averages"),
     "answers that do not fit": (
         {"evaluation.open.max-new-tokens": 250},
-        "exceed the model's context of 256",
+        "exceed the model's context of 256; set --data.max-length to at most 6, which cuts long"
+        " passages, or lower --evaluation.open.max-new-tokens",
     ),
     "a prompt with options": ({"data.prompt": "letters"}, "--data.prompt qa"),
 }

@@ -1,7 +1,8 @@
 """lm-evaluation-harness with its Hugging Face backend, asked line by line; see lm_eval.py.
 
 Reads JSON lines: first `{"model": FOLDER}`, then `{"requests": [[context, continuation], ...]}`
-once per set of requests, then `{"run": BATCH_SIZE}` as often as wanted. Answers each with a line.
+once per set of requests, then `{"run": BATCH_SIZE}` as often as wanted, and `{"reference": [PLACE,
+...]}`, which scores those requests in float64, one by one. Answers each with a line.
 Runs without this project, and must be started with `python -P`: a script's folder comes first on
 Python's path otherwise, and there `lm_eval` is another file.
 """
@@ -23,6 +24,10 @@ from lm_eval.models.huggingface import HFLM
 PACKAGES = ("lm_eval", "torch", "transformers")
 
 
+def load(folder: str, dtype: str) -> HFLM:
+    return HFLM(pretrained=folder, dtype=dtype, device="cpu")
+
+
 def answer(message: dict) -> None:
     print(json.dumps(message), file=out, flush=True)
 
@@ -36,7 +41,7 @@ for line in sys.stdin:
     if "model" in order:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         start = time.perf_counter()
-        model = HFLM(pretrained=order["model"], dtype="float32", device="cpu")
+        model = load(folder := order["model"], "float32")
         versions = {name: version(name) for name in PACKAGES}
         answer({"seconds": time.perf_counter() - start, "versions": versions})
     elif "requests" in order:
@@ -45,6 +50,13 @@ for line in sys.stdin:
             for i, (context, continuation) in enumerate(order["requests"])
         ]
         answer({"ids": [model._encode_pair(*instance.args) for instance in instances]})
+    elif "reference" in order:
+        exact = load(folder, "float64")
+        exact.batch_size_per_gpu = 1
+        chosen = [instances[place] for place in order["reference"]]
+        scored = exact.loglikelihood(chosen, disable_tqdm=True)
+        answer({"logprobs": [r[0] for r in scored]})
+        del exact
     else:
         model.batch_size_per_gpu = order["run"]
         start = time.perf_counter()

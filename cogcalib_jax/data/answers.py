@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from cogcalib_jax.data.tasks.fields import normalise
+from cogcalib_jax.data.tasks.fields import as_read, fold_case, matching_choices
 from cogcalib_jax.errors import UserError
 
 Way = Literal["text", "letter", "boolean", "index"]
@@ -185,22 +184,17 @@ def _boolean(value: Any, texts: Sequence[str]) -> int | None:
         value = {"true": True, "false": False}.get(value.strip().casefold())
     if not isinstance(value, bool):
         return None
-    found = [i for i, text in enumerate(texts) if normalise(text) in _YES_NO[value]]
+    found = [i for i, text in enumerate(texts) if fold_case(text) in _YES_NO[value]]
     return found[0] if len(found) == 1 else None
 
 
 def _text(value: str, texts: Sequence[str]) -> int | None:
     """Return the choice with this text; if there is none, the only one that differs in case."""
-    for same in (_composed, normalise):
-        found = [i for i, text in enumerate(texts) if same(text) == same(value)]
-        if found:
-            # Equal choices stand there twice: the row is refused by who reads it.
-            return found[0] if same is _composed or len(found) == 1 else None
+    found = matching_choices(value, texts)
+    # A choice that stands there twice as written is refused by who reads the row.
+    if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
+        return found[0]
     return None
-
-
-def _composed(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _label(value: str, labels: Sequence[str]) -> int | None:

@@ -55,6 +55,8 @@ class DataConfig:
     """Most rows for style adaptation and fine-tuning together; none uses all."""
     test_rows: int | None = None
     """Most test rows; none uses all."""
+    shared_groups: Literal["keep", "drop"] = "keep"
+    """Your own training rows whose group also stands in your validation or test file."""
     split_seed: int = 0
     """Decides which rows go where; the world has a seed of its own."""
     world: WorldConfig = field(default_factory=WorldConfig)

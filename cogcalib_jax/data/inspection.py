@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -14,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.splits import question_key
-from cogcalib_jax.data.tasks.fields import normalise
+from cogcalib_jax.data.repeats import question_key
+from cogcalib_jax.data.tasks.fields import fold_case
 from cogcalib_jax.data.tokenization import prompt_prefix
 
 # What separates prompt and completion, and line ends, in a text shown to a person.
@@ -97,7 +96,7 @@ def labels(rows: Sequence[Example]) -> Labels:
 def references(rows: Sequence[Example]) -> References:
     """Of open questions, at least one."""
     counts = [len(row.aliases) for row in rows]
-    answers = Counter(normalise(row.aliases[0]) for row in rows)
+    answers = Counter(fold_case(row.aliases[0]) for row in rows)
     (commonest, times), *_ = answers.most_common(1)
     return References(
         min(counts), float(np.mean(counts)), max(counts), commonest, times / len(rows)
@@ -140,15 +139,18 @@ def overlaps(splits: Mapping[str, Sequence[Example]]) -> list[Overlap]:
 def near_overlaps(
     sources: Mapping[str, Sequence[Example]], rows: Sequence[Example]
 ) -> list[Example]:
-    """Those of `rows` that ask in the same words as a row of `sources`, with another passage, other
-    options or other punctuation: not removed by splitting, for they may well be two questions."""
+    """Return those of `rows` that ask in the same words as a row of `sources`, with another
+    passage, other options, other punctuation or other case.
+
+    Splitting does not remove them, for they may well be two questions.
+    """
     earlier = [row for source in sources.values() for row in source]
     words, equal = set(map(_words, earlier)), set(map(question_key, earlier))
     return [row for row in rows if _words(row) in words and question_key(row) not in equal]
 
 
 def _words(row: Example) -> str:
-    text = normalise(unicodedata.normalize("NFKC", row.question))
+    text = fold_case(row.question)
     return " ".join(re.findall(r"\w+", text)) or text
 
 

@@ -11,10 +11,11 @@ from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.reading import folder_files, read_line
 from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
+from cogcalib_jax.data.repeats import question_clusters, repeats_note
 from cogcalib_jax.data.split_files import split_files
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
 from cogcalib_jax.data.tasks.custom import Reader, settle
-from cogcalib_jax.data.tasks.fields import check, near_misses
+from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repeats
 from cogcalib_jax.errors import UserError
 
 
@@ -124,7 +125,9 @@ def load_test(
         test = [example for example in test if task.groups[group](example)]
         if not test:
             raise UserError(f"task {config.task}:{group}: none of the test rows belongs to it")
-    return limit_test(test, config), tuple(filter(None, notes))
+    test = limit_test(test, config)
+    notes += repeats_note("test", question_clusters(test))
+    return test, tuple(filter(None, notes))
 
 
 def _require_group(task: str, group: str) -> None:
@@ -249,6 +252,12 @@ def _usable(
     rows, source = stored.rows, stored.source
     examples, refused = _examples(task, reader, rows)
     examples = _as_published(examples, config, source, notes)
+    if twice := sum(not e.is_open and right_choice_repeats(e) for e in examples):
+        notes.append(
+            f"{config.task} {split}: {twice} of {len(examples)} rows hold the right choice twice;"
+            " they are used, and only the choice that the key names is right, as in published"
+            " numbers"
+        )
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
         raise UserError(
             f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
@@ -303,7 +312,7 @@ def _examples(
                 raise row.content
             read = reader or task.read
             assert read is not None  # a task without has a reader
-            example = check(read(row.content, row.number), task.right_choice_may_repeat)
+            example = check(read(row.content, row.number), task.hub is not None)
             if example.id in seen:
                 raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
         except BadRow as reason:

@@ -43,9 +43,6 @@ class RowTask:
     """finds the rows that belong together, over all splits at once"""
     groups: Mapping[str, Callable[[Example], bool]] = field(default_factory=dict)
     """name -> which rows: parts of the test split that can be evaluated alone, as TASK:NAME"""
-    right_choice_may_repeat: bool = False
-    """True: a row whose right choice stands twice is used all the same, and scored by its key, as
-    in the numbers published for the task"""
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,6 @@ TASKS: dict[str, Task] = {
         Hub("cais/mmlu", "all"),
         AUXILIARY_TRAIN,
         groups={name: partial(in_group, name) for name in GROUPS},
-        # 4 rows of test and one of validation are of that kind.
-        right_choice_may_repeat=True,
     ),
     # Questions and answers are the same in its config "fullwiki", whose paragraphs are retrieved
     # and may lack the two that are needed.

@@ -1,14 +1,21 @@
-"""Who goes where: official rows become five splits that share no row, question or group.
+"""Who goes where: official rows become five splits that share no row and no question.
 
-Rows are first joined into *components*: rows with the same question (normalised passage, question
-and set of choices; an open question has none, whatever answers it accepts) or the same group, and
-whatever these are joined with in turn, over all official splits. A component then goes into one
-split as a whole, so an overlap cannot arise, whatever the sizes and seed. A component that holds a
-test row belongs to the test set: its rows in other splits are left out, and likewise for official
-validation rows against train.
+Rows are first joined into *components*: rows with the same question or the same group, and
+whatever these are joined with in turn. A component goes into one carved split as a whole, so an
+overlap cannot arise, whatever the sizes and seed.
+
+Two rows have the same question if passage, question and set of choices look the same to a reader
+(`repeats.question_key`; an open question has no choices, whatever answers it accepts). Rows that
+differ in case alone count as one question here if they also have the same right answer: "who wrote
+it?" leaks "Who wrote it?", and "5 mW" does not leak "5 MW".
+
+Official splits may overlap. Training rows that ask a question of validation or test are left out,
+and validation rows that ask one of test. Rows that only share a group with a later split are left
+out too if the task finds its groups itself (WinoGrande's twins give each other's answer away) or if
+`data.shared_groups` is drop; else they stay as their owner split them, and a note counts them.
 """
 
-import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +23,9 @@ import numpy as np
 
 from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
 from cogcalib_jax.data.example import Example, Splits
-from cogcalib_jax.data.tasks.fields import normalise
+from cogcalib_jax.data.registry import TASKS, RowTask
+from cogcalib_jax.data.repeats import question_clusters, question_key, repeats_note
+from cogcalib_jax.data.tasks.fields import fold_case
 from cogcalib_jax.errors import UserError
 
 # WinoGrande S has 640 rows: 500 for calibration alone would leave nothing to train on.
@@ -42,12 +51,13 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
     Raises:
         UserError: too few training rows for the splits asked for.
     """
-    train, validation, notes = _without_overlap(official)
+    train, validation, notes = _without_overlap(official, config)
     if official.validation is not None and not validation:
         raise UserError(
-            f"task {config.task}: every validation row repeats a test question or shares its "
-            "group; give other validation rows, or none (they are then carved from train)"
+            f"task {config.task}: every validation row {_leak('test', config)}; give other"
+            f" validation rows, or none (they are then carved from train){_keep(config)}"
         )
+    lost = "".join(f" ({note})" for note in notes if note.startswith("train:"))
     shots, deck = _deal_shots(train, config)
     held = sum(map(len, deck))
     if shots:
@@ -62,32 +72,43 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
         shown = {"solved questions (data.few_shot)": len(train) - held} if shots else {}
         parts = ", ".join(f"{rows} {name}" for name, rows in (sizes | shown).items())
         raise UserError(
-            f"task {config.task}: {len(train)} training rows are too few for {parts} and at least "
-            "2 rows for style adaptation and fine-tuning; give more rows or lower "
-            "--data.calibration-rows and --data.validation-rows"
+            f"task {config.task}: {len(train)} training rows are too few for {parts} and at"
+            f" least 2 rows for style adaptation and fine-tuning{lost}; give more rows or lower"
+            f" --data.calibration-rows and --data.validation-rows{_keep(config) if lost else ''}"
         )
     carved: dict[str, list[int]] = {}
     for name, rows in sizes.items():
-        carved[name], deck = _deal(deck, rows)
+        # A size that was asked for is a limit; a default one may be passed by a single group.
+        asked = getattr(config, f"{name}_rows") is not None
+        carved[name], deck = _deal(deck, rows, at_least_one=not asked)
     pool, _ = _deal(deck, config.train_rows or len(train))
     style_rows = min(max(1, round(config.style_fraction * len(pool))), max(len(pool) - 1, 0))
     # Dealt anew from whole components, since the limit may have dropped some.
     chosen = set(pool)
-    carved["style"], rest = _deal([c for c in deck if c[0] in chosen], style_rows)
+    carved["style"], rest = _deal(
+        [c for c in deck if c[0] in chosen], style_rows, at_least_one=True
+    )
     carved["train"] = [row for component in rest for row in component]
     for name, rows in carved.items():
         if not rows:
+            components = _components(train)
             raise UserError(
                 f"task {config.task}: no row is left for {name}: {len(train)} training rows lie in "
-                f"{len(_components(train))} groups, which are kept whole; give more groups"
+                f"{len(components)} groups, the smallest of {min(map(len, components))}, which are"
+                " kept whole; give more groups, or allow more rows where you limit them"
             )
-        if name in sizes and len(rows) < sizes[name]:
-            notes.append(f"{name}: {len(rows)} of {sizes[name]} rows, since groups are kept whole")
+        if name in sizes and len(rows) != sizes[name]:
+            notes.append(
+                f"{name}: {len(rows)} rows instead of {sizes[name]}, since groups are kept whole"
+            )
     splits = {name: tuple(train[i] for i in sorted(rows)) for name, rows in carved.items()}
     if official.validation is not None:
         splits["validation"] = _limit(validation, config.validation_rows, config.split_seed, 1)
     if official.test is not None:
         splits["test"] = limit_test(official.test, config)
+    if not _drops_groups(config):
+        notes += _shared_groups(train, validation, official.test or ())
+    notes += repeats_note("test", question_clusters(splits["test"]))
     return Splits(**splits, shots=shots, notes=tuple(notes))
 
 
@@ -97,27 +118,13 @@ def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
     Raises:
         UserError: fewer training questions than `config.few_shot`.
     """
-    train, _, _ = _without_overlap(official)
+    train, _, _ = _without_overlap(official, config)
     return _deal_shots(train, config)[0]
 
 
 def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ...]:
     """At most `config.test_rows` of the test rows."""
     return _limit(test, config.test_rows, config.split_seed, 2)
-
-
-def question_key(example: Example) -> Hashable:
-    """Equal for two rows that ask the same: case, white space and order of choices aside.
-
-    Two references do not make an open question two.
-    """
-    choices = () if example.is_open else sorted(map(_fold, example.choices))
-    parts = (example.passage, example.question, *choices)
-    return ("question", *map(_fold, parts))
-
-
-def _fold(text: str) -> str:
-    return normalise(unicodedata.normalize("NFKC", text))
 
 
 def _deal_shots(
@@ -152,14 +159,37 @@ def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[
     return sizes
 
 
-def _without_overlap(official: Official) -> tuple[list[Example], list[Example], list[str]]:
+def _drops_groups(config: DataConfig) -> bool:
+    """Return whether a row that shares a group with a later official split is left out.
+
+    Published tasks have no groups of their own. Those that the readers find here join rows that
+    answer one another, so such rows are left out, and numbers stay those of earlier releases.
+    """
+    task = TASKS[config.task]
+    published = isinstance(task, RowTask) and task.hub is not None
+    return published or config.shared_groups == "drop"
+
+
+def _leak(later: str, config: DataConfig) -> str:
+    shares = " or shares its group" if _drops_groups(config) else ""
+    return f"repeats a question of the {later} split{shares}"
+
+
+def _keep(config: DataConfig) -> str:
+    """The way out if the user's own choice left rows out."""
+    return ", or use --data.shared-groups keep" if config.shared_groups == "drop" else ""
+
+
+def _without_overlap(
+    official: Official, config: DataConfig
+) -> tuple[list[Example], list[Example], list[str]]:
     """Train and validation rows that share no component with a later split, and what was lost."""
     validation, test = official.validation or (), official.test or ()
     rows = [*official.train, *validation, *test]
     n_train, n_before_test = len(official.train), len(official.train) + len(validation)
     kept_train, kept_validation = [], []
     lost = {("train", "test"): 0, ("train", "validation"): 0, ("validation", "test"): 0}
-    for component in _components(rows):
+    for component in _components(rows, groups=_drops_groups(config)):
         # Indices are sorted, so the last one tells the component's latest split.
         of_test = component[-1] >= n_before_test
         of_validation = component[-1] >= n_train
@@ -173,16 +203,41 @@ def _without_overlap(official: Official) -> tuple[list[Example], list[Example], 
             elif i < n_before_test:
                 kept_validation.append(i)
     notes = [
-        f"{name}: {n} of {len(getattr(official, name))} rows left out, since they repeat a "
-        f"question of the {later} split or share its group"
+        f"{name}: {n} of {len(getattr(official, name))} rows left out, since each "
+        f"{_leak(later, config)}"
         for (name, later), n in lost.items()
         if n
     ]
     return [rows[i] for i in sorted(kept_train)], [rows[i] for i in sorted(kept_validation)], notes
 
 
-def _components(rows: Sequence[Example]) -> list[list[int]]:
-    """Indices of rows that belong together, each list and the lists themselves in order."""
+def _shared_groups(
+    train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]
+) -> list[str]:
+    """A note on the groups that files have in common, none if there are none."""
+    files = {"train": train, "validation": validation, "test": test}
+    groups = {name: {row.group for row in rows} - {None} for name, rows in files.items()}
+    times = Counter(group for found in groups.values() for group in found)
+    shared = {group for group, files_with_it in times.items() if files_with_it > 1}
+    if not shared:
+        return []
+    rows = ", ".join(
+        f"{sum(row.group in shared for row in found)} of {len(found)} rows of {name}"
+        for name, found in files.items()
+        if shared & groups[name]
+    )
+    n = f"{len(shared)} group{'s stand' if len(shared) > 1 else ' stands'}"
+    return [
+        f"group: {n} in more than one of your files ({rows}), which are used as you split them;"
+        " --data.shared-groups drop leaves such training rows out"
+    ]
+
+
+def _components(rows: Sequence[Example], groups: bool = True) -> list[list[int]]:
+    """Indices of rows that belong together, each list and the lists themselves in order.
+
+    groups: whether rows of one group do.
+    """
     parent = list(range(len(rows)))
 
     def root(i: int) -> int:
@@ -191,9 +246,16 @@ def _components(rows: Sequence[Example]) -> list[list[int]]:
             i = parent[i]
         return i
 
+    folded = [_folded(row) for row in rows]
+    often = Counter(folded)
     first: dict[Hashable, int] = {}
     for i, row in enumerate(rows):
-        keys = [question_key(row)] + ([("group", row.group)] if row.group is not None else [])
+        keys: list[Hashable] = [("question", question_key(row))]
+        if often[folded[i]] > 1:
+            right = row.aliases or (row.choices[row.answer],)
+            keys += [("answer", folded[i], fold_case(answer)) for answer in right]
+        if groups and row.group is not None:
+            keys.append(("group", row.group))
         for key in keys:
             a, b = sorted((root(i), root(first.setdefault(key, i))))
             parent[b] = a
@@ -203,10 +265,23 @@ def _components(rows: Sequence[Example]) -> list[list[int]]:
     return list(components.values())
 
 
-def _deal(deck: list[list[int]], rows: int) -> tuple[list[int], list[list[int]]]:
-    """Components off the deck, in its order, as long as they fit into `rows`; and the rest."""
+def _folded(example: Example) -> tuple[str, ...]:
+    """`question_key` without case."""
+    choices = () if example.is_open else sorted(map(fold_case, example.choices))
+    return (fold_case(example.passage), fold_case(example.question), *choices)
+
+
+def _deal(
+    deck: list[list[int]], rows: int, at_least_one: bool = False
+) -> tuple[list[int], list[list[int]]]:
+    """Components off the deck, in its order, as long as they fit into `rows`; and the rest.
+
+    at_least_one: take the smallest component if none fits.
+    """
     taken: list[int] = []
     rest = []
+    if at_least_one and deck:
+        rows = max(rows, min(map(len, deck)))
     for component in deck:
         if len(taken) + len(component) <= rows:
             taken += component

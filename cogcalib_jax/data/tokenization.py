@@ -16,7 +16,7 @@ from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example
 from cogcalib_jax.data.prompts import PROMPTS, Prompt, Template
 from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.data.splits import question_key
+from cogcalib_jax.data.repeats import question_key
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import damage, read_object, require_own_files
 from cogcalib_jax.weights.hub import model_folder

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
@@ -24,18 +25,24 @@ VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")
 
 
 def task_metrics(
-    predictions: Predictions, config: EvaluationConfig, seed: int, exclusive: bool
+    predictions: Predictions,
+    config: EvaluationConfig,
+    seed: int,
+    exclusive: bool,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Everything eval.json says about one task, from its predictions alone.
 
     exclusive: whether options exclude one another over the vocabulary (`EncodedSplit`); without
     that nothing can be said of them and "all else", and `vocab` is None.
+    clusters: [n] which question each row asks (`data.repeats`); None: each its own.
     """
     metrics = summarize(
         predictions.probs,
         predictions.mask,
         predictions.answers,
         predictions.vocab_probs if exclusive else None,
+        clusters=clusters,
         bins=config.bins,
         resamples=config.resamples,
         seed=seed,

@@ -14,7 +14,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.calibrators import Isotonic, Platt, fit_isotonic, fit_platt
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
-from cogcalib_jax.evaluation.predictions import write_rows
+from cogcalib_jax.evaluation.predictions import row_identity, write_rows
 from cogcalib_jax.metrics import bootstrap_intervals, summarize_confidence
 
 
@@ -74,12 +74,17 @@ def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPr
 
 
 def open_metrics(
-    predictions: OpenPredictions, config: EvaluationConfig, seed: int
+    predictions: OpenPredictions,
+    config: EvaluationConfig,
+    seed: int,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Everything eval.json says about a task of open questions, from its predictions alone.
 
     `accuracy` is the exact match, and numbers about confidence are those of `sequence`;
     `confidences` holds those of each. `vocab` is null: there are no options to tell it from.
+
+    clusters: [n] which question each row asks (`data.repeats`); None: each its own.
     """
     answers = predictions.answers
     confidences = {}
@@ -91,6 +96,7 @@ def open_metrics(
         confidences[name] = summarize_confidence(
             values[known],
             answers.exact_match[known],
+            clusters=None if clusters is None else clusters[known],
             bins=config.bins,
             resamples=config.resamples,
             seed=seed,
@@ -100,6 +106,7 @@ def open_metrics(
         predictions.confidences[MAIN],
         answers.exact_match,
         {"f1": answers.f1},
+        clusters=clusters,
         resamples=config.resamples,
         seed=seed,
     )["f1"]
@@ -142,8 +149,7 @@ def open_prediction_rows(
                 "reference": e.completions[e.answer],
                 "reference_ids": list(e.completion_ids[e.answer]),
                 "reference_nll": float(-predictions.reference_logprobs[i]),
-                "group": e.example.group,
-                "extra": e.example.extra,
+                **row_identity(e.example),
             }
         )
     return rows

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.data.example import Encoded, Example
+from cogcalib_jax.data.repeats import HASH, question_hash
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.files import whole_file
 
@@ -107,11 +108,20 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
                 "nll": float(-np.log(max(probs[e.answer], np.finfo(float).tiny))),
                 "confidence": float(probs[best]),
                 "vocab_confidence": float(np.exp(logprobs[best])),
-                "group": e.example.group,
-                "extra": e.example.extra,
+                **row_identity(e.example),
             }
         )
     return rows
+
+
+def row_identity(example: Example) -> dict[str, Any]:
+    """Return what a prediction row says of its question beside the texts.
+
+    `group` is absent for a row without one and null for a row in which it was null.
+    """
+    group = {} if example.group is None else {"group": example.group}
+    null = {"group": None} if "group" in example.extra else {}
+    return {HASH: question_hash(example), **group, **null, "extra": example.extra}
 
 
 def write_predictions(path: Path, predictions: Predictions, encoded: Sequence[Encoded]) -> None:

@@ -7,7 +7,7 @@ import math
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from cogcalib_jax.data.example import BadRow, exclude_one_another
 from cogcalib_jax.data.formats import TABLES, format_of, read_file
 from cogcalib_jax.data.json_values import as_json
+from cogcalib_jax.data.repeats import HASH, clusters_of_predictions, repeats_note
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.metrics import summarize, summarize_confidence
@@ -44,6 +45,8 @@ class OptionRows:
     """[n] int: index of the right option"""
     vocab_probs: np.ndarray | None
     """[n, k] float64: probability over the whole vocabulary, where it is known"""
+    clusters: np.ndarray | None = None
+    """[n] which question each row asks (`data.repeats`); None: each its own"""
 
     def metrics(
         self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
@@ -54,6 +57,7 @@ class OptionRows:
             self.options[chosen],
             self.answers[chosen],
             None if self.vocab_probs is None else self.vocab_probs[chosen],
+            clusters=None if self.clusters is None else self.clusters[chosen],
             bins=config.bins,
             resamples=config.resamples,
             seed=seed,
@@ -68,6 +72,8 @@ class ConfidenceRows:
     """[n] float64"""
     correct: np.ndarray
     """[n] bool"""
+    clusters: np.ndarray | None = None
+    """as of `OptionRows`"""
 
     def metrics(
         self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
@@ -76,6 +82,7 @@ class ConfidenceRows:
         return summarize_confidence(
             self.confidence[chosen],
             self.correct[chosen],
+            clusters=None if self.clusters is None else self.clusters[chosen],
             bins=config.bins,
             resamples=config.resamples,
             seed=seed,
@@ -120,10 +127,12 @@ def read_scored(path: Path) -> ScoredFile:
             raise UserError(f"{row.where}: {reason}") from reason
         contents.append(content)
     scores = _confidence_rows(contents) if CONFIDENCE in kind else _option_rows(contents, kind)
-    notes = ()
+    clusters = clusters_of_predictions(contents)
+    scores = replace(scores, clusters=clusters)
+    notes = repeats_note(path.name, clusters)
     if kind == (LOGPROBS, ANSWER):
-        notes = ("probabilities are the exponentials of option_logprobs, made to sum to 1",)
-    used = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, "extra"}
+        notes += ("probabilities are the exponentials of option_logprobs, made to sum to 1",)
+    used = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, HASH, "extra"}
     fields = tuple(
         as_json({name: value for name, value in row.items() if name not in used} | _extra(row))
         for row in contents

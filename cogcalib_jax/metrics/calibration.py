@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from cogcalib_jax.metrics.rows import (
     FloatArray,
+    IntArray,
     InvalidRows,
     check_confidence,
     check_options,
     check_probabilities,
+    cluster_numbers,
     cpu_float64,
     pad_rows,
 )
@@ -179,18 +181,36 @@ def _mean_folded_normal(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 @cpu_float64
-def ece_debiased(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 15) -> float:
+def ece_debiased(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    bins: int = 15,
+    clusters: ArrayLike | None = None,
+) -> float:
     """ECE minus an estimate of its bias; may fall below 0 for a well calibrated model.
 
     Kumar, Liang and Ma 2019, "Verified Uncertainty Calibration", normal debiasing of the l1 error:
     each bin's accuracy is redrawn from a normal of its mean and variance a (1 - a) / count. Their
-    package draws samples; here the expectation is taken in closed form (a folded normal).
+    package draws samples; here the expectation is taken in closed form (a folded normal). With
+    clusters a bin's count in that variance is count^2 / (sum over its clusters of their rows^2).
+
+    Args:
+        confidence: [rows]. correct: [rows] of 0 and 1. bins: as for `ece`.
+        clusters: [rows] labels of rows that belong together; None: every row by itself.
     """
     table = reliability_bins(confidence, correct, bins=bins)
     filled = table.count > 0
     count, accuracy = table.count[filled], table.accuracy[filled]
     gap = accuracy - table.confidence[filled]
-    redrawn = _mean_folded_normal(gap, np.sqrt(accuracy * (1 - accuracy) / count))
+    independent = count
+    numbers = cluster_numbers(clusters, int(count.sum()))
+    if numbers is not None:
+        index = bin_index(check_confidence(confidence, correct)[0], bins)
+        pairs, rows = np.unique(numbers * bins + index, return_counts=True)
+        squares = np.bincount(pairs % bins, weights=rows.astype(np.float64) ** 2, minlength=bins)
+        independent = count**2 / squares[filled]
+    redrawn = _mean_folded_normal(gap, np.sqrt(accuracy * (1 - accuracy) / independent))
     return float(count @ (2 * np.abs(gap) - np.asarray(redrawn)) / count.sum())
 
 
@@ -303,7 +323,12 @@ def _simulated_bins(
 
 @cpu_float64
 def ece_noise_floor(
-    confidence: ArrayLike, *, bins: int = 15, draws: int = 1000, seed: int = 0
+    confidence: ArrayLike,
+    *,
+    bins: int = 15,
+    draws: int = 1000,
+    seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> NoiseFloor:
     """Simulate answer sheets of a calibrated model: row i is correct with probability confidence i.
 
@@ -312,8 +337,12 @@ def ece_noise_floor(
     the mean stays exact and a row's variance p (1 - p) grows by at most (1 / (128 bins))^2 / 4,
     less than one part in a million at p = 0.5, while the cost no longer grows with the rows.
 
+    Rows of a cluster (repeats of a question) are not drawn one by one: all are compared with the
+    same uniform number, so that repeats with equal confidence are all right or all wrong.
+
     Args:
         confidence: [rows]. bins: as for `ece`. draws: simulated sheets. seed: of the simulation.
+        clusters: [rows] labels of rows that belong together; None: every row by itself.
     """
     confidence = check_probabilities(confidence, "confidence", 1)
     if draws < 1:
@@ -321,26 +350,58 @@ def ece_noise_floor(
     index = bin_index(confidence, bins)
     within = (confidence * bins - index) * _CELLS_PER_BIN
     cell = index * _CELLS_PER_BIN + np.clip(within.astype(np.int64), 0, _CELLS_PER_BIN - 1)
-    total = np.bincount(cell, minlength=bins * _CELLS_PER_BIN)
-    summed = np.bincount(cell, weights=confidence, minlength=bins * _CELLS_PER_BIN)
-    used = np.flatnonzero(total)
-    probability = np.clip(summed[used] / total[used], 0.0, 1.0)
-
-    # NumPy's generator: `jax.random.binomial` takes seconds where this takes a tenth of one.
-    rng = np.random.default_rng([seed, 0])
-    hits = rng.binomial(total[used][:, None], probability[:, None], (len(used), draws))
-    all_hits = np.zeros((bins * _CELLS_PER_BIN, draws))
-    all_hits[used] = hits
+    cells = bins * _CELLS_PER_BIN
+    all_hits = _simulated_hits(confidence, cell, cells, draws, seed, clusters)
     cell_bin = np.repeat(np.arange(bins), _CELLS_PER_BIN)
+    summed = np.bincount(cell, weights=confidence, minlength=cells)
     bin_confidence = summed.reshape(bins, -1).sum(axis=1)
     per_bin, gaps = _simulated_bins(all_hits, cell_bin, bin_confidence)
     simulated = np.sort(np.asarray(gaps)) / len(confidence)
 
-    count = total.reshape(bins, -1).sum(axis=1)
+    count = np.bincount(index, minlength=bins)
     filled = np.where(count > 0, count, np.nan)
     band = np.percentile(np.asarray(per_bin), [5, 95], axis=1).T / filled[:, None]
     p95 = float(np.percentile(simulated, 95))
     return NoiseFloor(float(simulated.mean()), p95, band, simulated)
+
+
+def _simulated_hits(
+    confidence: FloatArray,
+    cell: IntArray,
+    cells: int,
+    draws: int,
+    seed: int,
+    clusters: ArrayLike | None,
+) -> FloatArray:
+    """Correct rows [cells, draws] of answer sheets of a calibrated model.
+
+    cell: [rows] of `cells`. clusters: as for `ece_noise_floor`.
+    """
+    numbers = cluster_numbers(clusters, len(confidence))
+    size, apart = np.ones_like(cell), np.zeros(len(cell), bool)
+    if numbers is not None:
+        size = np.bincount(numbers)[numbers]
+        lowest, highest = np.full(numbers.max() + 1, cells), np.zeros(numbers.max() + 1, np.int64)
+        np.minimum.at(lowest, numbers, cell)
+        np.maximum.at(highest, numbers, cell)
+        apart = (lowest < highest)[numbers]
+
+    # NumPy's generator: `jax.random.binomial` takes seconds where this takes a tenth of one.
+    rng = np.random.default_rng([seed, 0])
+    hits = np.zeros((cells, draws))
+    # Clusters within one cell are drawn together with those of their size.
+    kinds, kind = np.unique(size[~apart] * cells + cell[~apart], return_inverse=True)
+    total = np.bincount(kind)
+    probability = np.clip(np.bincount(kind, weights=confidence[~apart]) / total, 0.0, 1.0)
+    times, place = np.divmod(kinds, cells)
+    right = rng.binomial((total // times)[:, None], probability[:, None], (len(kinds), draws))
+    np.add.at(hits, place, right * times[:, None])
+    if numbers is None:
+        return hits
+    in_order = np.argsort(np.where(apart, numbers, -1), kind="stable")[np.count_nonzero(~apart) :]
+    for rows in np.split(in_order, np.flatnonzero(np.diff(numbers[in_order])) + 1):
+        np.add.at(hits, cell[rows], rng.random(draws) < confidence[rows][:, None])
+    return hits
 
 
 def ece_p_value(
@@ -350,10 +411,11 @@ def ece_p_value(
     bins: int = 15,
     draws: int = 1000,
     seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> float:
     """p-value of the observed ECE against "calibrated", by `ece_noise_floor`'s simulation.
 
-    Where the floor is wanted too, one simulation serves both: `floor.p_value(ece(...))`.
+    If the floor is wanted too, one simulation serves both: `floor.p_value(ece(...))`.
     """
-    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed)
+    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed, clusters=clusters)
     return floor.p_value(ece(confidence, correct, bins=bins))

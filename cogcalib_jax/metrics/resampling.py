@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from cogcalib_jax.metrics.rows import (
     FloatArray,
+    IntArray,
     InvalidRows,
     check_confidence,
+    cluster_numbers,
     cpu_float64,
     pad_rows,
     padded_length,
@@ -25,33 +27,49 @@ from cogcalib_jax.metrics.rows import (
 _CHUNK_ELEMENTS = 2**20
 
 
-def count_chunks(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray]:
-    """Yield int32 counts [chunk, padded rows]; a line is one resample, `rows` draws in all.
+def count_chunks(
+    rows: int, resamples: int, rng: np.random.Generator, clusters: IntArray | None = None
+) -> Iterator[NDArray]:
+    """Yield int32 counts [chunk, padded rows]; a line is one resample.
+
+    A resample draws rows, as often as there are rows. With `clusters` [rows], as `cluster_numbers`
+    gives them, it draws clusters, as often as there are clusters, and takes all rows of each.
 
     All chunks have one shape, so that a consumer compiles once; lines beyond `resamples` are 0.
     """
     if resamples < 1:
         raise InvalidRows(f"resamples is {resamples}: must be at least 1")
     width = padded_length(rows)
+    units = rows if clusters is None else int(clusters.max()) + 1
     chunk = min(resamples, max(1, _CHUNK_ELEMENTS // width))
     for start in range(0, resamples, chunk):
         counts = np.zeros((chunk, width), np.int32)
         for i in range(min(chunk, resamples - start)):
             # Drawing and counting 1,000,000 rows takes 4 ms here; JAX's threefry alone takes 24.
-            drawn = rng.integers(0, rows, rows, dtype=np.uint32)
-            counts[i] = np.bincount(drawn, minlength=width)
+            drawn = rng.integers(0, units, units, dtype=np.uint32)
+            if clusters is None:
+                counts[i] = np.bincount(drawn, minlength=width)
+            else:
+                counts[i, :rows] = np.bincount(drawn, minlength=units)[clusters]
         yield counts
 
 
 def over_resamples(
-    statistic: Callable[[NDArray], jax.Array], rows: int, resamples: int, seed: int
+    statistic: Callable[[NDArray], jax.Array],
+    rows: int,
+    resamples: int,
+    seed: int,
+    clusters: IntArray | None = None,
 ) -> FloatArray:
-    """Evaluate `statistic` (counts [chunk, padded rows] -> [chunk, ...]) on all resamples."""
+    """Evaluate `statistic` (counts [chunk, padded rows] -> [chunk, ...]) on all resamples.
+
+    clusters: as for `count_chunks`.
+    """
     rng = np.random.default_rng([seed, 1])
     values: list[NDArray] = []
     running: NDArray | jax.Array | None = None
     # JAX works on one chunk while NumPy draws the next: the result is fetched one chunk late.
-    for counts in count_chunks(rows, resamples, rng):
+    for counts in count_chunks(rows, resamples, rng, clusters):
         started = statistic(counts)
         if running is not None:
             values.append(np.asarray(running))
@@ -133,6 +151,7 @@ def bootstrap_intervals(
     correct: ArrayLike,
     means_of: Mapping[str, ArrayLike],
     *,
+    clusters: ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -144,6 +163,8 @@ def bootstrap_intervals(
     Args:
         confidence: [rows]. correct: [rows] of 0 and 1.
         means_of: name -> finite per-row values [rows], such as the rows' NLL.
+        clusters: [rows] labels; rows that share one (repeats of a question) are drawn together.
+            None: every row by itself.
         resamples: number of resamples. seed: of the resampling. level: coverage aimed at.
     Returns:
         [low, high] for "accuracy", "confidence", "auroc" and every name of `means_of`; None for
@@ -158,6 +179,9 @@ def bootstrap_intervals(
     # Ordered by every column, so that the interval does not depend on the order of the rows.
     order = np.lexsort([*reversed(columns.values()), confidence])
     table = np.stack([values[order] for values in columns.values()], axis=1)
+    numbers = cluster_numbers(clusters, len(confidence))
+    if numbers is not None:
+        numbers = cluster_numbers(numbers[order], len(order))
     _, hits, first, last = sorted_for_auroc(confidence[order], correct[order])
     table = on_device(table)
 
@@ -165,6 +189,6 @@ def bootstrap_intervals(
         auroc = weighted_auroc(hits, first, last, counts)
         return jnp.concatenate([weighted_mean(table, counts), auroc[:, None]], axis=1)
 
-    values = over_resamples(statistics, len(confidence), resamples, seed)
+    values = over_resamples(statistics, len(confidence), resamples, seed, numbers)
     names = [*columns, "auroc"]
     return {name: percentile_interval(values[:, i], level) for i, name in enumerate(names)}

@@ -98,6 +98,25 @@ def check_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatAr
     return confidence, hits
 
 
+def cluster_numbers(clusters: ArrayLike | None, rows: int) -> IntArray | None:
+    """Return clusters [rows] numbered from 0 by first appearance; None if no two rows share one.
+
+    Args:
+        clusters: [rows] labels that can be sorted; rows with equal labels belong together.
+    Raises:
+        InvalidRows: another shape.
+    """
+    if clusters is None:
+        return None
+    labels = np.asarray(clusters)
+    if labels.shape != (rows,):
+        raise InvalidRows(f"clusters have shape {labels.shape}: expected {(rows,)}, one a row")
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    if len(first) == rows:
+        return None
+    return np.argsort(np.argsort(first))[inverse]
+
+
 def check_mask(option_mask: ArrayLike, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask [rows, options] of the options that exist, from a mask or counts [rows]."""
     mask = np.asarray(option_mask)

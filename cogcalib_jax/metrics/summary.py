@@ -16,7 +16,13 @@ from cogcalib_jax.metrics.calibration import (
 )
 from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
 from cogcalib_jax.metrics.resampling import bootstrap_intervals
-from cogcalib_jax.metrics.rows import FloatArray, IntArray, check_confidence, check_options
+from cogcalib_jax.metrics.rows import (
+    FloatArray,
+    IntArray,
+    check_confidence,
+    check_options,
+    cluster_numbers,
+)
 from cogcalib_jax.metrics.scores import (
     accuracy,
     brier_per_row,
@@ -29,9 +35,14 @@ from cogcalib_jax.metrics.scores import (
 
 
 def _calibration_summary(
-    confidence: ArrayLike, correct: ArrayLike, bins: int, draws: int, seed: int
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    bins: int,
+    draws: int,
+    seed: int,
+    clusters: IntArray | None,
 ) -> dict[str, Any]:
-    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed)
+    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed, clusters=clusters)
     observed = ece(confidence, correct, bins=bins)
     return {
         "ece": observed,
@@ -51,6 +62,7 @@ def _vocab_summary(
     bins: int,
     draws: int,
     seed: int,
+    clusters: IntArray | None,
 ) -> dict[str, Any]:
     probs, _, _ = check_options(vocab_option_probs, option_mask, answers, complete=False)
     correct = (prediction == answers).astype(np.float64)
@@ -59,7 +71,7 @@ def _vocab_summary(
         "nll": float(vocab_nll_per_row(vocab_option_probs, option_mask, answers).mean()),
         "brier": float(vocab_brier_per_row(vocab_option_probs, option_mask, answers).mean()),
     }
-    return _calibration_summary(confidence, correct, bins, draws, seed) | scores
+    return _calibration_summary(confidence, correct, bins, draws, seed, clusters) | scores
 
 
 def _top_label_summary(
@@ -70,19 +82,23 @@ def _top_label_summary(
     bins: int,
     resamples: int,
     seed: int,
+    clusters: IntArray | None,
 ) -> dict[str, Any]:
     """What follows from confidence and correctness [rows], and the rows' proper scores [rows]."""
     intervals = bootstrap_intervals(
         confidence,
         correct,
         {"nll": nll_rows, "brier": brier_rows},
+        clusters=clusters,
         resamples=resamples,
         seed=seed,
     )
+    repeats = {} if clusters is None else {"n_questions": int(clusters.max()) + 1}
     return {
         "n": len(nll_rows),
-        **_calibration_summary(confidence, correct, bins, resamples, seed),
-        "ece_debiased": ece_debiased(confidence, correct, bins=bins),
+        **repeats,
+        **_calibration_summary(confidence, correct, bins, resamples, seed, clusters),
+        "ece_debiased": ece_debiased(confidence, correct, bins=bins, clusters=clusters),
         "ece_equal_mass": ece_equal_mass(confidence, correct, bins=bins),
         "ece_smooth": ece_smooth(confidence, correct),
         "mce": mce(confidence, correct, bins=bins),
@@ -100,6 +116,7 @@ def summarize(
     answers: ArrayLike,
     vocab_option_probs: ArrayLike | None = None,
     *,
+    clusters: ArrayLike | None = None,
     bins: int = 15,
     seed: int = 0,
     resamples: int = 1000,
@@ -111,6 +128,9 @@ def summarize(
         option_mask: [rows, options] or counts [rows]. answers: [rows].
         vocab_option_probs: [rows, options] probabilities under the vocabulary's softmax, or None;
             the confidence there is that of the prediction made from `option_probs`.
+        clusters: [rows] labels; rows that share one are repeats of a question. Intervals, noise
+            floors, p-values and debiasing count it once, and `n_questions` stands beside `n`. None,
+            or all different: every row by itself.
         bins: equal-width bins of the calibration errors. seed: of simulation and resampling.
         resamples: bootstrap resamples, and draws of the noise floor.
     """
@@ -118,11 +138,13 @@ def summarize(
     prediction, confidence, correct = top_label(probs, mask, answers)
     nll_rows = nll_per_row(option_probs, mask, answers)
     brier_rows = brier_per_row(option_probs, mask, answers)
+    numbers = cluster_numbers(clusters, len(answers))
+    settings = (bins, resamples, seed, numbers)
     vocab = None
     if vocab_option_probs is not None:
-        vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, bins, resamples, seed)
+        vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, *settings)
     return {
-        **_top_label_summary(confidence, correct, nll_rows, brier_rows, bins, resamples, seed),
+        **_top_label_summary(confidence, correct, nll_rows, brier_rows, *settings),
         "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
         "vocab": vocab,
     }
@@ -132,6 +154,7 @@ def summarize_confidence(
     confidence: ArrayLike,
     correct: ArrayLike,
     *,
+    clusters: ArrayLike | None = None,
     bins: int = 15,
     seed: int = 0,
     resamples: int = 1000,
@@ -144,7 +167,7 @@ def summarize_confidence(
 
     Args:
         confidence: [rows]. correct: [rows] of 0 and 1.
-        bins, seed, resamples: as for `summarize`.
+        clusters, bins, seed, resamples: as for `summarize`.
     """
     _, hits = check_confidence(confidence, correct)
     values = np.asarray(confidence)
@@ -153,4 +176,7 @@ def summarize_confidence(
     two = np.full(len(hits), 2)
     nll_rows = nll_per_row(right_or_wrong, two, outcome)
     brier_rows = brier_per_row(right_or_wrong, two, outcome) / 2
-    return _top_label_summary(confidence, correct, nll_rows, brier_rows, bins, resamples, seed)
+    numbers = cluster_numbers(clusters, len(hits))
+    return _top_label_summary(
+        confidence, correct, nll_rows, brier_rows, bins, resamples, seed, numbers
+    )

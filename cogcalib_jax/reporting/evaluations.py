@@ -24,7 +24,7 @@ from cogcalib_jax.reporting.tables import (
     floor_cell,
 )
 from cogcalib_jax.reporting.verdict import LEVEL, Comparison, at_floor, compare, difference_table
-from cogcalib_jax.reporting.words import count
+from cogcalib_jax.reporting.words import count, questions
 from cogcalib_jax.significance import holm
 
 COMPARISON = "comparison"
@@ -48,7 +48,9 @@ class TaskComparison:
         """Numbers, differences, subgroups and remarks, tables in the form wanted."""
         numbers = comparison_table([self.results])
         numbers = replace(numbers, header=("model", *numbers.header[1:]))
-        differences = difference_table(self.comparisons, next(iter(self.results.values()))["n"])
+        differences = difference_table(
+            self.comparisons, questions(next(iter(self.results.values())))
+        )
         parts = [form(numbers), *_confidences(self.results, form)]
         parts += [] if differences is None else [form(differences)]
         parts += _subgroups(self.results, form)
@@ -96,7 +98,7 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
         for name, groups in models.items()
         if value in groups
     }
-    large = [line for line, m in lines.items() if m["n"] >= SMALL]
+    large = [line for line, m in lines.items() if questions(m) >= SMALL]
     beyond = {}
     for name in models:
         own = [line for line in large if line[1] == name]
@@ -198,6 +200,7 @@ def _csv(tasks: Sequence[TaskComparison]) -> str:
         against = {c.method: c for c in task.comparisons}
         for name, m in task.results.items():
             line: dict[str, Any] = {"task": task.task, "model": name, "n": m["n"]}
+            line |= {"n_questions": m["n_questions"]} if "n_questions" in m else {}
             line |= {key: m[key] for key in ("accuracy", "confidence", "ece")}
             line |= {f"ece_floor_{key}": value for key, value in m["ece_noise_floor"].items()}
             keys = ("ece_p_value", "brier", "nll", "auroc", "coverage_at_90")

@@ -17,6 +17,7 @@ from cogcalib_jax.reporting.tables import (
     vocabulary_table,
 )
 from cogcalib_jax.reporting.verdict import compare, difference_table, verdict
+from cogcalib_jax.reporting.words import questions
 
 RESULTS = "Results over the options of each question"
 ANSWERS = "Results of the generated answers"
@@ -70,7 +71,7 @@ def findings(runs: Sequence[Run], task: str) -> Findings:
     tables = {
         ANSWERS if "confidences" in next(iter(first.values())) else RESULTS: results,
         CONFIDENCES: confidences,
-        DIFFERENCES: difference_table(comparisons, next(iter(first.values()))["n"]),
+        DIFFERENCES: difference_table(comparisons, questions(next(iter(first.values())))),
     }
     if len(runs) == 1:
         tables[VOCABULARY] = vocabulary_table(first)

@@ -143,7 +143,7 @@ def _answers(method: Method, task: str, look: Look, bins: int) -> Answers:
         name=short_name(method.key),
         look=look,
         bins=reliability_bins(p.confidence, p.correct, bins=bins),
-        band=ece_noise_floor(p.confidence, bins=bins).band,
+        band=ece_noise_floor(p.confidence, bins=bins, clusters=p.clusters).band,
         metrics=method.metrics[task],
         sure_right=mean(p.correct),
         sure_wrong=mean(~p.correct),

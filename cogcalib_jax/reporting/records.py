@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from cogcalib_jax.data.repeats import clusters_of_predictions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import brier_per_row
 from cogcalib_jax.reporting.names import DERIVED, method_key
@@ -43,6 +44,13 @@ class Predictions:
     """[n] float64: multiclass Brier score in the sum form; of answers the binary one"""
     guess_nll: float | None = None
     """nats, of giving every option of a question the same probability; None of answers"""
+    clusters: np.ndarray | None = None
+    """[n] which question each row asks (`data.repeats`); None: each its own"""
+
+    @property
+    def questions(self) -> int:
+        """The number of different questions."""
+        return len(self.ids) if self.clusters is None else len(np.unique(self.clusters))
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,8 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise UserError(f"{path}: missing or empty; {remedy}")
     try:
-        return _of_answers(rows) if "exact_match" in rows[0] else _of_options(rows)
+        found = _of_answers(rows) if "exact_match" in rows[0] else _of_options(rows)
+        return replace(found, clusters=clusters_of_predictions(rows))
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: a row is damaged ({damage(error)}); {remedy}") from error
 

@@ -16,7 +16,7 @@ from cogcalib_jax.reporting.pictures import task_pictures, training_pictures
 from cogcalib_jax.reporting.records import Run, read_run
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.reporting.training_words import training_notes
-from cogcalib_jax.reporting.words import count
+from cogcalib_jax.reporting.words import count, questions
 
 TEXT_WIDTH = 110
 
@@ -101,7 +101,7 @@ def commands_of(run: Run) -> tuple[str, ...]:
 
 def _page(run: Run, sections: Sequence[Section]) -> str:
     names = [short_name(m.key) for m in run.methods]
-    n = run.methods[0].metrics[run.tasks[0]]["n"]
+    n = questions(run.methods[0].metrics[run.tasks[0]])
     facts = {name: plain(value) for name, value in run.provenance.items() if name != "command"}
     return page(
         title=f"Calibration report: {run.folder.name}",

@@ -189,4 +189,4 @@ def _against_first(study: Study, method: str, task: str) -> Table | None:
         return None
     pairs = [(name, names[0]) for name in present[1:]]
     bins = next(iter(study.conditions[0].runs.values())).bins
-    return difference_table(compare(whole, pairs=pairs, bins=bins), len(whole[0][names[0]].ids))
+    return difference_table(compare(whole, pairs=pairs, bins=bins), whole[0][names[0]].questions)

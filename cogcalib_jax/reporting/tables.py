@@ -79,10 +79,16 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     over = OVER_ANSWERS if open_ended else OVER_OPTIONS
     if not open_ended and not any("ece_classwise" in m for seed in seeds for m in seed.values()):
         over = OVER_CONFIDENCES
+    repeats = sorted({(m["n"], m["n_questions"]) for m in seeds[0].values() if "n_questions" in m})
     notes = [
-        f"n = {n} questions{spread}; {over}",
+        f"n = {n} {'rows' if repeats else 'questions'}{spread}; {over}",
         "Floor: the ECE that a calibrated model with these confidences would show by chance at"
         " this n.",
+    ]
+    notes += [
+        f"{rows:,} rows ask {different:,} different questions: repeats of a question count as one"
+        " in intervals, floors and p-values."
+        for rows, different in repeats
     ]
     if not open_ended and any("confidences" in m for seed in seeds for m in seed.values()):
         notes.append("Of open questions: exact match, and the generated answer's probability.")

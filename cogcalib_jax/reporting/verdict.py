@@ -25,7 +25,7 @@ from cogcalib_jax.reporting.names import (
 )
 from cogcalib_jax.reporting.records import Predictions
 from cogcalib_jax.reporting.tables import Table
-from cogcalib_jax.reporting.words import count
+from cogcalib_jax.reporting.words import count, questions
 from cogcalib_jax.significance import (
     ECE_BINS,
     FEWEST_SEEDS,
@@ -193,6 +193,7 @@ def _differences(
             [rows(seed[method]) for seed in seeds],
             [rows(seed[other]) for seed in seeds],
             statistic=statistic,
+            clusters=[seed[method].clusters for seed in seeds],
             resamples=resamples,
             bins=bins,
         )
@@ -307,7 +308,7 @@ def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     ]
     if not names:
         return []
-    n = next(iter(first.values()))["n"]
+    n = questions(next(iter(first.values())))
     seeds = f" in each of {len(metrics)} seeds" if len(metrics) > 1 else ""
     return [
         f"ECE at its noise floor, not distinguishable from calibrated at n = {n:,}{seeds}:"

@@ -19,6 +19,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def questions(metrics: Mapping[str, Any]) -> int:
+    """Return the number of different questions behind the numbers of a task in eval.json."""
+    return metrics.get("n_questions", metrics["n"])
+
+
 def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
     """`results` holds method -> numbers of the task in eval.json."""
     parts = []

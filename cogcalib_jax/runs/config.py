@@ -161,6 +161,9 @@ class RunConfig:
         # A run that stopped at an update that is not finite may go on without it: until there, it
         # was the same run.
         del identity["training"]["nonfinite"]
+        if self.data.shared_groups == "keep":
+            # Checkpoints of earlier releases have no such field.
+            del identity["data"]["shared_groups"]
         return identity
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.repeats import question_clusters, repeats_note
 from cogcalib_jax.engine.memory import Memory
 from cogcalib_jax.metrics.power import (
     NARROW,
@@ -168,8 +169,8 @@ def show_overlaps(
         report.line("What the model was trained on is not known here: nothing to compare with.")
     elif not equal:
         report.line(
-            f"No question of {', '.join(sources)} stands in another split (compared without case,"
-            " white space and the order of options)."
+            f"No question of {', '.join(sources)} stands in another split (compared as a reader"
+            " sees them: white space and the order of options aside)."
         )
     for overlap in equal:
         shown = f"{count(overlap.rows, 'question')} of {overlap.second} also in {overlap.first}"
@@ -183,8 +184,8 @@ def show_overlaps(
         if near := inspection.near_overlaps(before, rows):
             report.line(
                 f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
-                f" one of {', '.join(before)}, with other options, passage or punctuation, such as"
-                f" {_quoted(near[0].question)}; kept, for they may be other questions."
+                f" one of {', '.join(before)}, with other options, passage, punctuation or case,"
+                f" such as {_quoted(near[0].question)}; kept, for they may be other questions."
             )
         if repeats := inspection.repeated(rows):
             report.line(
@@ -256,12 +257,14 @@ def show_prompt(
 
 def show_precision(report: Report, name: str, split: EncodedSplit, bins: int) -> None:
     """What the size of a test set allows to be said."""
-    n = len(split)
     examples = [e.example for e in split]
+    n = len(split) - inspection.repeated(examples)
     is_open = split.is_open
     chance = 0.0 if is_open else inspection.labels(examples).chance
     floor = expected_noise_floor(n, chance, bins=bins)
     report.section(f"What {count(n, 'question')} of {name} can show")
+    for note in repeats_note(name, question_clusters(examples)):
+        report.line(f"{note}.")
     report.line(
         f"ECE of a perfectly calibrated model, by chance ({bins} bins): mean {floor.wide[0]:.3f},"
         f" 95th percentile {floor.wide[1]:.3f} if confidences are spread evenly from"

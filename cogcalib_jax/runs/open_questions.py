@@ -17,7 +17,6 @@ from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.open_results import Calibrators, calibrated, from_json
 from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.models.generate import require_room
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.foreign import damage
 
@@ -43,8 +42,19 @@ def open_predictor(
     lengths = [len(e.prompt_ids) for rows in sets if rows.is_open for e in rows]
     if not lengths:
         return None
-    require_room(context, max(lengths), evaluation.open.max_new_tokens)
+    _require_room(context, max(lengths), evaluation.open.max_new_tokens)
     return OpenPredictor(model, evaluation, data, tokenizer, predictor)
+
+
+def _require_room(context: int, longest: int, new: int) -> None:
+    if longest + new <= context:
+        return
+    shorter = f"set --data.max-length to at most {context - new}, which cuts long passages, or "
+    raise UserError(
+        f"open questions: the longest prompt of {longest} tokens and an answer of up to {new}"
+        f" (evaluation.open.max_new_tokens) exceed the model's context of {context};"
+        f" {shorter if new < context else ''}lower --evaluation.open.max-new-tokens"
+    )
 
 
 def stored_calibrators(adapter: Path) -> Calibrators:

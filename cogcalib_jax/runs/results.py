@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.repeats import question_clusters
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
@@ -95,14 +96,16 @@ def _score(
     Questions with options are scored by the probability of each, open ones by what is answered.
     """
     file = folder / "predictions" / f"{task}.jsonl"
+    clusters = question_clusters(e.example for e in encoded)
     if isinstance(predictions, OpenPredictions):
         write_open_predictions(file, predictions, encoded)
-        metrics = open_metrics(predictions, config, seed)
-        part = _open_part(predictions, seed)
+        metrics = open_metrics(predictions, config, seed, clusters)
+        part = _open_part(predictions, seed, clusters)
     else:
         write_predictions(file, predictions, encoded)
-        metrics = task_metrics(predictions, config, seed, encoded.exclusive_options)
-        part = _option_part(predictions, seed, encoded.exclusive_options)
+        exclusive = encoded.exclusive_options
+        metrics = task_metrics(predictions, config, seed, exclusive, clusters)
+        part = _option_part(predictions, seed, exclusive, clusters)
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)
     return {"split": "test"} | metrics
@@ -129,7 +132,9 @@ Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]
 """The numbers of some rows, by their indices"""
 
 
-def _option_part(predictions: Predictions, seed: int, exclusive: bool) -> Part:
+def _option_part(
+    predictions: Predictions, seed: int, exclusive: bool, clusters: np.ndarray
+) -> Part:
     rows = [predictions.probs, predictions.mask, predictions.answers]
     if exclusive:
         rows.append(predictions.vocab_probs)
@@ -137,6 +142,7 @@ def _option_part(predictions: Predictions, seed: int, exclusive: bool) -> Part:
     def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
         return summarize(
             *(values[chosen] for values in rows),
+            clusters=clusters[chosen],
             bins=config.bins,
             resamples=config.resamples,
             seed=seed,
@@ -145,8 +151,8 @@ def _option_part(predictions: Predictions, seed: int, exclusive: bool) -> Part:
     return part
 
 
-def _open_part(predictions: OpenPredictions, seed: int) -> Part:
-    rows = ConfidenceRows(predictions.confidences[MAIN], predictions.answers.exact_match)
+def _open_part(predictions: OpenPredictions, seed: int, clusters: np.ndarray) -> Part:
+    rows = ConfidenceRows(predictions.confidences[MAIN], predictions.answers.exact_match, clusters)
     return lambda config, chosen: rows.metrics(seed, config, chosen)
 
 

@@ -277,10 +277,10 @@ def test_mmlu_trains_on_auxiliary_rows_and_tests_on_its_own():
     assert (len(splits.validation), len(splits.test)) == (3, 10)
     assert all(row.extra == {} for row in splits.train + splits.style + splits.calibration)
     # One training row asks a test question in other words' case and order; it is left out.
-    assert splits.notes == (
-        "train: 1 of 12 rows left out, since they repeat a question of the test split or share its "
-        "group",
-    )
+    assert (
+        "train: 1 of 12 rows left out, since each repeats a question of the test split or shares"
+        " its group"
+    ) in splits.notes
     assert len(splits.train + splits.style + splits.calibration) == 11
 
 
@@ -397,10 +397,38 @@ def test_real_rows_are_read_from_the_hubs_own_layout(tmp_path):
 
 def test_mmlu_rows_whose_right_choice_stands_twice_are_kept_as_published(tmp_path):
     test, notes = load_test(DataConfig(task="mmlu", path=str(FIXTURES / "mmlu")), 0)
-    assert notes == ("read test.jsonl: 10 questions with 4 options",)
+    assert notes[0] == "read test.jsonl: 10 questions with 4 options"
+    assert notes[1] == (
+        "mmlu test: 2 of 10 rows hold the right choice twice; they are used, and only the choice"
+        " that the key names is right, as in published numbers"
+    )
+    assert notes[2].startswith("test: 10 rows, 9 different questions")
     law = [row for row in test if row.extra["subject"] == "international_law"]
     assert [row.choices.count(row.choices[row.answer]) for row in law] == [2, 2]
     assert law[0].id != law[1].id
+
+
+@pytest.mark.parametrize("task", ["commonsense_qa", "openbookqa", "arc_challenge"])
+def test_published_rows_whose_right_choice_stands_twice_are_scored_by_their_key(tmp_path, task):
+    stem = "question_stem" if task == "openbookqa" else "question"
+    rows = [
+        {
+            "id": f"{i}",
+            stem: f"Where is {i}?",
+            "choices": {"text": ["bank", "barn", "bank "], "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[i % 3],
+        }
+        for i in range(9)
+    ]
+    write(tmp_path / "validation.jsonl", rows)
+    write(tmp_path / "test.jsonl", rows)
+    test, notes = load_test(DataConfig(task=task, path=str(tmp_path)), 0)
+    assert [row.answer for row in test] == [0, 1, 2] * 3
+    assert "6 of 9 rows hold the right choice twice; they are used" in notes[0]
+    # In one's own file it is a mistake.
+    mine = [{"question": "Where?", "choices": ["bank", "barn", "bank "], "answer": 0}]
+    with pytest.raises(UserError, match="two of its choices are equal"):
+        load(write(tmp_path / "mine.jsonl", mine))
 
 
 def open_rows(n):

@@ -35,7 +35,7 @@ def test_answers_are_not_needed_and_not_read(load):
         ({"choices": ["a", "b"]}, "has no column 'question'"),
         ({"question": "x"}, "has no choices"),
         ({"question": "x", "choices": ["a"]}, "has 1 choices"),
-        ({"question": "x", "choices": ["a", "A "]}, "two of its choices are equal"),
+        ({"question": "x", "choices": ["a", "a "]}, "two of its choices are equal"),
         ({"question": " ", "choices": ["a", "b"]}, "'question' is empty"),
         ("{", "is not JSON"),
         (ROW | {"id": "a"}, "its id 'a' stands at "),

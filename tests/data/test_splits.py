@@ -1,12 +1,15 @@
 """No row, question or group lies in two splits, whatever the rows, sizes and seed."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.splits import Official, make_splits, question_key
+from cogcalib_jax.data.repeats import question_clusters, question_key
+from cogcalib_jax.data.splits import Official, make_splits
 from cogcalib_jax.errors import UserError
 
 
@@ -16,6 +19,10 @@ def example(name, question, group=None, choices=("yes", "no")):
 
 def config(**fields):
     return DataConfig(task="openbookqa", **fields)
+
+
+def own(**fields):
+    return DataConfig(task="custom", path="rows", **fields)
 
 
 def rows_of(splits):
@@ -68,6 +75,32 @@ def test_splits_share_no_row_question_or_group(official, seed, calibration, trai
     assert rows_of(make_splits(official, sizes)) == rows_of(splits)
 
 
+@settings(max_examples=50, deadline=None)
+@given(official_rows(), st.integers(0, 5))
+def test_groups_of_own_files_stay_and_carved_parts_keep_them_whole(official, seed):
+    """Only equal questions leave an earlier file; what we carve never cuts a group."""
+    try:
+        splits = make_splits(official, own(split_seed=seed))
+    except UserError:
+        return
+    given_files = {name for name in ("validation", "test") if getattr(official, name) is not None}
+    where: dict = {}
+    for name, rows in splits.items():
+        for row in rows:
+            carved = name not in given_files and row.group is not None
+            group = [("group", row.group)] if carved else []
+            for key in [row.id, question_key(row), *group]:
+                assert where.setdefault(key, name) == name, (key, where[key], name)
+    later = {
+        question_key(row)
+        for file in (official.validation or [], official.test or [])
+        for row in file
+    }
+    left = [row for row in official.train if question_key(row) not in later]
+    used = [row for name, rows in splits.items() if name not in given_files for row in rows]
+    assert sorted(row.id for row in used) == sorted(row.id for row in left)
+
+
 def plain(n, prefix="a"):
     return [example(f"{prefix}{i}", f"{prefix} question {i}") for i in range(n)]
 
@@ -113,7 +146,7 @@ def test_the_seed_moves_rows_and_a_limit_on_one_split_leaves_the_others_alone():
 
 
 def test_rows_that_repeat_a_test_question_leave_train_and_validation_and_are_counted():
-    train = [*plain(30), example("copy", " T  QUESTION 1 ", choices=("No", "yes"))]
+    train = [*plain(30), example("copy", " t  question 1 ", choices=("no", "yes"))]
     validation = [*plain(5, "v"), example("copy2", "t question 2")]
     splits = make_splits(Official(train, validation, plain(5, "t")), config())
     ids = {row.id for name, rows in splits.items() if name != "test" for row in rows}
@@ -178,3 +211,95 @@ def test_one_large_group_that_cannot_be_dealt_is_an_error():
     train = [example(f"a{i}", f"question {i}", "all") for i in range(50)]
     with pytest.raises(UserError, match="in 1 groups"):
         make_splits(Official(train, plain(2, "v"), plain(2, "t")), config())
+
+
+E_ACUTE = "caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("Is it 5?", " Is\u00a0it \n5? ", True),
+        (E_ACUTE, unicodedata.normalize("NFD", E_ACUTE), True),
+        ("100 \u2126", "100 \u03a9", True),  # the sign of the unit is the Greek letter
+        ("What is 5\u00b2?", "What is 52?", False),
+        ("H\u2082O", "H2O", False),
+        ("\u00bd cup", "1\u20442 cup", False),
+        ("\ufb01n", "fin", False),
+        ("\uff15", "5", False),
+        ("5 mW", "5 MW", False),
+    ],
+)
+def test_questions_and_choices_are_equal_where_a_reader_sees_the_same(first, second, equal):
+    rows = [example("a", first), example("b", second)]
+    assert (question_key(rows[0]) == question_key(rows[1])) == equal
+    rows = [example("a", "?", choices=("x", first)), example("b", "?", choices=(second, "x"))]
+    assert (question_key(rows[0]) == question_key(rows[1])) == equal
+    assert question_clusters([*rows, rows[0]]).tolist() == ([0, 0, 0] if equal else [0, 1, 0])
+
+
+def test_superscripts_make_other_questions_and_no_row_is_left_out():
+    powers = [example(f"p{i}", f"What is {i}" + ("\u00b2" if i % 2 else "2")) for i in range(40)]
+    flat = [example(f"f{i}", f"What is {i}2") for i in range(1, 40, 2)]
+    splits = make_splits(Official(powers, None, flat), own())
+    assert sum(len(rows) for _, rows in splits.items()) == 60
+    assert splits.notes == ()
+
+
+def test_a_question_in_other_case_is_a_leak_only_with_the_same_answer():
+    train = [
+        *plain(30),
+        example("shout", "T QUESTION 1", choices=("Yes", "no")),
+        Example("unit", "Is 5 MW more than 5 kW?", ("yes", "no"), 0),
+    ]
+    test = [*plain(3, "t"), Example("t9", "Is 5 mW more than 5 kW?", ("yes", "no"), 1)]
+    splits = make_splits(Official(train, None, test), own())
+    ids = {row.id for _, rows in splits.items() for row in rows}
+    assert "shout" not in ids and "unit" in ids
+
+
+def in_groups(n, prefix, groups):
+    return [example(f"{prefix}{i}", f"{prefix} {i}?", f"topic{i % groups}") for i in range(n)]
+
+
+def test_files_that_share_every_group_are_used_as_they_are_and_a_note_says_so():
+    official = Official(in_groups(40, "a", 8), None, in_groups(12, "t", 8))
+    splits = make_splits(official, own())
+    assert len(splits.test) == 12
+    assert sum(len(rows) for name, rows in splits.items() if name != "test") == 40
+    (note,) = [note for note in splits.notes if "--data.shared-groups drop" in note]
+    assert note.startswith("group: 8 groups stand in more than one of your files")
+    assert "40 of 40 rows of train, 12 of 12 rows of test" in note
+
+
+def test_rows_of_shared_groups_are_left_out_on_request():
+    train = [*in_groups(40, "a", 8), *plain(20)]
+    test = in_groups(3, "t", 8)
+    dropped = make_splits(Official(train, None, test), own(shared_groups="drop"))
+    left = {row.group for name, rows in dropped.items() if name != "test" for row in rows}
+    assert left.isdisjoint({"topic0", "topic1", "topic2"})
+    assert sum(len(rows) for name, rows in dropped.items() if name != "test") == 45
+    with pytest.raises(UserError, match=r"too few .* 40 of 40 rows left out, .*groups keep"):
+        make_splits(Official(in_groups(40, "a", 3), None, test), own(shared_groups="drop"))
+
+
+def test_groups_that_a_published_task_finds_still_bar_its_training_rows():
+    official = Official([*in_groups(6, "a", 3), *plain(30)], None, in_groups(3, "t", 3))
+    splits = make_splits(official, DataConfig(task="winogrande_s"))
+    assert all(row.group is None for name, rows in splits.items() if name != "test" for row in rows)
+
+
+def test_repeats_within_the_test_split_are_counted_in_a_note():
+    test = [*plain(4, "t"), *(example(f"r{i}", "t  question 1") for i in range(2))]
+    splits = make_splits(Official(plain(30), None, test), own())
+    assert splits.notes[-1].startswith("test: 6 rows, 4 different questions")
+
+
+def test_few_large_groups_are_dealt_whole_one_to_a_split():
+    official = Official(in_groups(40, "a", 4), None, in_groups(12, "t", 4))
+    splits = make_splits(official, own())
+    assert [len(rows) for _, rows in splits.items()] == [10, 10, 10, 10, 12]
+    assert "calibration: 10 rows instead of 6, since groups are kept whole" in splits.notes
+    # A size that was asked for is a limit.
+    with pytest.raises(UserError, match="no row is left for calibration: .* the smallest of 10"):
+        make_splits(official, own(calibration_rows=6))

@@ -149,8 +149,16 @@ def test_a_custom_answer_is_an_index_a_letter_or_a_text(answer, index):
     assert read_custom(custom_row(answer=answer), 1).answer == index
 
 
+@pytest.mark.parametrize("answer", ["5 MW", "5  MW ", 1, "B"])
+def test_choices_that_differ_in_case_are_two(answer):
+    row = custom_row(choices=["5 mW", "5 MW", "5 kW"], answer=answer)
+    assert read_custom(row, 1).answer == 1
+    # A case that no choice has still finds the only one that fits.
+    assert read_custom({**row, "answer": "5 KW"}, 1).answer == 2
+
+
 def test_a_custom_answer_may_be_a_boolean():
-    row = custom_row(choices=["No", "Yes"], answer=True)
+    row = custom_row(choices=["No", "Yes", "yesterday"], answer=True)
     assert read_custom(row, 1).answer == 1
     assert read_custom({**row, "answer": False}, 1).answer == 0
 
@@ -163,7 +171,7 @@ def test_a_custom_answer_may_be_a_boolean():
         ({"answer": 1.5}, "is no choice"),
         ({"answer": True}, "is no choice"),
         ({"answer": "purple"}, "is no choice"),
-        ({"choices": ["red", "Red "], "answer": 0}, "equal"),
+        ({"choices": ["red", "red "], "answer": 0}, "equal"),
         ({"choices": ["red", 3]}, "must be a text"),
         ({"choices": None}, "has no choices, so its answer must be a text"),
         ({"choices": "red"}, "must be a list"),
@@ -183,6 +191,8 @@ def test_a_custom_row_keeps_what_it_has_besides():
     example = read_custom(custom_row(id=7, group=3, passage="Text.", topic="art"), 1)
     assert (example.id, example.group, example.passage) == ("7", "3", "Text.")
     assert example.extra == {"topic": "art"}
+    # A group that is null is told apart from none at all.
+    assert read_custom(custom_row(group=None), 1).extra == {"group": None}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,25 @@ def test_numbers_of_chosen_rows_are_those_of_a_file_with_these_alone(read):
     assert chosen == read(PROBS, PROBS).scores.metrics(0, CONFIG)
 
 
+def test_repeats_of_a_question_are_one_in_intervals(read):
+    """20 questions three times each: the intervals and the floor are those of the 20."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"confidence": round(p, 3), "correct": bool(rng.random() < p), "question": f"q {i}"}
+        for i, p in enumerate(rng.uniform(0.2, 1, 20).tolist())
+    ]
+    once, thrice = read(*rows), read(*rows, *rows, *rows)
+    assert once.notes == ()
+    assert thrice.notes[0].startswith("rows.jsonl: 60 rows, 20 different questions")
+    wanted, found = (file.scores.metrics(0, CONFIG) for file in (once, thrice))
+    assert (found["n"], found["n_questions"], "n_questions" in wanted) == (60, 20, False)
+    for name in ("accuracy", "nll", "brier", "auroc"):
+        np.testing.assert_allclose(found["ci95"][name], wanted["ci95"][name], rtol=1e-9)
+    assert found["ece_p_value"] == wanted["ece_p_value"]
+    # A part in which no question stands twice says nothing of questions.
+    assert "n_questions" not in thrice.scores.metrics(0, CONFIG, np.arange(10))
+
+
 def test_other_fields_and_those_of_extra_group_rows(read):
     file = read(PROBS | {"lang": "de", "id": "x", "extra": {"subject": "law"}})
     assert file.fields == ({"lang": "de", "id": "x", "subject": "law"},)

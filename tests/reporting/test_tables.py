@@ -33,6 +33,14 @@ def test_cells_are_the_numbers_of_eval_json():
     assert "n = 1,520 questions" in table.note
 
 
+def test_repeated_questions_are_said_under_the_table():
+    repeated = metrics(n_questions=507)
+    table = comparison_table([{"sft": repeated, "cols": repeated}])
+    assert "n = 1,520 rows" in table.note
+    assert table.note.count("1,520 rows ask 507 different questions") == 1
+    assert "different questions" not in comparison_table([{"sft": metrics()}]).note
+
+
 def test_several_seeds_show_mean_and_sample_standard_deviation():
     values = [0.10, 0.14, 0.18]
     table = comparison_table([{"sft": metrics(ece=v)} for v in values])

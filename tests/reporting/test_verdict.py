@@ -217,3 +217,27 @@ def test_brier_of_the_synthetic_rows_is_scikit_learns():
     predictions, _ = answered(2.0, n=200)
     oracle = brier_score_loss(answers, probs, labels=list(range(8)), scale_by_half=False)
     assert predictions.brier.mean() == pytest.approx(oracle, abs=1e-12)
+
+
+def test_repeats_of_a_question_make_no_finding_surer():
+    """200 questions four times each compare as the 200 do."""
+
+    def copies(predictions, times):
+        fields = ("ids", "correct", "confidence", "nll", "brier")
+        made = {name: np.tile(getattr(predictions, name), times) for name in fields}
+        return Predictions(**made, clusters=np.arange(200 * times) % 200)
+
+    predictions, _ = seed_of({"sft": 1.3, "ls": 1.2}, n=200)
+    once, clustered, apart = (
+        compare([{key: make(p) for key, p in predictions.items()}], resamples=400)[0].differences
+        for make in (
+            lambda p: copies(p, 1),
+            lambda p: copies(p, 4),
+            lambda p: replace(copies(p, 4), clusters=None),
+        )
+    )
+    for metric, d in once.items():
+        assert clustered[metric].low == pytest.approx(d.low, abs=1e-9)
+        assert clustered[metric].p_value == d.p_value
+    width = {name: d["NLL"].high - d["NLL"].low for name, d in (("o", once), ("a", apart))}
+    assert width["a"] < 0.7 * width["o"]

@@ -31,10 +31,10 @@ from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.tasks.fields import (
     accepted,
+    as_read,
     clean,
     content_id,
     labelled,
-    normalise,
     texts,
 )
 from cogcalib_jax.errors import UserError
@@ -83,7 +83,7 @@ class Reader:
             choices, answer = aliases[:1], 0
         else:
             choices = found.choices.texts
-            if len({normalise(choice) for choice in choices}) != len(choices):
+            if len(set(map(as_read, choices))) != len(choices):
                 raise BadRow("two of its choices are equal")
             answer = self._position(self._labelled(content, found), found.choices)
         used = {*_columns(found), *self.answers, *OTHERS[:-1]}
@@ -294,6 +294,8 @@ def _extra(content: Mapping[str, Any], used: set[str | None]) -> dict[str, Any]:
                 extra[as_json(str(name))] = as_json(value)
             except BadRow as reason:
                 raise BadRow(f"column {name!r} {reason}") from reason
+    if "group" in content and is_absent(content["group"]):
+        extra["group"] = None  # `Example.group` cannot tell a group that is null from none at all
     known = extra.pop("known", None)
     if known is None:
         return extra

@@ -1,8 +1,23 @@
-"""Reading the fields of a row, with a reason where one cannot be used."""
+"""Reading the fields of a row, with a reason where one cannot be used.
+
+Texts are compared in three ways, each for its own purpose:
+
+- `as_read`: equal for a reader. Choices (`check`, `read_custom`) and questions
+  (`repeats.question_key`: repeats within a split, repeats across splits, clusters of intervals).
+- `fold_case`: the same, and case does not count. It only serves where a wrong match costs little:
+  an answer that is no choice as written (`matching_choices`), rows of different splits that differ
+  in case alone and have the same answer (`splits`), groups that are found by their text (twins of
+  WinoGrande, paragraphs of HotpotQA), and what a dry run counts and reports.
+- `evaluation.open_answers.normalise_answer`: SQuAD's rules, for scores of open answers. `accepted`
+  folds case as these scores do.
+
+No comparison folds compatibility forms (NFKC): 5² is not 52.
+"""
 
 import difflib
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -101,9 +116,28 @@ def near_misses(name: str, names: Iterable[str]) -> list[str]:
     return near[:5]
 
 
-def normalise(value: str) -> str:
-    """Case and white space do not make two texts different."""
-    return " ".join(value.casefold().split())
+def as_read(value: str) -> str:
+    """Return `value` as a reader sees it: Unicode NFC, runs of white space as one space.
+
+    Case stays, for it tells 5 mW from 5 MW; so do compatibility forms, which tell 5² from 52.
+    """
+    return " ".join(unicodedata.normalize("NFC", value).split())
+
+
+def fold_case(value: str) -> str:
+    """Return `as_read(value)` without case."""
+    return as_read(as_read(value).casefold())
+
+
+def matching_choices(answer: str, choices: Sequence[str]) -> list[int]:
+    """Return the indices of the choices that `answer` writes out, ascending.
+
+    Those that a reader sees as the same text come first; case is folded only if there are none.
+    """
+    for same in (as_read, fold_case):
+        if found := [i for i, choice in enumerate(choices) if same(choice) == same(answer)]:
+            return found
+    return []
 
 
 def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
@@ -111,8 +145,8 @@ def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
 
     Raises:
         BadRow: fewer than two choices, an answer outside them, or one that stands twice (unless
-            it may). Two equal *wrong* choices pass: official OpenBookQA rows have them (train
-            10-317). Choices that differ in case are two: genotypes Aa and AA.
+            it may, as in published files, which are scored by their key). Two equal *wrong*
+            choices pass: official OpenBookQA rows have them (train 10-317).
             An open question has its reference as its only choice.
     """
     if example.is_open:
@@ -123,7 +157,12 @@ def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
         raise BadRow(f"has {len(example.choices)} choices; at least 2 are needed")
     if not 0 <= example.answer < len(example.choices):
         raise BadRow(f"answer {example.answer} is not from 0 to {len(example.choices) - 1}")
-    choices = [" ".join(choice.split()) for choice in example.choices]
-    if choices.count(choices[example.answer]) > 1 and not right_choice_may_repeat:
+    if right_choice_repeats(example) and not right_choice_may_repeat:
         raise BadRow(f"the right choice {example.choices[example.answer]!r:.60} stands there twice")
     return example
+
+
+def right_choice_repeats(example: Example) -> bool:
+    """Return whether the right choice stands twice, as a reader sees it."""
+    choices = [as_read(choice) for choice in example.choices]
+    return choices.count(choices[example.answer]) > 1

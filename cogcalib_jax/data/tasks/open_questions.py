@@ -14,8 +14,8 @@ from cogcalib_jax.data.tasks.fields import (
     accepted,
     clean,
     content_id,
+    fold_case,
     labelled,
-    normalise,
     text,
     texts,
 )
@@ -68,7 +68,7 @@ def read_hotpotqa_context(row: Mapping[str, Any], number: int) -> Example:
         f"{title}: {_joined(sentences)}"
         for title, sentences in zip(titles, paragraphs, strict=True)
     )
-    return replace(example, passage=passage, group=normalise(example.question))
+    return replace(example, passage=passage, group=fold_case(example.question))
 
 
 def _joined(sentences: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example
-from cogcalib_jax.data.tasks.fields import content_id, labelled, normalise, position, text
+from cogcalib_jax.data.tasks.fields import content_id, fold_case, labelled, position, text
 
 # Share of words in common from which two sentences with the same two options count as twins.
 # Measured on winogrande_m train and validation: of 1,563 neighbouring pairs with the same options
@@ -41,7 +41,7 @@ def group_twins(examples: Sequence[Example]) -> list[Example]:
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     names: list[str] = []
     for i, example in enumerate(examples):
-        key = tuple(sorted(map(normalise, example.choices)))
+        key = tuple(sorted(map(fold_case, example.choices)))
         twin = next((j for j in groups[key] if _overlap(words[i], words[j]) > TWIN_OVERLAP), None)
         groups[key].append(i)
         names.append(example.id if twin is None else names[twin])
