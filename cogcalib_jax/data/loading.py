@@ -254,7 +254,7 @@ def _usable(
     examples = _as_published(examples, config, source, notes)
     if twice := sum(not e.is_open and right_choice_repeats(e) for e in examples):
         notes.append(
-            f"{config.task} {split}: {twice} of {len(examples)} rows hold the right choice twice;"
+            f"{source}: {twice} of {len(examples)} rows hold the right choice twice;"
             " they are used, and only the choice that the key names is right, as in published"
             " numbers"
         )

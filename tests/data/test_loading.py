@@ -399,8 +399,8 @@ def test_mmlu_rows_whose_right_choice_stands_twice_are_kept_as_published(tmp_pat
     test, notes = load_test(DataConfig(task="mmlu", path=str(FIXTURES / "mmlu")), 0)
     assert notes[0] == "read test.jsonl: 10 questions with 4 options"
     assert notes[1] == (
-        "mmlu test: 2 of 10 rows hold the right choice twice; they are used, and only the choice"
-        " that the key names is right, as in published numbers"
+        f"{FIXTURES / 'mmlu'} test: 2 of 10 rows hold the right choice twice; they are used,"
+        " and only the choice that the key names is right, as in published numbers"
     )
     assert notes[2].startswith("test: 10 rows, 9 different questions")
     law = [row for row in test if row.extra["subject"] == "international_law"]
