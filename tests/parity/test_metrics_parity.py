@@ -112,3 +112,36 @@ def test_relplot_bins_confidence_one_apart():
     theirs = relplot.metrics.binnedECE(confidence, correct, nbins=10)
     assert theirs == pytest.approx(1.1 / 4)
     assert metrics.ece(confidence, correct, bins=10) == pytest.approx(0.9 / 4)
+
+
+def test_torchmetrics_puts_the_eleventh_edge_one_unit_off():
+    """A confidence of exactly 11/15 opens a bin here and stays in the one below there."""
+    edge = 11 / 15
+    confidence = np.concatenate([np.full(40, edge), np.full(60, edge - 0.03)])
+    correct = np.repeat([1.0, 0.0, 1.0, 0.0], [35, 5, 30, 30])
+    gaps = [40 * edge - 35, 60 * (edge - 0.03) - 30]  # of opposite sign
+    assert metrics.ece(confidence, correct) == pytest.approx(np.abs(gaps).sum() / 100)
+    assert torchmetrics_error(confidence, correct, "l1") == pytest.approx(abs(sum(gaps)) / 100)
+    # One unit in the last place further up both agree.
+    above = np.where(confidence == edge, np.nextafter(edge, 1), confidence)
+    assert torchmetrics_error(above, correct, "l1") == pytest.approx(np.abs(gaps).sum() / 100)
+
+
+def open_below(confidence, correct, bins=15):
+    """The ECE of bins (lo, hi], as uncertainty-calibration 0.1.4 cuts them (`fast_bin`)."""
+    index = np.searchsorted(np.arange(1, bins + 1) / bins, confidence)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return np.abs(gaps).sum() / len(confidence)
+
+
+def test_uncertainty_calibration_closes_its_bins_above():
+    """They agree unless confidences sit on an edge, as rounded ones do."""
+    confidence, correct = rows(500)
+    assert metrics.ece(confidence, correct) == pytest.approx(open_below(confidence, correct))
+    rounded = np.round(confidence * 20) / 20
+    assert abs(metrics.ece(rounded, correct) - open_below(rounded, correct)) > 0.002
+    inside = np.where(rounded < 1, np.nextafter(rounded, 1), 1.0)
+    assert open_below(inside, correct) == pytest.approx(metrics.ece(rounded, correct))
+    calibration = pytest.importorskip("calibration")
+    theirs = calibration.get_ece(rounded, correct.astype(int), num_bins=15, mode="marginal")
+    assert open_below(rounded, correct) == pytest.approx(theirs)

@@ -120,7 +120,7 @@ QUESTIONS = [
     Case("other columns", custom([{"query": "x", "options": ["a", "b"], "label": 0}])),
     Case("a label out of range", custom(questions(answer=2))),
     Case("an answer that is no option", custom(questions(answer="three"))),
-    Case("options with equal texts", custom(questions(choices=["Ada", "ADA "]))),
+    Case("options with equal texts", custom(questions(choices=["Ada", "Ada "]))),
     Case("options that are one text", custom(questions(choices="Ada, Alan"))),
     Case("an option that is a number", custom(questions(choices=["Ada", 7]))),
     Case("an option of a megabyte", custom(questions(choices=["Ada", "word " * 200_000]))),
