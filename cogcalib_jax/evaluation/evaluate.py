@@ -40,6 +40,8 @@ def task_metrics(
         resamples=config.resamples,
         seed=seed,
     )
+    metrics["option_score"] = predictions.option_score
+    metrics["most_option_tokens"] = int(predictions.tokens.max())
     if predictions.temperature != 1.0:
         metrics["temperature"] = predictions.temperature
     if predictions.averaged is not None:

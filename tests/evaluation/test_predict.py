@@ -26,16 +26,14 @@ def quickly(tmp_path_factory):
 
 
 @cache
-def predictor(normalisation="sum") -> Predictor:
+def predictor(option_score="sum") -> Predictor:
     model, _ = tiny_model()
-    return Predictor(
-        model, one_device(), EvaluationConfig(batch_size=4, normalisation=normalisation)
-    )
+    return Predictor(model, one_device(), EvaluationConfig(batch_size=4, option_score=option_score))
 
 
 @cache
-def predictions(kind, temperature=1.0, normalisation="sum") -> Predictions:
-    return predictor(normalisation)(tiny_model()[1], SPLITS[kind], temperature)
+def predictions(kind, temperature=1.0, option_score="sum") -> Predictions:
+    return predictor(option_score)(tiny_model()[1], SPLITS[kind], temperature)
 
 
 @cache
@@ -82,7 +80,7 @@ def test_a_temperature_divides_the_scores_and_every_vocabulary_logit(kind):
 
 
 def test_scores_may_be_means_over_an_options_tokens():
-    got = predictions("several", 1.0, "token_mean")
+    got = predictions("several", 1.0, "mean")
     changed = 0
     for i, (row, scores) in enumerate(zip(SPLITS["several"], expected("several"), strict=True)):
         means = [s / len(ids) for s, ids in zip(scores, row.completion_ids, strict=True)]
@@ -94,13 +92,13 @@ def test_scores_may_be_means_over_an_options_tokens():
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-@pytest.mark.parametrize("normalisation", ["sum", "token_mean"])
-def test_prediction_rows_can_be_recomputed_from_themselves(kind, normalisation):
-    rows = prediction_rows(predictions(kind, 1.0, normalisation), SPLITS[kind])
+@pytest.mark.parametrize("option_score", ["sum", "mean"])
+def test_prediction_rows_can_be_recomputed_from_themselves(kind, option_score):
+    rows = prediction_rows(predictions(kind, 1.0, option_score), SPLITS[kind])
     for row, source in zip(rows, SPLITS[kind], strict=True):
         logprobs = np.array(row["option_logprobs"])
         scores = logprobs
-        if normalisation == "token_mean":
+        if option_score == "mean":
             scores = logprobs / [len(ids) for ids in row["completion_ids"]]
         np.testing.assert_allclose(row["option_probs"], softmax(scores), rtol=1e-10)
         np.testing.assert_allclose(row["nll"], -np.log(row["option_probs"][row["answer"]]))
@@ -126,7 +124,7 @@ def test_an_impossible_answer_keeps_its_row_finite():
         logprobs=np.array([[0.0, -2000.0]]),
         tokens=np.ones((1, 2), int),
         answers=np.array([1]),
-        normalisation="sum",
+        option_score="sum",
     )
     (question,) = questions(1, options=(2,))
     (row,) = prediction_rows(certain, [replace(question, answer=1)])

@@ -69,7 +69,7 @@ class Scored:
 
 
 def scored(
-    folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0), few_shot: int = 0
+    folder: Path, prompt: str, option_score: str, answers=(0, 1, 3, 0), few_shot: int = 0
 ) -> Scored:
     base = folder / "base"
     rows = [row | {"answer": a} for row, a in zip(QUESTIONS, answers, strict=True)]
@@ -91,7 +91,7 @@ def scored(
         data=DataConfig(task="custom", path=str(folder), prompt=prompt, few_shot=few_shot),
         model=ModelConfig(path=str(base)),
         lora=LORA,
-        evaluation=EvaluationConfig(batch_size=2, normalisation=normalisation),
+        evaluation=EvaluationConfig(batch_size=2, option_score=option_score),
     )
     decoder = small_decoder(shape, lora=LORA)
     save_decoder(small_decoder(shape), folder / "weights")

@@ -66,7 +66,7 @@ def letters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cloze(tmp_path_factory):
-    return scored(tmp_path_factory.mktemp("cloze") / "run", "cloze", "token_mean")
+    return scored(tmp_path_factory.mktemp("cloze") / "run", "cloze", "mean")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ score_with_transformers = example("score_with_transformers")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "normalisation", "few_shot"),
-    [("letters", "sum", 1), ("cloze", "sum", 0), ("cloze", "token_mean", 0), ("chat", "sum", 1)],
+    ("prompt", "option_score", "few_shot"),
+    [("letters", "sum", 1), ("cloze", "sum", 0), ("cloze", "mean", 0), ("chat", "sum", 1)],
 )
 def test_the_example_gives_our_option_probabilities(
-    prompt, normalisation, few_shot, tmp_path, capsys
+    prompt, option_score, few_shot, tmp_path, capsys
 ):
-    run = scored(tmp_path, prompt, normalisation, few_shot=few_shot)
+    run = scored(tmp_path, prompt, option_score, few_shot=few_shot)
     adapter, questions = tmp_path / "adapter", tmp_path / "questions.jsonl"
     score_with_transformers.main(["--adapter", str(adapter), "--questions", str(questions)])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

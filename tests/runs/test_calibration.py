@@ -39,7 +39,7 @@ def test_its_pieces_make_up_the_exact_prompts(run):
 def test_it_says_how_confidences_come_about(run):
     content = written(run)
     assert content["completions"] == "one token"
-    assert (content["normalisation"], content["max_length"]) == ("sum", 300)
+    assert (content["option_score"], content["max_length"]) == ("sum", 300)
     assert content["space"] == {"loss": "vocab", "method": "options"}
     assert content["temperature"] == {
         "value": fit_temperature(run.predictions),
