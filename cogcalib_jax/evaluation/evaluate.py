@@ -41,7 +41,7 @@ def task_metrics(
         seed=seed,
     )
     metrics["option_score"] = predictions.option_score
-    metrics["most_option_tokens"] = int(predictions.tokens.max())
+    metrics["single_token_options"] = bool(predictions.tokens.max() <= 1)
     if predictions.temperature != 1.0:
         metrics["temperature"] = predictions.temperature
     if predictions.averaged is not None:

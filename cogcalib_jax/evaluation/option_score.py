@@ -1,7 +1,7 @@
 """The rules that turn an option's log-probability into its score.
 
-A rule that training and scoring share is one field of a run, `option_score`. docs/evaluation.md says
-what the softmax over such scores means.
+A rule that training and scoring share is one field of a run, `option_score`. docs/evaluation.md
+says what the softmax over such scores means.
 """
 
 from __future__ import annotations

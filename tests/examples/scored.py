@@ -91,7 +91,8 @@ def scored(
         data=DataConfig(task="custom", path=str(folder), prompt=prompt, few_shot=few_shot),
         model=ModelConfig(path=str(base)),
         lora=LORA,
-        evaluation=EvaluationConfig(batch_size=2, option_score=option_score),
+        option_score=option_score,
+        evaluation=EvaluationConfig(batch_size=2),
     )
     decoder = small_decoder(shape, lora=LORA)
     save_decoder(small_decoder(shape), folder / "weights")
@@ -103,7 +104,7 @@ def scored(
     shots = [read_custom(SHOT, -1)] * few_shot
     encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
-    predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)
+    predictions = Predictor(model, one_device(), config.evaluation, option_score)(lora, encoded)
     method = MethodConfig(name="cols", space="options").resolve()
     write_calibration(folder / "adapter", config, method, base, tokenizer, encoded, predictions)
     return Scored(folder, config, decoder, encoded, predictions)
