@@ -102,6 +102,8 @@ def _score(
     else:
         write_predictions(file, predictions, encoded)
         metrics = task_metrics(predictions, config, seed, encoded.exclusive_options)
+        if predictions.option_score == "pmi":
+            metrics["pmi_prefix_ids"] = list(encoded.pmi_prefix_ids)
         part = _option_part(predictions, seed, encoded.exclusive_options)
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)

@@ -41,6 +41,7 @@ LORA = LoraConfig(rank=2, alpha=3, targets=("q_proj", "down_proj", "lm_head"))
 SHOT = {"question": "Is it {hot}?", "choices": ["yes", "no"], "answer": 1}
 QUESTIONS = [
     {"question": "Which {letter} is it?", "choices": ["this", "that {choice}", "né 日"]},
+    {"question": "When?", "choices": ["now", "later on"], "passage": None},
     {"question": " Where? ", "choices": ["here", "over there"], "passage": "A walk.\nIt rained."},
     {"question": "How many?", "choices": ["one", "two", "3", "four", "a lot more than that"]},
     {"question": "Who?", "choices": ["she", "he"], "passage": "{passage} she {question}"},
@@ -69,7 +70,7 @@ class Scored:
 
 
 def scored(
-    folder: Path, prompt: str, option_score: str, answers=(0, 1, 3, 0), few_shot: int = 0
+    folder: Path, prompt: str, option_score: str, answers=(0, 1, 1, 3, 0), few_shot: int = 0
 ) -> Scored:
     base = folder / "base"
     rows = [row | {"answer": a} for row, a in zip(QUESTIONS, answers, strict=True)]

@@ -71,7 +71,7 @@ def cloze(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "sum", few_shot=1)
+    return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "chars", few_shot=1)
 
 
 @pytest.mark.parametrize("name", ["letters", "cloze", "chat"])
