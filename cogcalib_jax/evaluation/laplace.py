@@ -36,7 +36,7 @@ from cogcalib_jax.evaluation.kronecker import (
     curvature_block,
     flow_moments,
 )
-from cogcalib_jax.evaluation.option_score import DEFAULT, OptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import option_tokens
 from cogcalib_jax.evaluation.predictions import Averaged, Predictions
 from cogcalib_jax.evaluation.progress import watched
@@ -189,7 +189,7 @@ class LaplacePredictor:
         mesh: Mesh,
         config: EvaluationConfig,
         samples: int = SAMPLES,
-        option_score: OptionScore = DEFAULT,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
         """option_score: the rule of the run; for options of one token all but pmi agree."""
         self._mesh = mesh

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.option_score import DEFAULT, OptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.significance import paired_difference
@@ -67,28 +67,34 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
         seed: of the bootstrap.
     """
     if calibration.tokens.max(initial=0) <= 1 and validation.tokens.max(initial=0) <= 1:
-        return Choice(DEFAULT, {}, "every option is one token, so mean, sum and chars agree")
+        return Choice(
+            DEFAULT_OPTION_SCORE, {}, "every option is one token, so mean, sum and chars agree"
+        )
     if not len(calibration.answers) or not len(validation.answers):
-        return Choice(DEFAULT, {}, "there are no calibration or no validation questions")
+        return Choice(
+            DEFAULT_OPTION_SCORE, {}, "there are no calibration or no validation questions"
+        )
     temperatures, losses = {}, {}
     for rule in CANDIDATES:
         try:
             temperatures[rule] = fit_temperature(replace(calibration, option_score=rule))
         except UserError as error:
-            if rule == DEFAULT:
-                return Choice(DEFAULT, {}, f"mean has no fitted temperature ({error})")
+            if rule == DEFAULT_OPTION_SCORE:
+                return Choice(DEFAULT_OPTION_SCORE, {}, f"mean has no fitted temperature ({error})")
             continue  # the others cannot be compared with mean at a temperature of 0
         scored = replace(validation, option_score=rule, temperature=temperatures[rule])
         rows = np.arange(len(scored.answers))
         losses[rule] = -scored.option_logprobs[rows, scored.answers]
     tried = {}
     for rule, values in losses.items():
-        difference = paired_difference([values], [losses[DEFAULT]], seed=seed)
+        difference = paired_difference([values], [losses[DEFAULT_OPTION_SCORE]], seed=seed)
         tried[rule] = Tried(
             float(values.mean()), temperatures[rule], difference.low, difference.high
         )
     better = [rule for rule, one in tried.items() if one.high < 0]
     if not better:
-        return Choice(DEFAULT, tried, "no other rule is better than mean beyond its interval")
+        return Choice(
+            DEFAULT_OPTION_SCORE, tried, "no other rule is better than mean beyond its interval"
+        )
     best = min(better, key=lambda rule: tried[rule].nll)
     return Choice(best, tried, f"{best} is better than mean beyond its interval")

@@ -24,7 +24,7 @@ OLD_VALUES = {"token_mean": "mean"}
 rename(f"evaluation.{OLD_FIELD}", "option_score", OLD_VALUES)
 
 
-def option_scores(
+def score_options(
     rule: OptionScore,
     logprobs: np.ndarray,
     tokens: np.ndarray,

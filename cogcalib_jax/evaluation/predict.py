@@ -19,7 +19,7 @@ from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.option_score import DEFAULT, OptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.progress import watched
 from cogcalib_jax.sharding import batch_parts
@@ -36,7 +36,7 @@ class Predictor:
         model: SplitModel,
         mesh: Mesh,
         config: EvaluationConfig,
-        option_score: OptionScore = DEFAULT,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
         self._config = config
         self._option_score = option_score

@@ -12,7 +12,7 @@ import numpy as np
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
-from cogcalib_jax.evaluation.option_score import OptionScore, option_scores
+from cogcalib_jax.evaluation.option_score import OptionScore, score_options
 from cogcalib_jax.files import whole_file
 
 
@@ -62,7 +62,7 @@ class Predictions:
         if self.averaged is not None:
             scores = self.averaged.option_logprobs
         else:
-            scores = option_scores(
+            scores = score_options(
                 self.option_score, self.logprobs, self.tokens, self.characters, self.priors
             )
         return np.where(self.mask, scores, -np.inf)

@@ -22,7 +22,7 @@ from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.option_score import DEFAULT, OptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import (
     option_characters,
     option_scores,
@@ -70,7 +70,7 @@ class DropoutPredictor:
         model: SplitModel,
         mesh: Mesh,
         config: EvaluationConfig,
-        option_score: OptionScore = DEFAULT,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
         """model: made with the dropout that is wanted (`models.lora.with_dropout`). option_score:
         not pmi, whose two parts would be scored under other dropout masks."""
@@ -111,7 +111,7 @@ class EnsemblePredictor:
         model: SplitModel,
         mesh: Mesh,
         config: EvaluationConfig,
-        option_score: OptionScore = DEFAULT,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
         self._config = config
         self._option_score = option_score

@@ -16,7 +16,7 @@ from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.option_score import DEFAULT, ChosenOptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.method.config import ALIASES, Gate, LossConfig, MethodConfig, Term
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig
@@ -57,7 +57,7 @@ class RunConfig:
     also: tuple[str, ...] = ()
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
-    option_score: ChosenOptionScore = DEFAULT
+    option_score: ChosenOptionScore = DEFAULT_OPTION_SCORE
     """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
     per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
     also knows pmi: docs/evaluation.md"""

@@ -15,14 +15,14 @@ from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import (
-    DEFAULT,
+    DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
     OptionScore,
     stored_option_score,
 )
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.folder import read_config
-from cogcalib_jax.runs.option_score import read_choice
+from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
@@ -209,6 +209,8 @@ def settled_option_score(config: EvalConfig) -> OptionScore:
     """
     if config.option_score is not None and config.option_score != "auto":
         return config.option_score
+    if config.run:
+        return read_trained_run(config.run[0]).option_score
     adapters = [adapter for adapter in config.adapter if adapter != BARE]
     folders = adapters or ([] if config.model.path is None else [config.model.path])
     rules: dict[OptionScore, str] = {}
@@ -222,7 +224,7 @@ def settled_option_score(config: EvalConfig) -> OptionScore:
             f"adapter: their options are scored by different rules ({named}); give --option-score"
             " for all, or evaluate them one by one"
         )
-    return next(iter(rules), DEFAULT)
+    return next(iter(rules), DEFAULT_OPTION_SCORE)
 
 
 def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
@@ -333,7 +335,7 @@ def _read_config(folder: Path) -> RunConfig:
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
             " run, or of a comparison of methods"
         )
-    require_no_way_out(folder, (file, folder / "adapter"))
+    require_no_way_out(folder, (file, folder / "adapter", folder / CHOICE_FILE))
     config = read_config(folder, RunConfig)
     if config.option_score == "auto" and not config.compare:
         config = replace(config, option_score=read_choice(folder))

@@ -15,7 +15,7 @@ from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.evaluation.option_score import DEFAULT
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
@@ -190,7 +190,7 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     answers = open_predictor(
         split,
         context,
-        predictor.scored_by(DEFAULT),
+        predictor.scored_by(DEFAULT_OPTION_SCORE),
         config.evaluation,
         config.data,
         load_base_tokenizer(model.base),

@@ -73,10 +73,10 @@ def read_choice(folder: Path) -> OptionScore:
         rule = stored_option_score(content)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file}: cannot be read ({damage(error)}); give --option-score, or train again"
+            f"{file}: cannot be read ({damage(error)}); put it back from a copy, or train again"
         ) from error
     if rule is None:
-        raise UserError(f"{file}: names no rule; give --option-score, or train again")
+        raise UserError(f"{file}: names no rule; put it back from a copy, or train again")
     return rule
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
-from cogcalib_jax.evaluation.option_score import DEFAULT
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.runs.assemble import (
@@ -150,7 +150,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     made_from = {"data": {key: hashes[key] for key in training_splits}, "base": _base_hash(base)}
     trainable = replace(make_trainable(config, assembled), made_from=made_from)
-    rule = DEFAULT if config.option_score == "auto" else config.option_score
+    rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers, rule)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
 

@@ -19,7 +19,7 @@ from cogcalib_jax.engine.forward import example_losses
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
-from cogcalib_jax.evaluation.option_score import DEFAULT, OptionScore
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gate import ThresholdFit
@@ -139,7 +139,7 @@ def make_trainer(
     evaluation: EvaluationConfig,
     splits: dict[str, EncodedSplit],
     answers: OpenPredictor | None = None,
-    option_score: OptionScore = DEFAULT,
+    option_score: OptionScore = DEFAULT_OPTION_SCORE,
 ) -> Trainer:
     """Compile nothing yet; put together what the methods of a run share.
 

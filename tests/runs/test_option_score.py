@@ -91,6 +91,7 @@ def test_the_old_name_beside_another_rule_is_refused():
 def test_old_runs_keep_their_rule_without_a_word(old, rule, tmp_path, capsys):
     folder = run_folder(tmp_path / "run", old=old)
     assert evaluation("--run", folder).option_score == rule
+    assert evaluation("--run", folder, "--option-score", "none").option_score == rule
     assert evaluation("--run", folder, "--option-score", "chars").option_score == "chars"
     assert capsys.readouterr().err == ""
 
