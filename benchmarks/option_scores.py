@@ -1,8 +1,10 @@
 """All rules of `option_score` on the same log-probabilities, with and without a temperature.
 
     python benchmarks/option_scores.py --run RUN [RUN ...] [--data.test-rows 1000]
+    python benchmarks/option_scores.py --model.path BASE [--adapter none ADAPTER] --data.task TASK ...
 
-Takes what eval.py takes for runs on one base, with options of several tokens. Each model scores the
+Takes what eval.py takes for models on one base, with options of several tokens; beside runs stands
+their base. Each model scores the
 calibration and the test questions once; every rule is then computed from these numbers. A rule's
 temperature is fitted on the calibration questions. Prints a Markdown table.
 """
@@ -59,11 +61,13 @@ def main(argv: list[str]) -> None:
     config = load_evaluation(argv, prog="option_scores.py", description=__doc__)
     # One pass with pmi gives everything that the other rules need, too.
     config = replace(config, option_score="pmi")
-    trained = evaluated_models(config)
-    base = trained[0].base
+    models = evaluated_models(config)
+    base = models[0].base
+    if config.run:
+        models.insert(0, Evaluated("base", base, None))
     splits = encoded_splits(config, str(base))
     rows: list[tuple[str, ...]] = []
-    for model in [Evaluated("base", base, None), *trained]:
+    for model in models:
         say(f"== {model.name}: {model.words}")
         predict = predict_function(load(config, model, splits.values()), model)
         rows += rows_of(model.name, predict(splits["calibration"]), predict(splits["test"]), config)

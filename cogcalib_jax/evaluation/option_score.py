@@ -17,7 +17,7 @@ OptionScore = Literal["mean", "sum", "chars", "pmi"]
 ChosenOptionScore = Literal["mean", "sum", "chars", "pmi", "auto"]
 """What a user may ask for: `auto` becomes one of the others, once a run."""
 
-DEFAULT: OptionScore = "mean"
+DEFAULT_OPTION_SCORE: OptionScore = "mean"
 # The field in files of calibration and, as evaluation.normalisation, in configs of older runs.
 OLD_FIELD = "normalisation"
 OLD_VALUES = {"token_mean": "mean"}

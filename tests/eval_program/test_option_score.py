@@ -22,9 +22,11 @@ def chosen(tmp_path_factory):
     """A base, and a comparison over it whose config says `option_score: auto`."""
     folder = tmp_path_factory.mktemp("chosen")
     base, rows = folder / "base", folder / "rows"
+    base.mkdir()
+    rows.mkdir()
     shape = DecoderConfig(
         model_type="llama",
-        vocab_size=0,
+        vocab_size=write_tokenizer(base).get_vocab_size(),
         hidden_size=32,
         intermediate_size=48,
         num_layers=1,
@@ -33,10 +35,7 @@ def chosen(tmp_path_factory):
         head_dim=8,
         max_position_embeddings=64,
     )
-    base.mkdir()
-    rows.mkdir()
-    size = write_tokenizer(base).get_vocab_size()
-    save_decoder(small_decoder(DecoderConfig(**{**vars(shape), "vocab_size": size})), folder / "w")
+    save_decoder(small_decoder(shape), folder / "w")
     for file in (folder / "w").iterdir():
         file.rename(base / file.name)
     rng = np.random.default_rng(0)
