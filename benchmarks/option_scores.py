@@ -1,7 +1,7 @@
 """All rules of `option_score` on the same log-probabilities, with and without a temperature.
 
     python benchmarks/option_scores.py --run RUN [RUN ...] [--data.test-rows 1000]
-    python benchmarks/option_scores.py --model.path BASE [--adapter none ADAPTER] --data.task TASK ...
+    python benchmarks/option_scores.py --model.path BASE [--adapter ADAPTER] --data.task TASK ...
 
 Takes what eval.py takes for models on one base, with options of several tokens; beside runs stands
 their base. Each model scores the
