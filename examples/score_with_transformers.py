@@ -1,16 +1,19 @@
 """Score one's own questions with transformers and PEFT, with the confidences of the training run.
 
-    python examples/score_with_transformers.py --adapter ADAPTER --questions FILE.jsonl
+    python examples/score_with_transformers.py --adapter ADAPTER --questions FILE.jsonl \\
+        [--option-score mean|sum|chars|pmi]
 
 ADAPTER holds adapter_config.json, adapter_model.safetensors and calibration.json, as train.py
 writes them. A line of FILE: {"question": "...", "choices": ["...", "..."], "passage": "..."}; the
 passage may be absent. --base BASE names the base where it is not where the adapter says. For each
 line one JSON object is printed:
 
-    option_probs    softmax over the options' scores; a score is the log-probability of the option's
-                    text after the prompt (its mean per token where the run normalised so)
+    option_probs    softmax over the options' scores; a score is made of the log-probability of the
+                    option's text after the prompt, by the rule of the run: per token (mean), in
+                    all (sum) or per character (chars); pmi, if you ask for it, subtracts the
+                    log-probability of the same text without the question
     tempered_probs  the same with the scores divided by the temperature that was fitted on the run's
-                    calibration questions; null where none could be fitted
+                    calibration questions; null if none could be fitted, or for another rule
 
 Prompts are scored whole. (A run cuts the middle out of a passage that makes a prompt longer than
 calibration.json's max_length.) Needs torch, transformers and peft alone.
@@ -30,11 +33,12 @@ def prompt_and_completions(template, row):
     """The text before the answer, and the text of each option after it."""
     choices = [text.strip() for text in row["choices"]]
     letters = ascii_uppercase.ljust(len(choices))
+    labels = row.get("labels") or letters
     options = [
         {"letter": letter, "choice": choice, "sentence": sentence(choice), "label": label}
-        for letter, choice, label in zip(letters, choices, row.get("labels", letters), strict=False)
+        for letter, choice, label in zip(letters, choices, labels, strict=False)
     ]
-    texts = {"passage": row.get("passage", "").strip(), "question": row["question"].strip()}
+    texts = {"passage": (row.get("passage") or "").strip(), "question": row["question"].strip()}
     prompt = template["start"]
     if texts["passage"]:
         prompt += template["passage"].format(**texts)
@@ -87,11 +91,29 @@ def option_logprobs(model, prompt_ids, completion_ids):
     ]
 
 
-def probabilities(logprobs, lengths, normalisation, temperature):
+def stored_rule(calibration):
+    """The rule by which the run scored options; files of older runs name it in another field."""
+    if "option_score" in calibration:
+        return calibration["option_score"]
+    return {"token_mean": "mean"}.get(calibration["normalisation"], calibration["normalisation"])
+
+
+def option_scores(model, rule, calibration, prompt_ids, completion_ids, completions):
+    """The scores of one question's options, float64."""
+    logprobs = torch.tensor(option_logprobs(model, prompt_ids, completion_ids), dtype=torch.float64)
+    if rule == "mean":
+        return logprobs / torch.tensor([len(ids) for ids in completion_ids])
+    if rule == "chars":
+        return logprobs / torch.tensor([max(len(text.strip()), 1) for text in completions])
+    if rule == "pmi":
+        prefix = calibration["pmi_prefix_ids"]
+        priors = option_logprobs(model, prefix, completion_ids)
+        return logprobs - torch.tensor(priors, dtype=torch.float64)
+    return logprobs
+
+
+def probabilities(scores, temperature):
     """Softmax over the options' scores."""
-    scores = torch.tensor(logprobs, dtype=torch.float64)
-    if normalisation == "token_mean":
-        scores = scores / torch.tensor(lengths)
     return torch.softmax(scores / temperature, -1).tolist()
 
 
@@ -111,6 +133,8 @@ def main(argv=None):
     parser.add_argument("--adapter", required=True, type=Path)
     parser.add_argument("--questions", required=True, type=Path)
     parser.add_argument("--base", help="Hub id or folder; absent: what the adapter names")
+    rules = ("mean", "sum", "chars", "pmi")
+    parser.add_argument("--option-score", choices=rules, help="absent: the rule of the run")
     arguments = parser.parse_args(argv)
     if not arguments.questions.is_file():
         parser.error(f"--questions {arguments.questions}: no such file")
@@ -124,14 +148,17 @@ def main(argv=None):
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").to(device)
     model = PeftModel.from_pretrained(model, arguments.adapter).eval()
 
-    temperature = calibration["temperature"]["value"]
+    rule = arguments.option_score or stored_rule(calibration)
+    if rule == "pmi" and not calibration.get("pmi_prefix_ids"):
+        parser.error("--option-score pmi: calibration.json has no pmi_prefix_ids; train again")
+    fitted = rule == stored_rule(calibration)
+    temperature = calibration["temperature"]["value"] if fitted else None
     for row in rows:
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
         ids = token_ids(tokenizer, calibration["prefix_ids"], prompt, completions)
-        logprobs = option_logprobs(model, *ids)
-        rule = ([len(one) for one in ids[1]], calibration["normalisation"])
-        probs = probabilities(logprobs, *rule, 1.0)
-        tempered = None if temperature is None else probabilities(logprobs, *rule, temperature)
+        scores = option_scores(model, rule, calibration, *ids, completions)
+        probs = probabilities(scores, 1.0)
+        tempered = None if temperature is None else probabilities(scores, temperature)
         answer = {
             "question": row["question"],
             "prediction": chosen(row["choices"], probs),

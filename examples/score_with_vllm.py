@@ -38,11 +38,12 @@ def prompt_and_completions(template, row):
     """The text before the answer, and the text of each option after it."""
     choices = [text.strip() for text in row["choices"]]
     letters = ascii_uppercase.ljust(len(choices))
+    labels = row.get("labels") or letters
     options = [
         {"letter": letter, "choice": choice, "sentence": sentence(choice), "label": label}
-        for letter, choice, label in zip(letters, choices, row.get("labels", letters), strict=False)
+        for letter, choice, label in zip(letters, choices, labels, strict=False)
     ]
-    texts = {"passage": row.get("passage", "").strip(), "question": row["question"].strip()}
+    texts = {"passage": (row.get("passage") or "").strip(), "question": row["question"].strip()}
     prompt = template["start"]
     if texts["passage"]:
         prompt += template["passage"].format(**texts)
@@ -102,13 +103,26 @@ def option_logprobs(url, model, prompt, completions, special):
     return [sum(values[n:]) for _, values in wholes], [len(tokens) - n for tokens, _ in wholes]
 
 
-def probabilities(logprobs, lengths, normalisation, temperature):
+def stored_rule(calibration):
+    """The rule by which the run scored options; files of older runs name it in another field."""
+    if "option_score" in calibration:
+        return calibration["option_score"]
+    return {"token_mean": "mean"}.get(calibration["normalisation"], calibration["normalisation"])
+
+
+def option_scores(rule, logprobs, tokens, completions):
+    """Scores by the rule mean (per token), chars (per character) or sum."""
+    divisors = {
+        "mean": tokens,
+        "chars": [max(len(text.strip()), 1) for text in completions],
+        "sum": [1] * len(logprobs),
+    }[rule]
+    return [value / divisor for value, divisor in zip(logprobs, divisors, strict=True)]
+
+
+def probabilities(scores, temperature):
     """Softmax over the options' scores."""
-    by_token = normalisation == "token_mean"
-    scores = [
-        value / (length if by_token else 1) / temperature
-        for value, length in zip(logprobs, lengths, strict=True)
-    ]
+    scores = [score / temperature for score in scores]
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
@@ -141,14 +155,14 @@ def main(argv=None):
     special = calibration["chat_template_sha256"] is None
     for row in rows:
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
-        scores = option_logprobs(arguments.url, arguments.model, prompt, completions, special)
-        rule = (*scores, calibration["normalisation"])
-        probs = probabilities(*rule, 1.0)
+        found = option_logprobs(arguments.url, arguments.model, prompt, completions, special)
+        scores = option_scores(stored_rule(calibration), *found, completions)
+        probs = probabilities(scores, 1.0)
         answer = {
             "question": row["question"],
             "prediction": chosen(row["choices"], probs),
             "option_probs": probs,
-            "tempered_probs": None if temperature is None else probabilities(*rule, temperature),
+            "tempered_probs": None if temperature is None else probabilities(scores, temperature),
         }
         print(json.dumps(answer, ensure_ascii=False))
 

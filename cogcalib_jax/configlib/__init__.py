@@ -10,6 +10,7 @@ the same words: source, dotted field, the value, and what is allowed.
     presets.py       YAML in and out
     command_line.py  `--section.field value`
     loading.py       both laid over the defaults and built once
+    renamed.py       fields with a new name
     help.py          `--help`
     recorded.py      commands in files that travel
 """
@@ -18,6 +19,7 @@ from cogcalib_jax.configlib.fields import FieldError, check, field_docs
 from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
 from cogcalib_jax.configlib.recorded import command_line, without_person
+from cogcalib_jax.configlib.renamed import rename, with_new_names
 
 __all__ = [
     "FieldError",
@@ -28,7 +30,9 @@ __all__ = [
     "from_yaml",
     "given_values",
     "load_config",
+    "rename",
     "to_dict",
     "to_yaml",
+    "with_new_names",
     "without_person",
 ]

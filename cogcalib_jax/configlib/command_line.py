@@ -2,10 +2,11 @@
 for a list its items with commas or spaces between."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_origin
 
 from cogcalib_jax.configlib.fields import leaves, unknown_key
+from cogcalib_jax.configlib.renamed import renamed
 from cogcalib_jax.configlib.values import Refused, allowed, require_text, show
 from cogcalib_jax.errors import UserError
 
@@ -21,12 +22,15 @@ class Arguments:
     preset: str | None
     """The file given with --config."""
     wants_help: bool
+    old_names: dict[str, str] = field(default_factory=dict)
+    """Dotted path -> its old name, for words that were given under that."""
 
 
 def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
     """Take the arguments for the config `cls` apart (UserError where one is no option of it)."""
     kinds = dict(leaves(cls))
     words: dict[str, str] = {}
+    old_names: dict[str, str] = {}
     preset, wants_help = None, False
     rest = list(argv)
     while rest:
@@ -40,7 +44,10 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
                 "options are written --section.field value (--help lists them)"
             )
         option, assigned, word = argument.partition("=")
-        path = option[2:].replace("-", "_")
+        path = given = option[2:].replace("-", "_")
+        new = renamed(path)
+        new = new if path not in kinds and new and new.path in kinds else None
+        path = new.path if new else path
         inside = [f"--{leaf}" for leaf in kinds if leaf.startswith(f"{path}.")]
         if inside:
             raise UserError(
@@ -63,6 +70,15 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
             except Refused as refused:
                 raise UserError(f"{SOURCE}: config = {show(word)}: must be {refused}") from refused
             preset = word
-        else:
-            words[path] = word
-    return Arguments(words, preset, wants_help)
+            continue
+        word = new.value(word) if new else word
+        before = old_names.get(path, path)
+        if path in words and before != given and words[path] != word:
+            raise UserError(
+                f"{SOURCE}: --{before} {show(words[path])} and --{given} {show(word)} are the same"
+                f" field and contradict each other; keep --{path.replace('_', '-')}"
+            )
+        words[path] = word
+        if new:
+            old_names[path] = given
+    return Arguments(words, preset, wants_help, old_names)

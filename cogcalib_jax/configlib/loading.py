@@ -1,6 +1,7 @@
 """A preset, the command line laid over it, and the config built once from both."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -9,8 +10,9 @@ from cogcalib_jax.configlib.command_line import SOURCE, Arguments, split_argumen
 from cogcalib_jax.configlib.fields import FieldError, fields, leaves
 from cogcalib_jax.configlib.help import print_help
 from cogcalib_jax.configlib.presets import Given, Tree, read_file, read_tree
+from cogcalib_jax.configlib.renamed import get, put
 from cogcalib_jax.configlib.values import Refused, convert, metavar, plain, show
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, plain_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -61,8 +63,15 @@ def load_config(
     if arguments.wants_help:
         print_help(cls, given, prog=prog, description=description, preset=preset)
         raise SystemExit(0)
+    config = _build(cls, given, base=MISSING if start is None else start)
+    for path, value in _with_old_names(given):
+        note = (
+            f"note: {value.source}: {value.old_name} is now {path} (read as {show(value.value)});"
+            " the old name is read in this release only"
+        )
+        print(plain_text(note), file=sys.stderr)
     return Loaded(
-        config=_build(cls, given, base=MISSING if start is None else start),
+        config=config,
         explicit=frozenset(arguments.words),
         preset=None if preset is None else Path(preset),
     )
@@ -81,9 +90,7 @@ def given_values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
     given = _given(cls, arguments, arguments.preset)
     values = {}
     for path, kind in leaves(cls):
-        found: Any = given
-        for part in path.split("."):
-            found = found.get(part, {})
+        found = get(given, path)
         if isinstance(found, Given):
             values[path] = _convert(kind, found, path)
     return values
@@ -95,12 +102,17 @@ def _given(cls: type, arguments: Arguments, preset: str | Path | None) -> Tree:
     if arguments.wants_help:
         return given
     for path, word in arguments.words.items():
-        *sections, name = path.split(".")
-        level = given
-        for section in sections:
-            level = level.setdefault(section, {})
-        level[name] = Given(plain(word), SOURCE)
+        put(given, path, Given(plain(word), SOURCE, arguments.old_names.get(path)))
     return given
+
+
+def _with_old_names(given: Tree, prefix: str = "") -> Iterator[tuple[str, Given]]:
+    """Dotted path -> value of what was given under an old name."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            yield from _with_old_names(value, f"{prefix}{name}.")
+        elif value.old_name is not None:
+            yield prefix + name, value
 
 
 def from_yaml(cls: type[ConfigT], text: str, source: str | Path) -> ConfigT:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from cogcalib_jax.configlib.fields import fields, unknown_key
+from cogcalib_jax.configlib.fields import fields, leaves, unknown_key
+from cogcalib_jax.configlib.renamed import get, put, renamed
 from cogcalib_jax.configlib.values import is_word, plain, show
 from cogcalib_jax.errors import UserError
 
@@ -24,6 +25,8 @@ class Given:
     """Text, str (quoted), None, or a list or dict of these."""
     source: str
     """`FILE:LINE` or "command line"."""
+    old_name: str | None = None
+    """The old dotted path under which it was written, if that has another name today."""
 
 
 Tree = dict[str, Any]  # field name -> Given, or a Tree for a section
@@ -71,6 +74,9 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{source}: must be a mapping of fields (field: value), one to a line")
 
+    leaf_paths = {path for path, _ in leaves(cls)}
+    old: dict[str, Given] = {}
+
     def read(section: type, node: yaml.MappingNode, prefix: str) -> Tree:
         known = {field.name: field for field in fields(section)}
         tree: Tree = {}
@@ -80,6 +86,9 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
                 raise UserError(f"{where}: a key must be the name of a field")
             name, value = key.value.replace("-", "_"), _value(value_node)
             path = prefix + name
+            if name not in known and (new := renamed(path)) and new.path in leaf_paths:
+                old[new.path] = Given(new.value(value), where, path)
+                continue
             if name not in known:
                 raise unknown_key(cls, path, where)
             if name in tree:
@@ -98,7 +107,20 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
                 )
         return tree
 
-    return read(cls, root, "")
+    tree = read(cls, root, "")
+    for path, given in old.items():
+        require_no_contradiction(path, given, get(tree, path))
+        put(tree, path, given)
+    return tree
+
+
+def require_no_contradiction(path: str, old: Given, new: Given | None) -> None:
+    """Refuse another value under a field's old name than under its name of today (UserError)."""
+    if new is not None and new.value != old.value:
+        raise UserError(
+            f"{old.source}: {old.old_name} is the old name of {path}, and they contradict each"
+            f" other ({show(old.value)}, {show(new.value)}); keep {path}"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -102,6 +102,10 @@ class EncodedSplit(tuple[Encoded, ...]):
     template: "Template | None" = None
     """what its prompts are made of, as `encode_split` says; None for rows put together since"""
 
+    pmi_prefix_ids: tuple[int, ...] | None = None
+    """the ids after which an option is scored without its question, as `encode_split` says; None
+    for open questions and for tokenizers with neither BOS nor end-of-text token"""
+
     protocol: str = "clean"
     """the protocol they are asked by"""
 

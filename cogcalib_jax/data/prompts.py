@@ -84,7 +84,10 @@ class Template:
 def _options(example: Example) -> list[dict[str, str]]:
     """What an option's piece may hold, for each option."""
     letters = ascii_uppercase.ljust(len(example.choices))
-    labels = example.extra.get("labels", letters)
+    labels = example.extra.get("labels")
+    # A user's row may have a field of this name that means something else.
+    if not isinstance(labels, list | tuple) or len(labels) != len(example.choices):
+        labels = letters
     return [
         {"letter": letter, "choice": choice, "sentence": sentence(choice), "label": label}
         for letter, choice, label in zip(letters, example.choices, labels, strict=False)

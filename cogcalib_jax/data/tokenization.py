@@ -148,6 +148,21 @@ def prompt_prefix(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> lis
     return [] if config.prompt == CHAT else special_prefix(tokenizer)
 
 
+def pmi_prefix(template: Template, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
+    """Return the ids after which an option is scored as if there were no question.
+
+    The first id is BOS, or the end-of-text token (EOS) of a tokenizer without BOS. Then comes what
+    the template puts between question and option, without the white space before it: "Answer:" for
+    letters, nothing for cloze. None if the tokenizer has neither token.
+    """
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    first = next((token for token in ids if token is not None), None)
+    if first is None:
+        return None
+    between = tokenizer(template.end.lstrip(), add_special_tokens=False)["input_ids"]
+    return (first, *between)
+
+
 def encode_split(
     name: str,
     examples: Sequence[Example],
@@ -206,6 +221,8 @@ def encode_split(
         notes.extend(verbaliser_notes(config.protocol, encoded[0], tokenizer))
     split = EncodedSplit(encoded)
     split.template, split.protocol = encoder.template, config.protocol
+    if not is_open:
+        split.pmi_prefix_ids = pmi_prefix(template, tokenizer)
     return split, tuple(notes)
 
 

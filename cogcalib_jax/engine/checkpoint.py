@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.configlib import check, with_new_names
 from cogcalib_jax.distributed import (
     from_main,
     is_main,
@@ -368,6 +368,7 @@ def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str
     """Refuse to resume what was started with other settings, naming the first that differs."""
     # Through JSON, as stored ones went: tuples become lists.
     stored, wanted = json.loads(json.dumps([stored, wanted]))
+    stored = with_new_names(stored)
 
     def differences(a: Any, b: Any, path: str) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):

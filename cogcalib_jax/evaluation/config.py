@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from cogcalib_jax.configlib import check
 from cogcalib_jax.evaluation.open_config import OpenConfig
@@ -15,8 +14,6 @@ class EvaluationConfig:
 
     batch_size: int = 32
     """sequences scored at a time"""
-    normalisation: Literal["sum", "token_mean"] = "sum"
-    """option_probs = softmax of summed token log-probabilities, or of their mean per token"""
     mc_passes: int = 10
     """MC-dropout and BLoB: passes with dropout on, or draws, whose probabilities are averaged"""
     members_at_once: int | None = None

@@ -47,6 +47,8 @@ def task_metrics(
         resamples=config.resamples,
         seed=seed,
     )
+    metrics["option_score"] = predictions.option_score
+    metrics["single_token_options"] = bool(predictions.tokens.max() <= 1)
     if predictions.temperature != 1.0:
         metrics["temperature"] = predictions.temperature
     if predictions.averaged is not None:

@@ -36,6 +36,7 @@ from cogcalib_jax.evaluation.kronecker import (
     curvature_block,
     flow_moments,
 )
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import option_tokens
 from cogcalib_jax.evaluation.predictions import Averaged, Predictions
 from cogcalib_jax.evaluation.progress import watched
@@ -183,11 +184,18 @@ class LaplacePredictor:
     """
 
     def __init__(
-        self, model: SplitModel, mesh: Mesh, config: EvaluationConfig, samples: int = SAMPLES
+        self,
+        model: SplitModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        samples: int = SAMPLES,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
+        """option_score: the rule of the run; for options of one token all but pmi agree."""
         self._mesh = mesh
         self._config = config
         self._samples = samples
+        self._option_score = option_score
 
         def scores(decoder: Decoder, batch: Batch, posterior: Posterior, key: jax.Array) -> Any:
             logits, covariances, options = linearised(decoder, batch, posterior)
@@ -216,7 +224,7 @@ class LaplacePredictor:
             logprobs=vocab,
             tokens=tokens,
             answers=np.array([e.answer for e in encoded]),
-            normalisation=self._config.normalisation,
+            option_score=self._option_score,
             averaged=Averaged("posterior_samples", self._samples, averaged),
         )
 

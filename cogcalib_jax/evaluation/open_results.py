@@ -135,6 +135,7 @@ def open_prediction_rows(
         rows.append(
             {
                 "id": e.id,
+                "question": e.example.question,
                 "prompt": e.prompt,
                 "prompt_ids": list(e.prompt_ids),
                 "answers": list(e.example.aliases),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.progress import watched
 from cogcalib_jax.sharding import batch_parts
@@ -28,43 +31,88 @@ Score = Callable[[Iterable[Any]], tuple[np.ndarray, np.ndarray]]
 class Predictor:
     """Scores splits with one model; compiled once per shape whatever the LoRA parameters are."""
 
-    def __init__(self, model: SplitModel, mesh: Mesh, config: EvaluationConfig):
+    def __init__(
+        self,
+        model: SplitModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
         self._config = config
+        self._option_score = option_score
         self._multiple = batch_parts(mesh)
         self._pass = SplitPass(model, mesh, packed_logprobs)
+
+    def scored_by(self, option_score: OptionScore) -> Predictor:
+        """The same predictor with another rule; nothing is compiled again."""
+        other = copy(self)
+        other._option_score = option_score
+        return other
 
     def __call__(
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
     ) -> Predictions:
-        """Predictions of `encoded`; a temperature costs a second pass, for the vocabulary."""
+        """Predictions of `encoded`; a temperature costs a second pass, for the vocabulary.
+
+        The rule pmi needs an `EncodedSplit` with `pmi_prefix_ids`, and scores its options after
+        those alone, too.
+        """
+
+        def score(rows: Sequence[Encoded], temperature: float = 1.0) -> np.ndarray:
+            return packed_scores(
+                rows,
+                self._config.batch_size,
+                self._multiple,
+                lambda batches: self._pass(lora, batches, temperature),
+            )
+
         return Predictions(
-            logprobs=self._logprobs(lora, encoded, 1.0),
+            logprobs=score(encoded),
             tokens=option_tokens(encoded),
             answers=np.array([e.answer for e in encoded]),
-            normalisation=self._config.normalisation,
+            option_score=self._option_score,
             temperature=temperature,
-            tempered_logprobs=(
-                None if temperature == 1.0 else self._logprobs(lora, encoded, temperature)
-            ),
-        )
-
-    def _logprobs(
-        self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float
-    ) -> np.ndarray:
-        return packed_scores(
-            encoded,
-            self._config.batch_size,
-            self._multiple,
-            lambda batches: self._pass(lora, batches, temperature),
+            tempered_logprobs=None if temperature == 1.0 else score(encoded, temperature),
+            characters=option_characters(encoded),
+            priors=prior_scores(encoded, score) if self._option_score == "pmi" else None,
         )
 
 
 def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
     """[n, k] int: tokens of each completion, 0 where there is no option."""
-    tokens = np.zeros((len(encoded), max(len(e.completions) for e in encoded)), int)
-    for i, e in enumerate(encoded):
-        tokens[i, : len(e.completion_ids)] = [len(ids) for ids in e.completion_ids]
-    return tokens
+    return _for_each_option([[len(ids) for ids in e.completion_ids] for e in encoded])
+
+
+def option_characters(encoded: Sequence[Encoded]) -> np.ndarray:
+    """[n, k] int: Unicode code points of each completion without outer white space, 0 where there
+    is no option."""
+    return _for_each_option([[len(text.strip()) for text in e.completions] for e in encoded])
+
+
+def _for_each_option(numbers: Sequence[Sequence[int]]) -> np.ndarray:
+    padded = np.zeros((len(numbers), max(map(len, numbers))), int)
+    for i, row in enumerate(numbers):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def prior_scores(
+    encoded: Sequence[Encoded], score: Callable[[Sequence[Encoded]], np.ndarray]
+) -> np.ndarray:
+    """Log-probability of every option without its question, `[n, k, ...]` nats, NaN where there is
+    none.
+
+    An option keeps the token ids that it has after its prompt; `pmi_prefix_ids` stand in the
+    prompt's place. score: from rows to log-probabilities `[rows, k, ...]`. Questions with the same
+    options are scored once.
+    """
+    prefix = getattr(encoded, "pmi_prefix_ids", None)
+    if prefix is None:
+        raise ValueError("option_score = pmi: needs a split that encode_split made of options")
+    alone = {e.completion_ids: replace(e, prompt_ids=prefix) for e in encoded}
+    place = {options: row for row, options in enumerate(alone)}
+    scores = score(EncodedSplit(alone.values()))
+    return scores[[place[e.completion_ids] for e in encoded]]
 
 
 def packed_scores(

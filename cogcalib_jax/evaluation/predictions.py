@@ -13,6 +13,7 @@ import numpy as np
 from cogcalib_jax.data.example import Encoded, Example
 from cogcalib_jax.data.repeats import HASH, question_hash
 from cogcalib_jax.distributed import main_only
+from cogcalib_jax.evaluation.option_score import OptionScore, score_options
 from cogcalib_jax.files import whole_file
 
 
@@ -37,13 +38,18 @@ class Predictions:
     """[n, k] int: tokens of each completion, 0 where there is no option"""
     answers: np.ndarray
     """[n] int: index of the right option"""
-    normalisation: str
+    option_score: OptionScore
+    """the rule that turns log-probabilities into scores"""
     temperature: float = 1.0
     """divides the scores before the softmax over the options (temperature scaling)"""
     tempered_logprobs: np.ndarray | None = None
     """[n, k]: `logprobs` with the vocabulary logits divided by the temperature; None at 1"""
     averaged: Averaged | None = None
     """of several models or passes, where `logprobs` are those of their mean probability"""
+    characters: np.ndarray | None = None
+    """[n, k] int: Unicode code points of each completion without outer white space"""
+    priors: np.ndarray | None = None
+    """[n, k] float64: `logprobs` of the completions after `pmi_prefix_ids` alone; only for pmi"""
 
     @property
     def mask(self) -> np.ndarray:
@@ -51,14 +57,29 @@ class Predictions:
         return self.tokens > 0
 
     @property
-    def scores(self) -> np.ndarray:
-        """[n, k]: what the softmax over the options is taken of; absent options -inf."""
-        scores = self.logprobs
+    def option_scores(self) -> np.ndarray:
+        """[n, k]: scores by the rule, or the log of the mean probability if `averaged`; no
+        temperature divides them. Absent options are -inf."""
         if self.averaged is not None:
             scores = self.averaged.option_logprobs
-        elif self.normalisation == "token_mean":
-            scores = scores / np.maximum(self.tokens, 1)
-        return np.where(self.mask, scores / self.temperature, -np.inf)
+        else:
+            scores = score_options(
+                self.option_score, self.logprobs, self.tokens, self.characters, self.priors
+            )
+        return np.where(self.mask, scores, -np.inf)
+
+    @property
+    def scoring(self) -> str:
+        """How `option_scores` came about, for rows of predictions."""
+        if self.averaged is None:
+            return self.option_score
+        over = self.averaged.over.replace("_", " ")
+        return f"{self.option_score}; log of the mean probability of {self.averaged.count} {over}"
+
+    @property
+    def scores(self) -> np.ndarray:
+        """[n, k]: `option_scores` divided by the temperature, of which the softmax is taken."""
+        return self.option_scores / self.temperature
 
     @property
     def probs(self) -> np.ndarray:
@@ -90,13 +111,15 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
     `prompt` and `completions` are the exact text, so anyone can recompute a row elsewhere.
     """
     rows = []
+    scores, probs = predictions.option_scores, predictions.probs
     for i, e in enumerate(encoded):
         k = len(e.completions)
-        logprobs, probs = predictions.vocab_logprobs[i, :k], predictions.probs[i, :k]
-        best = int(np.argmax(predictions.scores[i, :k]))
+        logprobs, option_probs = predictions.logprobs[i, :k], probs[i, :k]
+        best = int(np.argmax(scores[i, :k]))
         rows.append(
             {
                 "id": e.id,
+                "question": e.example.question,
                 "prompt": e.prompt,
                 "completions": list(e.completions),
                 "prompt_ids": list(e.prompt_ids),
@@ -104,9 +127,13 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
                 "answer": e.answer,
                 "prediction": best,
                 "option_logprobs": logprobs.tolist(),
-                "option_probs": probs.tolist(),
-                "nll": float(-np.log(max(probs[e.answer], np.finfo(float).tiny))),
-                "confidence": float(probs[best]),
+                "option_tokens": predictions.tokens[i, :k].tolist(),
+                "option_scores": scores[i, :k].tolist(),
+                "scoring": predictions.scoring,
+                "temperature": predictions.temperature,
+                "option_probs": option_probs.tolist(),
+                "nll": float(-np.log(max(option_probs[e.answer], np.finfo(float).tiny))),
+                "confidence": float(option_probs[best]),
                 "vocab_confidence": float(np.exp(logprobs[best])),
                 **row_identity(e.example),
             }

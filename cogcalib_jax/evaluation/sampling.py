@@ -22,7 +22,14 @@ from cogcalib_jax.engine.packed import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import option_scores, option_tokens, packed_scores
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.evaluation.predict import (
+    option_characters,
+    option_scores,
+    option_tokens,
+    packed_scores,
+    prior_scores,
+)
 from cogcalib_jax.evaluation.predictions import Averaged, Predictions
 from cogcalib_jax.sharding import batch_parts
 
@@ -58,9 +65,19 @@ class DropoutPredictor:
     depends neither on the batch size nor on padding.
     """
 
-    def __init__(self, model: SplitModel, mesh: Mesh, config: EvaluationConfig):
-        """model: made with the dropout that is wanted (`models.lora.with_dropout`)."""
+    def __init__(
+        self,
+        model: SplitModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
+        """model: made with the dropout that is wanted (`models.lora.with_dropout`). option_score:
+        not pmi, whose two parts would be scored under other dropout masks."""
+        if option_score == "pmi":
+            raise ValueError("option_score = pmi: has no prior under a dropout mask")
         self._config = config
+        self._option_score = option_score
         self._single = SplitPass(model, mesh, row_by_row(option_logprobs))
         self._whole = SplitPass(model, mesh, row_by_row(completion_logprob))
 
@@ -79,7 +96,7 @@ class DropoutPredictor:
             lambda batches: self._single(lora, batches, 1.0, key),
             lambda batches: self._whole(lora, batches, 1.0, key),
         )
-        return _predictions(logprobs, encoded, self._config)
+        return _predictions(logprobs, encoded, self._option_score)
 
 
 class EnsemblePredictor:
@@ -89,8 +106,15 @@ class EnsemblePredictor:
     has activations of its own, so `members_at_once` bounds the memory that they take.
     """
 
-    def __init__(self, model: SplitModel, mesh: Mesh, config: EvaluationConfig):
+    def __init__(
+        self,
+        model: SplitModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
         self._config = config
+        self._option_score = option_score
         self._multiple = batch_parts(mesh)
         self._pass = SplitPass(model, mesh, packed_logprobs, members=True)
 
@@ -106,14 +130,24 @@ class EnsemblePredictor:
         self, members: Sequence[nnx.State], encoded: Sequence[Encoded]
     ) -> list[Predictions]:
         lora = stack_members(members)
-        logprobs = packed_scores(
-            encoded,
-            self._config.batch_size,
-            self._multiple,
-            lambda batches: self._pass(lora, batches, 1.0),
-        )
+
+        def score(rows: Sequence[Encoded]) -> np.ndarray:
+            return packed_scores(
+                rows,
+                self._config.batch_size,
+                self._multiple,
+                lambda batches: self._pass(lora, batches, 1.0),
+            )
+
+        logprobs = score(encoded)
+        priors = prior_scores(encoded, score) if self._option_score == "pmi" else None
         return [
-            _predictions(logprobs[..., member], encoded, self._config)
+            _predictions(
+                logprobs[..., member],
+                encoded,
+                self._option_score,
+                None if priors is None else priors[..., member],
+            )
             for member in range(len(members))
         ]
 
@@ -124,11 +158,16 @@ def stack_members(members: Sequence[nnx.State]) -> nnx.State:
 
 
 def _predictions(
-    logprobs: np.ndarray, encoded: Sequence[Encoded], config: EvaluationConfig
+    logprobs: np.ndarray,
+    encoded: Sequence[Encoded],
+    option_score: OptionScore,
+    priors: np.ndarray | None = None,
 ) -> Predictions:
     return Predictions(
         logprobs=logprobs,
         tokens=option_tokens(encoded),
         answers=np.array([e.answer for e in encoded]),
-        normalisation=config.normalisation,
+        option_score=option_score,
+        characters=option_characters(encoded),
+        priors=priors,
     )

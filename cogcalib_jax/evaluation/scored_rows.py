@@ -7,9 +7,9 @@ import math
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.repeats import HASH, clusters_of_predictions, repeats_note
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.option_score import OptionScore
 from cogcalib_jax.metrics import summarize, summarize_confidence
 from cogcalib_jax.metrics.rows import PROBABILITY_SLACK, SUM_SLACK
 
@@ -97,6 +98,8 @@ class ScoredFile:
     fields: tuple[dict[str, Any], ...]
     """what else each row says, for subgroups; that of `extra` at the same level"""
     notes: tuple[str, ...]
+    scoring: dict[str, Any] = field(default_factory=dict)
+    """the rule that scored options, as eval.json holds it; empty if the rows do not agree on one"""
 
 
 def read_scored(path: Path) -> ScoredFile:
@@ -137,7 +140,7 @@ def read_scored(path: Path) -> ScoredFile:
         as_json({name: value for name, value in row.items() if name not in used} | _extra(row))
         for row in contents
     )
-    return ScoredFile(scores, fields, notes)
+    return ScoredFile(scores, fields, notes, _scoring(contents))
 
 
 def _typed(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -250,6 +253,17 @@ def _option_rows(rows: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> Opti
     scores = padded(LOGPROBS, -np.inf)
     shifted = np.exp(scores - scores.max(-1, keepdims=True))
     return OptionRows(shifted / shifted.sum(-1, keepdims=True), options, answers, None)
+
+
+def _scoring(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rule that all rows name in `scoring`, and whether their options are single tokens."""
+    stated = {str(row.get("scoring")).partition(";")[0] for row in rows}
+    tokens = [row.get("option_tokens") for row in rows]
+    known = len(stated) == 1 and stated <= set(get_args(OptionScore))
+    if not known or not all(isinstance(one, list) for one in tokens):
+        return {}
+    single = all(count == 1 for one in tokens for count in one)
+    return {"option_score": stated.pop(), "single_token_options": single}
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:

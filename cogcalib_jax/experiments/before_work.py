@@ -18,6 +18,15 @@ def refuse_meaningless(loaded: Loaded[Any], refused: Mapping[str, str], command:
         raise UserError(f"command line: {option} has no meaning for {command}; {refused[path]}")
 
 
+def refuse_choice_of_rule(option_score: str, command: str) -> None:
+    """Refuse `option_score: auto` for `command`, which compares runs that would each choose."""
+    if option_score == "auto":
+        raise UserError(
+            f"option_score = auto: {command} compares runs with starts of their own, which must be"
+            " scored alike; give mean, sum or chars"
+        )
+
+
 def require_writable(file: Path, option: str) -> None:
     """A file given with `option`; the folder it is to lie in is made."""
     _make(file, file.parent)

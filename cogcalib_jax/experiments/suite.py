@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cogcalib_jax.configlib import FieldError, check, load_config, without_person
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.experiments.before_work import refuse_choice_of_rule
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.reporting.names import DERIVED
@@ -172,7 +173,9 @@ def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
 
 def _config(argv: Sequence[str], cell: str) -> RunConfig:
     try:
-        return load_config(RunConfig, argv, prog="", description="").config
+        config = load_config(RunConfig, argv, prog="", description="").config
+        refuse_choice_of_rule(config.option_score, "a suite")
+        return config
     except UserError as error:
         reason = str(error).removeprefix(f"{SOURCE}: ")  # nobody typed these words
         raise UserError(f"suite: {cell}: {reason}") from error

@@ -22,7 +22,11 @@ from typing import Literal, get_args
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
 from cogcalib_jax.data.json_values import as_json
-from cogcalib_jax.experiments.before_work import refuse_meaningless, require_folder
+from cogcalib_jax.experiments.before_work import (
+    refuse_choice_of_rule,
+    refuse_meaningless,
+    require_folder,
+)
 from cogcalib_jax.experiments.choosing import BEST_EPOCH, Candidate, Found, numbers_of, recommend
 from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.trying import Trial, read_trial, require_same_trials, train_missing
@@ -112,6 +116,7 @@ def tune(argv: list[str]) -> str:
     )
     refuse_meaningless(loaded, REFUSED, "tuning")
     config, name = loaded.config, loaded.preset.stem
+    refuse_choice_of_rule(config.option_score, "tune")
     folder = Path(config.out) if config.out else Path("runs") / f"tune-{name}"
     trials = config.trials(folder)
     require_same_trials(folder, trials)

@@ -10,6 +10,7 @@ import numpy as np
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.reporting.names import long_name, split_key
+from cogcalib_jax.reporting.words import scoring_notes
 
 Metrics = Mapping[str, Any]
 """The numbers of one task in eval.json."""
@@ -90,6 +91,7 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         " in intervals, floors and p-values."
         for rows, different in repeats
     ]
+    notes += scoring_notes(m for seed in seeds for m in seed.values())
     if not open_ended and any("confidences" in m for seed in seeds for m in seed.values()):
         notes.append("Of open questions: exact match, and the generated answer's probability.")
     if rescaled:

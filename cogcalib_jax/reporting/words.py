@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cogcalib_jax.reporting.names import short_name
+
+SCORED_BY = {
+    "mean": "their mean log-probability per token",
+    "sum": "their log-probability summed over tokens",
+    "chars": "their log-probability per character",
+    "pmi": "their log-probability minus the one without the question (pmi)",
+}
+"""The rules of `option_score`, as tables name them."""
+
+
+def scoring_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Name the rule behind a table's numbers, a sentence for each rule.
+
+    results: numbers of eval.json. Options of one token need no words: all rules but pmi agree.
+    """
+    rules = [
+        metrics["option_score"]
+        for metrics in results
+        if metrics.get("option_score") == "pmi" or not metrics.get("single_token_options", True)
+    ]
+    return [f"Options are scored by {SCORED_BY[rule]}." for rule in dict.fromkeys(rules)]
 
 
 def percent(value: float) -> str:

@@ -17,13 +17,14 @@ from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
+from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.report import TEXT_WIDTH
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import load_base_tokenizer, say
-from cogcalib_jax.runs.eval_config import EvalConfig
+from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict, require_numbers
@@ -51,7 +52,7 @@ def answer_questions(config: EvalConfig) -> str:
     encoded, notes = encode_split("questions", examples, tokenizer, config.data, shots)
     for note in notes:
         say(f"   note: {note}")
-    temperature = fitted_temperature(model.adapter)
+    temperature = fitted_temperature(model.adapter, settled_option_score(config))
     predict = predict_function(load(config, model, [encoded]), model)
     cut = _cut(config, predict, tokenizer, temperature)
 
@@ -66,13 +67,21 @@ def answer_questions(config: EvalConfig) -> str:
     return "\n".join([*sentences, f"{answered:,} answered{left}: {out}"])
 
 
-def fitted_temperature(adapter: str | None) -> float:
-    """What option scores are divided by, as it was fitted when the adapter was made."""
+def fitted_temperature(adapter: str | None, option_score: OptionScore) -> float:
+    """Return the temperature that was fitted when the adapter was made, 1 if there is none for
+    scores by the rule `option_score`."""
     calibration = None if adapter is None else read_calibration(Path(adapter))
     if calibration is None:
         say("   no fitted temperature: confidences are the model's own")
         return 1.0
     file = f"{adapter}/{CALIBRATION_FILE}"
+    fitted_by = stored_option_score(calibration)
+    if fitted_by not in (None, option_score):
+        say(
+            f"   no fitted temperature for option_score {option_score} (that of {file} is for"
+            f" {fitted_by}): confidences are the model's own"
+        )
+        return 1.0
     try:
         fitted = calibration["temperature"]
         if fitted["value"] is None:

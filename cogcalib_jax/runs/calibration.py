@@ -43,6 +43,7 @@ def write_calibration(
     are open. The temperature is offered to whoever wants it: no number of the run itself uses it;
     the maps of open answers' probabilities are those of `confidences` in the run's results.
     """
+    has_options = isinstance(predictions, Predictions)
     write_json(
         adapter / CALIBRATION_FILE,
         {
@@ -54,7 +55,8 @@ def write_calibration(
             "open_answers": _open_answers(predictions, config),
             "completions": "one token" if calibration.single_token_options else "several tokens",
             "max_length": config.data.max_length,
-            "normalisation": config.evaluation.normalisation,
+            "option_score": predictions.option_score if has_options else None,
+            "pmi_prefix_ids": calibration.pmi_prefix_ids,
             "space": {
                 "loss": config.loss.space,
                 "method": None if method.term == "none" else method.space,

@@ -16,6 +16,7 @@ from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.method.config import ALIASES, Gate, LossConfig, MethodConfig, Term
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig
@@ -56,6 +57,10 @@ class RunConfig:
     also: tuple[str, ...] = ()
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
+    option_score: ChosenOptionScore = DEFAULT_OPTION_SCORE
+    """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
+    per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
+    also knows pmi: docs/evaluation.md"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -97,6 +102,12 @@ class RunConfig:
         )
         check(self.ensemble_members >= 2, "ensemble_members", "must be an integer of at least 2")
         check(self.ensemble_member >= 0, "ensemble_member", "must be an integer of at least 0")
+        check(
+            self.option_score != "pmi",
+            "option_score",
+            "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
+            " --option-score pmi",
+        )
         check_tasks(self.also, "also")
         self._check_also()
         check_entries(self.compare, "compare", SAMPLING_BASELINES)

@@ -44,6 +44,7 @@ from cogcalib_jax.runs.dry_report import (
 )
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
+from cogcalib_jax.runs.option_score import require_options
 from cogcalib_jax.runs.outline import Outline, outline_base
 from cogcalib_jax.runs.sampling import require_single_tokens
 from cogcalib_jax.runs.workload import Padding, Rates, Work, Workload, measure, pretraining
@@ -183,6 +184,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
             every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
         )
     require_options_space(config, splits)
+    require_options(config.option_score, config.data.task, splits)
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, base.tokenizer, splits["test"], notes.append)
     require_open_questions(config, splits["train"])

@@ -14,9 +14,17 @@ from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.option_score import (
+    DEFAULT_OPTION_SCORE,
+    ChosenOptionScore,
+    OptionScore,
+    stored_option_score,
+)
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.folder import read_config
+from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
 from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.foreign import require_no_way_out
 
@@ -60,6 +68,9 @@ class EvalConfig:
     """predict: leave questions open whose confidence is lower than this"""
     target_accuracy: float | None = None
     """predict: leave as few open as make the rest this accurate on held-out questions"""
+    option_score: ChosenOptionScore | None = None
+    """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
+    the rule of the runs or adapters, else mean"""
     seed: int = 0
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,7 +105,18 @@ class EvalConfig:
             "run_dir",
             "must name the evaluation to resume (--run-dir runs/eval-N)",
         )
+        check(
+            self.option_score != "auto",
+            "option_score",
+            "must be mean, sum, chars or pmi; auto is for training, which chooses on labelled"
+            " validation questions before it fine-tunes",
+        )
         passes = self.mc_passes
+        check(
+            passes is None or self.option_score != "pmi",
+            "mc_passes",
+            "must be none beside option_score pmi, which has no prior under a dropout mask",
+        )
         check(passes is None or passes >= 1, "mc_passes", "must be an integer of at least 1")
         check(
             not self.ensemble or passes is None,
@@ -175,13 +197,41 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
         EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
     )
     _require_agreement(runs, {*given, *loaded.explicit})
-    return replace(loaded.config, run=names)
+    config = loaded.config
+    return replace(config, run=names, option_score=settled_option_score(config))
+
+
+def settled_option_score(config: EvalConfig) -> OptionScore:
+    """Return the rule of an evaluation: the given one, that of the runs, or else the one that the
+    adapters' (or a merged model's) calibration.json names; mean if none of them does.
+
+    Raises UserError for adapters with different rules.
+    """
+    if config.option_score is not None and config.option_score != "auto":
+        return config.option_score
+    if config.run:
+        return read_trained_run(config.run[0]).option_score
+    adapters = [adapter for adapter in config.adapter if adapter != BARE]
+    folders = adapters or ([] if config.model.path is None else [config.model.path])
+    rules: dict[OptionScore, str] = {}
+    for folder in folders:
+        rule = stored_option_score(read_calibration(Path(folder)) or {})
+        if rule is not None:
+            rules.setdefault(rule, folder)
+    if len(rules) > 1:
+        named = ", ".join(f"{rule} in {folder}" for rule, folder in rules.items())
+        raise UserError(
+            f"adapter: their options are scored by different rules ({named}); give --option-score"
+            " for all, or evaluate them one by one"
+        )
+    return next(iter(rules), DEFAULT_OPTION_SCORE)
 
 
 def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
     """The defaults that `run`, the first of `names`, gives."""
     return EvalConfig(
         run=names,
+        option_score=run.option_score,
         seed=run.seed,
         data=run.data,
         model=replace(run.model, path=None),
@@ -236,7 +286,7 @@ def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
                 yield prefix + name, value
 
     yield from leaves(to_dict(run.data), "data.")
-    yield "evaluation.normalisation", run.evaluation.normalisation
+    yield "option_score", run.option_score
     # Stored rows are split by data.split_seed; only a world is another one for another seed.
     yield "seed", run.seed if run.data.task == "world" else None
 
@@ -285,8 +335,11 @@ def _read_config(folder: Path) -> RunConfig:
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
             " run, or of a comparison of methods"
         )
-    require_no_way_out(folder, (file, folder / "adapter"))
-    return read_config(folder, RunConfig)
+    require_no_way_out(folder, (file, folder / "adapter", folder / CHOICE_FILE))
+    config = read_config(folder, RunConfig)
+    if config.option_score == "auto" and not config.compare:
+        config = replace(config, option_score=read_choice(folder))
+    return config
 
 
 def require_same_evaluation(folder: Path, config: EvalConfig) -> None:

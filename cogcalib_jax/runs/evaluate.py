@@ -15,6 +15,7 @@ from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
@@ -27,7 +28,11 @@ from cogcalib_jax.runs.assemble import (
     say,
     with_processes,
 )
-from cogcalib_jax.runs.eval_config import EvalConfig, require_same_evaluation
+from cogcalib_jax.runs.eval_config import (
+    EvalConfig,
+    require_same_evaluation,
+    settled_option_score,
+)
 from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import (
     choose_folder,
@@ -44,6 +49,7 @@ from cogcalib_jax.runs.open_questions import (
     open_predictor,
     stored_calibrators,
 )
+from cogcalib_jax.runs.option_score import require_prefix
 from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.results import (
     Predict,
@@ -173,16 +179,18 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
 
     sets: questions it will be asked.
     """
+    rule = settled_option_score(config)
+    require_prefix(rule, sets)
     mesh, decoder = load_on_mesh(config.model, config.mesh, model.lora, model.base, config.seed)
     graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
     split = SplitModel(graphdef, frozen)
-    predictor = Predictor(split, mesh, config.evaluation)
+    predictor = Predictor(split, mesh, config.evaluation, rule)
     context = decoder.config.max_position_embeddings
     note_beyond_context(context, sets)
     answers = open_predictor(
         split,
         context,
-        predictor,
+        predictor.scored_by(DEFAULT_OPTION_SCORE),
         config.evaluation,
         config.data,
         load_base_tokenizer(model.base),
@@ -191,8 +199,8 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     sampled = None
     if config.mc_passes is not None:
         passes = replace(config.evaluation, mc_passes=config.mc_passes)
-        sampled = DropoutPredictor(split, mesh, passes)
-    together = EnsemblePredictor(split, mesh, config.evaluation)
+        sampled = DropoutPredictor(split, mesh, passes, rule)
+    together = EnsemblePredictor(split, mesh, config.evaluation, rule)
     return Loaded(decoder, predictor, answers, config.seed, sampled, together)
 
 

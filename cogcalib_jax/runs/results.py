@@ -105,6 +105,8 @@ def _score(
         write_predictions(file, predictions, encoded)
         exclusive = encoded.exclusive_options
         metrics = task_metrics(predictions, config, seed, exclusive, clusters)
+        if predictions.option_score == "pmi":
+            metrics["pmi_prefix_ids"] = list(encoded.pmi_prefix_ids)
         part = _option_part(predictions, seed, exclusive, clusters)
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)

@@ -94,7 +94,7 @@ def _mc_dropout(
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
         sft = train_method(run, trainer, config, start, style_folder, folder).lora
-    predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation)
+    predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation, config.option_score)
     return partial(predictor, sft, seed=config.seed)
 
 
@@ -105,7 +105,9 @@ def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
     for number in range(len(members), count):
         say(f"== ensemble: member {number + 1} of {count}, in {folder / f'member-{number}'}")
         members.append(_member(run, number, folder / f"member-{number}"))
-    predictor = EnsemblePredictor(run.assembled.model, run.assembled.mesh, run.config.evaluation)
+    predictor = EnsemblePredictor(
+        run.assembled.model, run.assembled.mesh, run.config.evaluation, run.config.option_score
+    )
     return partial(predictor, members)
 
 
@@ -138,7 +140,7 @@ def _laplace_lora(
         f"   prior precision {record['prior_precision']:.4g},"
         f" {record['effective_parameters']:.0f} effective parameters"
     )
-    predictor = LaplacePredictor(model, mesh, evaluation)
+    predictor = LaplacePredictor(model, mesh, evaluation, option_score=config.option_score)
     return partial(predictor, sft, fitted.posterior, seed=config.seed)
 
 
@@ -158,8 +160,10 @@ def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predi
         prior=Prior(rows, training.batch_size, training.learning_rate),
         identity=config.identity() | {"blob": True},
     )
-    trainer = make_trainer(trainable, evaluation, run.trainer.splits)
+    trainer = make_trainer(
+        trainable, evaluation, run.trainer.splits, option_score=config.option_score
+    )
     write_config(folder, config)
     trained = train_method(run, trainer, config, start, style_folder, folder)
-    predictor = DropoutPredictor(model, run.assembled.mesh, evaluation)
+    predictor = DropoutPredictor(model, run.assembled.mesh, evaluation, config.option_score)
     return partial(predictor, trained.lora, seed=config.seed)

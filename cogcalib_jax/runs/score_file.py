@@ -43,6 +43,7 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     for note in scored.notes:
         say(f"   note: {note}")
     metrics = {"split": "file"} | scored.scores.metrics(config.seed, config.evaluation)
+    metrics |= scored.scoring
     if config.by:
         part = partial(scored.scores.metrics, config.seed)
         metrics["by"] = subgroups(config.by, scored.fields, config.evaluation, part)

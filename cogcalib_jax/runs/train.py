@@ -16,6 +16,7 @@ from flax import nnx
 from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.runs.assemble import (
@@ -47,6 +48,7 @@ from cogcalib_jax.runs.folder import (
 )
 from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
+from cogcalib_jax.runs.option_score import require_options, settle_option_score
 from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
@@ -76,7 +78,8 @@ def _train_and_score(run: Run, style: Path | None) -> None:
         from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
-    run = composed(run, start)
+    run = with_option_score(composed(run, start), start)
+    config = run.config
 
     methods = config.resolved_methods()
     if not config.compare:
@@ -116,6 +119,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     require_options_space(config, splits)
+    require_options(config.option_score, config.data.task, splits)
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, tokenizer, splits["test"])
     require_open_questions(config, splits["train"])
@@ -146,7 +150,8 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     made_from = {"data": {key: hashes[key] for key in training_splits}, "base": _base_hash(base)}
     trainable = replace(make_trainable(config, assembled), made_from=made_from)
-    trainer = make_trainer(trainable, config.evaluation, training_splits, answers)
+    rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
+    trainer = make_trainer(trainable, config.evaluation, training_splits, answers, rule)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
 
 
@@ -175,6 +180,17 @@ def composed(run: Run, start: nnx.State) -> Run:
         return run
     say(f"   composed: {len(train)} fine-tuning rows, {composition.words} known")
     return replace(run, trainer=trainer.with_train_split(train))
+
+
+def with_option_score(run: Run, start: nnx.State) -> Run:
+    """Settle the rule that scores the run's options; log what `auto` chose on the start."""
+    config = run.config
+    if config.option_score != "auto":
+        return run
+    rule, line = settle_option_score(run.trainer, start, run.folder, config.seed)
+    say(f"   {line}")
+    trainer = replace(run.trainer, predictor=run.trainer.predictor.scored_by(rule))
+    return replace(run, config=replace(config, option_score=rule), trainer=trainer)
 
 
 def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:

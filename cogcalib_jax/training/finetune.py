@@ -19,6 +19,7 @@ from cogcalib_jax.engine.forward import example_losses
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gate import ThresholdFit
@@ -48,6 +49,7 @@ _AFTER_STYLE = {
         "checkpoint",
         "ensemble_members",
         "also",
+        "option_score",
     ),
     "training": ("schedule", "refit_every", "validate_every", "probe_rows", "keep"),
 }
@@ -137,8 +139,13 @@ def make_trainer(
     evaluation: EvaluationConfig,
     splits: dict[str, EncodedSplit],
     answers: OpenPredictor | None = None,
+    option_score: OptionScore = DEFAULT_OPTION_SCORE,
 ) -> Trainer:
-    """answers: what answers the questions of `splits` where those are open."""
+    """Compile nothing yet; put together what the methods of a run share.
+
+    answers: the predictor of open questions, if those of `splits` are open. option_score: the rule
+    by which validation scores options.
+    """
 
     def nll_and_correct(decoder: Decoder, batch: Batch) -> tuple[jax.Array, jax.Array]:
         losses = example_losses(decoder, batch, trainable.loss)
@@ -149,7 +156,7 @@ def make_trainer(
         trainable,
         evaluation,
         splits,
-        predictor=Predictor(model, mesh, evaluation),
+        predictor=Predictor(model, mesh, evaluation, option_score),
         losses=SplitPass(model, mesh, nll_and_correct),
         answers=answers,
     )

@@ -156,10 +156,15 @@ def _calibration(run: Path | None) -> str:
         "| task | space | n | accuracy | ECE | floor | NLL | Brier | AUROC |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    rules = []
     with _reading(run / "eval.json") as text:
         for task, metrics in json.loads(text).items():
             if task != "provenance":
                 lines += _rows(task, metrics)
+                rules.append(metrics.get("option_score"))
+    names = ", ".join(f"`{rule}`" for rule in dict.fromkeys(filter(None, rules)))
+    if names:
+        lines += ["", f"Options are scored by the rule {names} of cogcalib_jax's `option_score`."]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 
 
-def calibration(seed=0, n=400, scale=3.0, options=4, normalisation="sum", tokens=1) -> Predictions:
+def calibration(seed=0, n=400, scale=3.0, options=4, option_score="sum", tokens=1) -> Predictions:
     """Answers drawn from the softmax, reported `scale` times too sharp; every third question has
     an option less."""
     rng = np.random.default_rng(seed)
@@ -21,13 +21,13 @@ def calibration(seed=0, n=400, scale=3.0, options=4, normalisation="sum", tokens
     answers = np.array([rng.choice(options, p=p) for p in probs])
     logprobs = np.where(mask, scale * np.log(np.where(mask, probs, 1)), np.nan)
     counts = np.where(mask, rng.integers(1, tokens + 1, mask.shape), 0)
-    return Predictions(logprobs, counts, answers, normalisation)
+    return Predictions(logprobs, counts, answers, option_score)
 
 
 def independent(predictions: Predictions) -> float:
     """Newton-like search over 1 / T, in which the mean NLL is convex."""
     scores = predictions.logprobs
-    if predictions.normalisation == "token_mean":
+    if predictions.option_score == "mean":
         scores = scores / np.where(predictions.mask, predictions.tokens, 1)
     rows = np.arange(len(scores))
 
@@ -46,7 +46,7 @@ def independent(predictions: Predictions) -> float:
         {"scale": 3.0},
         {"scale": 0.4, "seed": 1},
         {"scale": 2.0, "options": 2, "seed": 2, "n": 30},
-        {"scale": 2.0, "normalisation": "token_mean", "tokens": 3},
+        {"scale": 2.0, "option_score": "mean", "tokens": 3},
     ],
 )
 def test_the_temperature_equals_an_independent_optimisers(settings):

@@ -29,6 +29,8 @@ from tests.engine.tiny import LORA, TINY, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device
 
 SPLITS = {"single": questions(10), "several": questions(10, tokens=3)}
+for split in SPLITS.values():
+    split.pmi_prefix_ids = (1, 9)
 CONFIG = EvaluationConfig(batch_size=4, mc_passes=3, resamples=100)
 
 
@@ -46,9 +48,9 @@ def members(n: int = 3):
 
 
 @cache
-def plain(kind: str, member: int = 0, normalisation: str = "sum") -> Predictions:
-    config = replace(CONFIG, normalisation=normalisation)
-    return Predictor(tiny_model()[0], one_device(), config)(members()[member], SPLITS[kind])
+def plain(kind: str, member: int = 0, option_score: str = "mean") -> Predictions:
+    predictor = Predictor(tiny_model()[0], one_device(), CONFIG, option_score)
+    return predictor(members()[member], SPLITS[kind])
 
 
 @cache
@@ -58,8 +60,9 @@ def dropped(dropout: float = 0.3, **settings) -> DropoutPredictor:
 
 
 @cache
-def ensemble(**settings) -> EnsemblePredictor:
-    return EnsemblePredictor(tiny_model()[0], one_device(), replace(CONFIG, **settings))
+def ensemble(option_score: str = "mean", **settings) -> EnsemblePredictor:
+    config = replace(CONFIG, **settings)
+    return EnsemblePredictor(tiny_model()[0], one_device(), config, option_score)
 
 
 def same(got: Predictions, wanted: Predictions, atol: float = 1e-6) -> None:
@@ -70,10 +73,10 @@ def same(got: Predictions, wanted: Predictions, atol: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-@pytest.mark.parametrize("normalisation", ["sum", "token_mean"])
-def test_an_ensemble_is_numpys_mean_over_separately_evaluated_members(kind, normalisation):
-    got = ensemble(normalisation=normalisation)(members(), SPLITS[kind])
-    alone = [plain(kind, k, normalisation) for k in range(3)]
+@pytest.mark.parametrize("option_score", ["mean", "pmi"])
+def test_an_ensemble_is_numpys_mean_over_separately_evaluated_members(kind, option_score):
+    got = ensemble(option_score=option_score)(members(), SPLITS[kind])
+    alone = [plain(kind, k, option_score) for k in range(3)]
     assert np.std([p.probs for p in alone], axis=0).max() > 0.05
     mean = np.mean([p.probs for p in alone], axis=0)
     np.testing.assert_allclose(got.probs, mean, atol=1e-6)
@@ -132,6 +135,22 @@ def test_a_temperature_is_fitted_to_the_averaged_probabilities():
     as_logprobs = np.log(np.where(got.mask, got.probs, np.nan))
     equal = Predictions(as_logprobs, got.tokens, got.answers, "sum")
     assert fit_temperature(got) == pytest.approx(fit_temperature(equal), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_rows_of_an_average_hold_the_log_of_the_mean_probability(kind):
+    got = ensemble("mean")(members(), SPLITS[kind])
+    for row, probs in zip(prediction_rows(got, SPLITS[kind]), got.probs, strict=True):
+        k = len(row["completions"])
+        np.testing.assert_allclose(np.exp(row["option_scores"]), row["option_probs"], rtol=1e-9)
+        np.testing.assert_allclose(row["option_probs"], probs[:k])
+        assert (row["temperature"], row["prediction"]) == (1.0, np.argmax(row["option_scores"]))
+        assert row["scoring"] == "mean; log of the mean probability of 3 members"
+
+
+def test_no_dropout_mask_has_a_prior():
+    with pytest.raises(ValueError, match="pmi"):
+        DropoutPredictor(tiny_model()[0], one_device(), CONFIG, "pmi")
 
 
 @pytest.mark.parametrize("over", ["members", "mc_passes"])

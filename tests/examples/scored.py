@@ -42,6 +42,7 @@ LORA = LoraConfig(rank=2, alpha=3, targets=("q_proj", "down_proj", "lm_head"))
 SHOT = {"question": "Is it {hot}?", "choices": ["yes", "no"], "answer": 1}
 QUESTIONS = [
     {"question": "Which {letter} is it?", "choices": ["this", "that {choice}", "né 日"]},
+    {"question": "When?", "choices": ["now", "later on"], "passage": None},
     {"question": " Where? ", "choices": ["here", "over there"], "passage": "A walk.\nIt rained."},
     {"question": "How many?", "choices": ["one", "two", "3", "four", "a lot more than that"]},
     {"question": "Who?", "choices": ["she", "he"], "passage": "{passage} she {question}"},
@@ -70,7 +71,7 @@ class Scored:
 
 
 def scored(
-    folder: Path, prompt: str, normalisation: str, answers=(0, 1, 3, 0), few_shot: int = 0
+    folder: Path, prompt: str, option_score: str, answers=(0, 1, 1, 3, 0), few_shot: int = 0
 ) -> Scored:
     base = folder / "base"
     rows = [row | {"answer": a} for row, a in zip(QUESTIONS, answers, strict=True)]
@@ -92,7 +93,8 @@ def scored(
         data=DataConfig(task="custom", path=str(folder), prompt=prompt, few_shot=few_shot),
         model=ModelConfig(path=str(base)),
         lora=LORA,
-        evaluation=EvaluationConfig(batch_size=2, normalisation=normalisation),
+        option_score=option_score,
+        evaluation=EvaluationConfig(batch_size=2),
     )
     decoder = small_decoder(shape, lora=LORA)
     save_decoder(small_decoder(shape), folder / "weights")
@@ -105,7 +107,7 @@ def scored(
     shots = [read(SHOT, -1)] * few_shot
     encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
-    predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)
+    predictions = Predictor(model, one_device(), config.evaluation, option_score)(lora, encoded)
     method = MethodConfig(name="cols", space="options").resolve()
     write_calibration(folder / "adapter", config, method, base, tokenizer, encoded, predictions)
     return Scored(folder, config, decoder, encoded, predictions)

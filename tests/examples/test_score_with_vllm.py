@@ -66,12 +66,12 @@ def letters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cloze(tmp_path_factory):
-    return scored(tmp_path_factory.mktemp("cloze") / "run", "cloze", "token_mean")
+    return scored(tmp_path_factory.mktemp("cloze") / "run", "cloze", "mean")
 
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "sum", few_shot=1)
+    return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "chars", few_shot=1)
 
 
 @pytest.mark.parametrize("name", ["letters", "cloze", "chat"])

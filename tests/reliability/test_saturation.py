@@ -80,7 +80,7 @@ def test_an_option_of_log_probability_minus_infinity_has_probability_zero():
     assert np.isfinite(one.probs).all() and np.isfinite(one.vocab_probs).all()
     np.testing.assert_allclose(one.probs.sum(1), 1)
     assert finite(metrics.summarize(one.probs, one.mask, answers, resamples=20))
-    example = SimpleNamespace(group=None, extra={})
+    example = SimpleNamespace(question="q", group=None, extra={})
     encoded = [
         SimpleNamespace(
             id="q", prompt="p", completions="abcd", prompt_ids=(1,),

@@ -136,3 +136,26 @@ def test_a_method_looks_the_same_whatever_stands_beside_it():
     many += ["laplace_lora", "x", "y", "z"]
     assert len({(look.color, look.line) for look in looks(many).values()}) == len(many)
     assert len({short_name(key) for key in many}) == len(many)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("mean", "mean log-probability per token"),
+        ("sum", "log-probability summed over tokens"),
+        ("chars", "log-probability per character"),
+        ("pmi", "log-probability minus the one without the question"),
+    ],
+)
+def test_the_note_names_the_rule_of_options_of_several_tokens_once(rule, words):
+    several = metrics(option_score=rule, single_token_options=False)
+    table = comparison_table([{"sft": several, "cols": several}])
+    assert table.note.count("Options are scored by") == 1 and words in table.note
+
+
+def test_the_note_is_silent_if_rules_agree_or_are_not_known():
+    single = metrics(option_score="mean", single_token_options=True)
+    assert "scored by" not in comparison_table([{"sft": single, "cols": metrics()}]).note
+    # The prior of a letter changes its score.
+    pmi = metrics(option_score="pmi", single_token_options=True)
+    assert "Options are scored by" in comparison_table([{"sft": pmi}]).note

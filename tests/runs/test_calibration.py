@@ -21,7 +21,7 @@ def written(run):
 
 def test_its_pieces_make_up_the_exact_prompts(run):
     template = written(run)["prompt"]
-    row, encoded = QUESTIONS[1], run.encoded[1]
+    row, encoded = QUESTIONS[2], run.encoded[2]
     pieces = [
         template["start"],
         template["passage"].format(passage=row["passage"]),
@@ -39,7 +39,11 @@ def test_its_pieces_make_up_the_exact_prompts(run):
 def test_it_says_how_confidences_come_about(run):
     content = written(run)
     assert content["completions"] == "one token"
-    assert (content["normalisation"], content["max_length"]) == ("sum", 300)
+    assert (content["option_score"], content["max_length"]) == ("sum", 300)
+    # BOS and "Answer:", of which this tokenizer knows the bytes.
+    assert content["pmi_prefix_ids"][0] == 0 and len(content["pmi_prefix_ids"]) == 1 + len(
+        "Answer:"
+    )
     assert content["space"] == {"loss": "vocab", "method": "options"}
     assert content["temperature"] == {
         "value": fit_temperature(run.predictions),

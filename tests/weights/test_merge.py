@@ -150,7 +150,8 @@ def write_run(folder: Path, adapter: Path, base: Path) -> Path:
         "auroc": None,
     }
     command = "python train.py --config /home/someone/my.yaml --run-dir runs/x"
-    results = {"custom": numbers | {"vocab": numbers}, "provenance": {"command": command}}
+    task = numbers | {"option_score": "chars", "vocab": numbers}
+    results = {"custom": task, "provenance": {"command": command}}
     (folder / "eval.json").write_text(json.dumps(results))
     return folder
 
@@ -175,6 +176,7 @@ def test_a_run_is_merged_and_its_card_says_what_was_measured(pair, tmp_path):
         "NLL of at most 0.75 nats (last fit, step 9; true positive rate 0.900",
         "| custom | options | 1,500 | 0.500 | 0.125 | 0.030, 0.040 | 1.250 | 0.625 | none |",
         "15 equal-width bins",
+        "Options are scored by the rule `chars`",
         "    python train.py --config .../my.yaml --run-dir runs/x\n",
     ):
         assert text in card, text

@@ -1,0 +1,86 @@
+"""The rule by which a run scores options, settled once if its config says `auto`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.distributed import from_main
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.evaluate import write_json
+from cogcalib_jax.evaluation.option_choice import Choice, choose_option_score
+from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
+from cogcalib_jax.training.finetune import Trainer
+from cogcalib_jax.weights.foreign import damage
+
+CHOICE_FILE = "option_score.json"
+
+
+def require_options(option_score: str, task: str, splits: Mapping[str, EncodedSplit]) -> None:
+    """Refuse to choose a rule for open questions (UserError)."""
+    if option_score == "auto" and any(rows.is_open for rows in splits.values()):
+        raise UserError(
+            f"option_score = auto: questions of {task} are open and have no options; leave it out"
+        )
+
+
+def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> None:
+    """Refuse pmi for a tokenizer with no token to begin a text with (UserError)."""
+    for rows in sets:
+        if option_score == "pmi" and not rows.is_open and rows.pmi_prefix_ids is None:
+            raise UserError(
+                "option_score = pmi: the tokenizer has neither a BOS nor an end-of-text token after"
+                " which options could be scored without their question; use mean, sum or chars"
+            )
+
+
+def settle_option_score(
+    trainer: Trainer, start: nnx.State, folder: Path, seed: int
+) -> tuple[OptionScore, str]:
+    """Return the rule that `auto` chooses for a run, and a line about the choice.
+
+    The rule is chosen on the start (the model in which fine-tuning begins) and kept in `folder`, so
+    that a resumed run takes the same one.
+
+    Args:
+        trainer: has the splits and the predictor.
+        start: LoRA parameters after style adaptation.
+        folder: the run's folder.
+        seed: of the bootstrap over questions.
+    """
+    if from_main((folder / CHOICE_FILE).is_file):
+        rule = read_choice(folder)
+        return rule, f"option_score: {rule}, as it was chosen when the run was started"
+    choice = choose_option_score(
+        trainer.predictor(start, trainer.splits["calibration"]),
+        trainer.predictor(start, trainer.splits["validation"]),
+        seed,
+    )
+    write_json(folder / CHOICE_FILE, choice.record())
+    return choice.option_score, _line(choice)
+
+
+def read_choice(folder: Path) -> OptionScore:
+    """Return the rule that a run with `option_score: auto` chose (UserError if it has none)."""
+    file = folder / CHOICE_FILE
+    try:
+        content: dict[str, Any] = json.loads(from_main(lambda: file.read_text(encoding="utf-8")))
+        rule = stored_option_score(content)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({damage(error)}); put it back from a copy, or train again"
+        ) from error
+    if rule is None:
+        raise UserError(f"{file}: names no rule; put it back from a copy, or train again")
+    return rule
+
+
+def _line(choice: Choice) -> str:
+    numbers = ", ".join(f"{rule} {one.nll:.3f}" for rule, one in choice.tried.items())
+    shown = f" (validation NLL at a fitted temperature: {numbers})" if numbers else ""
+    return f"option_score: {choice.option_score}, for {choice.reason}{shown}"
