@@ -14,6 +14,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled, say
@@ -63,6 +64,7 @@ def train_method(
     decoder = without_uncertainty(trainer.trainable.model.merge(result.lora))
     save_adapter(folder / "adapter", decoder, config.lora, run.base)
     calibration = trainer.splits["calibration"]
+    predictions = _on_calibration_split(trainer, result.lora)
     write_calibration(
         folder / "adapter",
         config,
@@ -70,9 +72,21 @@ def train_method(
         run.base,
         run.tokenizer,
         calibration,
-        _on_calibration_split(trainer, result.lora),
+        predictions,
+        _probe(trainer, config, result.lora, predictions),
     )
     return result
+
+
+def _probe(
+    trainer: Trainer, config: RunConfig, lora: nnx.State, predictions: Predictions | Answers
+) -> dict[str, Any] | None:
+    """The calibration question that best shows whether a server applies the whole adapter."""
+    if isinstance(predictions, Answers):
+        return None
+    reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
+    without = trainer.predictor(reduced, trainer.splits["calibration"])
+    return choose_probe(trainer.splits["calibration"], predictions, without)
 
 
 def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | Answers:

@@ -29,7 +29,11 @@ from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, require_trained_on
+from cogcalib_jax.weights.base_hash import (
+    CALIBRATION_FILE,
+    read_calibration,
+    require_trained_on,
+)
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.foreign import require_no_way_out
 from cogcalib_jax.weights.hf_config import read_config
@@ -109,17 +113,26 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     base_name, base = _find_base(config.model.path, adapter)
     require_trained_on(adapter, base)
     tensors, deltas = _open(base, adapter, lora)
-    card = model_card(run, base_name, base, lora, argv)
+    untied = _unties(tensors, deltas)
+    card = model_card(run, base_name, base, lora, argv, untied=untied)
     out = Path(config.out)
     with whole_folder(out) as building:
         (building / "README.md").write_text(card, encoding="utf-8")
-        _write_config(base, building, config.dtype, tensors, untied=_unties(tensors, deltas))
-        copied = [adapter / CALIBRATION_FILE, *(f for name in COPIED for f in base.glob(name))]
-        for file in filter(Path.is_file, copied):
+        _write_config(base, building, config.dtype, tensors, untied=untied)
+        for file in filter(Path.is_file, (f for name in COPIED for f in base.glob(name))):
             _copy(file, building / file.name)
+        _write_calibration(adapter, building)
         merged = merged_tensors(tensors, deltas, lora.scale, config.dtype)
         write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
     return out
+
+
+def _write_calibration(adapter: Path, building: Path) -> None:
+    """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
+    stored = read_calibration(adapter)
+    if stored is not None:
+        text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
+        (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -103,9 +104,14 @@ def scored(
     shots = [read_custom(SHOT, -1)] * few_shot
     encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
-    predictions = Predictor(model, one_device(), config.evaluation)(lora, encoded)
+    predictor = Predictor(model, one_device(), config.evaluation)
+    predictions = predictor(lora, encoded)
+    reduced = predictor(reduced_adapter(lora, touches_head=True), encoded)
+    probe = choose_probe(encoded, predictions, reduced)
     method = MethodConfig(name="cols", space="options").resolve()
-    write_calibration(folder / "adapter", config, method, base, tokenizer, encoded, predictions)
+    write_calibration(
+        folder / "adapter", config, method, base, tokenizer, encoded, predictions, probe
+    )
     return Scored(folder, config, decoder, encoded, predictions)
 
 

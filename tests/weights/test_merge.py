@@ -72,6 +72,7 @@ def test_a_tied_head_with_an_adapter_becomes_its_own_tensor(tmp_path):
     before = load_file(base / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert not read_config(tmp_path / "out").tie_word_embeddings
+    assert "**Head**: a tensor of its own" in (tmp_path / "out" / "README.md").read_text()
     # What reads tokens stays as it was: PEFT's adapter is on the head alone.
     embedding = "model.embed_tokens.weight"
     np.testing.assert_array_equal(after[embedding], before[embedding])
@@ -164,7 +165,8 @@ def test_a_run_is_merged_and_its_card_says_what_was_measured(pair, tmp_path):
     assert run_main(main, ["--run", str(run), "--out", str(out)]) == 0
     np.testing.assert_allclose(logits(out), logits(base, adapter), atol=1e-4, rtol=0)
     assert (out / "LICENSE.txt").read_text() == "the terms"
-    assert (out / "calibration.json").is_file()
+    stored = json.loads((run / "adapter" / "calibration.json").read_text())
+    assert json.loads((out / "calibration.json").read_text()) == stored | {"merged": True}
     card = (out / "README.md").read_text()
     for text in (
         "license: apache-2.0",
