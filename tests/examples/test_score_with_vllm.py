@@ -116,9 +116,7 @@ def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
 
 
 def test_an_unmerged_adapter_on_the_head_is_refused_for_the_true_reason(letters):
-    with pytest.raises(
-        SystemExit, match=r"unmerged adapter on lm_head.*vllm#51594.*weights\.merge"
-    ):
+    with pytest.raises(SystemExit, match=r"unmerged adapter on lm_head.*vllm#51594.*merge it"):
         score_with_vllm.main(command(letters.folder, "http://127.0.0.1:9", part="adapter"))
 
 
