@@ -43,11 +43,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         UserError: not found, not reachable, damaged, incomplete, in need of its own code, or of
             files outside its folder.
     """
-    settings = model_folder(source, weights=False) / "tokenizer_config.json"
+    folder = model_folder(source, weights=False)
+    settings = folder / "tokenizer_config.json"
     if settings.is_file():
         require_own_files(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        # From the folder also for a Hub id, so that nothing is fetched by another way.
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         tokenizer("a")  # some settings are looked at only now
     except Exception as error:
         # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
@@ -59,11 +61,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         )
         if type(error) is not Exception and not isinstance(error, expected):
             raise
-        raise UserError(_why_not_loaded(Path(source), error)) from error
+        raise UserError(_why_not_loaded(folder, error)) from error
     # Where the file with the vocabulary is missing, transformers 5 may make a tokenizer out of the
     # class that a config names, with its special tokens and nothing else.
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.added_tokens_decoder):
         raise UserError(_without_vocabulary(Path(source)))
+    tokenizer.name_or_path = str(source)
     return tokenizer
 
 

@@ -37,7 +37,7 @@ from cogcalib_jax.weights.base_hash import (
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.foreign import require_no_way_out
 from cogcalib_jax.weights.hf_config import read_config
-from cogcalib_jax.weights.hf_weights import open_weights
+from cogcalib_jax.weights.hf_weights import EMBEDDING, HEAD, open_weights
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.model_card import model_card
 from cogcalib_jax.weights.peft_adapter import (
@@ -48,7 +48,6 @@ from cogcalib_jax.weights.peft_adapter import (
 )
 from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, write_folder
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What a model's folder holds beside config.json and weights, for generation, text and the law.
 COPIED = (
     "generation_config.json",

@@ -1,7 +1,6 @@
 """The stored question: the one that shows best what a server leaves out."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 

@@ -79,6 +79,17 @@ def test_a_tied_head_with_an_adapter_becomes_its_own_tensor(tmp_path):
     assert after.keys() - before.keys() == {"lm_head.weight"}
 
 
+def test_a_base_that_stores_its_tied_weight_as_the_head_is_merged(tmp_path):
+    base, adapter = base_and_adapter(tmp_path, "llama3.2")
+    wanted = logits(base, adapter)
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, file)
+    assert merge(base, adapter, tmp_path / "out") == 0
+    np.testing.assert_allclose(logits(tmp_path / "out"), wanted, atol=1e-4, rtol=0)
+
+
 def test_a_tied_head_without_an_adapter_stays_tied(tmp_path):
     base, adapter = base_and_adapter(tmp_path, "llama3.2")
     file = adapter / "adapter_model.safetensors"
