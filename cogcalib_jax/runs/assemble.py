@@ -17,7 +17,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.data.tokenization import encode_split, single_token_options
 from cogcalib_jax.distributed import (
     DistributedConfig,
     is_main,
@@ -36,12 +36,14 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -96,10 +98,16 @@ def base_path(
     return ensure_base(data.world, pretrain, seed, progress=is_main())
 
 
-def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
-    """The base's tokenizer; one with ids that the base has no embedding for is refused.
+def load_base_tokenizer(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    note: Callable[[str], None] = show_note,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, or of an adapter on it that has one of its own.
 
-    Such an id would not fail: JAX reads the last row in its place.
+    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
+    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
+    fail: JAX reads the last row in its place.
     """
     # First, since transformers reads config.json for a tokenizer, too, and says less of it.
     rows = read_config(base).vocab_size
@@ -110,7 +118,12 @@ def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
             f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
             " tokenizer that belongs to these weights"
         )
-    return tokenizer
+    if adapter is None:
+        return tokenizer
+    own = own_tokenizer(base, adapter, tokenizer, rows)
+    for text in own.notes:
+        note(text)
+    return own.tokenizer
 
 
 def encode_splits(

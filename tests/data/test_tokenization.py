@@ -14,11 +14,11 @@ from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.tokenization import (
     encode_split,
-    load_tokenizer,
     single_token_options,
     special_prefix,
 )
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 WORDS = ["question", "answer", "where", "is", "the", "cat", "dog", "red", "green", "blue", "..."]
 

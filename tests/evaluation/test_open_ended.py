@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.forward import example_losses
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import split_model
@@ -22,6 +22,7 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models import generate as generation
 from cogcalib_jax.training.refit import example_nll
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.engine.quick import quick_compilation
 from tests.engine.tiny import TINY, full_logits, log_softmax, option_logprob, tiny_decoder
 from tests.evaluation.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.tasks.custom import read_custom
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predict import Predictor
@@ -31,6 +31,7 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import save_decoder
 from cogcalib_jax.weights.peft_adapter import save_adapter
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device, small_decoder
 
 BOS = "<s>"

@@ -6,7 +6,6 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.data.world import WorldConfig
 from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
@@ -22,6 +21,7 @@ from cogcalib_jax.runs.assemble import (
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
 
