@@ -61,7 +61,7 @@ def template_of(
                 f" {reason}; mend it, or draw others with --data.split-seed"
             ) from reason
     if config.prompt == CHAT:
-        return chat_template(template, tokenizer, shots)
+        return chat_template(template, tokenizer, shots, is_open=is_open)
     return template.after(shots)
 
 
@@ -307,9 +307,13 @@ def _require_plain_text(example: Example, special: Callable[[str], re.Match[str]
 
 
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:
-    """A search for the tokenizer's special tokens written out as text (unknown excepted,
-    where it is no BOS or EOS)."""
+    """A search for the tokenizer's special tokens written out as text.
+
+    Tokens for unknown text and for padding are left out unless they are BOS or EOS as well: they
+    order nothing in a text, and a padding token may be any word ("!").
+    """
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tokens -= {str(tokenizer.unk_token)} - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    without_role = {str(tokenizer.unk_token), str(tokenizer.pad_token)}
+    tokens -= without_role - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     return re.compile(pattern or r"(?!)").search

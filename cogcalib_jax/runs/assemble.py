@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -112,18 +113,31 @@ def load_base_tokenizer(
     # First, since transformers reads config.json for a tokenizer, too, and says less of it.
     rows = read_config(base).vocab_size
     tokenizer = load_tokenizer(base)
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= rows:
-        raise UserError(
-            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
-            " tokenizer that belongs to these weights"
-        )
+    _require_rows(base, tokenizer, rows)
     if adapter is None:
         return tokenizer
     own = own_tokenizer(base, adapter, tokenizer, rows)
     for text in own.notes:
         note(text)
     return own.tokenizer
+
+
+def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
+    prompt holds: many bases were given a padding token that way."""
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
+    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    used = [token for token in beyond if token not in special or token in roles or token in chat]
+    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
+        largest = max(beyond.values())
+        raise UserError(
+            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
+            " tokenizer that belongs to these weights"
+        )
+    if str(tokenizer.pad_token) in beyond:
+        tokenizer.pad_token = None  # a row that holds it is refused as for any special token
 
 
 def encode_splits(

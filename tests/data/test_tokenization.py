@@ -230,6 +230,24 @@ def test_a_special_token_written_as_text_is_refused(field):
         encode([example(**{field: value})], byte_level())
 
 
+@pytest.mark.parametrize("pad", ["<pad>", "!", "red"])
+def test_a_padding_token_may_stand_in_a_text_as_in_transformers(pad):
+    tokenizer = byte_level("<s> $A")
+    tokenizer.pad_token = pad
+    if pad == "<pad>":
+        tokenizer.add_special_tokens({"pad_token": pad})
+    encoded, _ = encode([example(f"where is {pad} the cat{pad}")], tokenizer)
+    assert_rescorable(encoded, tokenizer)
+    assert pad in encoded[0].prompt
+
+
+def test_a_padding_token_that_ends_texts_is_refused_in_one():
+    tokenizer = byte_level("<s> $A")
+    tokenizer.pad_token = "</s>"
+    with pytest.raises(UserError, match="special token '</s>'"):
+        encode([example("where is </s>")], tokenizer)
+
+
 def test_auto_is_the_tasks_own_prompt():
     splits = load_splits(DataConfig(), 0)
     config = DataConfig(on_bad_row="skip")
