@@ -46,6 +46,14 @@ class Tensor:
             return handle.get_slice(self.name)[index]
 
 
+class Zeros(Tensor):
+    """A tensor that no file holds, all zero."""
+
+    def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
+        """The part at `index`, float32."""
+        return np.zeros(self.shape, np.float32)[index]
+
+
 def open_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
     if (folder / SINGLE_FILE).exists():
