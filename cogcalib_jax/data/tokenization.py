@@ -16,9 +16,11 @@ from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.data.splits import question_key
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING
 
 # Texts handed to the tokenizer at once: enough for its threads, little enough to hold.
 _CHUNK = 1000
+_PADDING = re.compile(r"[\W_]*pad[\W_]*", re.IGNORECASE)
 # A passage is cut at white space, and within it only where a "word" is longer than this (text
 # in scripts without spaces, or no text at all).
 _UNIT = re.compile(r"\s*\S{1,32}")
@@ -309,11 +311,14 @@ def _require_plain_text(example: Example, special: Callable[[str], re.Match[str]
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:
     """A search for the tokenizer's special tokens written out as text.
 
-    Tokens for unknown text and for padding are left out unless they are BOS or EOS as well: they
-    order nothing in a text, and a padding token may be any word ("!").
+    Tokens for unknown text and for padding, declared or only named so ("<pad>"), are left out
+    unless they are BOS or EOS as well: they order nothing in a text, and a padding token may be any
+    word ("!"). Tokens for which the model has no embedding always count.
     """
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     without_role = {str(tokenizer.unk_token), str(tokenizer.pad_token)}
+    without_role |= {token for token in tokens if _PADDING.fullmatch(token)}
     tokens -= without_role - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    tokens |= getattr(tokenizer, WITHOUT_EMBEDDING, frozenset())
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     return re.compile(pattern or r"(?!)").search

@@ -44,7 +44,7 @@ from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
-from cogcalib_jax.weights.tokenizer import load_tokenizer
+from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -136,8 +136,8 @@ def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: in
             f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
             " tokenizer that belongs to these weights"
         )
-    if str(tokenizer.pad_token) in beyond:
-        tokenizer.pad_token = None  # a row that holds it is refused as for any special token
+    # A row that holds one is refused.
+    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))
 
 
 def encode_splits(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import read_object
 from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.tokenizer import load_tokenizer
+from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
 CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 # What a tokenizer is made of; a merge copies these as well.
@@ -102,6 +102,7 @@ def own_tokenizer(
             raise UserError(str(error).replace(place, str(folder))) from error
     own.name_or_path = str(folder)
     _require_same_ids(folder, own, theirs, rows)
+    setattr(own, WITHOUT_EMBEDDING, getattr(theirs, WITHOUT_EMBEDDING, frozenset()))
     return OwnTokenizer(own, tuple(_differences(folder, own, theirs)))
 
 
@@ -114,11 +115,10 @@ def _require_same_ids(
         one, other = ours.get(token), base.get(token)
         if one != other and not (token in added and None in (one, other)):
             raise _contradiction(adapter, f"token {token!r} has the id {one}, the base's {other}")
-    largest = max(ours.values())
-    if largest >= rows:
-        token = own.convert_ids_to_tokens(largest)
+    beyond = {i: token for token, i in ours.items() if i >= rows and token not in base}
+    if beyond:
         raise UserError(
-            f"{adapter}: its tokenizer adds {token!r} with the id {largest:,}; expected an id below"
+            f"{adapter}: its tokenizer adds {beyond[max(beyond)]!r} with the id {max(beyond):,}; expected an id below"
             f" {rows:,}, the rows of the base's embedding. Use the base with the larger embedding"
             " that it was trained on"
         )

@@ -18,6 +18,9 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
+WITHOUT_EMBEDDING = "without_embedding"
+"""attribute of a tokenizer: its tokens whose ids the model's embedding does not have"""
+
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a Hub id; code from the Hub is never run.

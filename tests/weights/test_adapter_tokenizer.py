@@ -7,6 +7,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.runs.assemble import load_base_tokenizer
 from cogcalib_jax.weights.adapter_tokenizer import (
     combined_files,
     own_tokenizer,
@@ -98,6 +99,18 @@ def test_added_tokens_need_a_row_of_the_bases_embedding(base, adapter, added):
         return
     with pytest.raises(UserError, match=f"adds '<new-2>' with the id {ROWS}; expected"):
         load(base, adapter)
+
+
+def test_a_token_without_a_row_that_the_base_has_as_well_is_no_reason_to_refuse(base, adapter):
+    for folder, template in ((base, CHATML), (adapter, LLAMA_3)):
+        tokenizer = chat_tokenizer(template)
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+        tokenizer.save_pretrained(folder)
+    raw = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(raw | {"vocab_size": ROWS - 2}))
+    tokenizer = load_base_tokenizer(base, adapter, note=lambda _: None)
+    assert conversation(tokenizer) == conversation(chat_tokenizer(LLAMA_3))
+    assert tokenizer.without_embedding == {"<pad>"}
 
 
 def other_ids(own):
