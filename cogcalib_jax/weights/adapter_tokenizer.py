@@ -118,9 +118,9 @@ def _require_same_ids(
     beyond = {i: token for token, i in ours.items() if i >= rows and token not in base}
     if beyond:
         raise UserError(
-            f"{adapter}: its tokenizer adds {beyond[max(beyond)]!r} with the id {max(beyond):,}; expected an id below"
-            f" {rows:,}, the rows of the base's embedding. Use the base with the larger embedding"
-            " that it was trained on"
+            f"{adapter}: its tokenizer adds {beyond[max(beyond)]!r} with the id {max(beyond):,};"
+            f" expected an id below {rows:,}, the rows of the base's embedding. Use the base with"
+            " the larger embedding that it was trained on"
         )
     for text in _PROBES:
         if _ids(own, text) != _ids(theirs, text):
