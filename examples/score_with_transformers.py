@@ -143,7 +143,9 @@ def main(argv=None):
     calibration = json.loads((arguments.adapter / "calibration.json").read_text())
     adapter = json.loads((arguments.adapter / "adapter_config.json").read_text())
     base = arguments.base or adapter["base_model_name_or_path"]
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    # An adapter may bring a tokenizer of its own, with other special tokens around a text.
+    own = (arguments.adapter / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.adapter if own else base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").to(device)
     model = PeftModel.from_pretrained(model, arguments.adapter).eval()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,13 @@ def test_presets_of_published_models_follow_the_recipe_and_say_what_was_not_run(
     assert training.style_steps is None and training.refit_every is None
     assert (config.model.dtype, config.model.remat) == ("bfloat16", "layer")
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.path)
+
+
+def test_the_preset_for_vllm_is_the_papers_without_the_head():
+    papers = load(CONFIGS / "llama3_8b_openbookqa.yaml")
+    without = load(CONFIGS / "llama3_8b_openbookqa_vllm.yaml")
+    assert without.lora.modules == papers.lora.modules - {"lm_head"}
+    assert replace(without, lora=papers.lora) == papers
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "models").glob("*.json")), ids=lambda p: p.stem)

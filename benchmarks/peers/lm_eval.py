@@ -38,7 +38,7 @@ from flax import nnx
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_test
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -48,6 +48,7 @@ from cogcalib_jax.experiments.timing import interleave, median, paired_ratio
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.hf_weights import load_decoder
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 WORKER = Path(__file__).with_name("lm_eval_worker.py")
 PROMPTS = ("letters", "cloze")

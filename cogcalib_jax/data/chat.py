@@ -46,17 +46,23 @@ class _Frame(NamedTuple):
 
 
 def chat_template(
-    template: Template, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Example]
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[Example],
+    *,
+    is_open: bool = False,
 ) -> Template:
     """`template` as a user's message, its answer as the assistant's.
 
     shots: solved questions, which become earlier turns. The prompt is the conversation up to the
-    answer (special tokens written out, BOS among them where the chat template writes it), a
-    completion exactly what the conversation goes on with, and `stop` its end-of-turn.
+    answer (special tokens written out, BOS among them where the chat template writes it). Spaces at
+    its end go to the completions, since most tokenizers write a space and the word after it as one
+    token. A completion is exactly what the conversation goes on with. `stop` is the end-of-turn, or
+    the tokenizer's end of text if the chat template writes nothing after an answer.
 
     Raises:
-        UserError: no chat template, or one that fails, thinks before it answers, or changes what
-            is said.
+        UserError: no chat template, or one that fails, thinks before it answers, changes what is
+            said, or (`is_open`) never ends an answer.
     """
     _require_chat(tokenizer)
     turns = [(p.prompt, p.completions[0].strip()) for p in map(template.solved, shots)]
@@ -66,6 +72,11 @@ def chat_template(
     before, after, lead, stop = frames[0]
     assert isinstance(template.completion, str)  # only protocols list answers, and none is a chat
     answer = lead + template.completion.strip()
+    stop = stop or tokenizer.eos_token or ""
+    if is_open and not stop:
+        raise _refusal(
+            tokenizer, "writes nothing after an answer, and the tokenizer has no end-of-text token"
+        )
     return replace(template, start=before, end=template.end + after, completion=answer, stop=stop)
 
 
@@ -96,14 +107,15 @@ def _frame(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], probe: Tur
     whole = _rendered(tokenizer, [*turns, probe])
     if any(text not in prompt for turn in turns for text in turn) or prompt.count(probe[0]) != 1:
         raise _refusal(tokenizer, "changes the messages it is given")
+    spaces = prompt[len(prompt.rstrip(" ")) :]
     if not whole.startswith(prompt):
         raise _refusal(
             tokenizer,
             "does not continue what it asks the model to answer (as those of models that always"
             " think first)",
         )
-    before, _, after = prompt.partition(probe[0])
-    lead, answer, stop = whole[len(prompt) :].partition(probe[1])
+    before, _, after = prompt.removesuffix(spaces).partition(probe[0])
+    lead, answer, stop = whole[len(prompt) - len(spaces) :].partition(probe[1])
     if not answer or lead.strip():
         raise _refusal(tokenizer, f"writes {lead[:40]!r} before an answer")
     # The line break after an end-of-turn belongs to the next turn, and no token holds both.

@@ -4,11 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.chat import chat_notes, chat_template
 from cogcalib_jax.data.config import CHAT, DataConfig
@@ -18,83 +16,14 @@ from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.data.repeats import question_key
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.weights.foreign import damage, read_object, require_own_files
-from cogcalib_jax.weights.hub import model_folder
+from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING
 
-# Any of these makes a tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "tokenizer.model",
-    "tekken.json",
-)
 # Texts handed to the tokenizer at once: enough for its threads, little enough to hold.
 _CHUNK = 1000
+_PADDING = re.compile(r"[\W_]*pad[\W_]*", re.IGNORECASE)
 # A passage is cut at white space, and within it only where a "word" is longer than this (text
 # in scripts without spaces, or no text at all).
 _UNIT = re.compile(r"\s*\S{1,32}")
-
-
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a Hub id; code from the Hub is never run.
-
-    Raises:
-        UserError: not found, not reachable, damaged, incomplete, in need of its own code, or of
-            files outside its folder.
-    """
-    settings = model_folder(source, weights=False) / "tokenizer_config.json"
-    if settings.is_file():
-        require_own_files(settings)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-        tokenizer("a")  # some settings are looked at only now
-    except Exception as error:
-        # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
-        # transformers stumbles over damaged content with the types below; others are bugs.
-        # That a JSON file is nested without end shows as a RecursionError.
-        expected = (
-            *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
-            *(ArithmeticError, RecursionError, StrictDataclassError),
-        )
-        if type(error) is not Exception and not isinstance(error, expected):
-            raise
-        raise UserError(_why_not_loaded(Path(source), error)) from error
-    # Where the file with the vocabulary is missing, transformers 5 may make a tokenizer out of the
-    # class that a config names, with its special tokens and nothing else.
-    if set(tokenizer.get_vocab().values()) <= set(tokenizer.added_tokens_decoder):
-        raise UserError(_without_vocabulary(Path(source)))
-    return tokenizer
-
-
-def _without_vocabulary(source: Path) -> str:
-    present = any((source / name).is_file() for name in TOKENIZER_FILES)
-    holds = "its tokenizer has no vocabulary" if present else "holds no tokenizer"
-    return f"{source}: {holds}; copy tokenizer.json and tokenizer_config.json there"
-
-
-def _why_not_loaded(source: Path, error: Exception) -> str:
-    """What a user can do about a tokenizer that transformers stumbles over. It tells damaged files
-    in words of its own code, so they are looked at here.
-
-    Raises:
-        UserError: a file in the folder `source` is no JSON object.
-    """
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if source.is_dir() and not present:
-        return _without_vocabulary(source)
-    for name in present:
-        if name.endswith(".json"):
-            read_object(source / name, "")
-    if "custom code" in str(error):
-        return (
-            f"{source}: its tokenizer needs Python code that comes with it, which is never run; use"
-            " a model whose tokenizer is a tokenizer.json that transformers reads by itself"
-        )
-    return (
-        f"{source}: cannot load a tokenizer ({damage(error)}); fetch tokenizer.json and"
-        " tokenizer_config.json again, or name another model"
-    )
 
 
 def template_of(
@@ -134,7 +63,7 @@ def template_of(
                 f" {reason}; mend it, or draw others with --data.split-seed"
             ) from reason
     if config.prompt == CHAT:
-        return chat_template(template, tokenizer, shots)
+        return chat_template(template, tokenizer, shots, is_open=is_open)
     return template.after(shots)
 
 
@@ -397,9 +326,16 @@ def _require_plain_text(example: Example, special: Callable[[str], re.Match[str]
 
 
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:
-    """A search for the tokenizer's special tokens written out as text (unknown excepted,
-    where it is no BOS or EOS)."""
+    """A search for the tokenizer's special tokens written out as text.
+
+    Tokens for unknown text and for padding, declared or only named so ("<pad>"), are left out
+    unless they are BOS or EOS as well: they order nothing in a text, and a padding token may be any
+    word ("!"). Tokens for which the model has no embedding always count.
+    """
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tokens -= {str(tokenizer.unk_token)} - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    without_role = {str(tokenizer.unk_token), str(tokenizer.pad_token)}
+    without_role |= {token for token in tokens if _PADDING.fullmatch(token)}
+    tokens -= without_role - {str(tokenizer.bos_token), str(tokenizer.eos_token)}
+    tokens |= getattr(tokenizer, WITHOUT_EMBEDDING, frozenset())
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     return re.compile(pattern or r"(?!)").search

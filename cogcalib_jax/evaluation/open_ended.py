@@ -90,7 +90,10 @@ class OpenPredictor:
         """
         self._model = model
         self._config = config
-        self._stop = answer_stop(data, tokenizer)
+        stop = answer_stop(data, tokenizer)
+        # Some chat templates (Llama 2's) write a space before the end-of-turn. The end-of-turn
+        # alone ends an answer.
+        self._stop = stop.strip() or stop
         self._stop_tokens = stop_tokens(tokenizer, self._stop)
         self._tokenizer = tokenizer
         self._predictor = predictor

@@ -45,7 +45,7 @@ def answer_questions(config: EvalConfig) -> str:
     (model,) = evaluated_models(config)
     say(f"== Answering {count(len(questions), 'question')} with {model.adapter or model.base}")
     say(f"   {read}")
-    tokenizer = load_base_tokenizer(model.base)
+    tokenizer = load_base_tokenizer(model.base, model.adapter)
     # Named by their lines, so that a question that cannot be encoded is found.
     examples = [replace(question.example, id=question.where) for question in questions]
     shots = load_shots(config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer, single_token_options
+from cogcalib_jax.data.tokenization import encode_split, single_token_options
 from cogcalib_jax.distributed import (
     DistributedConfig,
     is_main,
@@ -36,12 +37,14 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
+from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -96,21 +99,45 @@ def base_path(
     return ensure_base(data.world, pretrain, seed, progress=is_main())
 
 
-def load_base_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
-    """The base's tokenizer; one with ids that the base has no embedding for is refused.
+def load_base_tokenizer(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    note: Callable[[str], None] = show_note,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, or of an adapter on it that has one of its own.
 
-    Such an id would not fail: JAX reads the last row in its place.
+    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
+    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
+    fail: JAX reads the last row in its place.
     """
     # First, since transformers reads config.json for a tokenizer, too, and says less of it.
     rows = read_config(base).vocab_size
     tokenizer = load_tokenizer(base)
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= rows:
+    _require_rows(base, tokenizer, rows)
+    if adapter is None:
+        return tokenizer
+    own = own_tokenizer(base, adapter, tokenizer, rows)
+    for text in own.notes:
+        note(text)
+    return own.tokenizer
+
+
+def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
+    prompt holds: many bases were given a padding token that way."""
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
+    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    used = [token for token in beyond if token not in special or token in roles or token in chat]
+    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
+        largest = max(beyond.values())
         raise UserError(
             f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
             " tokenizer that belongs to these weights"
         )
-    return tokenizer
+    # A row that holds one is refused.
+    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))
 
 
 def encode_splits(

@@ -35,6 +35,7 @@ def write_calibration(
     tokenizer: PreTrainedTokenizerBase,
     calibration: EncodedSplit,
     predictions: Predictions | Answers,
+    probe: dict[str, Any] | None = None,
 ) -> None:
     """Write `calibration.json` into the adapter's folder.
 
@@ -42,6 +43,7 @@ def write_calibration(
     gives it; predictions: the adapted model's, of that split, or its answers where its questions
     are open. The temperature is offered to whoever wants it: no number of the run itself uses it;
     the maps of open answers' probabilities are those of `confidences` in the run's results.
+    probe: a question with its scores, from `choose_probe`; None for open questions.
     """
     has_options = isinstance(predictions, Predictions)
     write_json(
@@ -62,6 +64,9 @@ def write_calibration(
                 "method": None if method.term == "none" else method.space,
             },
             "temperature": _temperature(predictions) | {"rows": len(calibration)},
+            "adapter_touches_head": "lm_head" in config.lora.modules,
+            "merged": False,
+            "probe": probe,
             "base": {
                 "name": public_name(base),
                 "hash": base_hash(model_folder(base)),

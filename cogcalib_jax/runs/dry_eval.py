@@ -6,7 +6,7 @@ not built yet stays unbuilt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
@@ -65,26 +65,26 @@ def dry_run_evaluation(config: EvalConfig) -> str:
         f"Dry run of evaluating {', '.join(model.name for model in models)} on"
         f" {', '.join(questions)}; nothing was loaded, built or written."
     )
-    bases = {str(model.base): _outline(config, model) for model in models}
+    bases = {model.reads_with: _outline(config, model, notes.append) for model in models}
     sets = {
-        name: encode_questions(config, questions, base.tokenizer, notes.append)
-        for name, base in bases.items()
+        reading: encode_questions(config, questions, base.tokenizer, notes.append)
+        for reading, base in bases.items()
     }
     for model in models:
-        name = str(model.base)
-        _check(config, model, bases[name], sets[name])
-    for name, base in bases.items():
-        note_beyond_context(base.config.max_position_embeddings, sets[name].values(), notes.append)
+        _check(config, model, bases[model.reads_with], sets[model.reads_with])
+    for reading, base in bases.items():
+        context = base.config.max_position_embeddings
+        note_beyond_context(context, sets[reading].values(), notes.append)
 
     tasks = next(iter(sets.values()))
     show_rows(report, tasks, notes)
     trained = _trained_on(report, runs)
     show_overlaps(report, trained | examples_of(tasks), trained)
-    for name, base in bases.items():
+    for reading, base in bases.items():
         if len(bases) > 1:
-            report.section(f"With the tokenizer of {base.name}:")
-        show_lengths(report, sets[name], config.data)
-        for task, encoded in sets[name].items():
+            report.section(f"With the tokenizer of {base.tokenizer.name_or_path or base.name}:")
+        show_lengths(report, sets[reading], config.data)
+        for task, encoded in sets[reading].items():
             data = config.data.for_task(task.partition(":")[0])
             show_prompt(report, task, encoded, base.tokenizer, data)
     for task, encoded in tasks.items():
@@ -93,11 +93,11 @@ def dry_run_evaluation(config: EvalConfig) -> str:
     return report.text()
 
 
-def _outline(config: EvalConfig, model: Evaluated) -> Outline:
-    run = model.run
+def _outline(config: EvalConfig, model: Evaluated, note: Callable[[str], None]) -> Outline:
+    run, own = model.run, (model.tokenizer_from, note)
     if run is None or config.model.path is not None:
-        return outline_base(config.model, config.data, PretrainConfig(), config.seed)
-    return outline_base(run.model, run.data, run.pretrain, run.seed)
+        return outline_base(config.model, config.data, PretrainConfig(), config.seed, *own)
+    return outline_base(run.model, run.data, run.pretrain, run.seed, *own)
 
 
 def _check(config: EvalConfig, model: Evaluated, base: Outline, sets: Sets) -> None:
@@ -134,31 +134,31 @@ def _show_cost(
     report: Report,
     config: EvalConfig,
     models: Sequence[Evaluated],
-    bases: Mapping[str, Outline],
-    sets: Mapping[str, Sets],
+    bases: Mapping[tuple[str, str], Outline],
+    sets: Mapping[tuple[str, str], Sets],
 ) -> None:
     mesh = make_mesh(config.mesh)
     dtype = config.model.jax_dtype(mesh)
     report.section("Memory")
     needs = [
-        _memory(config, model, bases[str(model.base)].config, encoded)
+        _memory(config, model, bases[model.reads_with].config, encoded)
         for model in models
-        for encoded in sets[str(model.base)].values()
+        for encoded in sets[model.reads_with].values()
     ]
     largest = max(needs, key=lambda memory: memory.total)
     basis = f"{dtype.name}, attention in full, {mesh.size} x {mesh.devices.flat[0].device_kind}"
     show_memory(report, "Scoring", largest, device_limit(mesh), basis)
-    for name, base in bases.items():
-        chosen = [model for model in models if str(model.base) == name]
+    for reading, base in bases.items():
+        chosen = [model for model in models if model.reads_with == reading]
         parts = []
         for model in chosen:
             workload = Workload(base.config, model.lora, config.evaluation)
             passes = (config.mc_passes or 1) * max(1, len(model.members))
-            for task, encoded in sets[name].items():
+            for task, encoded in sets[reading].items():
                 label = task if len(chosen) == 1 else f"{model.name}: {task}"
                 parts.append((label, workload.evaluating(encoded) * passes))
-        is_open = any(encoded.is_open for encoded in sets[name].values())
-        shape = _shape(config, max(sets[name].values(), key=len))
+        is_open = any(encoded.is_open for encoded in sets[reading].values())
+        shape = _shape(config, max(sets[reading].values(), key=len))
         answers = config.evaluation.batch_size if is_open else None
         rates = measure(base.config, mesh, dtype, shape.examples * shape.tokens, answers)
         show_time(report, "Time" if len(bases) == 1 else f"Time with {base.name}", parts, rates)

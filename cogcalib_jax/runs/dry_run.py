@@ -175,7 +175,9 @@ class Estimator:
 def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     """Everything of a run but its weights; `notes` gets what its data had to say."""
     require_even_batches(config)
-    base = outline_base(config.model, config.data, config.pretrain, config.seed)
+    base = outline_base(
+        config.model, config.data, config.pretrain, config.seed, config.adapter, notes.append
+    )
     splits = encode_splits(config.data, base.tokenizer, config.seed, notes.append)
     share, by = config.composition.known_share, config.composition.by
     if share is not None and by == "world":

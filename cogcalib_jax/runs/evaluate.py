@@ -100,14 +100,14 @@ def _evaluate_group(
     folder: Path,
     models: Sequence[Evaluated],
     places: Mapping[str, Path],
-    sets: Mapping[str, Sets],
+    sets: Mapping[tuple[str, str], Sets],
     argv: list[str],
 ) -> None:
     """Evaluate models that share a base, which is in memory for as long as this takes.
 
-    places: name -> folder of the model's results. sets: base -> its question sets.
+    places: name -> folder of the model's results. sets: `Evaluated.reads_with` -> question sets.
     """
-    loaded = load(config, models[0], sets[str(models[0].base)].values())
+    loaded = load(config, models[0], sets[models[0].reads_with].values())
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
     command = original_command(folder, "eval.py", argv)
@@ -117,7 +117,7 @@ def _evaluate_group(
         say(f"== {model.name}: {model.words}")
         write_results(
             places[model.name],
-            sets[str(model.base)],
+            sets[model.reads_with],
             predict_function(loaded, model),
             config.evaluation,
             config.seed,
@@ -129,15 +129,16 @@ def _evaluate_group(
         )
 
 
-def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[str, Sets]:
-    """Base -> task -> questions as token ids of its tokenizer."""
+def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
+    """`Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
     questions = test_questions(config, [m.run for m in models if m.run is not None])
-    sets: dict[str, Sets] = {}
-    for base in dict.fromkeys(str(model.base) for model in models):
-        sets[base] = encode_questions(config, questions, load_base_tokenizer(base))
-        fields = {task: question_fields(encoded) for task, encoded in sets[base].items()}
+    sets: dict[tuple[str, str], Sets] = {}
+    for reading, model in {model.reads_with: model for model in models}.items():
+        tokenizer = load_base_tokenizer(model.base, model.tokenizer_from)
+        sets[reading] = encode_questions(config, questions, tokenizer)
+        fields = {task: question_fields(encoded) for task, encoded in sets[reading].items()}
         require_fields(config.by, fields)
-        _require_options(config, sets[base])
+        _require_options(config, sets[reading])
     return sets
 
 
@@ -151,11 +152,11 @@ def _require_options(config: EvalConfig, sets: Sets) -> None:
             )
 
 
-def _is_done(folder: Path, model: Evaluated, sets: Mapping[str, Sets]) -> bool:
+def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets]) -> bool:
     """Whether `folder` holds the results of this very model on these very questions."""
     if not has_results(folder):
         return False
-    hashes = {task: data_hash(encoded) for task, encoded in sets[str(model.base)].items()}
+    hashes = {task: data_hash(encoded) for task, encoded in sets[model.reads_with].items()}
     require_same_origin(folder, read_provenance(folder), hashes, model.weights())
     return True
 
@@ -193,7 +194,7 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
         predictor.scored_by(DEFAULT_OPTION_SCORE),
         config.evaluation,
         config.data,
-        load_base_tokenizer(model.base),
+        load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None),
         sets,
     )
     sampled = None

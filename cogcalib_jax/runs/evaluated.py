@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
@@ -13,6 +14,7 @@ from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
 from cogcalib_jax.training.pretrain import base_place
+from cogcalib_jax.weights.adapter_tokenizer import tokenizer_key
 from cogcalib_jax.weights.base_hash import base_hash, require_trained_on
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE, read_lora_config
@@ -32,6 +34,16 @@ class Evaluated:
     """rank, alpha and targets of the adapter"""
     members: tuple[Evaluated, ...] = ()
     """of an ensemble, whose own adapter is None"""
+
+    @property
+    def tokenizer_from(self) -> str | None:
+        """The adapter whose folder may hold a tokenizer of its own; one for all of an ensemble."""
+        return self.members[0].tokenizer_from if self.members else self.adapter
+
+    @cached_property
+    def reads_with(self) -> tuple[str, str]:
+        """Equal for models that turn a text into the same token ids."""
+        return str(self.base), tokenizer_key(self.base, self.tokenizer_from)
 
     @property
     def words(self) -> str:
@@ -76,8 +88,9 @@ def _ensemble(members: Sequence[Evaluated]) -> Evaluated:
         )
     if len(by_base(members)) > 1:
         raise UserError(
-            f"ensemble: {', '.join(m.name for m in members)} differ in base, rank, alpha, targets"
-            " or dropout, so one base cannot serve them together; average what was trained alike"
+            f"ensemble: {', '.join(m.name for m in members)} differ in base, tokenizer, rank,"
+            " alpha, targets or dropout, so one base cannot serve them together; average what"
+            " was trained alike"
         )
     return Evaluated("ensemble", first.base, None, first.run, first.lora, tuple(members))
 
@@ -153,5 +166,5 @@ def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
     for model in models:
         lora = model.lora
         shape = lora and (lora.rank, lora.alpha, lora.modules, lora.dropout)
-        groups.setdefault((str(model.base), shape), []).append(model)
+        groups.setdefault((*model.reads_with, shape), []).append(model)
     return list(groups.values())

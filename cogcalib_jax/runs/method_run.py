@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -11,9 +12,11 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled, say
@@ -22,6 +25,7 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
 from cogcalib_jax.runs.results import Predict, has_results, read_results, write_results
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
+from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
 
@@ -62,7 +66,9 @@ def train_method(
     # A PEFT adapter has no distributions: of one it holds the mean.
     decoder = without_uncertainty(trainer.trainable.model.merge(result.lora))
     save_adapter(folder / "adapter", decoder, config.lora, run.base)
+    _keep_tokenizer(config.adapter, folder / "adapter")
     calibration = trainer.splits["calibration"]
+    predictions = _on_calibration_split(trainer, result.lora)
     write_calibration(
         folder / "adapter",
         config,
@@ -70,9 +76,29 @@ def train_method(
         run.base,
         run.tokenizer,
         calibration,
-        _on_calibration_split(trainer, result.lora),
+        predictions,
+        _probe(trainer, config, result.lora, predictions),
     )
     return result
+
+
+@main_only
+def _keep_tokenizer(start: str | None, adapter: Path) -> None:
+    """Copy the tokenizer of the adapter that the run started from beside the new adapter."""
+    if start is not None:
+        for name, file in tokenizer_files(Path(start)).items():
+            shutil.copyfile(file, adapter / name)
+
+
+def _probe(
+    trainer: Trainer, config: RunConfig, lora: nnx.State, predictions: Predictions | Answers
+) -> dict[str, Any] | None:
+    """The calibration question that best shows whether a server applies the whole adapter."""
+    if isinstance(predictions, Answers):
+        return None
+    reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
+    without = trainer.predictor(reduced, trainer.splits["calibration"])
+    return choose_probe(trainer.splits["calibration"], predictions, without)
 
 
 def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | Answers:

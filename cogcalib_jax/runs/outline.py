@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flax import nnx
@@ -15,7 +16,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.models.placement import require_cut
-from cogcalib_jax.runs.assemble import load_base_tokenizer
+from cogcalib_jax.runs.assemble import load_base_tokenizer, show_note
 from cogcalib_jax.training.pretrain import (
     CONTEXT,
     PretrainConfig,
@@ -52,26 +53,30 @@ class Outline:
 
 
 def outline_base(
-    model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
+    model: ModelConfig,
+    data: DataConfig,
+    pretrain: PretrainConfig,
+    seed: int,
+    adapter: str | None = None,
+    note: Callable[[str], None] = show_note,
 ) -> Outline:
     """The base of a run, of which only config.json and the tokenizer are read; a world's that was
     not built yet stays unbuilt, for its shape follows from the config.
 
-    Raises UserError as reading them for a run does.
+    adapter: the folder of one, whose tokenizer is used if it has its own; `note` gets what that
+    changes. Raises UserError as reading them for a run does.
     """
     if model.path is not None:
-        return _stored(model.path, model.path)
+        tokenizer = load_base_tokenizer(model.path, adapter, note)
+        return Outline(model.path, read_config(model.path), tokenizer)
     made, _, folder = base_place(data.world, pretrain, seed)
     if folder.is_dir():
-        return _stored("the world's base, which is built already", str(folder))
-    tokenizer = build_tokenizer(made.config)
+        tokenizer = load_base_tokenizer(folder, adapter, note)
+        return Outline("the world's base, which is built already", read_config(folder), tokenizer)
+    words = build_tokenizer(made.config)
     return Outline(
         "the world's base, which is not built yet",
-        base_architecture(pretrain, tokenizer),
+        base_architecture(pretrain, words),
         tokenizer_in_memory(made.config, CONTEXT),
-        corpus_ids(made, tokenizer),
+        corpus_ids(made, words),
     )
-
-
-def _stored(name: str, path: str) -> Outline:
-    return Outline(name, read_config(path), load_base_tokenizer(path))

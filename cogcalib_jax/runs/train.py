@@ -114,7 +114,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     require_even_batches(config)
     base = base_path(config.model, config.data, config.pretrain, config.seed)
     say(f"== Data and model: {config.data.task} with {base}")
-    tokenizer = load_base_tokenizer(base)
+    tokenizer = load_base_tokenizer(base, config.adapter)
     splits = encode_splits(config.data, tokenizer, config.seed)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)

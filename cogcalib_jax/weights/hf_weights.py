@@ -39,6 +39,7 @@ from cogcalib_jax.weights.safetensors_files import (
     write_folder,
 )
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers that old checkpoints carry and that are computed here.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 # Of a file at a time, while loading.
@@ -141,6 +142,9 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     name. Nothing but headers is read, and a head stored beside the embedding it is tied to; raises
     what `load_decoder` raises."""
     tensors, tied = open_folder(folder), config.tie_word_embeddings
+    if tied and HEAD in tensors and EMBEDDING not in tensors:
+        # Some checkpoints store a tied weight under the head's name alone.
+        tensors[EMBEDDING] = tensors.pop(HEAD)
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in nnx.to_flat_state(base):
         shape = leaf.get_value().shape
@@ -153,7 +157,7 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
         if name not in wanted
         and not IGNORED.fullmatch(name)
         # Some checkpoints store the head again although it is the embedding.
-        and not (tied and name == "lm_head.weight")
+        and not (tied and name == HEAD)
     ]
     wrong = [
         f"{name} (shape {list(tensors[name].shape)}, config.json says {list(shape)})"
@@ -172,8 +176,8 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
             f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"
             " use the files of one checkpoint"
         )
-    if tied and "lm_head.weight" in tensors:
-        _require_tied(folder, tensors["model.embed_tokens.weight"], tensors["lm_head.weight"])
+    if tied and HEAD in tensors:
+        _require_tied(folder, tensors[EMBEDDING], tensors[HEAD])
     return {name: tensors[name] for name in wanted}
 
 

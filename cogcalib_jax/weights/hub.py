@@ -6,10 +6,16 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import require_no_way_out
@@ -19,11 +25,14 @@ DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 
 
-def model_folder(name: str | Path, *, weights: bool = True) -> Path:
+def model_folder(
+    name: str | Path, *, weights: bool = True, fetch: Callable[..., str] = snapshot_download
+) -> Path:
     """The folder of `name`, a local folder or a Hub id such as "Qwen/Qwen2.5-0.5B".
 
     weights: False fetches only configuration and tokenizer, for a look before gigabytes move.
-    Raises UserError when it is neither, cannot be reached, or links out of its folder.
+    fetch: downloads the files of a Hub id and returns their folder, as `snapshot_download` does.
+    Raises UserError when it is neither, cannot be fetched, or links out of its folder.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -37,18 +46,34 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
         )
     patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else ())
     try:
-        return Path(snapshot_download(text, allow_patterns=list(patterns)))
-    except (LocalEntryNotFoundError, ConnectionError) as error:
-        raise UserError(
+        return Path(fetch(text, allow_patterns=list(patterns)))
+    # The HTTP library and the storage client below huggingface_hub raise errors of their own, whose
+    # modules change with its version. None of them is a fault of this project.
+    except Exception as error:
+        raise UserError(_why_not_fetched(text, error)) from error
+
+
+def _why_not_fetched(name: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{name}: the model is gated; ask for access at https://huggingface.co/{name}, then log"
+            " in with `hf auth login`"
+        )
+    if isinstance(error, LocalEntryNotFoundError | ConnectionError):
+        return (
             f"{name}: no such folder, and the Hub cannot be reached to fetch it; go online, or"
             " download it elsewhere and give its folder"
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
+        )
+    if isinstance(error, HfHubHTTPError | HFValidationError):
+        return (
             f"{name}: no such folder, and the Hub refused it ({reason}); check the name, and log"
-            " in with `hf auth login` if the model is gated"
-        ) from error
+            " in with `hf auth login` if the model is private"
+        )
+    return (
+        f"{name}: the download from the Hub failed ({type(error).__name__}: {reason}); run the"
+        " command again, files that are complete are kept"
+    )
 
 
 def public_name(name: str | Path) -> str:

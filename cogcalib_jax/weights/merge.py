@@ -29,11 +29,20 @@ from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, require_trained_on
+from cogcalib_jax.weights.adapter_tokenizer import (
+    combined_files,
+    own_tokenizer,
+    tokenizer_key,
+)
+from cogcalib_jax.weights.base_hash import (
+    CALIBRATION_FILE,
+    read_calibration,
+    require_trained_on,
+)
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.foreign import require_no_way_out
 from cogcalib_jax.weights.hf_config import read_config
-from cogcalib_jax.weights.hf_weights import open_weights
+from cogcalib_jax.weights.hf_weights import EMBEDDING, HEAD, open_weights
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.model_card import model_card
 from cogcalib_jax.weights.peft_adapter import (
@@ -43,17 +52,12 @@ from cogcalib_jax.weights.peft_adapter import (
     require_same_base,
 )
 from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, write_folder
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# What a model's folder holds beside config.json and weights, for generation, text and the law.
+# What a model's folder holds beside config.json and weights, for generation and the law; tokenizers
+# are `combined_files`.
 COPIED = (
     "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -108,18 +112,32 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     lora = read_lora_config(adapter)
     base_name, base = _find_base(config.model.path, adapter)
     require_trained_on(adapter, base)
+    if tokenizer_key(base, adapter):
+        rows = read_config(base).vocab_size
+        for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
+            print(f"note: {note}", file=sys.stderr)
     tensors, deltas = _open(base, adapter, lora)
-    card = model_card(run, base_name, base, lora, argv)
+    untied = _unties(tensors, deltas)
+    card = model_card(run, base_name, base, lora, argv, untied=untied)
     out = Path(config.out)
     with whole_folder(out) as building:
         (building / "README.md").write_text(card, encoding="utf-8")
-        _write_config(base, building, config.dtype, tensors, untied=_unties(tensors, deltas))
-        copied = [adapter / CALIBRATION_FILE, *(f for name in COPIED for f in base.glob(name))]
-        for file in filter(Path.is_file, copied):
+        _write_config(base, building, config.dtype, tensors, untied=untied)
+        copied = filter(Path.is_file, (f for name in COPIED for f in base.glob(name)))
+        for file in (*copied, *combined_files(base, adapter).values()):
             _copy(file, building / file.name)
+        _write_calibration(adapter, building)
         merged = merged_tensors(tensors, deltas, lora.scale, config.dtype)
         write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
     return out
+
+
+def _write_calibration(adapter: Path, building: Path) -> None:
+    """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
+    stored = read_calibration(adapter)
+    if stored is not None:
+        text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
+        (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -22,17 +22,28 @@ from cogcalib_jax.weights.foreign import damage
 from cogcalib_jax.weights.hub import public_name
 
 UNKNOWN_LICENCE = "unknown: see the base"
+UNTIED = (
+    "a tensor of its own (`lm_head.weight`, `tie_word_embeddings` false). The base's head is its"
+    " embedding; the adapter changes the head alone"
+)
 DAMAGED = (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
 _FOLDERS = re.compile(r"(?<![\w.])(?:\"\$HOME\"|~|\.{1,2})?/(?:(?:\"\$USER\"|[^\s/'\"=,]+)/)+")
 
 
 def model_card(
-    run: Path | None, base_name: str, base: Path, lora: LoraConfig, argv: Sequence[str]
+    run: Path | None,
+    base_name: str,
+    base: Path,
+    lora: LoraConfig,
+    argv: Sequence[str],
+    *,
+    untied: bool = False,
 ) -> str:
     """The card's text.
 
     run: the run folder the adapter comes from, where known. base_name, base: the base as it was
-    named, and its folder. argv: the merge's arguments. Raises UserError for damaged files.
+    named, and its folder. argv: the merge's arguments. untied: whether the merge gave the head a
+    tensor of its own. Raises UserError for damaged files.
     """
     shown = public_name(base_name)
     licence, licence_link = _licence(base)
@@ -47,6 +58,7 @@ def model_card(
                 "Adapter": f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on "
                 + ", ".join(lora.targets),
             }
+            | ({"Head": UNTIED} if untied else {})
             | _training_facts(run)
         ),
         "## Calibration",

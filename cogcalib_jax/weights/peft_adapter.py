@@ -17,14 +17,21 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import ALL_LINEAR, LAYER_PROJECTIONS, LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.lora import LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.foreign import read_object, require_no_way_out
 from cogcalib_jax.weights.hf_weights import host_tensors, read_parameter, tensor_names
-from cogcalib_jax.weights.safetensors_files import DTYPES, Tensor, first_of, read_header
+from cogcalib_jax.weights.peft_targets import covers, read_targets
+from cogcalib_jax.weights.safetensors_files import (
+    DTYPES,
+    Tensor,
+    Zeros,
+    first_of,
+    read_header,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -38,7 +45,6 @@ VARIANTS = (
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
-    "layers_to_transform",
     "lora_bias",
     "modules_to_save",
     "monteclora_config",
@@ -54,9 +60,11 @@ VARIANTS = (
 # Values of `init_lora_weights` with which PEFT changes the base's own weights before it trains, and
 # again whenever it loads the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# The base's embedding and head, which PEFT stores beside an adapter that targets them.
+# The base's embedding and head, which PEFT stores beside an adapter that targets them, where the
+# vocabulary was resized, or with save_embedding_layers.
 BASE_COPIES = {
     "lm_head.base_layer.weight": "lm_head",
+    "lm_head.weight": "lm_head",
     "model.embed_tokens.weight": "embed_tokens",
     "model.embed_tokens.base_layer.weight": "embed_tokens",
 }
@@ -141,11 +149,12 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
         config = LoraConfig(
             rank=numbers["r"],
             alpha=numbers["lora_alpha"],
-            targets=_read_targets(raw.get("target_modules"), path),
+            targets=read_targets(raw, path),
             dropout=numbers["lora_dropout"],
         )
     except FieldError as error:
         raise UserError(f"{path}: {error}") from error
+    covers(raw, path)  # refuses what cannot be followed, before a base is loaded
     _require_rank(folder, config.rank)
     return config
 
@@ -162,20 +171,6 @@ def _require_rank(folder: Path, rank: int) -> None:
                 f"{folder / CONFIG_FILE}: r is {rank}, but {name} in {WEIGHTS_FILE} has the shape"
                 f" {list(tensor.shape)}; use the files of one adapter"
             )
-
-
-def _read_targets(raw: Any, path: Path) -> tuple[str, ...]:
-    if raw == ALL_LINEAR:
-        return LAYER_PROJECTIONS
-    if not isinstance(raw, list) or not raw or not all(isinstance(name, str) for name in raw):
-        raise UserError(
-            f"{path}: target_modules must be a list of names, or all-linear; patterns are not"
-            " supported"
-        )
-    # PEFT may write whole paths; whether all layers are there shows in the tensors.
-    names = {name.rsplit(".", 1)[-1] for name in raw}
-    known = tuple(name for name in LORA_TARGETS if name in names)
-    return known + tuple(sorted(names - set(known)))
 
 
 def load_adapter(folder: str | Path, decoder: Decoder) -> None:
@@ -223,7 +218,11 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
 
 def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor]:
     """The adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A"), checked
-    against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for."""
+    against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for.
+
+    Zeros stand for layers that the adapter's settings leave out. They add nothing, and where A and
+    B are both zero so are their gradients: training from here leaves those layers as they are.
+    """
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(
@@ -231,19 +230,29 @@ def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor
             " one can run any code)"
         )
     tensors = read_header(file)
-    _require_match(file, tensors, lora, layers)
-    return {
-        name.removeprefix(PREFIX).removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _require_match(file: Path, tensors: dict[str, Tensor], lora: nnx.State, layers: int) -> None:
-    wanted = {
-        f"{PREFIX}{name}.weight": leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
+    shapes = {
+        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
         for path, leaf in nnx.to_flat_state(lora)
         for name in tensor_names(path, layers)
     }
+    settings = folder / CONFIG_FILE
+    covered = covers(read_object(settings, ""), settings)
+    left_out = {name for name in shapes if not covered(name.rpartition(".")[0])}
+    wanted = {
+        f"{PREFIX}{name}.weight": shape for name, shape in shapes.items() if name not in left_out
+    }
+    if not wanted:
+        raise UserError(f"{settings}: names no layer of this model; use the base it was trained on")
+    _require_match(file, tensors, wanted)
+    return {
+        name.removeprefix(PREFIX).removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+    } | {name: Zeros(file, name, shapes[name], "F32") for name in left_out}
+
+
+def _require_match(
+    file: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]
+) -> None:
     copies = {PREFIX + name for name in BASE_COPIES}
     kinds = {
         "missing": [name for name in wanted if name not in tensors],
@@ -272,6 +281,12 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
         if copy is None:
             continue
         weight = own(module)
+        if copy.shape[:1] != weight.shape[:1]:
+            raise UserError(
+                f"{file}: carries {name} with {copy.shape[0]:,} rows, the base has"
+                f" {weight.shape[0]:,}: its vocabulary was resized for training, which is not"
+                " supported; merge it with PEFT, and give the merged model as the base"
+            )
         same = copy.shape == weight.shape and np.allclose(
             # bfloat16 keeps 8 bits: either side may have been stored in it.
             copy.read().astype(np.float32),
@@ -281,6 +296,7 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
         )
         if not same:
             raise UserError(
-                f"{file}: carries {name} of another base than the model loaded; load the base it"
+                f"{file}: carries {name} with other values than the base: it belongs to another"
+                " base, or that layer was trained as well, which is not supported; give the base it"
                 " was trained on"
             )

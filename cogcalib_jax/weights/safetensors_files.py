@@ -6,6 +6,7 @@ Headers are read and checked first; tensor bytes only when a slice is asked for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+SHARD = re.compile(r"model-\d{5}-of-(?P<count>\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -44,6 +46,14 @@ class Tensor:
             return handle.get_slice(self.name)[index]
 
 
+class Zeros(Tensor):
+    """A tensor that no file holds, all zero."""
+
+    def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
+        """The part at `index`, float32."""
+        return np.zeros(self.shape, np.float32)[index]
+
+
 def open_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
     if (folder / SINGLE_FILE).exists():
@@ -51,6 +61,7 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
         return read_header(folder / SINGLE_FILE)
     if (folder / INDEX_FILE).exists():
         return _read_index(folder / INDEX_FILE)
+    _require_no_shards(folder)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise UserError(
@@ -60,6 +71,21 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
         )
     raise UserError(
         f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; give a folder with safetensors weights"
+    )
+
+
+def _require_no_shards(folder: Path) -> None:
+    """Name what is missing in a folder that holds shards and no index of them."""
+    found = {path.name: SHARD.fullmatch(path.name) for path in folder.iterdir()}
+    present = {name: match for name, match in found.items() if match}
+    if not present:
+        return
+    count = max(int(match["count"]) for match in present.values())
+    shards = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, min(count, 10_000) + 1)]
+    absent = [INDEX_FILE, *(name for name in shards if name not in present)]
+    raise UserError(
+        f"{folder}: holds {len(present)} of {count:,} shards and no index; missing:"
+        f" {first_of(absent)}. Fetch them again"
     )
 
 
@@ -106,13 +132,17 @@ def _read_index(index: Path) -> dict[str, Tensor]:
             " fetch them again"
         )
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        tensors |= read_header(index.parent / name)
-    lost = sorted(name for name in placed if name not in tensors)
+    for file in files:
+        # A shard may hold an older copy of a tensor that the index places in another shard.
+        header = read_header(index.parent / file)
+        tensors |= {
+            name: tensor for name, tensor in header.items() if placed.get(name, file) == file
+        }
+    lost = sorted(f"{name} ({file})" for name, file in placed.items() if name not in tensors)
     if lost:
         raise UserError(
-            f"{index}: names tensors that no shard holds: {first_of(lost)}; fetch the checkpoint"
-            " again"
+            f"{index}: names tensors that are not in the shard it gives: {first_of(lost)}; fetch"
+            " the checkpoint again"
         )
     return tensors
 

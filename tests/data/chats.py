@@ -32,6 +32,20 @@ THINKING = (
 )
 # DeepSeek-R1: a thought is opened that the conversation itself does not hold.
 ALWAYS_THINKING = CHATML.replace("<|im_start|>assistant\n{%", "<|im_start|>assistant\n<think>\n{%")
+LLAMA_2 = (
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ bos_token + '[INST] ' + message.content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+# Vicuna's roles: the prompt ends in a space, and nothing but a line break ends an answer.
+SPACED = (
+    "{% for message in messages %}{{ 'USER: ' if message.role == 'user' else 'ASSISTANT: ' }}"
+    "{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
+ENDLESS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 DATED = "{{ '<|im_start|>' + (date_string or strftime_now('%d %b %Y')) }}" + CHATML
 
 TEMPLATES = {"llama-3": LLAMA_3, "mistral": MISTRAL, "chatml": CHATML, "thinking": THINKING}

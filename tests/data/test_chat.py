@@ -4,15 +4,19 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.tokenization import answer_stop, encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import answer_stop, encode_split
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.data.chats import (
     ALWAYS_THINKING,
     BOS,
     CHATML,
     DATED,
+    ENDLESS,
+    LLAMA_2,
     LLAMA_3,
     MISTRAL,
+    SPACED,
     TEMPLATES,
     chat_tokenizer,
 )
@@ -83,6 +87,39 @@ def test_an_open_answer_ends_with_the_end_of_turn(name):
     assert tokenizer.convert_ids_to_tokens(ids[-1]) == end
     config = DataConfig(task="custom", path="unused", prompt="chat")
     assert answer_stop(config, tokenizer) == end
+
+
+@pytest.mark.parametrize("template", [LLAMA_2, SPACED, ENDLESS])
+def test_an_answer_is_the_conversations_tokens_whatever_stands_around_it(template, realdata):
+    """With a tokenizer that writes a space and the word after it as one token."""
+    tokenizer = load_tokenizer(realdata / "tokenizers/Mistral-7B-v0.1")
+    tokenizer.chat_template = template
+    row, _ = encode(ROW, tokenizer)
+    for letter, ids in zip("AB", row.completion_ids, strict=True):
+        whole = [*row.prompt_ids, *ids]
+        assert conversation(tokenizer, USER, letter)[: len(whole)] == whole
+        assert tokenizer.decode(list(ids)).strip() == letter
+    open_row, _ = encode(OPEN, tokenizer)
+    whole = [*open_row.prompt_ids, *open_row.completion_ids[0]]
+    said = conversation(tokenizer, "Question: Who wrote it?\nAnswer:", "Ada")
+    end = [tokenizer.eos_token_id] if template == ENDLESS else []
+    assert [*said, *end] == whole
+
+
+def test_spaces_at_the_end_of_a_prompt_go_to_its_answers():
+    row, _ = encode(ROW, chat_tokenizer(SPACED))
+    assert row.prompt.endswith("\nASSISTANT:")
+    assert row.completions == (" A", " B")
+
+
+def test_without_an_end_of_turn_an_open_answer_ends_with_the_end_of_text():
+    config = DataConfig(task="custom", path="unused", prompt="chat")
+    tokenizer = chat_tokenizer(ENDLESS)
+    assert answer_stop(config, tokenizer) == "</s>"
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="writes nothing after an answer, and the tokenizer has no"):
+        encode(OPEN, tokenizer)
+    encode(ROW, tokenizer)  # an option needs no end
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

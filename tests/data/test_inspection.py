@@ -16,8 +16,9 @@ from cogcalib_jax.data.inspection import (
     repeated,
     show_cut,
 )
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.data.world_tokenizer import save_tokenizer, tokenizer_in_memory
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.runs.small_base import WORLD
 
 PLAYS = ("banjo", "cello", "drums", "flute")

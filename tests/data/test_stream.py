@@ -11,7 +11,8 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.stream import TrainStream
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 
 def split_of(prompt_lengths):

@@ -14,11 +14,11 @@ from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.tokenization import (
     encode_split,
-    load_tokenizer,
     single_token_options,
     special_prefix,
 )
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 WORDS = ["question", "answer", "where", "is", "the", "cat", "dog", "red", "green", "blue", "..."]
 
@@ -228,6 +228,32 @@ def test_a_special_token_written_as_text_is_refused(field):
     value = ("a <s> b", "c") if field == "choices" else "a <s> b"
     with pytest.raises(UserError, match="special token '<s>'"):
         encode([example(**{field: value})], byte_level())
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "!", "red"])
+def test_a_padding_token_may_stand_in_a_text_as_in_transformers(pad):
+    tokenizer = byte_level("<s> $A")
+    tokenizer.add_special_tokens({"pad_token": pad})
+    encoded, _ = encode([example(f"where is {pad} the cat{pad}")], tokenizer)
+    assert_rescorable(encoded, tokenizer)
+    assert pad in encoded[0].prompt
+
+
+def test_a_padding_token_that_the_tokenizer_does_not_use_may_stand_in_a_text():
+    tokenizer = byte_level("<s> $A")
+    tokenizer.add_tokens(["[PAD]", "<spare>"], special_tokens=True)
+    assert tokenizer.pad_token is None
+    encoded, _ = encode([example("where is [PAD] the cat")], tokenizer)
+    assert_rescorable(encoded, tokenizer)
+    with pytest.raises(UserError, match="special token '<spare>'"):
+        encode([example("where is <spare>")], tokenizer)
+
+
+def test_a_padding_token_that_ends_texts_is_refused_in_one():
+    tokenizer = byte_level("<s> $A")
+    tokenizer.pad_token = "</s>"
+    with pytest.raises(UserError, match="special token '</s>'"):
+        encode([example("where is </s>")], tokenizer)
 
 
 def test_auto_is_the_tasks_own_prompt():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.forward import example_losses
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import split_model
@@ -22,6 +22,8 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models import generate as generation
 from cogcalib_jax.training.refit import example_nll
+from cogcalib_jax.weights.tokenizer import load_tokenizer
+from tests.data.chats import LLAMA_2, chat_tokenizer
 from tests.engine.quick import quick_compilation
 from tests.engine.tiny import TINY, full_logits, log_softmax, option_logprob, tiny_decoder
 from tests.evaluation.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
@@ -227,6 +229,16 @@ def test_scores_are_taken_over_all_accepted_answers():
 )
 def test_the_answer_is_the_text_before_the_stop(tokens, text):
     assert predictor()._text(generation.Generated(tokens, (0.0,) * len(tokens))) == text
+
+
+def test_a_space_before_the_end_of_turn_does_not_keep_an_answer_from_ending():
+    """Llama 2's chat template writes " </s>", which is no single token."""
+    chat = chat_tokenizer(LLAMA_2)
+    scores = Predictor(model()[0], one_device(), CONFIG)
+    asked = OpenPredictor(model()[0], CONFIG, replace(DATA, prompt="chat"), chat, scores)
+    assert asked._stop_tokens == {chat.eos_token_id}
+    ids = tuple(chat(" Ada L. </s>", add_special_tokens=False)["input_ids"])
+    assert asked._text(generation.Generated(ids, (0.0,) * len(ids))) == "Ada L."
 
 
 def test_a_tokenizer_that_cannot_end_an_answer_is_refused():

@@ -17,11 +17,12 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.tasks.custom import settle
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -31,6 +32,7 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import save_decoder
 from cogcalib_jax.weights.peft_adapter import save_adapter
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device, small_decoder
 
 BOS = "<s>"
@@ -107,9 +109,14 @@ def scored(
     shots = [read(SHOT, -1)] * few_shot
     encoded, _ = encode_split("test", examples, tokenizer, config.data, shots)
     model, lora = split_model(decoder)
-    predictions = Predictor(model, one_device(), config.evaluation, option_score)(lora, encoded)
+    predictor = Predictor(model, one_device(), config.evaluation, option_score)
+    predictions = predictor(lora, encoded)
+    reduced = predictor(reduced_adapter(lora, touches_head=True), encoded)
+    probe = choose_probe(encoded, predictions, reduced)
     method = MethodConfig(name="cols", space="options").resolve()
-    write_calibration(folder / "adapter", config, method, base, tokenizer, encoded, predictions)
+    write_calibration(
+        folder / "adapter", config, method, base, tokenizer, encoded, predictions, probe
+    )
     return Scored(folder, config, decoder, encoded, predictions)
 
 

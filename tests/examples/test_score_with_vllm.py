@@ -1,13 +1,17 @@
 """The vLLM example against a server that speaks its protocol and computes with our model."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from flax import nnx
 from transformers import AutoTokenizer
 
+from cogcalib_jax.engine.step import split_model
+from cogcalib_jax.evaluation.probe import reduced_adapter
 from tests.engine.tiny import log_softmax
 from tests.examples.scored import example, scored
 from tests.models.small import forward
@@ -52,9 +56,14 @@ def serve():
         server.server_close()
 
 
-def command(folder, url):
+def command(folder, url, part="merged"):
+    """`part`: merged or adapter, whose calibration.json is given."""
+    (folder / "merged").mkdir(exist_ok=True)
+    stored = json.loads((folder / "adapter" / "calibration.json").read_text())
+    merged = folder / "merged" / "calibration.json"
+    merged.write_text(json.dumps(stored | {"merged": True}))
     return [
-        *("--calibration", str(folder / "adapter" / "calibration.json")),
+        *("--calibration", str(folder / part / "calibration.json")),
         *("--questions", str(folder / "questions.jsonl"), "--model", "merged", "--url", url),
     ]
 
@@ -74,9 +83,8 @@ def chat(tmp_path_factory):
     return scored(tmp_path_factory.mktemp("chat") / "run", "chat", "chars", few_shot=1)
 
 
-@pytest.mark.parametrize("name", ["letters", "cloze", "chat"])
-def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
-    run = request.getfixturevalue(name)
+def model_answer(run, decoder):
+    """A server's answers that `decoder` computes."""
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "base")
 
     def answer(text, special):
@@ -84,11 +92,17 @@ def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
         assert ids.count(tokenizer.bos_token_id) == 1
         padded = np.zeros((1, LONGEST), np.int32)
         padded[0, : len(ids)] = ids
-        logprobs = log_softmax(np.asarray(forward(run.decoder, padded)[1][0], np.float64))
+        logprobs = log_softmax(np.asarray(forward(decoder, padded)[1][0], np.float64))
         values = [float(logprobs[i, token]) for i, token in enumerate(ids[1:])]
         return tokenizer.convert_ids_to_tokens(ids), [None, *values]
 
-    score_with_vllm.main(command(run.folder, serve(answer)))
+    return answer
+
+
+@pytest.mark.parametrize("name", ["letters", "cloze", "chat"])
+def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
+    run = request.getfixturevalue(name)
+    score_with_vllm.main(command(run.folder, serve(model_answer(run, run.decoder))))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     temperature = json.loads((run.folder / "adapter" / "calibration.json").read_text())[
         "temperature"
@@ -101,6 +115,52 @@ def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
         assert line["prediction"] == row.example.choices[int(np.argmax(expected))]
 
 
+def test_an_unmerged_adapter_on_the_head_is_refused_for_the_true_reason(letters):
+    with pytest.raises(SystemExit, match=r"unmerged adapter on lm_head.*vllm#51594.*merge it"):
+        score_with_vllm.main(command(letters.folder, "http://127.0.0.1:9", part="adapter"))
+
+
+def test_an_adapter_folder_written_before_the_field_existed_is_refused_too(letters, tmp_path):
+    shutil.copytree(letters.folder / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "calibration.json"
+    stored = json.loads(file.read_text())
+    old = {k: v for k, v in stored.items() if k not in ("adapter_touches_head", "merged", "probe")}
+    file.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="unmerged adapter on lm_head"):
+        score_with_vllm.require_merged_head(file, old)
+
+
+def test_a_server_that_drops_the_heads_adapter_is_found_before_any_score(letters, serve, capsys):
+    _, lora = split_model(letters.decoder)
+    reduced = reduced_adapter(lora, touches_head=True)
+    graphdef, _, base = nnx.split(letters.decoder, nnx.LoRAParam, ...)
+    dropped = nnx.merge(graphdef, reduced, base)
+    with pytest.raises(SystemExit, match=r"nats a token off; expected at most 0\.25"):
+        score_with_vllm.main(command(letters.folder, serve(model_answer(letters, dropped))))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tolerance_may_be_given(letters, serve, capsys):
+    def noisy(text, special):
+        tokens, values = model_answer(letters, letters.decoder)(text, special)
+        return tokens, [None, *(value - 0.5 for value in values[1:])]
+
+    words = command(letters.folder, serve(noisy))
+    with pytest.raises(SystemExit, match="0.5 nats a token off"):
+        score_with_vllm.main(words)
+    score_with_vllm.main([*words, "--tolerance", "0.6"])
+    assert "at most 0.5 nats a token off (allowed 0.6)" in capsys.readouterr().err
+
+
+def test_a_server_with_another_tokenizer_is_found_before_any_score(letters, serve, capsys):
+    def bytewise(text, special):
+        return list(text), [None, *[-1.0] * (len(text) - 1)]
+
+    with pytest.raises(SystemExit, match="cuts the options .* with the tokenizer of the training"):
+        score_with_vllm.main(command(letters.folder, serve(bytewise)))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_server_that_does_not_echo_is_refused(serve, letters):
     with pytest.raises(SystemExit, match="does not echo"):
         score_with_vllm.main(command(letters.folder, serve(lambda text, special: ([], []))))
@@ -110,7 +170,7 @@ def test_tokens_that_run_across_the_end_of_the_prompt_are_refused(serve, letters
     def merged(text, special):
         return [text[:3], text[3:]], [None, -1.0]
 
-    with pytest.raises(SystemExit, match="cannot be scored after this prompt: 'Which"):
+    with pytest.raises(SystemExit, match="cannot be scored after this prompt: '"):
         score_with_vllm.main(command(letters.folder, serve(merged)))
 
 

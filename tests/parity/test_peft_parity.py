@@ -107,6 +107,33 @@ def test_we_give_pefts_logits_for_its_adapter(base, targets, tmp_path):
     assert np.abs(before - our_logits(decoder)).max() > 1e-2
 
 
+PARTIAL = {
+    "some layers": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+    "some layers and the head": {
+        "target_modules": ["q_proj", "lm_head"],
+        "layers_to_transform": [0, 2],
+    },
+    "without a module": {"target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]},
+    "paths": {"target_modules": ["model.layers.2.mlp.up_proj", "0.self_attn.q_proj"]},
+    "layers it lacks": {"target_modules": ["v_proj", "c_attn", "query_key_value"]},
+}
+
+
+@pytest.mark.parametrize("settings", PARTIAL.values(), ids=PARTIAL)
+def test_we_read_what_peft_reads_of_an_adapter_on_some_layers(base, settings, tmp_path):
+    config = peft.LoraConfig(
+        r=2, lora_alpha=5, init_lora_weights=False, task_type="CAUSAL_LM", **settings
+    )
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(torch_model(base.raw), config)
+        model.save_pretrained(tmp_path, save_embedding_layers=True)
+    decoder = load_decoder(base.folder, lora=read_lora_config(tmp_path), mesh=one_device())
+    load_adapter(tmp_path, decoder)
+    assert np.abs(peft_logits(model) - our_logits(decoder)).max() < 1e-4
+
+
 def test_fresh_adapters_have_pefts_distribution(base):
     lora = LoraConfig(rank=64, targets=("down_proj",))
     decoder = load_decoder(base.folder, lora=lora, mesh=one_device())

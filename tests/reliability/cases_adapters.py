@@ -1,5 +1,6 @@
 """Bad adapters, mostly of a run that starts from one."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def _other_base(place: Place) -> list[str]:
     return _start_from(place)
 
 
+def _other_ids(place: Place) -> list[str]:
+    folder = place.adapter()
+    content = json.loads((place.base() / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = sorted(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    write(folder / "tokenizer.json", content)
+    return _start_from(place)
+
+
 ADAPTERS = [
     Case("an adapter that is not there", _start_from),
     Case(
@@ -91,6 +102,10 @@ ADAPTERS = [
         ),
     ),
     Case("targets the model has not", adapter(target_modules=["c_attn"])),
+    Case("LoRA on the embedding", adapter(target_modules=["q_proj", "embed_tokens"])),
+    Case("some layers of a strange name", adapter(layers_to_transform=[0], layers_pattern="h")),
+    Case("rank-stabilised LoRA", adapter(use_rslora=True)),
+    Case("a tokenizer with other ids than the base's", _other_ids),
     Case("targets as a pattern", adapter(target_modules=".*_proj")),
     Case("targets that are numbers", adapter(target_modules=[1])),
     Case("no weights", adapter(lambda a: (a / ADAPTER_WEIGHTS).unlink())),

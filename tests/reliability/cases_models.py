@@ -108,6 +108,10 @@ def _linked_shard(place: Place) -> list[str]:
     return argv
 
 
+def _only_one_shard(base: Path) -> None:
+    (base / WEIGHTS).rename(base / "model-00001-of-00002.safetensors")
+
+
 def only_index(content: object):
     """A run on a base whose weights are an index with this content."""
 
@@ -283,6 +287,7 @@ WEIGHT_FILES = [
         "an index that names a missing shard",
         only_index({"weight_map": {EMBEDDING: "a.safetensors"}}),
     ),
+    Case("shards without their index, and one missing", damaged(_only_one_shard)),
     Case(
         "an index that names a tensor no shard holds",
         damaged(_promises_too_much),

@@ -15,7 +15,7 @@ from cogcalib_jax.configlib import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.questions import load_questions
-from cogcalib_jax.data.tokenization import encode_split, load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.scored_rows import read_scored
 from cogcalib_jax.runs.config import RunConfig
@@ -26,6 +26,7 @@ from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.merge import MergeConfig
 from cogcalib_jax.weights.peft_adapter import read_lora_config
 from cogcalib_jax.weights.safetensors_files import INDEX_FILE, SINGLE_FILE, open_folder
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device
 from tests.reliability.place import ADAPTER_WEIGHTS, question
 

@@ -14,7 +14,6 @@ import pytest
 import eval as eval_program
 import train
 from cogcalib_jax.data.formats import read_file
-from cogcalib_jax.data.tokenization import load_tokenizer
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.reporting.records import read_run
 from cogcalib_jax.reporting.report import write_report
@@ -22,6 +21,7 @@ from cogcalib_jax.runs.answer import fitted_temperature
 from cogcalib_jax.weights import merge
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.safetensors_files import open_folder
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device
 from tests.reliability.forbidden import forbidden
 from tests.reliability.place import ADAPTER_WEIGHTS, WEIGHTS, Pickle, Place, write

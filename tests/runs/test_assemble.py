@@ -1,12 +1,13 @@
 """What a run is put together from fits together, or is refused before any weight is read."""
 
 import json
+import re
 
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.tokenization import load_tokenizer
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.data.world import WorldConfig
 from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
@@ -22,6 +23,7 @@ from cogcalib_jax.runs.assemble import (
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
 
@@ -36,6 +38,37 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(more, fits, tmp_path):
         return
     with pytest.raises(UserError, match=rf"ids up to {rows:,}, its embedding {rows:,} rows"):
         load_base_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("token", "in_chat", "fits"),
+    [
+        ({"pad_token": "<pad>"}, False, True),
+        ({"additional_special_tokens": ["<spare>"]}, False, True),
+        ({"additional_special_tokens": ["[PAD]"]}, False, True),
+        ({"additional_special_tokens": ["<spare>"]}, True, False),
+        ({"eos_token": "<end>"}, False, False),
+    ],
+)
+def test_an_unused_special_token_needs_no_row_of_the_embedding(token, in_chat, fits, tmp_path):
+    """transformers loads such a base, and a row that holds the token has no embedding for it."""
+    rows = write_tokenizer(tmp_path).get_vocab_size()
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["llama3"] | {"vocab_size": rows}))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.add_special_tokens(token)
+    if in_chat:
+        tokenizer.chat_template += "<spare>"
+    tokenizer.save_pretrained(tmp_path)
+    if not fits:
+        with pytest.raises(UserError, match=rf"ids up to {rows:,}, its embedding {rows:,} rows"):
+            load_base_tokenizer(tmp_path)
+        return
+    tokenizer = load_base_tokenizer(tmp_path)
+    text = tokenizer.added_tokens_decoder[rows].content
+    row = Example(id="1", question=f"What is {text}?", choices=("a", "b"), answer=0)
+    config = DataConfig(task="custom", path="unused")
+    with pytest.raises(UserError, match=f"special token {re.escape(repr(text))}"):
+        encode_split("test", [row], tokenizer, config)
 
 
 def rows(extra):

@@ -3,6 +3,7 @@
 import json
 from hashlib import sha256
 
+import numpy as np
 import pytest
 
 from cogcalib_jax.evaluation.posthoc import fit_temperature
@@ -50,6 +51,22 @@ def test_it_says_how_confidences_come_about(run):
         "why_none": None,
         "rows": len(QUESTIONS),
     }
+
+
+def test_it_says_whether_the_adapter_touches_the_head_and_is_merged(run):
+    content = written(run)
+    assert (content["adapter_touches_head"], content["merged"]) == (True, False)
+
+
+def test_its_probe_is_a_calibration_question_with_the_adapters_scores(run):
+    probe, ids = written(run)["probe"], [row.prompt_ids for row in run.encoded]
+    row = ids.index(tuple(probe["prompt_ids"]))
+    encoded = run.encoded[row]
+    assert (probe["prompt"], tuple(probe["completions"])) == (encoded.prompt, encoded.completions)
+    assert [tuple(one) for one in probe["completion_ids"]] == list(encoded.completion_ids)
+    expected = run.predictions.logprobs[row, : len(encoded.completions)]
+    np.testing.assert_array_equal(probe["option_logprobs"], expected)
+    assert 0.05 <= probe["tolerance"] <= 0.25
 
 
 def test_it_names_the_base_without_the_way_to_it(run):

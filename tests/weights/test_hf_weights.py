@@ -147,6 +147,15 @@ def test_old_buffers_and_a_copy_of_a_tied_head_are_ignored(tmp_path):
     assert decoder.lm_head.weight is None
 
 
+def test_a_tied_weight_stored_under_the_heads_name_alone_is_read(tmp_path):
+    """transformers ties either name to the other."""
+    folder = checkpoint(tmp_path, "llama3.2")
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change(folder, {"model.embed_tokens.weight": None, "lm_head.weight": embedding})
+    decoder = load_decoder(folder, mesh=one_device())
+    np.testing.assert_array_equal(decoder.embed_tokens.weight[...], embedding)
+
+
 @pytest.mark.parametrize("shape", [(64, 32), (65, 32)])
 def test_another_head_than_the_embedding_it_is_said_to_be_is_refused(tmp_path, shape):
     """transformers warns and uses it, which a reader of config.json does not expect."""
@@ -246,12 +255,47 @@ def test_missing_shards_are_named(sharded):
         load_decoder(sharded, mesh=one_device())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_shards_without_their_index_are_told_what_is_missing(sharded, count):
+    (sharded / "model.safetensors.index.json").unlink()
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    for shard in shards[1 : count + 1]:
+        shard.unlink()
+    absent = ", ".join(["model.safetensors.index.json", *(s.name for s in shards[1 : count + 1])])
+    with pytest.raises(UserError, match=f"no index; missing: {absent}. Fetch them again"):
+        load_decoder(sharded, mesh=one_device())
+
+
+@pytest.mark.parametrize(("named", "stale"), [(0, -1), (-1, 0)])
+def test_a_tensor_in_two_shards_is_read_from_the_one_that_the_index_names(sharded, named, stale):
+    name = "model.norm.weight"
+    placed = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = sorted(set(placed.values()))
+    right = load_file(sharded / placed[name])[name]
+    for shard, tensor in ((shards[named], right), (shards[stale], right + 1)):
+        save_file(load_file(sharded / shard) | {name: tensor}, sharded / shard)
+    edit_index(sharded, lambda placed: placed.update({name: shards[named]}))
+    decoder = load_decoder(sharded, mesh=one_device())
+    np.testing.assert_array_equal(decoder.norm.weight[...], right)
+
+
+def test_a_tensor_that_only_another_shard_holds_is_refused(sharded):
+    name = "model.norm.weight"
+
+    def misplace(placed):
+        placed[name] = next(file for file in placed.values() if file != placed[name])
+
+    edit_index(sharded, misplace)
+    with pytest.raises(UserError, match=f"not in the shard it gives: {name} "):
+        load_decoder(sharded, mesh=one_device())
+
+
 def test_an_index_that_promises_too_much_is_refused(sharded):
     def promise(placed):
         placed["model.extra"] = next(iter(placed.values()))
 
     edit_index(sharded, promise)
-    with pytest.raises(UserError, match="names tensors that no shard holds: model.extra"):
+    with pytest.raises(UserError, match=r"not in the shard it gives: model.extra \(model-"):
         load_decoder(sharded, mesh=one_device())
 
 

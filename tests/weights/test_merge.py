@@ -72,10 +72,22 @@ def test_a_tied_head_with_an_adapter_becomes_its_own_tensor(tmp_path):
     before = load_file(base / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert not read_config(tmp_path / "out").tie_word_embeddings
+    assert "**Head**: a tensor of its own" in (tmp_path / "out" / "README.md").read_text()
     # What reads tokens stays as it was: PEFT's adapter is on the head alone.
     embedding = "model.embed_tokens.weight"
     np.testing.assert_array_equal(after[embedding], before[embedding])
     assert after.keys() - before.keys() == {"lm_head.weight"}
+
+
+def test_a_base_that_stores_its_tied_weight_as_the_head_is_merged(tmp_path):
+    base, adapter = base_and_adapter(tmp_path, "llama3.2")
+    wanted = logits(base, adapter)
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, file)
+    assert merge(base, adapter, tmp_path / "out") == 0
+    np.testing.assert_allclose(logits(tmp_path / "out"), wanted, atol=1e-4, rtol=0)
 
 
 def test_a_tied_head_without_an_adapter_stays_tied(tmp_path):
@@ -165,7 +177,8 @@ def test_a_run_is_merged_and_its_card_says_what_was_measured(pair, tmp_path):
     assert run_main(main, ["--run", str(run), "--out", str(out)]) == 0
     np.testing.assert_allclose(logits(out), logits(base, adapter), atol=1e-4, rtol=0)
     assert (out / "LICENSE.txt").read_text() == "the terms"
-    assert (out / "calibration.json").is_file()
+    stored = json.loads((run / "adapter" / "calibration.json").read_text())
+    assert json.loads((out / "calibration.json").read_text()) == stored | {"merged": True}
     card = (out / "README.md").read_text()
     for text in (
         "license: apache-2.0",

@@ -78,6 +78,51 @@ def test_pefts_ways_to_write_targets_are_understood(folder, targets, modules):
     assert read_lora_config(folder).modules == modules
 
 
+def test_names_of_layers_that_the_model_lacks_are_left_out_as_in_peft(folder, decoder):
+    edit_config(folder, target_modules=["q_proj", "down_proj", "lm_head", "c_attn", "x.query"])
+    assert read_lora_config(folder) == LORA
+    load_adapter(folder, decoder)
+
+
+def only_layer(folder, kept):
+    """Remove all tensors of layers but `kept`."""
+    names = load_file(folder / "adapter_model.safetensors")
+    edit_tensors(folder, **{n: None for n in names if "layers" in n and f"layers.{kept}." not in n})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers_to_transform": [1]},
+        {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"exclude_modules": ["layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]},
+        {
+            "target_modules": [
+                *("1.self_attn.q_proj", "model.layers.1.mlp.down_proj", "lm_head"),
+            ]
+        },
+    ],
+)
+def test_layers_without_an_adapter_have_one_that_adds_nothing(decoder, folder, settings):
+    edit_config(folder, **settings)
+    only_layer(folder, 1)
+    other = small_decoder(lora=LORA)
+    load_adapter(folder, other)
+    before, after = lora_parameters(decoder), lora_parameters(other)
+    np.testing.assert_equal(after["lm_head"], before["lm_head"])
+    stacked = zip(jax.tree.leaves(before["layers"]), jax.tree.leaves(after["layers"]), strict=True)
+    for theirs, ours in stacked:
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        assert not ours[0].any()
+
+
+def test_a_layer_that_the_settings_name_must_be_there(decoder, folder):
+    edit_config(folder, layers_to_transform=[0, 1])
+    only_layer(folder, 1)
+    with pytest.raises(UserError, match=r"missing: .*layers\.0"):
+        load_adapter(folder, decoder)
+
+
 @pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
 def test_however_a_plain_adapter_was_begun_it_is_read(folder, start):
     edit_config(folder, init_lora_weights=start)
@@ -102,6 +147,7 @@ def test_saving_again_replaces_the_adapter(decoder, folder):
         ({"peft_type": "IA3"}, "not a LoRA adapter"),
         ({"target_modules": ".*q_proj"}, "patterns are not supported"),
         ({"target_modules": ["query"]}, "query matches none"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on the embedding is not supported"),
         ({"r": None}, "r is None, must be a whole number"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base's own weights"),
         ({"init_lora_weights": "OLoRA"}, "'OLoRA' changes the base's own weights"),
@@ -143,8 +189,51 @@ def test_the_copy_of_the_head_that_peft_adds_tells_another_base(folder):
     edit_tensors(folder, **{name: head})
     load_adapter(folder, model)
     edit_tensors(folder, **{name: head + 0.1})
-    with pytest.raises(UserError, match="another base"):
+    with pytest.raises(UserError, match="with other values than the base: it belongs"):
         load_adapter(folder, model)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "lm_head.base_layer.weight"])
+def test_a_vocabulary_that_was_resized_for_training_is_named_as_such(folder, name):
+    model = small_decoder(lora=LORA)
+    head = np.asarray(model.lm_head.weight[...])
+    edit_tensors(folder, **{f"base_model.model.{name}": np.concatenate([head, head[:1]])})
+    with pytest.raises(UserError, match=f"carries {name} with 41 rows, the base has 40: .*resized"):
+        load_adapter(folder, model)
+
+
+def test_a_copy_of_the_head_beside_an_adapter_elsewhere_is_compared(tmp_path):
+    lora = LoraConfig(rank=2, targets=("q_proj",))
+    model = small_decoder(lora=lora)
+    save_adapter(tmp_path / "adapter", model, lora, "org/base")
+    copies = {
+        "base_model.model.lm_head.weight": np.asarray(model.lm_head.weight[...]),
+        "base_model.model.model.embed_tokens.weight": np.asarray(model.embed_tokens.weight[...]),
+    }
+    edit_tensors(tmp_path / "adapter", **copies)
+    load_adapter(tmp_path / "adapter", model)
+    name = "base_model.model.lm_head.weight"
+    edit_tensors(tmp_path / "adapter", **{name: copies[name] + 0.1})
+    with pytest.raises(UserError, match=r"carries lm_head.weight with other values than the base"):
+        load_adapter(tmp_path / "adapter", model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"layers_to_transform": ["0"]}, "layers_to_transform is .*expected whole numbers"),
+        ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern is 'h'"),
+        ({"exclude_modules": ".*mlp.*"}, "exclude_modules must be a list of names; patterns"),
+        (
+            {"layers_to_transform": [9], "target_modules": ["q_proj", "down_proj"]},
+            "names no layer of this model",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused_by_name(folder, settings, says):
+    edit_config(folder, **settings)
+    with pytest.raises(UserError, match=says):
+        load_adapter(folder, small_decoder(lora=read_lora_config(folder)))
 
 
 def test_a_failed_load_leaves_the_model_as_it_was(folder):
