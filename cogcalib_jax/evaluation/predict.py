@@ -36,26 +36,24 @@ class Predictor:
     def __call__(
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
     ) -> Predictions:
-        """Predictions of `encoded`; a temperature costs a second pass, for the vocabulary."""
+        """Predictions of `encoded`, in one pass also with a temperature.
+
+        The vocabulary's numbers at the temperature come from the same logits as those without it.
+        """
+        temperatures = np.array([1.0, temperature], np.float32)
+        logprobs = packed_scores(
+            encoded,
+            self._config.batch_size,
+            self._multiple,
+            lambda batches: self._pass(lora, batches, temperatures),
+        )
         return Predictions(
-            logprobs=self._logprobs(lora, encoded, 1.0),
+            logprobs=logprobs[..., 0],
             tokens=option_tokens(encoded),
             answers=np.array([e.answer for e in encoded]),
             normalisation=self._config.normalisation,
             temperature=temperature,
-            tempered_logprobs=(
-                None if temperature == 1.0 else self._logprobs(lora, encoded, temperature)
-            ),
-        )
-
-    def _logprobs(
-        self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float
-    ) -> np.ndarray:
-        return packed_scores(
-            encoded,
-            self._config.batch_size,
-            self._multiple,
-            lambda batches: self._pass(lora, batches, temperature),
+            tempered_logprobs=None if temperature == 1.0 else logprobs[..., 1],
         )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import yaml
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.reporting.names import DERIVED, method_key
+from cogcalib_jax.reporting.names import method_key, tempered
 from cogcalib_jax.weights.foreign import damage
 
 # What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
@@ -24,6 +25,8 @@ STEP_FIELDS = {
     "validation": ("nll",),
     "nonfinite": ("during", "examples", "terms"),
 }
+# Folder in a run of one method with its numbers at the fitted temperature.
+TEMPERED = "temperature"
 DYNAMICS_FIELDS = ("data", "group", "accuracy", "confidence")
 
 
@@ -43,6 +46,8 @@ class Predictions:
     """[n] float64: multiclass Brier score in the sum form; of answers the binary one"""
     guess_nll: float | None = None
     """nats, of giving every option of a question the same probability; None of answers"""
+    chance: float = 0.0
+    """accuracy of guessing among the options; 0 of answers"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Method:
     """file, relative to the run's folder, with the config that made it"""
     command: str | None
     """that made it, None where none was recorded"""
+    temperature: FittedTemperature | None = None
+    """as its adapter stores it; None of a row without an adapter"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,12 @@ def read_run(folder: Path) -> Run:
     elif (folder / "eval.json").is_file():
         tasks = _tasks(_read_json(folder / "eval.json"))
         require_plain_names(folder / "eval.json", tasks)
-        methods = (_method(_single_key(folder), folder, "", tasks),)
+        key = _single_key(folder)
+        methods = (_method(key, folder, "", tasks),)
+        if (folder / TEMPERED / "eval.json").is_file():
+            scaled = _tasks(_read_json(folder / TEMPERED / "eval.json"))
+            require_plain_names(folder / TEMPERED / "eval.json", scaled)
+            methods += (_method(tempered(key), folder, TEMPERED, scaled),)
     else:
         raise UserError(
             f"{folder}: no comparison.json and no eval.json, so there is nothing to report; give"
@@ -137,14 +149,17 @@ def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]]) -> Method:
     """`place`: the method's folder in that of the run."""
     folder = run / place
+    predictions = {t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics}
     return Method(
         key=key,
-        metrics=metrics,
-        predictions={t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
+        # Runs of earlier releases did not write down what guessing gives.
+        metrics={t: {"chance": predictions[t].chance} | numbers for t, numbers in metrics.items()},
+        predictions=predictions,
         steps=_journal(folder / "metrics.jsonl", lambda line: STEP_FIELDS.get(line["phase"], ())),
         dynamics=_journal(folder / "dynamics.jsonl", lambda line: DYNAMICS_FIELDS),
         config=_config_of(run, place),
         command=_provenance(folder).get("command"),
+        temperature=stored_temperature(folder / "adapter"),
     )
 
 
@@ -176,6 +191,7 @@ def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
         nll=np.array([row["nll"] for row in rows], float),
         brier=brier_per_row(probs, options, answers),
         guess_nll=float(np.log(options).mean()),
+        chance=float((1 / options).mean()),
     )
 
 
@@ -252,10 +268,12 @@ def keeps_best(run: Run, method: Method) -> bool:
 
 def _config_of(run: Path, place: str) -> str:
     """A row derived from a method has that one's; what has none of its own, that of the run."""
-    for derivation in DERIVED:
-        place = place.removesuffix(f"_{derivation}")
-    own = Path(place) / "config.yaml"
-    return str(own) if (run / own).is_file() else "config.yaml"
+    for ending in ("", "_temperature", "_best_epoch"):
+        place = place.removesuffix(ending)
+        own = Path(place) / "config.yaml"
+        if (run / own).is_file():
+            return str(own)
+    return "config.yaml"
 
 
 def _provenance(*folders: Path) -> dict[str, Any]:

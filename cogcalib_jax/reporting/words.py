@@ -19,15 +19,24 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def is_at_chance(metrics: Mapping[str, Any]) -> bool:
+    """Whether the 95 % interval of the accuracy holds that of guessing, or reaches less.
+
+    metrics: the numbers of a task in eval.json. Guessing an open answer is never right.
+    """
+    return metrics["ci95"]["accuracy"][0] <= metrics.get("chance", 0.0)
+
+
 def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
     """`results` holds method -> numbers of the task in eval.json."""
     parts = []
     for key, m in results.items():
         floor = m["ece_noise_floor"]
         sure = "surer than right" if m["confidence"] > m["accuracy"] else "no surer than right"
+        sure = "at chance" if is_at_chance(m) else f"{sure} on average"
         parts.append(
             f"{short_name(key)}: mean confidence {percent(m['confidence'])}, accuracy"
-            f" {percent(m['accuracy'])}, so {sure} on average; ECE {m['ece']:.3f}, noise floor"
+            f" {percent(m['accuracy'])}, so {sure}; ECE {m['ece']:.3f}, noise floor"
             f" {floor['mean']:.3f}, 95th percentile {floor['p95']:.3f}."
         )
     n = next(iter(results.values()))["n"]

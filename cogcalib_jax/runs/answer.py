@@ -17,6 +17,7 @@ from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
+from cogcalib_jax.evaluation.posthoc import stored_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
@@ -27,8 +28,7 @@ from cogcalib_jax.runs.eval_config import EvalConfig
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict, require_numbers
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.foreign import damage
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
 
 
 def answer_questions(config: EvalConfig) -> str:
@@ -66,29 +66,20 @@ def answer_questions(config: EvalConfig) -> str:
 
 
 def fitted_temperature(adapter: str | None) -> float:
-    """What option scores are divided by, as it was fitted when the adapter was made."""
-    calibration = None if adapter is None else read_calibration(Path(adapter))
-    if calibration is None:
+    """Return what option scores are divided by; 1 if no temperature is stored with the adapter."""
+    fitted = None if adapter is None else stored_temperature(Path(adapter))
+    if fitted is None:
         say("   no fitted temperature: confidences are the model's own")
         return 1.0
-    file = f"{adapter}/{CALIBRATION_FILE}"
-    try:
-        fitted = calibration["temperature"]
-        if fitted["value"] is None:
-            say(f"   no fitted temperature ({fitted['why_none']}): confidences are the model's own")
-            return 1.0
-        temperature, rows = float(fitted["value"]), int(fitted["rows"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: damaged ({damage(error)}); train again, or fetch it again"
-        ) from error
-    if not 0 < temperature < np.inf:
-        raise UserError(f"{file}: temperature {temperature} divides nothing; train again")
+    if fitted.warning is not None:
+        say(f"   warning: {fitted.warning}")
+    if fitted.value is None:
+        return 1.0
     say(
-        f"   confidences at temperature {temperature:.3f}, fitted on"
-        f" {count(rows, 'held-out question')} ({file})"
+        f"   confidences at temperature {fitted.value:.3f}, fitted on"
+        f" {count(fitted.rows, 'held-out question')} ({adapter}/{CALIBRATION_FILE})"
     )
-    return temperature
+    return fitted.value
 
 
 @dataclass(frozen=True)

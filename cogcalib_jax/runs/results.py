@@ -42,6 +42,7 @@ def write_results(
     model: str,
     by: Sequence[str] = (),
     weights: Mapping[str, str | None] | None = None,
+    vocabulary: bool = True,
     started: Callable[[str], None] = lambda task: None,
 ) -> None:
     """Score every set of test questions; predictions/TASK.jsonl, and last eval.json.
@@ -54,6 +55,7 @@ def write_results(
         model: what predicts, as the user knows it.
         by: fields whose values get numbers of their own.
         weights: hashes of the model's files, kept as provenance.
+        vocabulary: whether `predict` gives probabilities over the whole vocabulary.
         started: told each task that is about to be scored.
 
     Raises:
@@ -67,7 +69,7 @@ def write_results(
         started(task)
         predictions = predict(encoded)
         require_numbers(predictions, encoded, model)
-        results[task] = _score(folder, task, encoded, predictions, config, seed, by)
+        results[task] = _score(folder, task, encoded, predictions, config, seed, by, vocabulary)
         made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
         write_json(folder / PARTIAL, results | {"provenance": made_from})
     (protocol,) = {encoded.protocol for encoded in sets.values()}
@@ -89,6 +91,7 @@ def _score(
     config: EvaluationConfig,
     seed: int,
     by: Sequence[str],
+    vocabulary: bool,
 ) -> dict[str, Any]:
     """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
 
@@ -101,8 +104,9 @@ def _score(
         part = _open_part(predictions, seed)
     else:
         write_predictions(file, predictions, encoded)
-        metrics = task_metrics(predictions, config, seed, encoded.exclusive_options)
-        part = _option_part(predictions, seed, encoded.exclusive_options)
+        exclusive = vocabulary and encoded.exclusive_options
+        metrics = task_metrics(predictions, config, seed, exclusive)
+        part = _option_part(predictions, seed, exclusive)
     if by:
         metrics["by"] = subgroups(by, question_fields(encoded), config, part)
     return {"split": "test"} | metrics
