@@ -27,8 +27,9 @@ def base_words(base: Mapping[str, Any]) -> list[str]:
 
     base: as in `base.json`, see `runs.references.look_at_base`.
     """
+    name = base["model"][0].upper() + base["model"][1:]
     right = (
-        f"{base['model']}, before training: {percent(base['accuracy'])} of"
+        f"{name}, before training: {percent(base['accuracy'])} of"
         f" {count(base['n'], 'validation question')} right (95 % interval {percent(base['low'])} to"
         f" {percent(base['high'])})"
     )
@@ -48,13 +49,13 @@ def base_words(base: Mapping[str, Any]) -> list[str]:
 
 
 def _what_is_wrong(base: Mapping[str, Any]) -> str:
-    name = base["model"]
+    name = base["model"][0].upper() + base["model"][1:]
     commands = " or ".join(base["try"])
     another = f" Try another form: {commands}" if commands else ""
     if base["kind"] == LETTERS and base["option_mass"] < FORM_IS_WRONG:
         return (
-            f"The form is wrong for it: after this prompt {name} puts most of its probability on"
-            f" other tokens than the letters, so its choice among them says little.{another}"
+            "The form is wrong: after this prompt most of the probability lies on other tokens than"
+            f" the letters, so the choice among them says little.{another}"
         )
     if base["low"] > base["chance"]:
         return ""

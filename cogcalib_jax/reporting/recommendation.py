@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cogcalib_jax.configlib import command_line
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.reporting.names import BASE, COMMONEST, short_name, tempered
+from cogcalib_jax.reporting.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
 from cogcalib_jax.reporting.records import Method, Run
-from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
 from cogcalib_jax.weights.foreign import damage
 
 RECOMMENDED_FILE = "recommended.json"
@@ -20,18 +23,23 @@ THE_RUN = "."
 """stands in `recommended.json` of a run of one method, whose own folder holds the adapter"""
 LONGEST_EXAMPLE = 200
 """Characters of a question that is shown as an example; a longer one is replaced by dots."""
+BEST_EPOCH = best_epoch_of("")
 _REFERENCES = {
     BASE: "the base as it was given",
     COMMONEST: "always giving the commonest answers",
 }
 
 
-def read_validation(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a folder's `validation.jsonl`; raises UserError for a damaged file."""
+def read_validation_nll(folder: Path) -> np.ndarray:
+    """Return the NLL `[n]`, in nats, of the validation questions in a folder's `validation.jsonl`.
+
+    Raises UserError for a damaged file.
+    """
     file = folder / VALIDATION_FILE
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return np.array([float(json.loads(line)["nll"]) for line in lines])
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
             " writes it again"
@@ -51,7 +59,8 @@ class Recommendation:
 
     def as_text(self) -> str:
         """Return the lines for a terminal."""
-        lines = list(self.take)
+        # The first has a path, which must stay whole.
+        lines = [self.take[0], *(textwrap.fill(line, TEXT_WIDTH) for line in self.take[1:])]
         if self.example:
             lines += ["Ask it: put one question a line into questions.jsonl, such as"]
             lines += [f"    {self.example}", "and run"]
@@ -78,7 +87,8 @@ def recommendation(run: Run) -> Recommendation | None:
             f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
             " writes it again"
         ) from error
-    take = (f"Take: {short_name(key)}, {folder / 'adapter'}.", *words)
+    opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
+    take = (f"{opening}: {short_name(key)}, {folder / 'adapter'}.", *words)
     if asked is None:
         return Recommendation(take, "", command_line("python", "eval.py", "--run", str(folder)))
     example = json.dumps(asked, ensure_ascii=False)
@@ -104,7 +114,10 @@ def _why(chosen: dict[str, Any]) -> str:
         return f"Its NLL on {asked}: {nll[method]:.3f}."
     equal = [key for key in chosen["equal_to_best"] if key != method]
     if not equal:
-        return f"It has the lowest NLL on {asked}: {nll[method]:.3f}."
+        same = ""
+        if method.endswith(BEST_EPOCH):
+            same = "; its epoch was chosen on the same questions, which flatters it a little"
+        return f"It has the lowest NLL on {asked}: {nll[method]:.3f}{same}."
     others = ", ".join(f"{short_name(key)} ({nll[key]:.3f})" for key in equal)
     return (
         f"It is the simplest of those with the lowest NLL on {asked} ({nll[method]:.3f}); the"

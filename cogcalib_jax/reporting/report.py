@@ -18,9 +18,7 @@ from cogcalib_jax.reporting.recommendation import Recommendation, recommendation
 from cogcalib_jax.reporting.records import Run, read_run
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.reporting.training_words import training_notes
-from cogcalib_jax.reporting.words import count
-
-TEXT_WIDTH = 110
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count
 
 
 def write_report(run_dir: Path) -> str:

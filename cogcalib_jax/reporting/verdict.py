@@ -20,6 +20,7 @@ from typing import Any
 
 from cogcalib_jax.reporting.names import (
     COMMONEST,
+    DERIVED,
     GATES,
     REFERENCES,
     SAMPLED,
@@ -140,19 +141,21 @@ def verdict(
 def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
     """Paired differences with their 95 % intervals, None where nothing is compared.
 
-    Two to four seeds are shown one by one: an interval over so few says little.
+    If all rows have a temperature, the table says so once. Two to four seeds are shown one by one:
+    an interval over so few says little.
     """
     if not comparisons:
         return None
     seeds = len(comparisons[0].differences["NLL"].per_seed)
     few = 1 < seeds < FEWEST_SEEDS
+    scaled = all(is_tempered(c.method) and is_tempered(c.other) for c in comparisons)
     beyond = "beyond noise" if seeds > 1 else "beyond noise\nof questions"
     rows = []
     for c in comparisons:
         cells = [_cell(c.differences[metric], metric, few) for metric in METRICS]
         if not few:
             cells.append(", ".join(m for m in METRICS if m in c.claimed) or "none")
-        rows.append((f"{short_name(c.method)} minus {short_name(c.other)}", *cells))
+        rows.append((f"{_name(c.method, scaled)} minus {_name(c.other, scaled)}", *cells))
     note = f"Paired over the same {count(n, 'question')}; "
     if few:
         note += f"one number for each of {seeds} seeds."
@@ -164,8 +167,14 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
             " of ECE and of accuracy."
         )
     units = {"NLL": "NLL\n(nats)", "accuracy": "accuracy\n(points)"}
-    header = ["difference", *(units.get(metric, metric) for metric in METRICS)]
+    first = "difference, each\nwith its temperature" if scaled else "difference"
+    header = [first, *(units.get(metric, metric) for metric in METRICS)]
     return Table(tuple(header if few else [*header, beyond]), tuple(rows), note)
+
+
+def _name(key: str, scaled: bool) -> str:
+    name = short_name(key)
+    return name.removesuffix(DERIVED["temperature"]) if scaled else name
 
 
 def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:

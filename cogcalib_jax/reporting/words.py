@@ -8,6 +8,9 @@ from typing import Any
 
 from cogcalib_jax.reporting.names import short_name
 
+TEXT_WIDTH = 110
+"""Columns of a paragraph on a terminal."""
+
 
 def percent(value: float) -> str:
     """A share as a percentage with one decimal."""

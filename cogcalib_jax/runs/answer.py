@@ -21,8 +21,7 @@ from cogcalib_jax.evaluation.posthoc import stored_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
-from cogcalib_jax.reporting.report import TEXT_WIDTH
-from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
 from cogcalib_jax.runs.assemble import load_base_tokenizer, say
 from cogcalib_jax.runs.eval_config import EvalConfig
 from cogcalib_jax.runs.evaluate import load, predict_function

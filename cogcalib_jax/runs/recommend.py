@@ -15,7 +15,7 @@ from cogcalib_jax.reporting.names import BASE, COMMONEST, best_epoch_of, is_temp
 from cogcalib_jax.reporting.recommendation import (
     RECOMMENDED_FILE,
     VALIDATION_FILE,
-    read_validation,
+    read_validation_nll,
 )
 from cogcalib_jax.runs.method_run import Run
 from cogcalib_jax.significance import paired_difference
@@ -57,12 +57,12 @@ def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
         `equal_to_best`, whose differences from the lowest NLL may be noise; `not_better_than`,
         the references that the chosen one does not beat beyond its paired interval.
     """
-    nll = {key: np.array([row["nll"] for row in read_validation(run / key)]) for key in candidates}
+    nll = {key: read_validation_nll(run / key) for key in candidates}
     best = min(nll, key=lambda key: nll[key].mean())
     equal = [key for key in nll if key == best or _low(nll[key], nll[best]) <= 0]
     method = equal[0]
     references = {
-        key: np.array([row["nll"] for row in read_validation(run / key)])
+        key: read_validation_nll(run / key)
         for key in (BASE, COMMONEST)
         if (run / key / VALIDATION_FILE).is_file()
     }

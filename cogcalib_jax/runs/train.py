@@ -35,7 +35,7 @@ from cogcalib_jax.runs.assemble import (
     with_own_lora,
     with_processes,
 )
-from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
     choose_folder,
     holding_locks,
@@ -55,9 +55,6 @@ from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_p
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hub import model_folder
-
-BEST_EPOCHS = ("sft",)
-"""methods whose best validation epoch is a row of a comparison, with an adapter of its own"""
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
