@@ -247,7 +247,7 @@ def test_the_last_lines_name_the_adapter_and_how_to_ask_it(comparison):
     folder = comparison / chosen["method"]
     assert (folder / "adapter").is_dir()
     last = text[text.index("Take: ") :].splitlines()
-    assert last[0].endswith(f"{folder / 'adapter'}.")
+    assert f"{folder / 'adapter'} (" in last[0]
     numbers = results(comparison / f"{chosen['method']}_temperature" / "eval.json")["world"]
     two = f"{100 * numbers['accuracy']:.1f} % right, {100 * numbers['confidence']:.1f} % sure"
     assert two in " ".join(last)
@@ -271,7 +271,9 @@ def test_a_comparison_that_was_killed_between_rows_ends_with_the_same_bytes(
     assert run_main(train.main, command) == 0
     # A method's config repeats its run, however often that was resumed.
     assert "resume: false" in (run / "sft" / "config.yaml").read_text()
-    assert differences(run, comparison) == []
+    # Configs name their folder, which is another one.
+    different = [name for name in differences(run, comparison) if not name.endswith("config.yaml")]
+    assert different == []
 
 
 def test_a_run_of_one_method_has_its_temperature_beside_it(cols, comparison):
@@ -301,7 +303,7 @@ def test_a_temperature_that_cannot_be_fitted_is_a_warning(base, tmp_path, capsys
     more = ["--method.name", "sft", "--training.epochs", "6", "--training.learning-rate", "0.05"]
     assert run_main(train.main, [*command, *one_answer(tmp_path), *more]) == 0
     told = capsys.readouterr()
-    assert "warning: run: no temperature was fitted (temperature: all " in told.err
+    assert "warning: run: no temperature was fitted: all " in told.err
     assert "SFT: no temperature was fitted" in told.out
     assert "(without a temperature, for none was fitted)" in " ".join(told.out.split())
     assert not (run / "temperature").exists()

@@ -32,7 +32,7 @@ class FittedTemperature:
     def warning(self) -> str | None:
         """The sentence that a user must read before using it; None for an ordinary fit."""
         if self.value is None:
-            return f"no temperature was fitted ({self.why_none}), so confidences stay as they are"
+            return f"no temperature was fitted: {str(self.why_none).removeprefix('temperature: ')}"
         if np.log(self.value) > LOG_RANGE - AT_BOUND:
             return (
                 f"the fitted temperature is {self.value:.0f}, the upper bound of the search: on the"

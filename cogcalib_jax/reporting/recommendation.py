@@ -61,12 +61,17 @@ class Recommendation:
         """Return the lines for a terminal."""
         # The first has a path, which must stay whole.
         lines = [self.take[0], *(textwrap.fill(line, TEXT_WIDTH) for line in self.take[1:])]
+        lines.append(self.how_to_ask)
         if self.example:
-            lines += ["Ask it: put one question a line into questions.jsonl, such as"]
             lines += [f"    {self.example}", "and run"]
-        else:
-            lines += ["Evaluate it on other questions:"]
         return "\n".join([*lines, f"    {self.command}"])
+
+    @property
+    def how_to_ask(self) -> str:
+        """The words before the example and the command."""
+        if self.example:
+            return "Ask it: put one question a line into questions.jsonl, such as"
+        return "Evaluate it on other questions:"
 
 
 def recommendation(run: Run) -> Recommendation | None:
@@ -88,7 +93,7 @@ def recommendation(run: Run) -> Recommendation | None:
             " writes it again"
         ) from error
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
-    take = (f"{opening}: {short_name(key)}, {folder / 'adapter'}.", *words)
+    take = (f"{opening}: {folder / 'adapter'} ({short_name(key)})", *words)
     if asked is None:
         return Recommendation(take, "", command_line("python", "eval.py", "--run", str(folder)))
     example = json.dumps(asked, ensure_ascii=False)

@@ -106,7 +106,8 @@ def _take_card(take: Recommendation | None) -> list[Card]:
     if take is None:
         return []
     first, *others = take.take
-    return [Card(first, tuple(others), tuple(filter(None, [take.example, take.command])))]
+    lines = (*others, take.how_to_ask)
+    return [Card(first, lines, tuple(filter(None, [take.example, take.command])))]
 
 
 def _base_card(base: Mapping[str, Any] | None) -> list[Card]:

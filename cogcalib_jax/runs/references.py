@@ -27,6 +27,7 @@ from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.method_run import Run, score, write_answers
 from cogcalib_jax.runs.open_questions import answering
+from cogcalib_jax.runs.results import require_numbers
 from cogcalib_jax.training.validation import options_belief
 
 
@@ -65,6 +66,7 @@ def _ask_base(run: Run) -> dict[str, Any]:
         belief, kind = trainer.belief(lora, validation), OPEN
     else:
         predictions = trainer.predictor(lora, validation)
+        require_numbers(predictions, validation, f"{BASE} on {run.base}")
         belief, kind = options_belief(predictions), _kind_of_options(validation)
         chance = float(np.mean(1 / predictions.mask.sum(-1)))
         if validation.exclusive_options:
@@ -94,7 +96,8 @@ def _ask_base(run: Run) -> dict[str, Any]:
 def _kind_of_options(encoded: EncodedSplit) -> str:
     answers = {text.strip(" \n().:") for row in encoded for text in row.completions}
     letters = all(len(text) == 1 and text in ascii_letters for text in answers)
-    return LETTERS if letters and encoded.single_token_options else TEXTS
+    # Where letters are of several tokens, they still have a mass if none begins another.
+    return LETTERS if letters and encoded.exclusive_options else TEXTS
 
 
 def other_forms(command: str, data: DataConfig, kind: str, has_chat: bool) -> list[str]:

@@ -107,7 +107,8 @@ def test_a_temperature_at_its_bound_is_a_warning_in_words(tmp_path):
 
 
 def test_a_temperature_that_could_not_be_fitted_is_a_warning_with_its_reason(tmp_path):
-    assert "(no options)" in stored(tmp_path, value=None, why_none="no options").warning
+    warning = stored(tmp_path, value=None, why_none="temperature: all are right").warning
+    assert warning == "no temperature was fitted: all are right"
 
 
 def test_an_ordinary_temperature_is_no_warning(tmp_path):
