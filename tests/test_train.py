@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import eval as eval_program
 import train
 from cogcalib_jax.engine import checkpoint
 from cogcalib_jax.engine.checkpoint import Checkpoints
-from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.runs import train as runs
+from cogcalib_jax.errors import run_main
+from cogcalib_jax.reporting.base_words import base_words
+from cogcalib_jax.reporting.report import write_report
+from cogcalib_jax.weights import merge
 from tests.engine.quick import quick_compilation
 from tests.reliability.resumed import differences
 from tests.runs.small_base import WORLD, arguments, write_base
@@ -153,9 +156,19 @@ def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before_it(
 
 def test_a_comparison_starts_every_method_from_one_style_phase(comparison, cols):
     table = results(comparison / "comparison.json")
-    assert list(table) == ["sft", "sft_best_epoch", "sft_temperature", "cols"]
-    assert table["sft_temperature"]["world"]["temperature"] > 0
-    assert table["sft_temperature"]["world"]["accuracy"] == table["sft"]["world"]["accuracy"]
+    assert list(table) == [
+        *("base", "commonest_answer", "sft", "sft_temperature", "sft_best_epoch"),
+        *("sft_best_epoch_temperature", "cols", "cols_temperature"),
+    ]
+    for key in ("sft", "sft_best_epoch", "cols"):
+        own, scaled = table[key]["world"], table[f"{key}_temperature"]["world"]
+        assert scaled["temperature"] > 0 and "temperature" not in own
+        assert scaled["accuracy"] == own["accuracy"]
+        assert scaled["vocab"]["nll"] != own["vocab"]["nll"]
+    for key, tasks in table.items():
+        kept = results(comparison / key / "eval.json")
+        assert {task: kept[task] for task in tasks} == tasks
+        assert (comparison / key / "predictions/world.jsonl").is_file()
     # The method alone is the method within the comparison.
     assert table["cols"]["world"] == results(cols / "eval.json")["world"]
     assert lines(comparison / "sft", phase="style") == lines(comparison / "cols", phase="style")
@@ -163,28 +176,137 @@ def test_a_comparison_starts_every_method_from_one_style_phase(comparison, cols)
     assert all(line["loss"] == line["ce"] and line["cal"] == 0 for line in sft)
 
 
-def test_without_a_mistake_only_the_temperatures_row_is_left_out(
-    comparison, base, tmp_path, monkeypatch, capsys
+def predictions(folder, task="world"):
+    return [json.loads(x) for x in (folder / f"predictions/{task}.jsonl").read_text().splitlines()]
+
+
+def test_a_temperatures_row_is_its_methods_scores_divided_by_it(comparison):
+    """Against the softmax of the stored log-probabilities, whose options are single tokens."""
+    for key in ("sft", "sft_best_epoch", "cols"):
+        adapter = results(comparison / key / "adapter" / "calibration.json")
+        temperature = adapter["temperature"]["value"]
+        row = results(comparison / f"{key}_temperature" / "eval.json")["world"]
+        assert row["temperature"] == temperature
+        scaled = predictions(comparison / f"{key}_temperature")
+        for own, with_it in zip(predictions(comparison / key), scaled, strict=True):
+            scores = np.exp(np.array(own["option_logprobs"]) / temperature)
+            np.testing.assert_allclose(with_it["option_probs"], scores / scores.sum(), rtol=1e-5)
+
+
+def world_sizes(command):
+    """The place of the first word of every option that sizes the world."""
+    return [i for i, word in enumerate(command) if word.startswith("--data.world.")]
+
+
+def test_a_comparison_holds_the_base_and_the_commonest_answer(comparison, base, tmp_path):
+    """The base as eval.py scores it, without an adapter; the other from the rows alone."""
+    argv = ["--model.path", str(base), "--run-dir", str(tmp_path / "base")]
+    given = arguments(base, tmp_path)
+    argv += [word for i in world_sizes(given) for word in given[i : i + 2]]
+    assert run_main(eval_program.main, [*argv, "--evaluation.resamples", "100"]) == 0
+    alone = results(tmp_path / "base" / "eval.json")["world"]
+    assert results(comparison / "base" / "eval.json")["world"] == alone
+    rows = predictions(comparison / "commonest_answer")
+    assert {tuple(row["option_probs"]) for row in rows} == {tuple(rows[0]["option_probs"])}
+    # 24 fine-tuning rows, and one more of each of the options
+    counts = np.array(rows[0]["option_probs"]) * (24 + len(rows[0]["option_probs"]))
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+    assert results(comparison / "commonest_answer" / "eval.json")["world"]["vocab"] is None
+
+
+def test_the_base_is_looked_at_before_training_and_the_report_repeats_it(comparison):
+    looked = results(comparison / "base.json")
+    assert (looked["n"], looked["task"], looked["kind"]) == (WORLD.validation, "world", "texts")
+    assert 0 <= looked["low"] <= looked["accuracy"] <= looked["high"] <= 1
+    assert looked["chance"] == pytest.approx(1 / 8)
+    rows = [json.loads(x) for x in (comparison / "base/validation.jsonl").read_text().splitlines()]
+    assert np.mean([row["correct"] for row in rows]) == pytest.approx(looked["accuracy"])
+    assert base_words(looked)[0] in (comparison / "report.html").read_text()
+
+
+def test_the_best_epoch_can_be_evaluated_asked_and_merged(comparison, tmp_path, capsys):
+    best = comparison / "sft_best_epoch"
+    argv = ["--run", str(best), "--run-dir", str(tmp_path / "eval")]
+    assert run_main(eval_program.main, argv) == 0
+    assert "SFT, best validation epoch, from" in capsys.readouterr().out
+    again, first = (results(d / "eval.json") for d in (tmp_path / "eval", best))
+    assert again["world"] == first["world"]
+    question = results(comparison / "recommended.json")["question"]
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    asked = ["--predict", str(tmp_path / "questions.jsonl"), "--out", str(tmp_path / "out.jsonl")]
+    assert run_main(eval_program.main, ["--run", str(best), *asked]) == 0
+    answer = results(tmp_path / "out.jsonl")
+    assert answer["prediction"] in question["choices"]
+    assert run_main(merge.main, ["--run", str(best), "--out", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged/config.json").is_file()
+
+
+def test_the_last_lines_name_the_adapter_and_how_to_ask_it(comparison):
+    text = write_report(comparison)
+    chosen = results(comparison / "recommended.json")
+    folder = comparison / chosen["method"]
+    assert (folder / "adapter").is_dir()
+    last = text[text.index("Take: ") :].splitlines()
+    assert f"{folder / 'adapter'} (" in last[0]
+    numbers = results(comparison / f"{chosen['method']}_temperature" / "eval.json")["world"]
+    two = f"{100 * numbers['accuracy']:.1f} % right, {100 * numbers['confidence']:.1f} % sure"
+    assert two in " ".join(last)
+    command = f"python eval.py --run {folder} --predict questions.jsonl --out answers.jsonl"
+    assert last[-1].strip() == command
+    assert json.loads(last[-3]) == chosen["question"]
+
+
+def test_a_comparison_that_was_killed_between_rows_ends_with_the_same_bytes(
+    comparison, base, tmp_path
 ):
-    """The finished comparison, resumed: nothing is trained again."""
     run = tmp_path / "run"
     shutil.copytree(comparison, run)
-    shutil.rmtree(run / "sft_temperature")
-    before = results(run / "comparison.json")
-    (run / "comparison.json").unlink()
-
-    def refuse(predictions):
-        raise UserError("temperature: all 40 calibration questions are answered correctly")
-
-    monkeypatch.setattr(runs, "fit_temperature", refuse)
+    for row in ("commonest_answer", "sft_temperature", "sft_best_epoch/adapter"):
+        shutil.rmtree(run / row)
+    missing = ("comparison.json", "recommended.json", "base.json", "sft/validation.jsonl")
+    for file in (*missing, "cols/eval.json"):
+        (run / file).unlink()
     # The checkpoints belong to the config they were made with, which the run folder is not in.
     command = arguments(base, run, "--compare", "sft,cols", "--resume")
     assert run_main(train.main, command) == 0
     # A method's config repeats its run, however often that was resumed.
     assert "resume: false" in (run / "sft" / "config.yaml").read_text()
-    del before["sft_temperature"]
-    assert results(run / "comparison.json") == before
-    assert "no row sft_temperature: temperature: all 40" in capsys.readouterr().err
+    # Configs name their folder, which is another one.
+    different = [name for name in differences(run, comparison) if not name.endswith("config.yaml")]
+    assert different == []
+
+
+def test_a_run_of_one_method_has_its_temperature_beside_it(cols, comparison):
+    alone, within = cols / "temperature", comparison / "cols_temperature"
+    assert results(alone / "eval.json")["world"] == results(within / "eval.json")["world"]
+    assert results(cols / "recommended.json")["method"] == "."
+    text = write_report(cols)
+    assert "\n  + temperature " in text and f"--run {cols} --predict" in text
+
+
+def one_answer(tmp_path):
+    """Rows that a few updates teach: the right option is always the same word."""
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"question": f"where does row {n} work ?", "choices": ["acme", "hooli"], "answer": 0}
+        for n in range(80)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--data.task", "custom", "--data.path", str(file), "--data.prompt", "cloze"]
+
+
+def test_a_temperature_that_cannot_be_fitted_is_a_warning(base, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = arguments(base, run)
+    for i in reversed(world_sizes(command)):
+        del command[i : i + 2]
+    more = ["--method.name", "sft", "--training.epochs", "6", "--training.learning-rate", "0.05"]
+    assert run_main(train.main, [*command, *one_answer(tmp_path), *more]) == 0
+    told = capsys.readouterr()
+    assert "warning: run: no temperature was fitted: all " in told.err
+    assert "SFT: no temperature was fitted" in told.out
+    assert "(without a temperature, for none was fitted)" in " ".join(told.out.split())
+    assert not (run / "temperature").exists()
 
 
 def several_tokens(tmp_path):
@@ -257,9 +379,3 @@ def test_resuming_needs_a_folder_and_the_same_config(cols, base, tmp_path, capsy
     shutil.rmtree(tmp_path / "run/style")
     refused([*command, "--seed", "7"], "seed is 7 but it was started with", capsys)
     assert (tmp_path / "run/eval.json").read_bytes() == (cols / "eval.json").read_bytes()
-
-
-def test_the_adapter_says_which_temperature_the_comparison_used(comparison):
-    rescaled = results(comparison / "comparison.json")["sft_temperature"]["world"]
-    calibration = results(comparison / "sft" / "adapter" / "calibration.json")
-    assert calibration["temperature"]["value"] == rescaled["temperature"]

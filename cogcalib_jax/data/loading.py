@@ -62,7 +62,9 @@ def _official(task: RowTask, config: DataConfig) -> tuple[Official, list[str], s
     notes: list[str] = []
     stored = _stored(task, config, _split_names(task, config))
     reader = _reader(task, config, stored)
-    official = {name: _usable(task, rows, reader, config, notes) for name, rows in stored.items()}
+    official = {
+        name: _usable(task, name, rows, reader, config, notes) for name, rows in stored.items()
+    }
     _require_one_kind(config, official)
     rows = [row for part in official.values() for row in part]
     read = _read_line(config, stored, rows, reader)
@@ -119,7 +121,7 @@ def load_test(
         wanted |= {name: split for name, split in names.items() if _files(task, config, split)}
     stored = _stored(task, config, wanted)
     reader = _reader(task, config, stored)
-    test = _usable(task, stored["test"], reader, config, notes)
+    test = _usable(task, "test", stored["test"], reader, config, notes)
     notes.insert(0, _read_line(config, stored, test, reader))
     if group is not None:
         test = [example for example in test if task.groups[group](example)]
@@ -243,6 +245,7 @@ def _files(task: RowTask, config: DataConfig, split: str) -> list[Path]:
 
 def _usable(
     task: RowTask,
+    name: str,
     stored: sources.Stored,
     reader: Reader | None,
     config: DataConfig,
@@ -254,7 +257,7 @@ def _usable(
     examples = _as_published(examples, config, source, notes)
     if twice := sum(not e.is_open and right_choice_repeats(e) for e in examples):
         notes.append(
-            f"{source}: {twice} of {len(examples)} rows hold the right choice twice;"
+            f"{config.task} {name}: {twice} of {len(examples)} rows hold the right choice twice;"
             " they are used, and only the choice that the key names is right, as in published"
             " numbers"
         )

@@ -9,6 +9,7 @@ from cogcalib_jax.data.packing import PackedBatch
 from cogcalib_jax.engine.forward import gather_positions
 from cogcalib_jax.engine.row_stats import row_stats
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.head import Head
 
 
 def packed_logprobs(
@@ -19,17 +20,27 @@ def packed_logprobs(
 
     The end of a prompt predicts the first token of all its options, an option's token the next one.
     Where a question or an option does not exist the value means nothing. The temperature divides
-    every vocabulary logit.
+    every vocabulary logit. Several temperatures `[t]` add a last axis to the result: they share the
+    decoder's pass and the products with the head, which are nearly all of the work.
     """
     hidden = decoder.tree_hidden_states(
         batch.input_ids, batch.positions, (batch.question, batch.option)
     )
     hidden = gather_positions(hidden, batch.scored)
-    head = decoder.head().replace(temperature=temperature)
-    stats = row_stats(head, hidden, batch.targets)
-
-    rows, questions, options = batch.first_ids.shape
     ends = gather_positions(hidden, batch.prompt_end)
+
+    def logprobs(temperature: jax.Array | float) -> jax.Array:
+        return _logprobs(decoder.head().replace(temperature=temperature), hidden, ends, batch)
+
+    if jnp.ndim(temperature):
+        return jax.vmap(logprobs, out_axes=-1)(temperature)
+    return logprobs(temperature)
+
+
+def _logprobs(head: Head, hidden: jax.Array, ends: jax.Array, batch: PackedBatch) -> jax.Array:
+    """The same from hidden states: those at the scored positions, and at the ends of prompts."""
+    stats = row_stats(head, hidden, batch.targets)
+    rows, questions, options = batch.first_ids.shape
     first_logits = head.option_logits(
         ends.reshape(rows * questions, -1),
         batch.first_ids.reshape(rows * questions, options),

@@ -52,29 +52,36 @@ class Predictor:
     def __call__(
         self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
     ) -> Predictions:
-        """Predictions of `encoded`; a temperature costs a second pass, for the vocabulary.
+        """Return predictions of `encoded`, in one pass also with a temperature.
 
+        The vocabulary's numbers at the temperature come from the same logits as those without it.
         The rule pmi needs an `EncodedSplit` with `pmi_prefix_ids`, and scores its options after
         those alone, too.
         """
 
-        def score(rows: Sequence[Encoded], temperature: float = 1.0) -> np.ndarray:
+        def score(rows: Sequence[Encoded]) -> np.ndarray:
+            temperatures = np.array([1.0, temperature], np.float32)
             return packed_scores(
                 rows,
                 self._config.batch_size,
                 self._multiple,
-                lambda batches: self._pass(lora, batches, temperature),
+                lambda batches: self._pass(lora, batches, temperatures),
             )
 
+        logprobs = score(encoded)
         return Predictions(
-            logprobs=score(encoded),
+            logprobs=logprobs[..., 0],
             tokens=option_tokens(encoded),
             answers=np.array([e.answer for e in encoded]),
             option_score=self._option_score,
             temperature=temperature,
-            tempered_logprobs=None if temperature == 1.0 else score(encoded, temperature),
+            tempered_logprobs=None if temperature == 1.0 else logprobs[..., 1],
             characters=option_characters(encoded),
-            priors=prior_scores(encoded, score) if self._option_score == "pmi" else None,
+            priors=(
+                prior_scores(encoded, lambda rows: score(rows)[..., 0])
+                if self._option_score == "pmi"
+                else None
+            ),
         )
 
 

@@ -25,7 +25,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments.before_work import refuse_choice_of_rule
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.preemption import Preempted
-from cogcalib_jax.reporting.names import DERIVED
+from cogcalib_jax.reporting.names import DERIVED, REFERENCES
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
@@ -160,7 +160,7 @@ def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
     baselines = dict.fromkeys(key for cell in planned for key in cell.config.sampling_baselines)
     derived = [f"{key}_{derivation}" for key in losses for derivation in DERIVED]
     for field, known in (
-        ("across", [*losses, *derived, *baselines]),
+        ("across", [*losses, *derived, *REFERENCES, *baselines]),
         ("followed", [*losses, *baselines]),
     ):
         for name in getattr(config, field):

@@ -145,6 +145,8 @@ def summarize(
         vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, *settings)
     return {
         **_top_label_summary(confidence, correct, nll_rows, brier_rows, *settings),
+        # Accuracy of guessing, where every option of a question is equally likely to be chosen.
+        "chance": float(np.mean(1 / mask.sum(-1))),
         "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
         "vocab": vocab,
     }

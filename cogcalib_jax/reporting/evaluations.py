@@ -23,8 +23,15 @@ from cogcalib_jax.reporting.tables import (
     comparison_table,
     floor_cell,
 )
-from cogcalib_jax.reporting.verdict import LEVEL, Comparison, at_floor, compare, difference_table
-from cogcalib_jax.reporting.words import count, questions
+from cogcalib_jax.reporting.verdict import (
+    LEVEL,
+    Comparison,
+    at_chance,
+    at_floor,
+    compare,
+    difference_table,
+)
+from cogcalib_jax.reporting.words import count, is_at_chance, questions
 from cogcalib_jax.significance import holm
 
 COMPARISON = "comparison"
@@ -61,6 +68,7 @@ def results_text(results: Mapping[str, Metrics]) -> str:
     """One model: a line a task, then the subgroups of each task that has some."""
     table = comparison_table([results])
     parts = [as_text(replace(table, header=("task", *table.header[1:])))]
+    parts += [line for task, m in results.items() for line in at_chance([{task: m}])]
     open_tasks = {task: m for task, m in results.items() if "confidences" in m}
     parts += _confidences(open_tasks, as_text) if open_tasks else []
     for task, metrics in results.items():
@@ -104,6 +112,7 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
         own = [line for line in large if line[1] == name]
         adjusted = holm([lines[line]["ece_p_value"] for line in own])
         beyond |= {k: "yes" if p <= LEVEL else "no" for k, p in zip(own, adjusted, strict=True)}
+        beyond |= {k: "at chance" for k in own if is_at_chance(lines[k])}
     several = len(models) > 1
     rows = tuple(
         (
@@ -182,7 +191,7 @@ def compare_evaluations(folder: Path, bins: int) -> list[TaskComparison]:
                 task,
                 numbers,
                 tuple(compare([asked], pairs=[(name, first) for name in same], bins=bins)),
-                (*remarks, *at_floor([numbers])),
+                (*remarks, *at_floor([numbers]), *at_chance([numbers])),
             )
         )
     return compared

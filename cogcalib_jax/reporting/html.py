@@ -49,6 +49,8 @@ nav ul, .links { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; list-style: 
 .verdict { border-left: 4px solid var(--accent); background: var(--wash); margin: 1.5rem 0;
            padding: .75rem 1.25rem; }
 .verdict p { margin: .4rem 0; max-width: 56rem; }
+.verdict h2 { margin: .25rem 0 .5rem; }
+.verdict pre { background: var(--paper); margin: .5rem 0; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
         margin-top: 1.75rem; }
@@ -118,6 +120,16 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a reader should know first."""
+
+    title: str
+    lines: tuple[str, ...]
+    code: tuple[str, ...] = ()
+    """shown as typed, each in a block of its own"""
+
+
+@dataclass(frozen=True)
 class Making:
     """How the numbers of a page were made."""
 
@@ -135,8 +147,10 @@ def escape(text: str) -> str:
     return html.escape(without_person(text))
 
 
-def page(title: str, lead: str, sections: Sequence[Section], making: Making) -> str:
-    """The whole page."""
+def page(
+    title: str, lead: str, sections: Sequence[Section], making: Making, cards: Sequence[Card] = ()
+) -> str:
+    """The whole page; the cards stand before everything else."""
     anchors = {name: f"config-{number}" for number, name in enumerate(making.configs, start=1)}
     body = "\n".join(
         _section(section, f"section-{number}", anchors)
@@ -167,12 +181,20 @@ def page(title: str, lead: str, sections: Sequence[Section], making: Making) -> 
 </nav>
 </header>
 <main>
-{body}
+{"".join(map(_card, cards))}{body}
 {_making(making, anchors)}
 </main>
 </body>
 </html>
 """
+
+
+def _card(card: Card) -> str:
+    lines = "\n".join(f"<p>{escape(line)}</p>" for line in card.lines)
+    code = "\n".join(f"<pre>{escape(text)}</pre>" for text in card.code)
+    return (
+        f'<section class="verdict">\n<h2>{escape(card.title)}</h2>\n{lines}\n{code}\n</section>\n'
+    )
 
 
 def _making(making: Making, anchors: Mapping[str, str]) -> str:

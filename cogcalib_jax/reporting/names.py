@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 TERMS = {"ls": "LS", "mbls": "MbLS", "ecp": "ECP"}
+_TERMS_IN_FULL = {
+    "ls": "label smoothing",
+    "mbls": "margin-based label smoothing",
+    "ecp": "confidence penalty",
+}
 GATES = {
     "all": "all data",
     "adaptive": "known data",
@@ -16,18 +21,34 @@ GATES = {
     "frozen_random": "a fixed random share",
     "oracle": "known data, true labels",
 }
-DERIVED = {"temperature": " + temperature", "best_epoch": ", best epoch"}
-# Plain fine-tuning answered by several models: (short name, name in the first column of a table).
+# The longest first: what a key ends in is looked up in this order.
+DERIVED = {
+    "best_epoch_temperature": ", best epoch + temperature",
+    "temperature": " + temperature",
+    "best_epoch": ", best epoch",
+}
+# Plain fine-tuning answered by several models: (short name, what it is, and whose).
 SAMPLED = {
-    "mc_dropout": ("MC-dropout", "SFT with MC-dropout"),
-    "ensemble": ("Ensemble", "Deep ensemble of SFT"),
-    "laplace_lora": ("Laplace-LoRA", "Laplace-LoRA around SFT"),
-    "blob": ("BLoB", "BLoB: SFT with a distribution over A"),
+    "mc_dropout": ("MC-dropout", "SFT with dropout while answering, Gal and Ghahramani 2016"),
+    "ensemble": ("Ensemble", "deep ensemble of SFT, Lakshminarayanan et al. 2017"),
+    "laplace_lora": ("Laplace-LoRA", "a normal distribution around SFT, Yang et al. 2024"),
+    "blob": ("BLoB", "SFT with a distribution over A, Wang et al. 2024"),
+}
+# What every method must beat; nothing of them is trained.
+BASE, COMMONEST = "base", "commonest_answer"
+REFERENCES = {
+    BASE: ("Base", "the model as it was given, before style adaptation"),
+    COMMONEST: (
+        "Commonest answer",
+        "the frequencies of right answers among the fine-tuning rows",
+    ),
 }
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness. Warm: nothing
 # regularised. Cool: a term, pale on all data and strong on known data. Line styles repeat it.
 _FIXED = {
+    BASE: ("#9C9C9C", "-"),
+    COMMONEST: ("#C9C9C9", ":"),
     "sft": ("#D55E00", "-"),
     "sft_best_epoch": ("#E69F00", "--"),
     "sft_temperature": ("#CC79A7", "-."),
@@ -77,16 +98,33 @@ def split_key(key: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def is_ours(key: str) -> bool:
-    """Whether the method gates its term on known data and is nothing derived from such a run."""
+def tempered(key: str) -> str:
+    """The key of the row that has the scores of `key` with its fitted temperature."""
+    return f"{key}_temperature"
+
+
+def is_tempered(key: str) -> bool:
+    """Whether the row has the scores of another one with a temperature."""
+    return split_key(key)[2].endswith("temperature")
+
+
+def best_epoch_of(key: str) -> str:
+    """The key of the row that stopped `key` at its best validation epoch."""
+    return f"{key}_best_epoch"
+
+
+def is_cogcalib(key: str) -> bool:
+    """Whether the method is one of CogCalib's (Wang et al. 2025): a term on known data alone, and
+    nothing derived from such a run."""
     _, gate, derivation = split_key(key)
     return gate == "adaptive" and not derivation
 
 
 def short_name(key: str) -> str:
-    """Name for legends and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
-    if key in SAMPLED:
-        return SAMPLED[key][0]
+    """Name for tables, legends and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
+    for named in (SAMPLED, REFERENCES):
+        if key in named:
+            return named[key][0]
     term, gate, derivation = split_key(key)
     if not term:
         return key
@@ -100,15 +138,19 @@ def short_name(key: str) -> str:
 
 
 def long_name(key: str) -> str:
-    """Name for the first column of a table: says what ours is."""
-    if key in SAMPLED:
-        return SAMPLED[key][1]
-    term, _, derivation = split_key(key)
-    if is_ours(key):
-        return f"{short_name(key)} (ours: {TERMS[term]} on known data)"
-    if derivation == "best_epoch":
-        return f"{short_name(key.removesuffix('_best_epoch'))}, best validation epoch"
-    return short_name(key)
+    """The short name with what it is and whose, if that is not plain from it."""
+    for named in (SAMPLED, REFERENCES):
+        if key in named:
+            return f"{named[key][0]} ({named[key][1]})"
+    if is_cogcalib(key):
+        term = _TERMS_IN_FULL[split_key(key)[0]]
+        return f"{short_name(key)} ({term} on known data, Wang et al. 2025)"
+    return short_name(key).replace(DERIVED["best_epoch"], ", best validation epoch")
+
+
+def credits(keys: Iterable[str]) -> list[str]:
+    """The long names that say more than the short ones of the rows `keys`."""
+    return [long_name(key) for key in keys if long_name(key).startswith(f"{short_name(key)} (")]
 
 
 def looks(keys: Iterable[str]) -> dict[str, Look]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cogcalib_jax.reporting.names import long_name
+from cogcalib_jax.reporting.names import short_name
 from cogcalib_jax.reporting.tables import Metrics, Table, cell, floor_cell
 
 CONFIDENCES = {
@@ -29,7 +29,7 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
         for name, m in metrics["confidences"].items():
             rows.append(
                 (
-                    f"{long_name(key)}: {CONFIDENCES[name]}",
+                    f"{short_name(key)}: {CONFIDENCES[name]}",
                     cell([m["confidence"]], percent=True),
                     f"{cell([m['ece']])} ({floor_cell([m])})",
                     *(cell([m[score]]) for score in ("brier", "nll", "auroc")),
@@ -52,5 +52,5 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
         " be the probability of being right.",
     ]
     for key, metrics in results.items():
-        notes += [f"{long_name(key)}: {note}." for note in metrics.get("notes", ())]
+        notes += [f"{short_name(key)}: {note}." for note in metrics.get("notes", ())]
     return Table(header, tuple(rows), "\n".join(notes))

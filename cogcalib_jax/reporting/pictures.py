@@ -13,7 +13,14 @@ from cogcalib_jax.metrics import ece_noise_floor, reliability_bins, risk_coverag
 from cogcalib_jax.reporting.canvas import project_style, save
 from cogcalib_jax.reporting.findings import results_of
 from cogcalib_jax.reporting.html import Picture
-from cogcalib_jax.reporting.names import SAMPLED, Look, looks, short_name
+from cogcalib_jax.reporting.names import (
+    REFERENCES,
+    SAMPLED,
+    Look,
+    is_tempered,
+    looks,
+    short_name,
+)
 from cogcalib_jax.reporting.plots import (
     Answers,
     Coverage,
@@ -23,6 +30,7 @@ from cogcalib_jax.reporting.plots import (
 )
 from cogcalib_jax.reporting.records import Method, Run
 from cogcalib_jax.reporting.timelines import Gate, dynamics_figure, gate_figure
+from cogcalib_jax.reporting.verdict import TEMPERED_SFT
 from cogcalib_jax.reporting.words import (
     coverage_text,
     dynamics_text,
@@ -42,9 +50,11 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
     suffix = "" if task == run.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
     results = results_of(run, task)
     n = results[run.methods[0].key]["n"]
-    style = looks(results)
+    shown = _shown(run)
+    style = looks(m.key for m in shown)
+    results = {m.key: results[m.key] for m in shown}
     with project_style():
-        panels = [_answers(m, task, style[m.key], run.bins) for m in run.methods]
+        panels = [_answers(m, task, style[m.key], run.bins) for m in shown]
         path = _place(run, f"reliability{suffix}")
         save(reliability_figure(panels, task, n), path)
         pictures = [
@@ -61,7 +71,7 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
         save(histogram_figure(panels, task, n), path)
         means = {
             m.key: (panel.sure_right, panel.sure_wrong)
-            for m, panel in zip(run.methods, panels, strict=True)
+            for m, panel in zip(shown, panels, strict=True)
         }
         pictures.append(
             Picture(
@@ -74,9 +84,7 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
         )
         path = _place(run, f"coverage{suffix}")
         save(
-            coverage_figure(
-                [_coverage(m, task, style[m.key]) for m in run.methods], task, n, TARGET
-            ),
+            coverage_figure([_coverage(m, task, style[m.key]) for m in shown], task, n, TARGET),
             path,
         )
         pictures.append(
@@ -89,6 +97,19 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
             )
         )
     return pictures
+
+
+def _shown(run: Run) -> list[Method]:
+    """The rows with panels and lines of their own: with every temperature they would be too many.
+
+    That of SFT stays, which is the rival of all others. A run of one method shows both its rows.
+    """
+    few = len(run.methods) <= 2
+    return [
+        m
+        for m in run.methods
+        if few or m.key == TEMPERED_SFT or not (m.key in REFERENCES or is_tempered(m.key))
+    ]
 
 
 def training_pictures(run: Run) -> list[Picture]:

@@ -14,8 +14,9 @@ import yaml
 
 from cogcalib_jax.data.repeats import clusters_of_predictions
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.reporting.names import DERIVED, method_key
+from cogcalib_jax.reporting.names import method_key, tempered
 from cogcalib_jax.weights.foreign import damage
 
 # What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
@@ -25,6 +26,8 @@ STEP_FIELDS = {
     "validation": ("nll",),
     "nonfinite": ("during", "examples", "terms"),
 }
+# Folder in a run of one method with its numbers at the fitted temperature.
+TEMPERED = "temperature"
 DYNAMICS_FIELDS = ("data", "group", "accuracy", "confidence")
 
 
@@ -46,6 +49,8 @@ class Predictions:
     """nats, of giving every option of a question the same probability; None of answers"""
     clusters: np.ndarray | None = None
     """[n] which question each row asks (`data.repeats`); None: each its own"""
+    chance: float = 0.0
+    """accuracy of guessing among the options; 0 of answers"""
 
     @property
     def questions(self) -> int:
@@ -71,6 +76,8 @@ class Method:
     """file, relative to the run's folder, with the config that made it"""
     command: str | None
     """that made it, None where none was recorded"""
+    temperature: FittedTemperature | None = None
+    """as its adapter stores it; None of a row without an adapter"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,12 @@ def read_run(folder: Path) -> Run:
     elif (folder / "eval.json").is_file():
         tasks = _tasks(_read_json(folder / "eval.json"))
         require_plain_names(folder / "eval.json", tasks)
-        methods = (_method(_single_key(folder), folder, "", tasks),)
+        key = _single_key(folder)
+        methods = (_method(key, folder, "", tasks),)
+        if (folder / TEMPERED / "eval.json").is_file():
+            scaled = _tasks(_read_json(folder / TEMPERED / "eval.json"))
+            require_plain_names(folder / TEMPERED / "eval.json", scaled)
+            methods += (_method(tempered(key), folder, TEMPERED, scaled),)
     else:
         raise UserError(
             f"{folder}: no comparison.json and no eval.json, so there is nothing to report; give"
@@ -145,14 +157,17 @@ def _tasks(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]]) -> Method:
     """`place`: the method's folder in that of the run."""
     folder = run / place
+    predictions = {t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics}
     return Method(
         key=key,
-        metrics=metrics,
-        predictions={t: read_predictions(folder / "predictions" / task_file(t)) for t in metrics},
+        # Runs of earlier releases did not write down what guessing gives.
+        metrics={t: {"chance": predictions[t].chance} | numbers for t, numbers in metrics.items()},
+        predictions=predictions,
         steps=_journal(folder / "metrics.jsonl", lambda line: STEP_FIELDS.get(line["phase"], ())),
         dynamics=_journal(folder / "dynamics.jsonl", lambda line: DYNAMICS_FIELDS),
         config=_config_of(run, place),
         command=_provenance(folder).get("command"),
+        temperature=stored_temperature(folder / "adapter"),
     )
 
 
@@ -185,6 +200,7 @@ def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
         nll=np.array([row["nll"] for row in rows], float),
         brier=brier_per_row(probs, options, answers),
         guess_nll=float(np.log(options).mean()),
+        chance=float((1 / options).mean()),
     )
 
 
@@ -261,10 +277,12 @@ def keeps_best(run: Run, method: Method) -> bool:
 
 def _config_of(run: Path, place: str) -> str:
     """A row derived from a method has that one's; what has none of its own, that of the run."""
-    for derivation in DERIVED:
-        place = place.removesuffix(f"_{derivation}")
-    own = Path(place) / "config.yaml"
-    return str(own) if (run / own).is_file() else "config.yaml"
+    for ending in ("", "_temperature", "_best_epoch"):
+        place = place.removesuffix(ending)
+        own = Path(place) / "config.yaml"
+        if (run / own).is_file():
+            return str(own)
+    return "config.yaml"
 
 
 def _provenance(*folders: Path) -> dict[str, Any]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
+from cogcalib_jax.reporting.base_words import base_words, read_base
 from cogcalib_jax.reporting.findings import BY, VOCABULARY, Findings, findings
-from cogcalib_jax.reporting.html import Making, Section, Source, page
-from cogcalib_jax.reporting.names import long_name, short_name
+from cogcalib_jax.reporting.html import Card, Making, Section, Source, page
+from cogcalib_jax.reporting.names import is_tempered, short_name
 from cogcalib_jax.reporting.pictures import task_pictures, training_pictures
+from cogcalib_jax.reporting.recommendation import Recommendation, recommendation
 from cogcalib_jax.reporting.records import Run, read_run
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.reporting.training_words import training_notes
-from cogcalib_jax.reporting.words import count, questions
-
-TEXT_WIDTH = 110
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count, questions
 
 
 def write_report(run_dir: Path) -> str:
@@ -40,13 +40,14 @@ def write_report(run_dir: Path) -> str:
     )
     sections += [training] if training.pictures or training.verdict else []
     path = run.folder / "report.html"
-    write_whole(path, _page(run, sections))
+    base, take = read_base(run.folder), recommendation(run)
+    write_whole(path, _page(run, sections, [*_take_card(take), *_base_card(base)]))
 
     main, others = found[0], run.tasks[1:]
     shown = {c: t for c, t in main.tables.items() if c != VOCABULARY and not c.startswith(BY)}
     wrapped = [
         "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in lines)
-        for lines in (main.verdict, training.verdict)
+        for lines in (base_words(base) if base else (), main.verdict, training.verdict)
     ]
     text = [*map(as_text, shown.values()), *filter(None, wrapped)]
     pictures = ", ".join(p.path.name for p in (*sections[0].pictures, *training.pictures))
@@ -55,6 +56,8 @@ def write_report(run_dir: Path) -> str:
         f"Report: {path}{also}\nPictures: {run.folder / 'plots'} ({pictures})\n"
         f"Every answer: {run.folder / _place(run) / 'predictions'}"
     )
+    if take is not None:
+        text.append(take.as_text())
     return "\n\n".join(text)
 
 
@@ -99,8 +102,20 @@ def commands_of(run: Run) -> tuple[str, ...]:
     )
 
 
-def _page(run: Run, sections: Sequence[Section]) -> str:
-    names = [short_name(m.key) for m in run.methods]
+def _take_card(take: Recommendation | None) -> list[Card]:
+    if take is None:
+        return []
+    first, *others = take.take
+    lines = (*others, take.how_to_ask)
+    return [Card(first, lines, tuple(filter(None, [take.example, take.command])))]
+
+
+def _base_card(base: Mapping[str, Any] | None) -> list[Card]:
+    return [] if base is None else [Card("Before training", tuple(base_words(base)))]
+
+
+def _page(run: Run, sections: Sequence[Section], cards: Sequence[Card]) -> str:
+    names = [short_name(m.key) for m in run.methods if not is_tempered(m.key)]
     n = questions(run.methods[0].metrics[run.tasks[0]])
     facts = {name: plain(value) for name, value in run.provenance.items() if name != "command"}
     return page(
@@ -108,6 +123,7 @@ def _page(run: Run, sections: Sequence[Section]) -> str:
         lead=f"{'; '.join(names)}: {count(n, 'test question')} of {run.tasks[0]}.",
         sections=sections,
         making=Making(commands_of(run), facts, run.configs, _origins(run)),
+        cards=cards,
     )
 
 
@@ -115,7 +131,7 @@ def _origins(run: Run) -> dict[str, Table]:
     """Which files belong to which method; nothing where there is one."""
     if not _place(run):
         return {}
-    rows = tuple((long_name(m.key), f"{m.key}/eval.json", m.config) for m in run.methods)
+    rows = tuple((short_name(m.key), f"{m.key}/eval.json", m.config) for m in run.methods)
     return {"Numbers and configuration": Table(("method", "numbers", "configuration"), rows, "")}
 
 

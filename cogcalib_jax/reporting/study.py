@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcalib_jax.reporting.findings import Findings, findings
-from cogcalib_jax.reporting.names import long_name, short_name
+from cogcalib_jax.reporting.names import credits, short_name
 from cogcalib_jax.reporting.records import Predictions, Run
 from cogcalib_jax.reporting.study_dynamics import training_tables
 from cogcalib_jax.reporting.tables import Metrics, Table, as_markdown, cell, floor_cell
@@ -142,7 +142,7 @@ def side_by_side(study: Study, task: str) -> Table:
             if seeds:
                 lines.append(
                     (
-                        long_name(method),
+                        short_name(method),
                         condition.name,
                         str(len(seeds)),
                         cell([m["accuracy"] for m in seeds], percent=True),
@@ -166,6 +166,7 @@ def side_by_side(study: Study, task: str) -> Table:
         "Mean ± standard deviation over seeds. Floor: the ECE that a calibrated model with these"
         " confidences would show by chance."
     )
+    note = "\n".join([note, *(f"{credit}." for credit in credits(methods_of(study.conditions)))])
     return Table(header, tuple(lines), note)
 
 

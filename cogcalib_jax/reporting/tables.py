@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.reporting.names import long_name, split_key
+from cogcalib_jax.reporting.names import COMMONEST, credits, is_tempered, short_name
 from cogcalib_jax.reporting.words import scoring_notes
 
 Metrics = Mapping[str, Any]
@@ -70,10 +70,10 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         metrics = [seed[key] for seed in seeds]
         cells = [cell([value(m) for m in metrics], percent) for _, value, percent in columns]
         cells[ece] += f" ({floor_cell(metrics)})"
-        if split_key(key)[2] == "temperature" and metrics[0].get("vocab"):
+        if is_tempered(key) and metrics[0].get("vocab"):
             cells[-1] += "*"
             rescaled = True
-        rows.append((long_name(key), *cells))
+        rows.append((short_name(key), *cells))
     sizes = sorted({seed[key]["n"] for seed in seeds for key in keys})
     n = " to ".join(f"{size:,}" for size in (sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
     spread = f" in each of {len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else ""
@@ -94,9 +94,20 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     notes += scoring_notes(m for seed in seeds for m in seed.values())
     if not open_ended and any("confidences" in m for seed in seeds for m in seed.values()):
         notes.append("Of open questions: exact match, and the generated answer's probability.")
+    if any(map(is_tempered, keys)):
+        notes.append(
+            "+ temperature: the same weights, scores divided by a temperature that was fitted on"
+            " calibration questions.\nThese are the confidences that eval.py --predict and"
+            " calibration.json give."
+        )
     if rescaled:
         notes.append(
             "* the vocabulary's logits divided by a temperature that was fitted over the options."
+        )
+    notes += [f"{credit}." for credit in credits(keys)]
+    if COMMONEST in keys:
+        notes.append(
+            f"{short_name(COMMONEST)}: the first option of a tie counts as its prediction."
         )
     notes += _costs(seeds[0])
     return Table(("method", *(name for name, _, _ in columns)), tuple(rows), "\n".join(notes))
@@ -128,14 +139,14 @@ def _costs(results: Mapping[str, Metrics]) -> list[str]:
 
 def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
     """The same confidences taken over the whole vocabulary, None where they were not recorded."""
-    if not all(metrics["vocab"] for metrics in results.values()):
+    known = {key: metrics["vocab"] for key, metrics in results.items() if metrics["vocab"]}
+    if not known:
         return None
     rows = []
-    for key, metrics in results.items():
-        vocab = metrics["vocab"]
+    for key, vocab in known.items():
         rows.append(
             (
-                long_name(key),
+                short_name(key),
                 f"{cell([vocab['ece']])} ({floor_cell([vocab])})",
                 *(cell([vocab[name]]) for name in ("brier", "nll", "auroc")),
                 cell([vocab["confidence"]], percent=True),
@@ -156,16 +167,27 @@ def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
 
 
 def as_text(table: Table) -> str:
-    """Aligned plain text for a terminal."""
+    """Aligned plain text for a terminal; a row that adds to the name before it is indented."""
     header = [cell.split("\n") for cell in table.header]
     depth = max(len(lines) for lines in header)
     head = [[([""] * (depth - len(lines)) + lines)[i] for lines in header] for i in range(depth)]
-    body = [list(row) for row in table.rows]
+    body = [list(row) for row in _indented(table.rows)]
     widths = [max(len(row[i]) for row in head + body) for i in range(len(header))]
     lines = [_aligned(row, widths) for row in head]
     lines.append("  ".join("-" * width for width in widths))
     lines += [_aligned(row, widths) for row in body]
     return "\n".join([*lines, table.note])
+
+
+def _indented(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Shorten "SFT + temperature" below "SFT" to what it adds."""
+    shown, above = [], ""
+    for name, *cells in rows:
+        added = name.removeprefix(above) if above else name
+        part = added != name and added.startswith(" + ")
+        shown.append((f"  {added.strip()}" if part else name, *cells))
+        above = above if part else name
+    return shown
 
 
 def as_markdown(table: Table) -> str:

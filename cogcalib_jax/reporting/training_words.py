@@ -22,11 +22,13 @@ NAMED = 5
 
 
 def training_notes(run: Run) -> tuple[str, ...]:
-    """Sentences about the epoch that was kept, skipped updates, divergence and thresholds that
-    could not be fitted.
+    """Sentences about temperatures that are none, the epoch that was kept, skipped updates,
+    divergence and thresholds that could not be fitted.
     """
     notes = []
     for method in run.methods:
+        if method.temperature is not None and method.temperature.warning is not None:
+            notes.append(f"{short_name(method.key)}: {method.temperature.warning}.")
         best = keeps_best(run, method)
         notes += [*(_kept(method) if best else ()), *_skipped(method, run.style_end)]
         notes += [*_diverged(method), *_below_guessing(method, run.tasks[0], best)]

@@ -6,6 +6,10 @@ those that answer with several models, which cost more than it does. Those in tu
 the best epoch and the temperature, which cost nothing. NLL and Brier decide; their p-values form
 one Holm family over all comparisons of the table. ECE (biased, so without an interval) and accuracy
 are families of their own and only ever add to what NLL and Brier say.
+
+With a temperature each, the methods are compared with SFT and its temperature: families of their
+own, so that these rows leave the others as they were. The base and the commonest answer are
+compared with nothing here.
 """
 
 from __future__ import annotations
@@ -15,17 +19,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cogcalib_jax.reporting.names import (
+    COMMONEST,
+    DERIVED,
     GATES,
+    REFERENCES,
     SAMPLED,
     TERMS,
-    is_ours,
+    is_cogcalib,
+    is_tempered,
     method_key,
     short_name,
     split_key,
 )
 from cogcalib_jax.reporting.records import Predictions
 from cogcalib_jax.reporting.tables import Table
-from cogcalib_jax.reporting.words import count, questions
+from cogcalib_jax.reporting.words import count, is_at_chance, questions
 from cogcalib_jax.significance import (
     ECE_BINS,
     FEWEST_SEEDS,
@@ -40,6 +48,7 @@ LEVEL = 0.05
 RESAMPLES = 4000
 DECIDING = ("NLL", "Brier")
 FAMILIES = (DECIDING, ("ECE",), ("accuracy",))
+TEMPERED_SFT = "sft_temperature"
 METRICS = tuple(metric for family in FAMILIES for metric in family)
 
 BETTER, WORSE, MIXED, SAME = "better", "worse", "mixed", "same"
@@ -112,11 +121,14 @@ def verdict(
             f"{len(metrics)} seeds are too few to call a difference beyond the noise of training."
         )
     else:
-        lines += _against_sft([c for c in comparisons if c.other == "sft"])
-        rivalled = [c.method for c in comparisons if is_ours(c.method) or c.method in SAMPLED]
+        lines += _against([c for c in comparisons if c.other == "sft"])
+        lines += _against(
+            [c for c in comparisons if c.other == TEMPERED_SFT and is_tempered(c.method)]
+        )
+        rivalled = [c.method for c in comparisons if is_cogcalib(c.method) or c.method in SAMPLED]
         for method in dict.fromkeys(rivalled):
             lines += _against_rivals(method, comparisons)
-    lines += at_floor(metrics)
+    lines += [*at_floor(metrics), *at_chance(metrics)]
     if comparisons and len(metrics) == 1:
         lines.append(
             "Noise here is that of the test questions; another training seed may differ by more."
@@ -129,19 +141,21 @@ def verdict(
 def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
     """Paired differences with their 95 % intervals, None where nothing is compared.
 
-    Two to four seeds are shown one by one: an interval over so few says little.
+    If all rows have a temperature, the table says so once. Two to four seeds are shown one by one:
+    an interval over so few says little.
     """
     if not comparisons:
         return None
     seeds = len(comparisons[0].differences["NLL"].per_seed)
     few = 1 < seeds < FEWEST_SEEDS
+    scaled = all(is_tempered(c.method) and is_tempered(c.other) for c in comparisons)
     beyond = "beyond noise" if seeds > 1 else "beyond noise\nof questions"
     rows = []
     for c in comparisons:
         cells = [_cell(c.differences[metric], metric, few) for metric in METRICS]
         if not few:
             cells.append(", ".join(m for m in METRICS if m in c.claimed) or "none")
-        rows.append((f"{short_name(c.method)} minus {short_name(c.other)}", *cells))
+        rows.append((f"{_name(c.method, scaled)} minus {_name(c.other, scaled)}", *cells))
     note = f"Paired over the same {count(n, 'question')}; "
     if few:
         note += f"one number for each of {seeds} seeds."
@@ -153,18 +167,24 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
             " of ECE and of accuracy."
         )
     units = {"NLL": "NLL\n(nats)", "accuracy": "accuracy\n(points)"}
-    header = ["difference", *(units.get(metric, metric) for metric in METRICS)]
+    first = "difference, each\nwith its temperature" if scaled else "difference"
+    header = [first, *(units.get(metric, metric) for metric in METRICS)]
     return Table(tuple(header if few else [*header, beyond]), tuple(rows), note)
 
 
+def _name(key: str, scaled: bool) -> str:
+    name = short_name(key)
+    return name.removesuffix(DERIVED["temperature"]) if scaled else name
+
+
 def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
-    present = list(methods)
+    present = [m for m in methods if m == TEMPERED_SFT or not (m in REFERENCES or is_tempered(m))]
     pairs = [(m, "sft") for m in present if m != "sft" and "sft" in present]
-    for ours in filter(is_ours, present):
+    for gated in filter(is_cogcalib, present):
         # A random share of the gate's size: what is left is whom the gate picks.
-        random = method_key(split_key(ours)[0], "random")
-        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(ours), random)
-        pairs += [(ours, rival) for rival in rivals if rival in present]
+        random = method_key(split_key(gated)[0], "random")
+        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(gated), random)
+        pairs += [(gated, rival) for rival in rivals if rival in present]
     for several in filter(SAMPLED.__contains__, present):
         free = ("sft_best_epoch", "sft_temperature")
         pairs += [(several, rival) for rival in free if rival in present]
@@ -182,7 +202,15 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
 
 def _ungated(key: str) -> tuple[str, ...]:
     """The same term on all data, for a gated method; nothing for any other."""
-    return (method_key(split_key(key)[0], "all"),) if is_ours(key) else ()
+    return (method_key(split_key(key)[0], "all"),) if is_cogcalib(key) else ()
+
+
+def tempered_pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
+    """Every method with its temperature against SFT with its own."""
+    scaled = [m for m in methods if is_tempered(m)]
+    if TEMPERED_SFT not in scaled:
+        return []
+    return [(m, TEMPERED_SFT) for m in scaled if m != TEMPERED_SFT]
 
 
 def _differences(
@@ -219,12 +247,16 @@ def _cell(d: PairedDifference, metric: str, few: bool) -> str:
     return f"{show(d.difference)} [{show(d.low)}, {show(d.high)}]"
 
 
-def _against_sft(comparisons: Sequence[Comparison]) -> list[str]:
+def _against(comparisons: Sequence[Comparison]) -> list[str]:
+    """What is better and worse than the one model that all `comparisons` are with."""
+    if not comparisons:
+        return []
+    other = short_name(comparisons[0].other)
     words = {
-        BETTER: "Better than SFT beyond noise",
-        WORSE: "Worse than SFT beyond noise",
-        MIXED: "Better than SFT in one score and worse in the other, both beyond noise",
-        SAME: "No difference from SFT beyond noise in NLL or Brier",
+        BETTER: f"Better than {other} beyond noise",
+        WORSE: f"Worse than {other} beyond noise",
+        MIXED: f"Better than {other} in one score and worse in the other, both beyond noise",
+        SAME: f"No difference from {other} beyond noise in NLL or Brier",
     }
     return _grouped(words, comparisons, lambda c: f"{short_name(c.method)}{_grounds(c)}")
 
@@ -279,11 +311,11 @@ def _grounds(c: Comparison, of: str = "") -> str:
 
 def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
     term = TERMS[split_key(c.method)[0]]
-    ours, other = weights.get(c.method), weights.get(c.other)
-    if ours != other:
+    own, other = weights.get(c.method), weights.get(c.other)
+    if own != other:
         return (
             f"What the gate added is not known: {short_name(c.method)} was trained with weight"
-            f" {ours}, {short_name(c.other)} with {other}; give both the same weight to see it."
+            f" {own}, {short_name(c.other)} with {other}; give both the same weight to see it."
         )
     words = {
         BETTER: f"it made {term} better beyond noise{_grounds(c)}",
@@ -299,18 +331,44 @@ def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
 
 
 def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Methods whose ECE a calibrated model might show as well, in every seed."""
-    first = metrics[0]
+    """Methods whose ECE a calibrated model might show as well, in every seed.
+
+    A model at chance is none of them, for a low ECE is easy where all confidences are low; nor is
+    the constant prediction, whose ECE says only that training and test rows are alike.
+    """
     names = [
         short_name(key)
-        for key in first
-        if all(seed[key]["ece_p_value"] > LEVEL for seed in metrics)
+        for key in metrics[0]
+        if key != COMMONEST
+        and all(seed[key]["ece_p_value"] > LEVEL for seed in metrics)
+        and not any(is_at_chance(seed[key]) for seed in metrics)
     ]
     if not names:
         return []
-    n = questions(next(iter(first.values())))
-    seeds = f" in each of {len(metrics)} seeds" if len(metrics) > 1 else ""
     return [
-        f"ECE at its noise floor, not distinguishable from calibrated at n = {n:,}{seeds}:"
+        f"ECE at its noise floor, not distinguishable from calibrated at {_n(metrics)}:"
         f" {'; '.join(names)}."
     ]
+
+
+def at_chance(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """Methods that cannot be told from guessing, in every seed."""
+    keys = [
+        key
+        for key in metrics[0]
+        if key != COMMONEST and all(is_at_chance(seed[key]) for seed in metrics)
+    ]
+    if not keys:
+        return []
+    names = "; ".join(map(short_name, keys))
+    if all(seed[key].get("chance", 0.0) == 0 for seed in metrics for key in keys):
+        return [f"Next to nothing right, so confidence means nothing ({_n(metrics)}): {names}."]
+    return [
+        f"At chance, so nothing is said of calibration ({_n(metrics)}; the 95 % interval of the"
+        f" accuracy holds that of guessing): {names}."
+    ]
+
+
+def _n(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
+    seeds = f" in each of {len(metrics)} seeds" if len(metrics) > 1 else ""
+    return f"n = {questions(next(iter(metrics[0].values()))):,}{seeds}"

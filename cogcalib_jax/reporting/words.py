@@ -30,6 +30,10 @@ def scoring_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"Options are scored by {SCORED_BY[rule]}." for rule in dict.fromkeys(rules)]
 
 
+TEXT_WIDTH = 110
+"""Columns of a paragraph on a terminal."""
+
+
 def percent(value: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
@@ -45,15 +49,24 @@ def questions(metrics: Mapping[str, Any]) -> int:
     return metrics.get("n_questions", metrics["n"])
 
 
+def is_at_chance(metrics: Mapping[str, Any]) -> bool:
+    """Whether the 95 % interval of the accuracy holds that of guessing, or reaches less.
+
+    metrics: the numbers of a task in eval.json. Guessing an open answer is never right.
+    """
+    return metrics["ci95"]["accuracy"][0] <= metrics.get("chance", 0.0)
+
+
 def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
     """`results` holds method -> numbers of the task in eval.json."""
     parts = []
     for key, m in results.items():
         floor = m["ece_noise_floor"]
         sure = "surer than right" if m["confidence"] > m["accuracy"] else "no surer than right"
+        sure = "at chance" if is_at_chance(m) else f"{sure} on average"
         parts.append(
             f"{short_name(key)}: mean confidence {percent(m['confidence'])}, accuracy"
-            f" {percent(m['accuracy'])}, so {sure} on average; ECE {m['ece']:.3f}, noise floor"
+            f" {percent(m['accuracy'])}, so {sure}; ECE {m['ece']:.3f}, noise floor"
             f" {floor['mean']:.3f}, 95th percentile {floor['p95']:.3f}."
         )
     n = next(iter(results.values()))["n"]

@@ -18,18 +18,17 @@ from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
+from cogcalib_jax.evaluation.posthoc import stored_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
-from cogcalib_jax.reporting.report import TEXT_WIDTH
-from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
 from cogcalib_jax.runs.assemble import load_base_tokenizer, say
 from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict, require_numbers
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.foreign import damage
 
 
 def answer_questions(config: EvalConfig) -> str:
@@ -68,37 +67,28 @@ def answer_questions(config: EvalConfig) -> str:
 
 
 def fitted_temperature(adapter: str | None, option_score: OptionScore) -> float:
-    """Return the temperature that was fitted when the adapter was made, 1 if there is none for
-    scores by the rule `option_score`."""
-    calibration = None if adapter is None else read_calibration(Path(adapter))
-    if calibration is None:
+    """Return what option scores are divided by; 1 if no temperature is stored with the adapter, or
+    one that was fitted to scores by another rule."""
+    fitted = None if adapter is None else stored_temperature(Path(adapter))
+    if fitted is None:
         say("   no fitted temperature: confidences are the model's own")
         return 1.0
-    file = f"{adapter}/{CALIBRATION_FILE}"
-    fitted_by = stored_option_score(calibration)
+    fitted_by = stored_option_score(read_calibration(Path(adapter)) or {})
     if fitted_by not in (None, option_score):
         say(
-            f"   no fitted temperature for option_score {option_score} (that of {file} is for"
-            f" {fitted_by}): confidences are the model's own"
+            f"   no fitted temperature for option_score {option_score} (that of"
+            f" {adapter}/{CALIBRATION_FILE} is for {fitted_by}): confidences are the model's own"
         )
         return 1.0
-    try:
-        fitted = calibration["temperature"]
-        if fitted["value"] is None:
-            say(f"   no fitted temperature ({fitted['why_none']}): confidences are the model's own")
-            return 1.0
-        temperature, rows = float(fitted["value"]), int(fitted["rows"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: damaged ({damage(error)}); train again, or fetch it again"
-        ) from error
-    if not 0 < temperature < np.inf:
-        raise UserError(f"{file}: temperature {temperature} divides nothing; train again")
+    if fitted.warning is not None:
+        say(f"   warning: {fitted.warning}")
+    if fitted.value is None:
+        return 1.0
     say(
-        f"   confidences at temperature {temperature:.3f}, fitted on"
-        f" {count(rows, 'held-out question')} ({file})"
+        f"   confidences at temperature {fitted.value:.3f}, fitted on"
+        f" {count(fitted.rows, 'held-out question')} ({adapter}/{CALIBRATION_FILE})"
     )
-    return temperature
+    return fitted.value
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, HASH_OF, base_hash
 from cogcalib_jax.weights.hub import model_folder, public_name
 
-NO_OPTIONS = "open questions have no options, whose scores a temperature would divide"
+NO_OPTIONS = (
+    "open questions have no options, whose scores a temperature would divide; Platt scaling and the"
+    " isotonic map take its place"
+)
 
 
 def write_calibration(

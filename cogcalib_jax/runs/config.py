@@ -31,6 +31,8 @@ NOT_IDENTITY = ("run_dir", "resume", "dry_run", "mesh", "checkpoint")
 
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
 SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
+# Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
+BEST_EPOCHS = ("sft",)
 # Dropout of MC-dropout's adapter where lora.dropout is 0, as in the literature on Bayesian LoRA.
 MC_DROPOUT = 0.1
 

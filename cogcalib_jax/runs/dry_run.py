@@ -29,7 +29,7 @@ from cogcalib_jax.runs.assemble import (
     require_true_labels,
     with_own_lora,
 )
-from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
 from cogcalib_jax.runs.dry_report import (
     FEW_CALIBRATION_ROWS,
     Report,
@@ -318,10 +318,10 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
     trained = finetuning * len(run.methods)
     parts.append((f"fine-tuning ({count(len(run.methods), 'method')})", trained))
     parts.append(("thresholds and validation", sum(between.values(), nothing)))
+    # A temperature costs no pass of its own. In a comparison: the base, and best epochs.
     rows = len(run.methods)
-    if "sft" in run.methods and config.compare:
-        # The best epoch costs one evaluation; a temperature two, and a pass to fit it.
-        rows += 1 if splits["test"].is_open else 3
+    if config.compare:
+        rows += 1 + len(run.methods.keys() & set(BEST_EPOCHS))
     parts.append(("evaluation on test questions", tests * rows))
     if "mc_dropout" in config.sampling_baselines:
         again = config.lora.dropout == 0 or "sft" not in run.methods

@@ -20,6 +20,7 @@ from cogcalib_jax.evaluation.option_score import (
     OptionScore,
     stored_option_score,
 )
+from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.folder import read_config
 from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
@@ -292,19 +293,26 @@ def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
 
 
 def method_folders(name: str) -> tuple[str, ...]:
-    """The run folder `name` itself, or those of all methods of a comparison."""
+    """The run folder `name` itself, or those of all methods of a comparison, best epochs that were
+    kept included."""
     folder = Path(name)
     config = _read_config(folder)
     if not config.compare:
         return (name,)
-    methods = [folder / key for key in config.resolved_methods()]
-    unfinished = [method.name for method in methods if not (method / "adapter").is_dir()]
+    trained = [folder / key for key in config.resolved_methods()]
+    unfinished = [method.name for method in trained if not (method / "adapter").is_dir()]
     if unfinished:
         raise UserError(
             f"{folder}: {', '.join(unfinished)} not finished; continue with python train.py"
             f" --config {folder / 'config.yaml'} --run-dir {folder} --resume, or name the finished"
             f" methods ({folder}/METHOD)"
         )
+    methods = [
+        place
+        for method in trained
+        for place in (method, folder / best_epoch_of(method.name))
+        if place == method or (place / "adapter").is_dir()
+    ]
     return tuple(map(str, methods))
 
 
@@ -326,6 +334,17 @@ def read_trained_run(name: str) -> RunConfig:
 def _read_config(folder: Path) -> RunConfig:
     file = folder / "config.yaml"
     if not file.exists() and (folder / "eval.json").is_file():
+        if is_tempered(folder.name):
+            weights = folder.with_name(folder.name.removesuffix(tempered("")))
+            raise UserError(
+                f"{folder}: holds the answers of {weights} with its temperature; give that folder,"
+                " whose adapter/calibration.json has the temperature"
+            )
+        if folder.name in REFERENCES:
+            raise UserError(
+                f"{folder}: holds answers alone, for nothing was trained; for the base give"
+                " --model.path BASE --adapter none"
+            )
         raise UserError(
             f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
             " train the method by itself with --training.keep best"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
+from cogcalib_jax.evaluation.posthoc import stored_temperature
 from cogcalib_jax.reporting.evaluations import COMPARISON, results_text, write_comparison
-from cogcalib_jax.reporting.names import long_name
-from cogcalib_jax.runs.eval_config import EvalConfig, read_trained_run
+from cogcalib_jax.reporting.names import best_epoch_of, long_name
+from cogcalib_jax.reporting.words import TEXT_WIDTH
+from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
 from cogcalib_jax.runs.results import FILE, read_results
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
 
 
 def evaluation_text(config: EvalConfig, folder: Path) -> str:
@@ -20,10 +24,29 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
             f"Every answer: {folder / 'MODEL' / 'predictions'}"
         )
     text = f"{_whose(config)}:\n\n{results_text(read_results(folder))}\n\n"
+    notes = [textwrap.fill(line, TEXT_WIDTH) for line in _temperature(config)]
+    text += "".join(f"{note}\n\n" for note in notes)
     text += f"All numbers: {folder / FILE}"
     if config.predictions is None:
         text += f"\nEvery answer: {folder / 'predictions'}"
     return text
+
+
+def _temperature(config: EvalConfig) -> list[str]:
+    """Say that the table is without the temperature that `--predict` uses, if there is one."""
+    adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)
+    if config.ensemble or config.mc_passes or len(adapters) != 1 or adapters[0] == BARE:
+        return []
+    fitted = stored_temperature(Path(adapters[0]))
+    if fitted is None:
+        return []
+    if fitted.value is None:
+        return [f"Warning: {fitted.warning}."]
+    told = (
+        "These are the model's own confidences. --predict divides the scores by the temperature"
+        f" {fitted.value:.3g}, as {adapters[0]}/{CALIBRATION_FILE} says."
+    )
+    return [told] if fitted.warning is None else [told, f"Warning: {fitted.warning}."]
 
 
 def _whose(config: EvalConfig) -> str:
@@ -33,5 +56,8 @@ def _whose(config: EvalConfig) -> str:
         return f"Ensemble of {', '.join(config.run or config.adapter)}"
     if config.run:
         (run,) = config.run
-        return f"{long_name(read_trained_run(run).method.label)}, from {run}"
+        trained = read_trained_run(run)
+        label = trained.method.label
+        kept = best_epoch_of(label) if trained.training.keep == "best" else label
+        return f"{long_name(kept)}, from {run}"
     return f"{config.model.path} with {config.adapter[0] if config.adapter else 'no adapter'}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,22 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.distributed import main_only
+from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.evaluation.open_ended import Answers
-from cogcalib_jax.evaluation.open_results import Calibrators, fit_calibrators
-from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.posthoc import stored_temperature
+from cogcalib_jax.evaluation.predictions import Predictions, write_rows
 from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
+from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled, say
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
 from cogcalib_jax.runs.results import Predict, has_results, read_results, write_results
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
+from cogcalib_jax.training.validation import Belief, options_belief
 from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
@@ -63,23 +65,43 @@ def train_method(
     updates = count(trainer.total_steps, "update")
     say(f"== {method.label}: {'no term' if plain else term}, {updates}")
     result = finetune(trainer, method, start, style_folder, folder)
+    keep_adapter(run, trainer, config, result.lora, folder)
+    return result
+
+
+def keep_adapter(
+    run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, folder: Path
+) -> None:
+    """Write `adapter/` with its `calibration.json`, and warn about a temperature that is none."""
     # A PEFT adapter has no distributions: of one it holds the mean.
-    decoder = without_uncertainty(trainer.trainable.model.merge(result.lora))
-    save_adapter(folder / "adapter", decoder, config.lora, run.base)
-    _keep_tokenizer(config.adapter, folder / "adapter")
-    calibration = trainer.splits["calibration"]
-    predictions = _on_calibration_split(trainer, result.lora)
+    decoder = without_uncertainty(trainer.trainable.model.merge(lora))
+    adapter = folder / "adapter"
+    save_adapter(adapter, decoder, config.lora, run.base)
+    _keep_tokenizer(config.adapter, adapter)
+    predictions = _on_calibration_split(trainer, lora)
     write_calibration(
-        folder / "adapter",
+        adapter,
         config,
-        method,
+        config.method.resolve(),
         run.base,
         run.tokenizer,
-        calibration,
+        trainer.splits["calibration"],
         predictions,
-        _probe(trainer, config, result.lora, predictions),
+        _probe(trainer, config, lora, predictions),
     )
-    return result
+    warning = from_main(lambda: stored_temperature(adapter).warning)
+    if warning is not None:
+        say(f"   warning: {folder.name}: {warning}")
+
+
+def keep_best_epoch(run: Run, config: RunConfig, result: FinetuneResult, folder: Path) -> None:
+    """Make `folder` a run folder of the parameters at the lowest validation NLL.
+
+    Its config is the one that would train them alone (`training.keep best`).
+    """
+    alone = replace(config, training=replace(config.training, keep="best"))
+    write_config(folder, alone)
+    keep_adapter(run, run.trainer, alone, result.best_lora, folder)
 
 
 @main_only
@@ -106,27 +128,83 @@ def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | An
     return scorer(lora, trainer.splits["calibration"])
 
 
-def predict_function(run: Run, lora: nnx.State, adapter: Path | None = None) -> Predict:
-    """From test questions to predictions with `lora`.
+def score_adapter(
+    run: Run, folder: Path, tempered: Path, lora: nnx.State
+) -> dict[str, dict[str, Any]]:
+    """Score the test sets with `lora`, whose adapter lies in `folder`, and keep its answers to the
+    validation questions there.
 
-    adapter: the folder these parameters were written to, whose `calibration.json` says how likely
-    an open answer is to be right; None: fitted anew on the calibration split.
+    The numbers with the temperature of `calibration.json` go to the folder `tempered`, if there is
+    one. Each set is scored in one pass for both.
+
+    Returns:
+        Folder name -> task -> numbers: one entry, or two.
+    """
+    adapter, trainer = folder / "adapter", run.trainer
+    temperature = _temperature(adapter)
+    write_validation(run, folder, lora, temperature or 1.0)
+    if trainer.answers is not None:
+        predict = answering(
+            trainer.answers, lora, run.config.seed, lambda: stored_calibrators(adapter)
+        )
+        return {folder.name: score(run, folder, predict)}
+    scored: dict[int, Predictions] = {}
+
+    def both(encoded: EncodedSplit) -> Predictions:
+        if id(encoded) not in scored:
+            scored[id(encoded)] = trainer.predictor(lora, encoded, temperature or 1.0)
+        return scored[id(encoded)]
+
+    def plain(encoded: EncodedSplit) -> Predictions:
+        return replace(both(encoded), temperature=1.0, tempered_logprobs=None)
+
+    rows = {folder.name: score(run, folder, plain)}
+    if temperature is not None:
+        rows[tempered.name] = score(run, tempered, both)
+    return rows
+
+
+def _temperature(adapter: Path) -> float | None:
+    return from_main(lambda: stored_temperature(adapter).value)
+
+
+def write_validation(run: Run, folder: Path, lora: nnx.State, temperature: float = 1.0) -> None:
+    """Keep in `validation.jsonl` how the validation questions are answered, unless it is there.
+
+    The recommendation is chosen from these files. For open questions the reference answer is
+    followed, as during training.
     """
     trainer = run.trainer
+    validation, file = trainer.splits["validation"], folder / VALIDATION_FILE
+    if not validation or from_main(file.is_file):
+        return
     if trainer.answers is None:
-        return partial(trainer.predictor, lora)
-
-    @cache
-    def calibrators() -> Calibrators:
-        if adapter is not None:
-            return stored_calibrators(adapter)
-        return fit_calibrators(_on_calibration_split(trainer, lora))
-
-    return answering(trainer.answers, lora, run.config.seed, calibrators)
+        scored = replace(trainer.predictor(lora, validation), temperature=temperature)
+        write_answers(file, validation, options_belief(scored))
+    else:
+        write_answers(file, validation, trainer.belief(lora, validation))
 
 
-def score(run: Run, folder: Path, predict: Predict) -> dict[str, dict[str, Any]]:
-    """Task -> numbers of every test set; predictions/ and eval.json, unless they are there."""
+def write_answers(file: Path, encoded: EncodedSplit, belief: Belief) -> None:
+    """Write one JSON line for each question: its id, whether it is right, confidence and NLL."""
+    rows = zip(encoded, belief.correct, belief.confidence, belief.nll, strict=True)
+    write_rows(
+        file,
+        [
+            {"id": e.id, "correct": bool(c), "confidence": float(p), "nll": float(n)}
+            for e, c, p, n in rows
+        ],
+    )
+
+
+def score(
+    run: Run, folder: Path, predict: Predict, *, vocabulary: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Write predictions/ and eval.json of every test set, unless they are there.
+
+    vocabulary: whether `predict` gives probabilities over the whole vocabulary. Returns task ->
+    numbers.
+    """
     if not has_results(folder):
         config = run.config
         write_results(
@@ -137,5 +215,6 @@ def score(run: Run, folder: Path, predict: Predict) -> dict[str, dict[str, Any]]
             config.seed,
             run.command,
             model=f"{folder.name} on {run.base}",
+            vocabulary=vocabulary,
         )
     return read_results(folder)

@@ -43,6 +43,7 @@ def write_results(
     model: str,
     by: Sequence[str] = (),
     weights: Mapping[str, str | None] | None = None,
+    vocabulary: bool = True,
     started: Callable[[str], None] = lambda task: None,
 ) -> None:
     """Score every set of test questions; predictions/TASK.jsonl, and last eval.json.
@@ -55,6 +56,7 @@ def write_results(
         model: what predicts, as the user knows it.
         by: fields whose values get numbers of their own.
         weights: hashes of the model's files, kept as provenance.
+        vocabulary: whether `predict` gives probabilities over the whole vocabulary.
         started: told each task that is about to be scored.
 
     Raises:
@@ -68,7 +70,7 @@ def write_results(
         started(task)
         predictions = predict(encoded)
         require_numbers(predictions, encoded, model)
-        results[task] = _score(folder, task, encoded, predictions, config, seed, by)
+        results[task] = _score(folder, task, encoded, predictions, config, seed, by, vocabulary)
         made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
         write_json(folder / PARTIAL, results | {"provenance": made_from})
     (protocol,) = {encoded.protocol for encoded in sets.values()}
@@ -90,6 +92,7 @@ def _score(
     config: EvaluationConfig,
     seed: int,
     by: Sequence[str],
+    vocabulary: bool,
 ) -> dict[str, Any]:
     """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
 
@@ -103,7 +106,7 @@ def _score(
         part = _open_part(predictions, seed, clusters)
     else:
         write_predictions(file, predictions, encoded)
-        exclusive = encoded.exclusive_options
+        exclusive = vocabulary and encoded.exclusive_options
         metrics = task_metrics(predictions, config, seed, exclusive, clusters)
         if predictions.option_score == "pmi":
             metrics["pmi_prefix_ids"] = list(encoded.pmi_prefix_ids)

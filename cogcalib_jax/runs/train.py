@@ -14,11 +14,12 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.distributed import from_main, require_agreement
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
-from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.reporting.names import best_epoch_of, tempered
+from cogcalib_jax.reporting.recommendation import THE_RUN
+from cogcalib_jax.reporting.records import TEMPERED
 from cogcalib_jax.runs.assemble import (
     assemble_model,
     base_path,
@@ -35,8 +36,7 @@ from cogcalib_jax.runs.assemble import (
     with_own_lora,
     with_processes,
 )
-from cogcalib_jax.runs.calibration import NO_OPTIONS
-from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
     choose_folder,
     holding_locks,
@@ -46,9 +46,11 @@ from cogcalib_jax.runs.folder import (
     take_up,
     write_config,
 )
-from cogcalib_jax.runs.method_run import Run, predict_function, score, train_method
+from cogcalib_jax.runs.method_run import Run, keep_best_epoch, score_adapter, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.option_score import require_options, settle_option_score
+from cogcalib_jax.runs.recommend import recommend, simplest_first
+from cogcalib_jax.runs.references import look_at_base, reference_rows
 from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
@@ -73,12 +75,15 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
 
 def _train_and_score(run: Run, style: Path | None) -> None:
     config = run.config
+    look_at_base(run)
     style_folder = run.folder / "style"
     if style is not None:
         from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     start = style_phase(run.trainer, run.assembled.lora, style_folder)
-    run = with_option_score(composed(run, start), start)
+    run = with_option_score(run, start)
+    references = reference_rows(run) if config.compare else {}
+    run = composed(run, start)
     config = run.config
 
     methods = config.resolved_methods()
@@ -87,22 +92,35 @@ def _train_and_score(run: Run, style: Path | None) -> None:
         result = train_method(
             run, run.trainer, config.for_method(method), start, style_folder, run.folder
         )
-        predict = predict_function(run, result.lora, run.folder / "adapter")
-        score(run, run.folder, predict)
+        score_adapter(run, run.folder, run.folder / TEMPERED, result.lora)
+        recommend(run, [THE_RUN])
         return
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = references
     sft = None
     for key, method in methods.items():
         folder = run.folder / key
         alone = config.for_method(method)
         write_config(folder, alone)
         result = train_method(run, run.trainer, alone, start, style_folder, folder)
-        results[key] = score(run, folder, predict_function(run, result.lora, folder / "adapter"))
+        results |= score_adapter(run, folder, run.folder / tempered(key), result.lora)
+        if key in BEST_EPOCHS:
+            results |= _best_epoch(run, alone, key, result)
         if key == "sft":
-            results |= _derived_rows(run, folder, result)
             sft = result.lora
+    recommend(run, simplest_first(list(results)))
     results |= sampling_rows(run, start, style_folder, sft)
     write_json(run.folder / "comparison.json", results)
+
+
+def _best_epoch(
+    run: Run, config: RunConfig, key: str, result: FinetuneResult
+) -> dict[str, dict[str, Any]]:
+    """The rows of a method's best validation epoch, which needs no training of its own."""
+    best = best_epoch_of(key)
+    folder = run.folder / best
+    say(f"== {best}: epoch {result.best_epoch:.1f} of the same training")
+    keep_best_epoch(run, config, result, folder)
+    return score_adapter(run, folder, run.folder / tempered(best), result.best_lora)
 
 
 def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
@@ -191,26 +209,3 @@ def with_option_score(run: Run, start: nnx.State) -> Run:
     say(f"   {line}")
     trainer = replace(run.trainer, predictor=run.trainer.predictor.scored_by(rule))
     return replace(run, config=replace(config, option_score=rule), trainer=trainer)
-
-
-def _derived_rows(run: Run, sft: Path, result: FinetuneResult) -> dict[str, dict[str, Any]]:
-    """The strongest simple rivals, which need no training of their own.
-
-    A calibration split without a mistake has no best temperature, nor have open questions: that row
-    is left out, and said.
-    """
-    say("== Rivals derived from sft: its best validation epoch, and a fitted temperature")
-    rivals = {"sft_best_epoch": predict_function(run, result.best_lora)}
-    try:
-        temperature = _fitted_temperature(run, result)
-        predict = partial(run.trainer.predictor, result.lora, temperature=temperature)
-        rivals["sft_temperature"] = predict
-    except UserError as error:
-        say(f"   note: no row sft_temperature: {error}")
-    return {key: score(run, sft.parent / key, predict) for key, predict in rivals.items()}
-
-
-def _fitted_temperature(run: Run, result: FinetuneResult) -> float:
-    if run.trainer.answers is not None:
-        raise UserError(NO_OPTIONS)
-    return fit_temperature(run.trainer.predictor(result.lora, run.trainer.splits["calibration"]))

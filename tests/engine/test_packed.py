@@ -51,12 +51,14 @@ def quickly(tmp_path_factory):
 
 
 def scores(decoder, rows, mesh=None, temperature=1.0, batch_size=4):
-    """[question, option], NaN where there is none."""
+    """[question, option], NaN where there is none; a last axis of temperatures if there are
+    several."""
     mesh = mesh or one_device()
     model, lora = split_model(decoder)
     run = SplitPass(model, mesh, packed_logprobs)
     order, values = run(lora, packed_batches(rows, batch_size, batch_parts(mesh)), temperature)
-    got = np.full((len(rows), max(len(e.completions) for e in rows)), np.nan)
+    options = max(len(e.completions) for e in rows)
+    got = np.full((len(rows), options, *values.shape[2:]), np.nan)
     for row, own in zip(order, values, strict=True):
         n = len(rows[row].completions)
         got[row, :n] = own[:n]
@@ -131,3 +133,11 @@ def test_a_temperature_divides_the_logits_and_not_what_bfloat16_holds_of_them():
     wanted = jnp.take_along_axis(logprobs, batch.targets[..., None], -1)[..., 0] * batch.loss_mask
     got = completion_logprob(decoder, batch, 1.7)
     np.testing.assert_allclose(got, wanted.sum(-1), atol=1e-4)
+
+
+def test_several_temperatures_share_one_pass_and_change_nothing():
+    decoder = tiny_decoder()
+    together = scores(decoder, ROWS, temperature=np.array([1.0, 1.7, 0.5], np.float32))
+    for i, temperature in enumerate((1.0, 1.7, 0.5)):
+        alone = expected(decoder, ROWS, temperature)
+        np.testing.assert_allclose(together[..., i], alone, rtol=0, atol=1e-4)

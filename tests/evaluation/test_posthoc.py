@@ -1,11 +1,17 @@
 """The fitted temperature is the one an independent optimiser finds."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.posthoc import fit_temperature
+from cogcalib_jax.evaluation.posthoc import (
+    FittedTemperature,
+    fit_temperature,
+    stored_temperature,
+)
 from cogcalib_jax.evaluation.predictions import Predictions
 
 
@@ -77,3 +83,42 @@ def test_answers_without_a_mistake_are_refused():
     perfect = Predictions(predictions.logprobs, predictions.tokens, right, "sum")
     with pytest.raises(UserError, match="all 400 calibration questions .*data.calibration_rows"):
         fit_temperature(perfect)
+
+
+def stored(folder, **temperature):
+    content = {"base": {"name": "base", "hash": "0"}, "temperature": {"rows": 40} | temperature}
+    (folder / "calibration.json").write_text(json.dumps(content))
+    return stored_temperature(folder)
+
+
+def test_a_temperature_at_its_bound_is_a_warning_in_words(tmp_path):
+    """As the fit gives it: scores that are confidently wrong, and scores that are next to right."""
+    wrong = np.log(np.tile([[0.97, 0.01, 0.01, 0.01]], (10, 1)))
+    tokens, answers = np.ones((10, 4), int), np.array([0] + [1] * 9)
+    upper = fit_temperature(Predictions(wrong, tokens, answers, "sum"))
+    warning = stored(tmp_path, value=upper, why_none=None).warning
+    assert "100, the upper bound" in warning and "40 calibration questions" in warning
+    almost = np.where(np.arange(4) == 0, -1e-9, -3.0) * np.ones((1000, 1))
+    almost[0] = [-1e-9, -1e-10, -3.0, -3.0]
+    right = np.zeros(1000, int)
+    lower = fit_temperature(Predictions(almost, np.ones((1000, 4), int), right, "sum"))
+    warning = stored(tmp_path, value=lower, why_none=None).warning
+    assert "0.01, the lower bound" in warning and "data.calibration_rows" in warning
+
+
+def test_a_temperature_that_could_not_be_fitted_is_a_warning_with_its_reason(tmp_path):
+    warning = stored(tmp_path, value=None, why_none="temperature: all are right").warning
+    assert warning == "no temperature was fitted: all are right"
+
+
+def test_an_ordinary_temperature_is_no_warning(tmp_path):
+    assert stored(tmp_path, value=1.3, why_none=None) == FittedTemperature(1.3, None, 40)
+    assert stored(tmp_path, value=99.0, why_none=None).warning is None
+    (tmp_path / "calibration.json").unlink()
+    assert stored_temperature(tmp_path) is None
+
+
+@pytest.mark.parametrize("value", [0, -1, "warm", [], float("inf")])
+def test_a_damaged_temperature_is_named(tmp_path, value):
+    with pytest.raises(UserError, match=r"calibration\.json: .*[Tt]rain again"):
+        stored(tmp_path, value=value, why_none=None)

@@ -15,7 +15,17 @@ from tests.metrics.cases import SETTINGS, option_rows, rows
 
 SUMMARY_KEYS = {
     *("n", "accuracy", "ece", "ece_noise_floor", "ece_p_value", "ece_debiased", "ece_equal_mass"),
-    *("ece_classwise", "ece_smooth", "mce", "nll", "brier", "auroc", "aurc", "confidence"),
+    *(
+        "chance",
+        "ece_classwise",
+        "ece_smooth",
+        "mce",
+        "nll",
+        "brier",
+        "auroc",
+        "aurc",
+        "confidence",
+    ),
     *("coverage_at_90", "vocab", "ci95"),
 }
 VOCAB_KEYS = {

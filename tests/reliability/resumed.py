@@ -19,6 +19,11 @@ BY_BYTES = (
     "config.yaml",
     "command.txt",
     "comparison.json",
+    "base.json",
+    "recommended.json",
+    "validation.jsonl",
+    "*/validation.jsonl",
+    "*/predictions/*.jsonl",
     "laplace.json",
     "predictions/*.jsonl",
     "adapter/*",
@@ -73,7 +78,7 @@ def differences(one: Path, other: Path) -> list[str]:
     places = {path.parent.relative_to(one) for path in one.rglob("config.yaml")}
     different = [] if places else ["no run"]
     for place in sorted(places):
-        for pattern in (*BY_BYTES, *_READ, "style/metrics.jsonl"):
+        for pattern in (*BY_BYTES, *_READ, "*/eval.json", "style/metrics.jsonl"):
             read = _READ.get(Path(pattern).name, Path.read_bytes)
             theirs = {p.relative_to(other): read(p) for p in (other / place).glob(pattern)}
             ours = {p.relative_to(one): read(p) for p in (one / place).glob(pattern)}

@@ -65,7 +65,7 @@ def read_page(folder: Path) -> Page:
 
 def test_the_printed_table_holds_the_numbers_of_comparison_json(comparison):
     _, text, table = comparison
-    for name, key in (("SFT  ", "sft"), ("CoLS (ours", "cols"), ("SFT + temp", "sft_temperature")):
+    for name, key in (("SFT  ", "sft"), ("CoLS  ", "cols"), ("LS on all", "ls")):
         line = next(line for line in text.split("\n") if line.startswith(name))
         m = table[key]["world"]
         for shown in (m["ece"], m["ece_noise_floor"]["p95"], m["brier"], m["nll"], m["auroc"]):
@@ -133,7 +133,7 @@ def test_tables_of_the_page_mark_their_headers(comparison):
     headers = page.all("th")
     assert {attrs["scope"] for attrs in headers} == {"col", "row"}
     assert sum(attrs["scope"] == "row" for attrs in headers) == 5 + 7 + 5 + 5
-    assert "CoLS (ours: LS on known data)" in page.text
+    assert "CoLS (label smoothing on known data, Wang et al. 2025)" in page.text
 
 
 def test_the_page_holds_config_and_provenance(comparison):
@@ -215,7 +215,7 @@ def single_run(folder: Path, *, n: int = 60, task: str = "world", sharpness: flo
 def test_a_single_run_has_one_row_and_no_verdict_on_differences(tmp_path):
     run = single_run(tmp_path / "run")
     text = write_report(run)
-    assert text.count("CoLS (ours: LS on known data)") == 1
+    assert text.count("\nCoLS  ") == 1
     assert "SFT" not in text
     assert "gate" not in text
     assert {p.name for p in (run / "plots").iterdir()} == {f"{name}.png" for name in NAMES}

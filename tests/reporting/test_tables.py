@@ -1,10 +1,12 @@
 """The table shows the numbers of eval.json, rounded, and nothing else."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.reporting.names import is_ours, long_name, looks, short_name
+from cogcalib_jax.reporting.names import is_cogcalib, long_name, looks, short_name
 from cogcalib_jax.reporting.tables import as_markdown, as_text, comparison_table, vocabulary_table
 
 
@@ -66,7 +68,8 @@ def test_rows_of_several_models_say_what_they_cost():
     table = comparison_table(
         [{"sft": metrics(), "mc_dropout": metrics(mc_passes=10), "ensemble": metrics(members=5)}]
     )
-    assert [row[0] for row in table.rows[1:]] == ["SFT with MC-dropout", "Deep ensemble of SFT"]
+    assert [row[0] for row in table.rows[1:]] == ["MC-dropout", "Ensemble"]
+    assert "\nEnsemble (deep ensemble of SFT, Lakshminarayanan et al. 2017)." in table.note
     assert "\nMC-dropout: probabilities averaged over 10 passes" in table.note
     assert "an answer costs 10 times as much" in table.note
     assert "\nEnsemble: probabilities averaged over 5 members" in table.note
@@ -94,6 +97,40 @@ def test_text_columns_line_up():
     assert header.rstrip().endswith("ECE over")
 
 
+EVERY_ROW = [
+    *("base", "commonest_answer", "sft", "sft_temperature", "sft_best_epoch"),
+    *("sft_best_epoch_temperature", "ls", "ls_temperature", "cols", "cols_temperature"),
+]
+
+
+def test_a_temperatures_row_is_indented_below_its_method_on_a_terminal():
+    table = comparison_table([{key: metrics() for key in EVERY_ROW}])
+    lines = as_text(table).split("\n")
+    table_lines = lines[: lines.index(next(x for x in lines if x.startswith("CoLS"))) + 2]
+    assert max(map(len, table_lines)) <= 100
+    below = {before.split("  ")[0]: after for before, after in pairwise(table_lines)}
+    for name in ("SFT", "SFT, best epoch", "LS on all data", "CoLS"):
+        assert below[name].startswith("  + temperature ")
+    assert "| SFT + temperature |" in as_markdown(table)
+
+
+def test_the_table_says_which_row_predict_gives():
+    table = comparison_table([{"sft": metrics(), "sft_temperature": metrics()}])
+    assert "the confidences that eval.py --predict and calibration.json give" in table.note
+    assert "--predict" not in comparison_table([{"sft": metrics()}]).note
+
+
+def test_no_method_of_others_is_called_ours():
+    keys = [*EVERY_ROW, "combls", "coecp", "mc_dropout", "ensemble", "laplace_lora", "blob"]
+    assert "ours" not in as_text(comparison_table([{key: metrics() for key in keys}]))
+
+
+def test_rows_without_a_vocabulary_are_left_out_of_its_table_alone():
+    results = {"commonest_answer": metrics(vocab=None), "sft": metrics()}
+    assert [row[0] for row in vocabulary_table(results).rows] == ["SFT"]
+    assert comparison_table([results]).rows[0][-1] == "n/a"
+
+
 def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
     table = comparison_table([{"a|b": metrics(), "sft_temperature": metrics()}])
     lines = [line for line in as_markdown(table).split("\n") if line.startswith("|")]
@@ -108,14 +145,18 @@ def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
         ("sft_best_epoch", "SFT, best validation epoch"),
         ("sft_temperature", "SFT + temperature"),
         ("ls", "LS on all data"),
-        ("cols", "CoLS (ours: LS on known data)"),
-        ("combls", "CoMbLS (ours: MbLS on known data)"),
+        ("cols", "CoLS (label smoothing on known data, Wang et al. 2025)"),
+        ("combls", "CoMbLS (margin-based label smoothing on known data, Wang et al. 2025)"),
+        ("coecp", "CoECP (confidence penalty on known data, Wang et al. 2025)"),
+        ("sft_best_epoch_temperature", "SFT, best validation epoch + temperature"),
+        ("base", "Base (the model as it was given, before style adaptation)"),
         ("cols_temperature", "CoLS + temperature"),
         ("ls-frozen_labels", "LS on known data, frozen labels"),
         ("ecp-oracle", "ECP on known data, true labels"),
-        ("mc_dropout", "SFT with MC-dropout"),
-        ("ensemble", "Deep ensemble of SFT"),
-        ("laplace_lora", "Laplace-LoRA around SFT"),
+        ("mc_dropout", "MC-dropout (SFT with dropout while answering, Gal and Ghahramani 2016)"),
+        ("ensemble", "Ensemble (deep ensemble of SFT, Lakshminarayanan et al. 2017)"),
+        ("laplace_lora", "Laplace-LoRA (a normal distribution around SFT, Yang et al. 2024)"),
+        ("blob", "BLoB (SFT with a distribution over A, Wang et al. 2024)"),
         ("something_else", "something_else"),
         ("strange_temperature", "strange_temperature"),
     ],
@@ -124,10 +165,10 @@ def test_methods_have_names_for_people(key, name):
     assert long_name(key) == name
 
 
-def test_only_the_gated_methods_themselves_are_ours():
+def test_only_the_gated_methods_themselves_are_cogcalibs():
     keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
     keys += ["mc_dropout", "ensemble", "laplace_lora"]
-    assert [key for key in keys if is_ours(key)] == ["cols", "coecp"]
+    assert [key for key in keys if is_cogcalib(key)] == ["cols", "coecp"]
 
 
 def test_a_method_looks_the_same_whatever_stands_beside_it():

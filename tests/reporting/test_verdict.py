@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss
 
-from cogcalib_jax.metrics import brier_per_row, nll_per_row, summarize
+from cogcalib_jax.metrics import (
+    brier_per_row,
+    nll_per_row,
+    summarize,
+    summarize_confidence,
+)
 from cogcalib_jax.reporting.records import Predictions
-from cogcalib_jax.reporting.verdict import compare, difference_table, verdict
+from cogcalib_jax.reporting.verdict import compare, difference_table, tempered_pairs, verdict
 from tests.reporting.synthetic import option_probs
 
 RESAMPLES = 1000
@@ -81,7 +86,7 @@ def test_the_gates_worth_is_not_read_off_terms_of_different_weight():
     assert "not known: CoLS was trained with weight 0.05, LS on all data with 0.3" in told
 
 
-def test_every_gate_is_held_against_all_data_and_ours_against_a_random_share():
+def test_every_gate_is_held_against_all_data_and_cogcalibs_against_a_random_share():
     sharpness = {"sft": 2.5, "ls": 1.0, "cols": 2.0, "ls-random": 1.0, "ls-oracle": 2.0}
     comparisons, lines = judge(seed_of(sharpness))
     against = {(c.method, c.other): c.outcome for c in comparisons if c.other != "sft"}
@@ -168,6 +173,57 @@ def test_an_ece_at_its_floor_is_called_indistinguishable_and_no_more():
     _, lines = judge(seed_of({"sft": 2.5, "cols": 1.0}, seed=1))
     assert "ECE at its noise floor, not distinguishable from calibrated at n = 500: CoLS." in lines
     assert not any("is calibrated" in line for line in lines)
+
+
+def test_a_model_at_chance_is_never_called_calibrated():
+    """Confidences of 1 / 8 and answers drawn at random: an ECE at its floor, and worth nothing."""
+    rng = np.random.default_rng(0)
+    probs, mask = np.full((500, 8), 1 / 8), np.full((500, 8), True)
+    answers = rng.integers(0, 8, 500)
+    metrics = summarize(probs, mask, answers, resamples=200)
+    assert metrics["ece_p_value"] > 0.05
+    lines = verdict([], [{"sft": metrics, "cols": answered(1.0, seed=1)[1]}])
+    (floor,) = [line for line in lines if "noise floor" in line]
+    assert floor.endswith(": CoLS.")
+    (chance,) = [line for line in lines if line.startswith("At chance")]
+    assert chance.endswith(": SFT.") and "nothing is said of calibration" in chance
+
+
+def test_open_answers_of_which_none_is_right_mean_nothing():
+    nothing = summarize_confidence(np.full(60, 1e-9), np.zeros(60), resamples=100)
+    (line,) = verdict([], [{"sft": nothing}])
+    assert line == "Next to nothing right, so confidence means nothing (n = 60): SFT."
+
+
+def test_the_constant_prediction_is_neither_at_its_floor_nor_at_chance():
+    constant = answered(1.0, seed=1)[1]
+    assert verdict([], [{"commonest_answer": constant}]) == []
+
+
+def test_rows_beside_the_methods_leave_the_comparisons_as_they_were():
+    """New rows must not make Holm's families of published tables larger."""
+    methods = {"sft": 2.5, "sft_best_epoch": 1.5, "sft_temperature": 1.0, "ls": 1.2, "cols": 1.1}
+    more = {"base": 1.0, "commonest_answer": 0.1, "sft_best_epoch_temperature": 1.0}
+    more |= {"ls_temperature": 1.0, "cols_temperature": 1.0}
+    before, after = (
+        compare([seed_of(rows)[0]], resamples=RESAMPLES) for rows in (methods, methods | more)
+    )
+    assert before == after
+    assert tempered_pairs([*methods, *more]) == [
+        ("sft_best_epoch_temperature", "sft_temperature"),
+        ("ls_temperature", "sft_temperature"),
+        ("cols_temperature", "sft_temperature"),
+    ]
+    assert tempered_pairs(["sft", "cols", "cols_temperature"]) == []
+
+
+def test_methods_with_a_temperature_each_are_compared_among_themselves():
+    predictions, numbers = seed_of({"sft": 2.5, "sft_temperature": 1.0, "cols_temperature": 2.0})
+    scaled = compare([predictions], pairs=tempered_pairs(predictions), resamples=RESAMPLES)
+    lines = verdict(scaled, [numbers])
+    assert lines[0].startswith("Worse than SFT + temperature beyond noise: CoLS + temperature (")
+    table = difference_table(scaled, 500)
+    assert table.rows[0][0] == "CoLS minus SFT" and "with its temperature" in table.header[0]
 
 
 def test_one_seed_says_that_training_noise_is_not_covered():

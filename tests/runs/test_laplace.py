@@ -49,7 +49,7 @@ def probs(folder):
 
 def test_it_is_a_row_derived_from_sft(comparison):
     table = read(comparison / "comparison.json")
-    assert list(table) == ["sft", "sft_best_epoch", "sft_temperature", "laplace_lora"]
+    assert list(table)[-1] == "laplace_lora" and "laplace_lora_temperature" not in table
     folder = comparison / "laplace_lora"
     numbers = read(folder / "eval.json")
     numbers.pop("provenance")
@@ -89,7 +89,7 @@ def test_without_sft_it_is_trained_as_sft_would_be(comparison, base, tmp_path):
     run = tmp_path / "run"
     options = ("--lora.dropout", "0", "--compare", "ls,laplace_lora")
     assert run_main(train.main, arguments(base, run, *options)) == 0
-    assert list(read(run / "comparison.json")) == ["ls", "laplace_lora"]
+    assert {"ls", "laplace_lora"} <= set(read(run / "comparison.json"))
     alone, beside = run / "laplace_lora", comparison / "laplace_lora"
     assert (alone / ADAPTER).read_bytes() == (comparison / "sft" / ADAPTER).read_bytes()
     np.testing.assert_allclose(probs(alone), probs(beside), atol=1e-6)
