@@ -13,6 +13,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.loading import load_test
+from cogcalib_jax.evaluation.predictions import write_rows
 from tests.data.shapes import FIRST
 
 DAY = datetime(2026, 3, 4, 5, 6, 7)
@@ -83,3 +84,15 @@ def test_values_of_python_become_json(value, expected):
 def test_a_value_without_a_form_in_json_is_refused_by_its_type():
     with pytest.raises(BadRow, match="type complex"):
         as_json({"x": [1j]})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_files_of_predictions_are_strict_json(tmp_path, number):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(FIRST | {"difficulty": [number]}) + "\n")
+    (example,), _ = load_test(DataConfig(task="custom", path=str(rows)), 0)
+    write_rows(tmp_path / "out.jsonl", [{"extra": example.extra}])
+    assert (tmp_path / "out.jsonl").read_text() == '{"extra": {"difficulty": [null]}}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_rows(tmp_path / "other.jsonl", [{"nll": number}])
+    assert not (tmp_path / "other.jsonl").exists()

@@ -120,15 +120,6 @@ def test_no_network_says_what_to_do():
         load_splits(DataConfig(task="openbookqa"), 0)
 
 
-def test_an_unknown_split_of_the_hub_says_what_to_do(monkeypatch):
-    def load_dataset(name, config, split):
-        raise ValueError(f'Unknown split "{split}". Should be one of ["test"].\nmore')
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match="split 'train': Unknown split \"train\".*--data.path"):
-        load_splits(DataConfig(task="openbookqa"), 0)
-
-
 def test_an_unlabelled_split_says_so(tmp_path):
     for name in ("train", "validation"):
         write(

@@ -153,3 +153,40 @@ def test_a_bad_first_row_is_refused(read, bad, message):
 def test_a_file_without_rows_is_refused(read):
     with pytest.raises(UserError, match="has no rows; give one prediction a line"):
         read("", " ")
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        (
+            'option_probs,answer,topic\n"[0.25, 0.75]",1,007\n"[0.5, 0.5]",0,\n',
+            [
+                {"option_probs": [0.25, 0.75], "answer": 1, "topic": "007"},
+                {"option_probs": [0.5, 0.5], "answer": 0},
+            ],
+        ),
+        (
+            "confidence,correct\n0.7,True\n0.25,false\n1,0\n",
+            [
+                {"confidence": 0.7, "correct": True},
+                {"confidence": 0.25, "correct": False},
+                {"confidence": 1, "correct": 0},
+            ],
+        ),
+    ],
+)
+def test_a_table_holds_numbers_as_texts(tmp_path, table, rows):
+    csv, jsonl = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    csv.write_text(table)
+    jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, expected = read_scored(csv), read_scored(jsonl)
+    assert found.fields == expected.fields
+    for name in vars(expected.scores):
+        np.testing.assert_equal(getattr(found.scores, name), getattr(expected.scores, name))
+
+
+def test_a_cell_that_is_no_number_is_refused_by_its_line(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("confidence,correct\n0.7,true\n70 %,true\n")
+    with pytest.raises(UserError, match="rows.csv:3: confidence is '70 %'"):
+        read_scored(file)
