@@ -54,7 +54,7 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
     train, validation, notes = _without_overlap(official, config)
     if official.validation is not None and not validation:
         raise UserError(
-            f"task {config.task}: every validation row {_leak('test', config)}; give other"
+            f"task {config.task}: all validation rows {_leak('test', config)}; give other"
             f" validation rows, or none (they are then carved from train){_keep(config)}"
         )
     lost = "".join(f" ({note})" for note in notes if note.startswith("train:"))
@@ -171,8 +171,8 @@ def _drops_groups(config: DataConfig) -> bool:
 
 
 def _leak(later: str, config: DataConfig) -> str:
-    shares = " or shares its group" if _drops_groups(config) else ""
-    return f"repeats a question of the {later} split{shares}"
+    shares = " or share its group" if _drops_groups(config) else ""
+    return f"repeat a question of the {later} split{shares}"
 
 
 def _keep(config: DataConfig) -> str:
@@ -203,7 +203,7 @@ def _without_overlap(
             elif i < n_before_test:
                 kept_validation.append(i)
     notes = [
-        f"{name}: {n} of {len(getattr(official, name))} rows left out, since each "
+        f"{name}: {n} of {len(getattr(official, name))} rows left out, since they "
         f"{_leak(later, config)}"
         for (name, later), n in lost.items()
         if n

@@ -56,11 +56,11 @@ def require_fields(wanted: Sequence[str], tasks: Mapping[str, Sequence[Mapping[s
     there = {task: fields_of(rows) for task, rows in tasks.items()}
     every = list(dict.fromkeys(name for names in there.values() for name in names))
     good = [name for name in every if not any(_why_not(name, *entry) for entry in tasks.items())]
-    others = f"choose another field (there are: {', '.join(good) or 'none'})"
+    others = f"; or choose another field (there are: {', '.join(good)})" if good else ""
     for field in wanted:
         for task, rows in tasks.items():
             if reason := _why_not(field, task, rows):
-                raise UserError(f"by = {field}: {reason}; {others}")
+                raise UserError(f"by = {field}: {reason}{others}")
         if field not in every:
             known = ", ".join(good) or f"none, as {', '.join(tasks)} says nothing of its questions"
             raise UserError(f"by = {field}: no such field of the questions (there are: {known})")
@@ -73,7 +73,7 @@ def _why_not(field: str, task: str, rows: Sequence[Mapping[str, Any]]) -> str | 
     if isinstance(odd, float):
         return (
             f"holds numbers with decimals in {task} ({len(set(map(str, values))):,} different"
-            f" values, such as {odd}); expected texts, whole numbers, or true and false, at most"
+            f" values, such as {odd:g}); expected texts, whole numbers, or true and false, at most"
             f" {MOST_VALUES} different ones. Give each row a field with the range that its number"
             ' falls in, such as "low" and "high"'
         )

@@ -270,7 +270,7 @@ def test_mmlu_trains_on_auxiliary_rows_and_tests_on_its_own():
     assert all(row.extra == {} for row in splits.train + splits.style + splits.calibration)
     # One training row asks a test question in other words' case and order; it is left out.
     assert (
-        "train: 1 of 12 rows left out, since each repeats a question of the test split or shares"
+        "train: 1 of 12 rows left out, since they repeat a question of the test split or share"
         " its group"
     ) in splits.notes
     assert len(splits.train + splits.style + splits.calibration) == 11

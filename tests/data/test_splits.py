@@ -203,7 +203,7 @@ def test_too_few_rows_name_the_numbers():
         make_splits(Official(plain(6), plain(2, "v"), plain(2, "t")), config(calibration_rows=5))
     with pytest.raises(UserError, match="0 training rows are too few"):
         make_splits(Official(plain(3, "t"), plain(2, "v"), plain(3, "t")), config())
-    with pytest.raises(UserError, match="every validation row repeats"):
+    with pytest.raises(UserError, match="all validation rows repeat"):
         make_splits(Official(plain(30), plain(2, "t"), plain(3, "t")), config())
 
 

@@ -126,7 +126,7 @@ def test_a_field_that_cannot_group_is_refused_with_those_that_can(values, reason
     with pytest.raises(UserError, match=reason) as caught:
         require_fields(["f"], {"a": rows, "b": [{"lang": "en"}]})
     assert str(caught.value).startswith("by = f: ")
-    assert str(caught.value).endswith("; choose another field (there are: lang)")
+    assert str(caught.value).endswith("; or choose another field (there are: lang)")
 
 
 def test_questions_are_grouped_by_group_and_extra():
