@@ -78,7 +78,15 @@ def metrics_of(n, p_value, ece=0.2):
         "ece_p_value": p_value,
         "nll": 1.0,
         "brier": 0.6,
+        "chance": 0.25,
+        "ci95": {"accuracy": [0.4, 0.6]},
     }
+
+
+def test_nothing_is_said_of_the_calibration_of_a_group_at_chance():
+    groups = {"art": metrics_of(SMALL, 0.5), "law": metrics_of(SMALL, 0.5) | {"chance": 0.5}}
+    table = subgroup_table("subject", {"": groups})
+    assert [row[5] for row in table.rows] == ["no", "at chance"]
 
 
 def test_small_groups_say_so_and_are_no_part_of_the_correction():

@@ -97,7 +97,7 @@ def test_it_is_the_end_of_the_text_and_the_first_card_of_the_page(run):
     found = words(run)
     assert write_report(run).endswith(found.as_text())
     page = (run / "report.html").read_text()
-    assert page.index("Take: ") < page.index("Results on world")
+    assert page.index("<h2>Take: ") < page.index("<h2>Results on world")
 
 
 def test_runs_of_earlier_releases_have_none(run):
