@@ -214,13 +214,12 @@ def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
     with tqdm(planned, desc=folder.name, unit="cell") as bar:
         for cell in bar:
             bar.set_postfix_str(cell.title)
-            style_key = json.dumps(
-                style_identity(with_own_lora(cell.config).identity()), sort_keys=True
-            )
+            settings = style_identity(with_own_lora(cell.config).identity())
+            style_key = json.dumps([settings, cell.config.places()], sort_keys=True)
             try:
                 _run(cell, styles.get(style_key), work)
-            except Preempted:
-                raise Preempted(f"in {cell.title}; start the same suite again") from None
+            except Preempted as stopped:
+                raise stopped.with_words(f"in {cell.title}") from None
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
                 write_whole(cell.folder / "failure.txt", without_person(traceback.format_exc()))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
-from cogcalib_jax.experiments.before_work import refuse_meaningless, require_folder
+from cogcalib_jax.experiments.before_work import goes_on, refuse_meaningless, require_folder
 from cogcalib_jax.experiments.choosing import BEST_EPOCH, Candidate, Found, numbers_of, recommend
 from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.trying import Trial, read_trial, require_same_trials, train_missing
@@ -117,7 +117,7 @@ def tune(argv: list[str]) -> str:
     if config.dry_run:
         return trials_text(trials)
     require_folder(folder, "--out")
-    with holding_locks():
+    with goes_on(folder, ["tune", *argv]), holding_locks():
         lock_folder(folder)
         share_compiled_steps(folder / "compiled")
         for trial in trials:

@@ -31,7 +31,7 @@ from cogcalib_jax.engine.step import (
 )
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.objective import GateInputs
-from cogcalib_jax.preemption import Preempted, held_back
+from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable
@@ -69,8 +69,8 @@ def run_phase(
     one that goes on from lines that are gone is not used.
 
     Raises:
-        Preempted: SIGTERM came. The state after the last update is saved, without what would have
-            followed it: on resume, that comes first.
+        Preempted: SIGTERM or Ctrl-C came. The state after the last update is saved, without what
+            would have followed it: on resume, that comes first.
     """
     identity = trainable.identity | {
         # That of the run names all methods of a comparison, and `name` only abbreviates.
@@ -126,7 +126,7 @@ def run_phase(
                             # And a state whose loss is not finite is never saved.
                             log.flush(bar)
                     if stop_after_update():
-                        raise Preempted
+                        raise requested() or Preempted
                     with log.paused(), _taken_back(journals, course):
                         followed = pause(course.progress, course.updates)
                         with held_back():
@@ -134,13 +134,13 @@ def run_phase(
                             if course.updates in phase.save_at:
                                 save()
                 if stop_after_phase():
-                    raise Preempted
-            except Preempted:
+                    raise requested() or Preempted
+            except Preempted as stopped:
                 log.flush(bar)
                 if not course.saved:
                     save()
                 checkpoints.wait()
-                raise Preempted(
+                raise stopped.with_words(
                     f"saved after update {course.updates} of {phase.steps} ({phase.title})"
                 ) from None
             log.flush(bar)
