@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import damage
@@ -36,6 +37,7 @@ def read_hub(hub: Hub, split: str) -> list[Row]:
     # Imported here: it takes about a second, and the world and local files do without.
     import datasets
 
+    quiet_downloads(datasets)
     source = f"{hub.name}{f' ({hub.config})' if hub.config else ''} on the Hugging Face Hub"
     try:
         rows = datasets.load_dataset(hub.name, hub.config, split=split)

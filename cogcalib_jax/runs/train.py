@@ -117,8 +117,12 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
 
 
 def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
+    methods = ", ".join([*config.resolved_methods(), *config.sampling_baselines])
     if config.resume:
+        say(f"== Resuming {folder}: {methods}")
         take_up(folder)
+    else:
+        say(f"== Run {folder}: {methods}")
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
     require_even_batches(config)

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
+from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
-from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.engine.step import (
     StepFunction,
@@ -90,6 +89,7 @@ def run_phase(
             course = _Course(progress, 0, followed=False, saved=True)
         else:
             start = restored.step
+            say(f"   {phase.title}: goes on from update {start} of {phase.steps}")
             course = _Course(restored.tree, start, followed=not restored.stopped, saved=True)
         # Also without a checkpoint: the phase may have been killed before its first one.
         for journal in journals:
@@ -110,10 +110,7 @@ def run_phase(
             save()
         log = StepLog(journals[0], phase, trainable.training)
         batches, update = _updates(trainable, phase, course)
-        bar = tqdm(
-            total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
-        )
-        with bar:
+        with progress_bar(phase.steps, phase.title, "step", start=start) as bar:
             try:
                 for tokens, batch, labels in batches:
                     # SIGTERM waits: the state is donated to the update, and whole only after it.

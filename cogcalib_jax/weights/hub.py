@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import require_no_way_out
 
@@ -36,6 +38,7 @@ def model_folder(name: str | Path, *, weights: bool = True) -> Path:
             " Hub id (OWNER/NAME)"
         )
     patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else ())
+    quiet_downloads(huggingface_hub.utils)
     try:
         return Path(snapshot_download(text, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, ConnectionError) as error:
