@@ -88,7 +88,7 @@ def killed_after_an_epoch(command, monkeypatch):
 
 
 def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch, capsys):
-    """Another working folder, and no word but the run's folder: even eval.json has the same bytes."""
+    """Elsewhere, and told no more than the run's folder: even eval.json has the same bytes."""
     monkeypatch.chdir(tmp_path)
     command = arguments(base, "run", "--method.name", "cols")
     killed_after_an_epoch(command, monkeypatch)

@@ -43,9 +43,9 @@ def test_stopped_at_any_moment_and_resumed_is_the_run_that_was_not(place):
         else:
             code, begins = TOLD[stop[0]]
             assert done.returncode == code, told
-            line, command = done.stderr.splitlines()[-2:]
+            line, again = done.stderr.splitlines()[-2:]
             assert line.startswith(begins) and line.endswith("; go on with"), told
-            assert command == " ".join(["python train.py", *RESUME])
+            assert again == " ".join(["python train.py", *RESUME])
         assert "\r" not in done.stderr
     done = train(RESUME, place / "stopped", compiled)
     assert done.returncode == 0, done.stderr[-4000:]

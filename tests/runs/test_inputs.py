@@ -22,7 +22,7 @@ def config(*argv):
         ({"base": "x"}, "model.path = base: the weights of the base differ .* --model.path"),
         ({"adapter": "x"}, "adapter = first: the weights of the adapter differ .* --adapter"),
         ({"data": {"train": "x", "test": "s"}}, "data.path = rows: the rows differ .split train."),
-        ({"data": {"train": "t", "test": "x"}}, "rows differ .split test. .* --data.path"),
+        ({"data": {"train": "t", "test": "x"}}, "data.path = rows: .* .split test. .* --data.path"),
     ],
 )
 def test_whichever_of_them_differs_is_named_with_its_option(change, told, tmp_path):
