@@ -5,6 +5,7 @@ each given once; no tags, no aliases. Scalars get no implicit type here.
 """
 
 import dataclasses
+import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ def read_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
+        names = [str(file) for file in Path(path).parent.glob("*.yaml")]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}? Else " if near and near[0] != path else ""
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); choose a preset with --config FILE"
+            f"{path}: cannot be read ({error.strerror}); {hint}choose a preset with --config FILE"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

@@ -40,13 +40,13 @@ class Programs(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What was counted and measured."""
-        updates = f"updates ({self.updates}, each {UPDATE_TO_PASS} times that) and " * bool(
-            self.updates
-        )
+        """The basis of `seconds`, in a sentence."""
+        counted = f"{self.passes} passes"
+        if self.updates:
+            counted = f"{self.updates} updates, each {UPDATE_TO_PASS} times that, and {counted}"
         return (
-            f"A pass that scores was compiled just now, in {self.pass_seconds:.1f} s, and the"
-            f" programs counted: {updates}passes ({self.passes})."
+            f"A pass that scores was compiled just now, in {self.pass_seconds:.1f} s; there are"
+            f" {counted} to compile."
         )
 
 

@@ -344,9 +344,8 @@ def show_time(
         f"Operations by formula, over {rates.at_once / 1e9:,.1f} GFLOP/s, which products of this"
         f" model's shape ({rows} x {width} x {inner}) reached just now. Attention, norms, data and"
         f" whatever else runs here are not in that: they take {FACTOR[0]} to {FACTOR[1]} times as"
-        f" long. {programs.words} On a machine that does nothing else expect"
-        f" {duration(FACTOR[0] * operations + fixed)} to"
-        f" {duration(FACTOR[1] * operations + fixed)}."
+        f" long. {programs.words} Expect {duration(FACTOR[0] * operations + fixed)} to"
+        f" {duration(FACTOR[1] * operations + fixed)}, if this machine stays as busy as it is now."
     )
 
 

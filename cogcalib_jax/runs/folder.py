@@ -199,8 +199,8 @@ def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[
 def stored_config(argv: Sequence[str], cls: type) -> list[str]:
     """`--config` with the file that a resumed run or evaluation stored, as words before `argv`.
 
-    Empty if `argv` resumes nothing, names a file itself, or names a folder that holds none: the
-    start of the program says so then.
+    Empty if `argv` resumes nothing or names a file itself; also for one of several processes whose
+    host lacks the folder. Raises UserError if there is nothing to resume.
     """
     given = split_arguments(cls, argv)
     resume, run_dir = (given.words.get(name) for name in ("resume", "run_dir"))
@@ -208,6 +208,8 @@ def stored_config(argv: Sequence[str], cls: type) -> list[str]:
         return []
     file = Path(run_dir) / CONFIG_FILE
     if not file.is_file():
+        if not any(name.startswith("distributed.") for name in given.words):
+            _choose(run_dir, "", resume=True)
         return []
     require_no_way_out(file.parent, (file,))
     return ["--config", str(file)]

@@ -153,7 +153,9 @@ def test_what_is_resumed_says_itself_what_it_is(tmp_path):
     (tmp_path / "run").mkdir()
     file = tmp_path / "run" / "config.yaml"
     asked = ["--resume", "--run-dir", str(file.parent)]
-    assert stored_config(asked, RunConfig) == []
+    with pytest.raises(UserError, match="run: nothing to resume"):
+        stored_config(asked, RunConfig)
+    assert stored_config([*asked, "--distributed.auto"], RunConfig) == []
     file.write_text("seed: 3\n")
     assert stored_config(asked, RunConfig) == ["--config", str(file)]
     assert stored_config([*asked, "--seed", "3"], RunConfig) == ["--config", str(file)]
