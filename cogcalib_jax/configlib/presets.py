@@ -35,9 +35,10 @@ def read_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        names = [str(file) for file in Path(path).parent.glob("*.yaml")]
-        near = difflib.get_close_matches(path, names, n=1, cutoff=0.75)
-        hint = f"did you mean {near[0]}? Else " if near and near[0] != path else ""
+        file = Path(path)
+        names = [other.name for other in file.parent.glob("*.yaml") if other != file]
+        near = difflib.get_close_matches(file.name, names, n=1, cutoff=0.75)
+        hint = f"did you mean {file.with_name(near[0])}? Else " if near else ""
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); {hint}choose a preset with --config FILE"
         ) from error
