@@ -5,28 +5,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cogcalib_jax.configlib import load_config
 from cogcalib_jax.distributed import ending_together, from_main, is_main
 from cogcalib_jax.errors import plain_text, run_main
 from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.runs.config import RunConfig, require_nothing_retyped, settle_comparison
+from cogcalib_jax.runs.config import load_training
 from cogcalib_jax.runs.dry_run import dry_run_training
-from cogcalib_jax.runs.train import train_run
+from cogcalib_jax.runs.folder import resumable, resume_command
+from cogcalib_jax.runs.train import PROGRAM, train_run
 
 DEFAULT_PRESET = Path(__file__).parent / "configs" / "world.yaml"
 
 
 def main(argv: list[str]) -> None:
-    loaded = load_config(
-        RunConfig, argv, prog="train.py", description=__doc__, default_preset=DEFAULT_PRESET
+    config, name = load_training(
+        argv, prog=PROGRAM, description=__doc__, default_preset=DEFAULT_PRESET
     )
-    require_nothing_retyped(loaded)
-    config = settle_comparison(loaded)
     if config.dry_run:
-        print(plain_text(dry_run_training(config, loaded.preset.stem)))
+        print(plain_text(dry_run_training(config, name)))
         return
-    folder = train_run(config, loaded.preset.stem, argv)
-    report = from_main(lambda: write_report(folder))
+    folder = train_run(config, name, argv)
+    with resumable(folder, resume_command(PROGRAM, folder)):
+        report = from_main(lambda: write_report(folder))
     if is_main():
         print(plain_text(report))
 

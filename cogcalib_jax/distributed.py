@@ -99,10 +99,14 @@ def start_processes(config: DistributedConfig) -> None:
     """Meet the other processes, before anything asks JAX for its devices; once per process.
 
     The program goes on in a child of this process, which watches over it.
-    Raises UserError where `auto` finds no cluster.
+    Raises UserError if `auto` finds no cluster, and on Windows, which has no `fork`.
     """
     if jax.distributed.is_initialized() or not (config.auto or config.coordinator):
         return
+    if not hasattr(os, "fork"):
+        raise UserError(
+            "distributed: several processes need Linux or macOS; leave out the distributed options"
+        )
     global _heartbeat_seconds
     _heartbeat_seconds = config.heartbeat_seconds
     link = continue_in_child(config.heartbeat_seconds)

@@ -90,13 +90,13 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
             return main(argv) or 0
     except UserError as error:
         return _refuse(str(error))
-    except Preempted as error:
-        how = str(error) or "start the same command again"
-        print("stopped by SIGTERM:", _plain_line(how), file=sys.stderr)
-        return PREEMPTED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # before Preempted: Interrupted is both
+        _tell_stop("interrupted", str(stopped), getattr(stopped, "command", ""))
         return INTERRUPTED
+    except Preempted as stopped:
+        kept = str(stopped) or ("" if stopped.command else "start the same command again")
+        _tell_stop("stopped by SIGTERM", kept, stopped.command)
+        return PREEMPTED
     except OSError as error:
         refused = refusal(error)
         if refused is None:
@@ -110,6 +110,12 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
             raise
         reason = str(error).splitlines()[0][:200]
         return _refuse(f"out of memory on the device ({reason}); {_MEMORY}")
+
+
+def _tell_stop(what: str, kept: str, command: str) -> None:
+    """Say how the program ended; the command that goes on is a line of its own, to be copied."""
+    line = f"{what}: {_plain_line(kept)}" if kept else what
+    print(f"{line}; go on with\n{plain_text(command)}" if command else line, file=sys.stderr)
 
 
 def _refuse(message: str) -> int:
@@ -130,6 +136,8 @@ def _plain_line(text: str) -> str:
 
 
 def _reader_is_gone() -> bool:
+    if not hasattr(select, "poll"):  # Windows, where a pipe without a reader is known by its error
+        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are reported unasked
     return bool(poll.poll(0))

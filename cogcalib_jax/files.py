@@ -11,6 +11,11 @@ from typing import IO
 
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # Libraries in Rust and C++ have no OSError, but keep its number in their text: safetensors writes
 # "(os error 28)", TensorStore "[os_error_code='28']" or "[OS error 28: ...]".
 _NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
@@ -65,3 +70,20 @@ def named(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def lock_file(file: int) -> None:
+    """Lock an open file for this process, at once or not at all.
+
+    The kernel frees the lock when the file is closed or the process ends, however that happens.
+
+    Raises:
+        OSError: another process holds it (EWOULDBLOCK or EACCES), or there are no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(file, 0, os.SEEK_SET)
+    msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

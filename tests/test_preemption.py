@@ -1,4 +1,4 @@
-"""SIGTERM ends a program once, and never between a block's two halves."""
+"""SIGTERM and Ctrl-C end a program once, and never between a block's two halves."""
 
 import signal
 import subprocess
@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from cogcalib_jax import preemption
-from cogcalib_jax.errors import PREEMPTED, run_main
-from cogcalib_jax.preemption import Preempted, held_back, listening
+from cogcalib_jax.errors import INTERRUPTED, PREEMPTED, run_main
+from cogcalib_jax.preemption import Interrupted, Preempted, held_back, listening
 
 
 def terminate():
@@ -37,6 +37,26 @@ def test_a_block_that_holds_it_back_is_finished_first():
         raise AssertionError
     assert done == ["inner", "outer"]
     assert not preemption.requested()
+
+
+def test_ctrl_c_waits_likewise_and_is_a_keyboard_interrupt():
+    done = []
+    with pytest.raises(KeyboardInterrupt) as raised, listening():
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+        raise AssertionError
+    assert done == ["whole"] and type(raised.value) is Interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_the_shell_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_of_the_block_goes_before_it():
@@ -68,21 +88,48 @@ def test_a_program_says_how_to_go_on_and_has_a_code_of_its_own(capsys):
     assert capsys.readouterr().err == "stopped by SIGTERM: start the same command again\n"
 
 
-def test_a_second_one_kills():
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, PREEMPTED, "stopped by SIGTERM"),
+        (signal.SIGINT, INTERRUPTED, "interrupted"),
+    ],
+)
+def test_the_command_that_goes_on_is_a_line_of_its_own(number, code, told, capsys):
+    def main(argv):
+        try:
+            signal.raise_signal(number)
+        except Preempted as stopped:
+            raise stopped.with_words(*argv) from None
+
+    command = "python train.py --resume --run-dir 'my  runs/x'"
+    assert run_main(main, ["saved after update 3", command]) == code
+    assert capsys.readouterr().err == f"{told}: saved after update 3; go on with\n{command}\n"
+    assert run_main(main, ["", command]) == code
+    assert capsys.readouterr().err == f"{told}; go on with\n{command}\n"
+
+
+def test_ctrl_c_with_nothing_kept_says_nothing_more(capsys):
+    assert run_main(lambda argv: signal.raise_signal(signal.SIGINT), []) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_one_kills(name):
     program = (
         "import signal\n"
         "from cogcalib_jax.errors import run_main\n"
         "from cogcalib_jax.preemption import held_back\n"
         "def main(argv):\n"
         "    with held_back():\n"
-        "        signal.raise_signal(signal.SIGTERM)\n"
+        f"        signal.raise_signal(signal.{name})\n"
         "        print('saving', flush=True)\n"
-        "        signal.raise_signal(signal.SIGTERM)\n"
+        f"        signal.raise_signal(signal.{name})\n"
         "        print('saved', flush=True)\n"
         "run_main(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGTERM
+    assert done.returncode == -signal.Signals[name]
     assert done.stdout == "saving\n" and done.stderr == ""
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import eval as eval_program
 import train
@@ -90,14 +90,49 @@ def killed_after_an_epoch(command, monkeypatch):
         run_main(train.main, command)
 
 
-def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch):
-    """Same words on the command line, another working folder: even eval.json has the same bytes."""
+def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch, capsys):
+    """Elsewhere, and told no more than the run's folder: even eval.json has the same bytes."""
     monkeypatch.chdir(tmp_path)
     command = arguments(base, "run", "--method.name", "cols")
     killed_after_an_epoch(command, monkeypatch)
     assert not (tmp_path / "run/eval.json").exists()
-    assert run_main(train.main, [*command, "--resume"]) == 0
+    capsys.readouterr()
+    assert run_main(train.main, ["--resume", "--run-dir", "run"]) == 0
+    told = capsys.readouterr().err
+    assert "== Resuming run: cols" in told and "goes on from update 3 of 6" in told
+    assert "\r" not in told
     assert differences(tmp_path / "run", cols) == []
+
+
+def test_a_base_that_moved_is_known_by_its_weights(cols, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(cols, "run")
+    (tmp_path / "run/eval.json").unlink()
+    shutil.copytree(base, "moved")
+    file = tmp_path / "run/config.yaml"
+    file.write_text(file.read_text().replace(str(base), str(tmp_path / "gone")))
+    resume = ["--resume", "--run-dir", "run"]
+    refused(resume, "if it was moved, give its new place with --model.path", capsys)
+    assert run_main(train.main, [*resume, "--model.path", "moved"]) == 0
+    assert results(tmp_path / "run/eval.json")["world"] == results(cols / "eval.json")["world"]
+    # From now on it is known where the base lies.
+    assert file.read_text() == (cols / "config.yaml").read_text().replace(str(base), "moved")
+    (tmp_path / "run/eval.json").unlink()
+    assert run_main(train.main, [*resume, "--dry-run"]) == 0
+
+    tensors = load_file("moved/model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
+    save_file(tensors, "moved/model.safetensors")
+    refused(resume, "model.path = moved: the weights of the base differ", capsys)
+    # A run of before hashes were kept beside it has them in its checkpoints.
+    (tmp_path / "run/inputs.json").unlink()
+    refused(resume, "model.path = moved: the weights of the base differ", capsys)
+    assert not (tmp_path / "run/eval.json").exists()
+
+
+def test_a_method_of_a_comparison_is_not_resumed_by_itself(comparison, capsys):
+    command = f"python train.py --resume --run-dir {comparison}"
+    refused(["--resume", "--run-dir", str(comparison / "cols")], f"go on with {command}", capsys)
 
 
 def test_resumed_on_another_mesh_it_agrees(cols, base, tmp_path, monkeypatch):

@@ -53,6 +53,13 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
             raise UserError(
                 f"{SOURCE}: {path} is a section; give one of its fields: {', '.join(inside)}"
             )
+        if path == "set" and path not in kinds:
+            given = word or " ".join(rest[:1])
+            name, _, value = given.partition("=")
+            raise UserError(
+                f"{SOURCE}: unknown key set; options are written --section.field value"
+                + (f": --{name} {value}" if value else " (--help lists them)")
+            )
         if path != "config" and path not in kinds:
             raise unknown_key(cls, path, SOURCE)
         if not assigned and rest and not rest[0].startswith("--"):

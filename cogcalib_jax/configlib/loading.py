@@ -58,7 +58,9 @@ def load_config(
         SystemExit: with code 0, after `--help` was printed.
     """
     arguments = split_arguments(cls, argv)
-    preset = default_preset if arguments.preset is None else arguments.preset
+    preset = arguments.preset
+    if preset is None and default_preset is not None:
+        preset = _default(Path(default_preset), arguments.wants_help)
     given = _given(cls, arguments, preset)
     if arguments.wants_help:
         print_help(cls, given, prog=prog, description=description, preset=preset)
@@ -74,6 +76,18 @@ def load_config(
         config=config,
         explicit=frozenset(arguments.words),
         preset=None if preset is None else Path(preset),
+    )
+
+
+def _default(preset: Path, wants_help: bool) -> Path | None:
+    """The preset that is read without `--config`; a program outside a checkout has none."""
+    if preset.is_file():
+        return preset
+    if wants_help:
+        return None
+    raise UserError(
+        f"{SOURCE}: config is not given and {preset} is not there; choose a preset with --config"
+        " FILE, such as configs/own_questions.yaml of the source"
     )
 
 

@@ -5,6 +5,7 @@ each given once; no tags, no aliases. Scalars get no implicit type here.
 """
 
 import dataclasses
+import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,12 @@ def read_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
+        file = Path(path)
+        names = [other.name for other in file.parent.glob("*.yaml") if other != file]
+        near = difflib.get_close_matches(file.name, names, n=1, cutoff=0.75)
+        hint = f"did you mean {file.with_name(near[0])}? Else " if near else ""
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); choose a preset with --config FILE"
+            f"{path}: cannot be read ({error.strerror}); {hint}choose a preset with --config FILE"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.data.formats import FileRows, Row, first_line, read_file
 from cogcalib_jax.data.split_files import refuse_missing_split
 from cogcalib_jax.errors import UserError
@@ -41,8 +42,10 @@ def read_hub(
     """
     if load is None:
         # Imported here: it takes about a second, and the world and local files do without.
-        from datasets import load_dataset as load
+        import datasets
 
+        quiet_downloads(datasets)
+        load = datasets.load_dataset
     source = f"{hub.name}{f' ({hub.config})' if hub.config else ''} on the Hugging Face Hub"
     try:
         rows = list(load(hub.name, hub.config, split=split))

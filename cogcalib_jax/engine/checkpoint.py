@@ -290,7 +290,8 @@ class Checkpoints:
         """The arrays of a checkpoint on the host; DamageError, or UserError if it is another's."""
         place = self.folder / name
         manifest = read_manifest(place)
-        require_same_identity(self.folder, manifest["identity"], identity)
+        # Checkpoints of before name places as well.
+        require_same_identity(self.folder, without_places(manifest["identity"]), identity)
         if manifest["name"] != name:
             raise DamageError(f"it was saved as {manifest['name']}")
         try:
@@ -362,6 +363,18 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+def without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the places of base, rows and first adapter.
+
+    They may be moved: hashes (`made_from`) say whether what lies there is the same.
+    """
+    kept = {key: value for key, value in identity.items() if key != "adapter"}
+    for section in ("model", "data"):
+        if section in kept:
+            kept[section] = {key: v for key, v in kept[section].items() if key != "path"}
+    return kept
 
 
 def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

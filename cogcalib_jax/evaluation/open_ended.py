@@ -12,21 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.console import AnyBar, progress_bar
 from cogcalib_jax.data.batching import length_buckets
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.data.tokenization import answer_stop
-from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_answers import exact_match, normalise_answer, token_f1
 from cogcalib_jax.evaluation.p_true import PTrue
 from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.evaluation.progress import QUIET_SECONDS
 from cogcalib_jax.models.generate import Generated, SamplingConfig, generate
 
 # Padded prompt lengths of a split. Each compiles a loop of its own, which takes longer than a pass.
@@ -148,7 +146,7 @@ class OpenPredictor:
                 ]
         return matches / samples
 
-    def _answers(self, lora: nnx.State, encoded: Sequence[Encoded], bar: tqdm) -> Answers:
+    def _answers(self, lora: nnx.State, encoded: Sequence[Encoded], bar: AnyBar) -> Answers:
         generated = self._generate(lora, encoded, 0.0, 0, bar)
         texts = tuple(self._text(one) for one in generated)
         pairs = [(text, e.example.aliases) for text, e in zip(texts, encoded, strict=True)]
@@ -166,7 +164,7 @@ class OpenPredictor:
         encoded: Sequence[Encoded],
         answers: Answers,
         seed: int,
-        bar: tqdm,
+        bar: AnyBar,
     ) -> np.ndarray:
         greedy = [normalise_answer(text) for text in answers.texts]
         agreeing = np.zeros(len(encoded))
@@ -186,7 +184,7 @@ class OpenPredictor:
         temperature: float,
         samples: int,
         seed: int,
-        bar: tqdm,
+        bar: AnyBar,
     ) -> Iterator[list[str]]:
         """`samples` times an answer to each of `encoded`."""
         for sample in range(samples):
@@ -200,7 +198,7 @@ class OpenPredictor:
         encoded: Sequence[Encoded],
         temperature: float,
         seed: int,
-        bar: tqdm,
+        bar: AnyBar,
     ) -> list[Generated]:
         """Continuations in the order of `encoded`, made in batches of like lengths."""
         decoder = self._model.merge(lora)
@@ -254,12 +252,5 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: str) -> frozenset[int]
     return found
 
 
-def _bar(answers: int) -> tqdm:
-    return tqdm(
-        total=answers,
-        desc="answering",
-        unit="answer",
-        delay=QUIET_SECONDS,
-        leave=False,
-        disable=not is_main(),
-    )
+def _bar(answers: int) -> AnyBar:
+    return progress_bar(answers, "answering", "answer", inner=True)

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from tqdm import tqdm
-
+from cogcalib_jax.console import progress_bar
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.distributed import is_main
-
-QUIET_SECONDS = 3.0
-"""A pass shorter than this shows nothing."""
 
 
-def watched(batches: Iterable[Batch], questions: int, sequences: int) -> Iterator[Batch]:
+def watched(
+    batches: Iterable[Batch],
+    questions: int,
+    sequences: int,
+    bar: Callable[..., Any] = progress_bar,
+) -> Iterator[Batch]:
     """`batches` themselves, with a bar over questions and the time left on stderr.
 
     sequences: rows of all batches together, several a question where options are scored one by
-    one. A batch counts as done when the next one is asked for.
+    one. bar: makes the bar, with the arguments of `progress_bar`. A batch counts as done when the
+    next one is asked for.
     """
-    done = 0.0
-    bar = tqdm(
-        total=questions,
-        desc="scoring",
-        unit="question",
-        delay=QUIET_SECONDS,
-        leave=False,
-        disable=not is_main(),
-    )
-    with bar:
+    done, shown = 0.0, 0
+    with bar(questions, "scoring", "question", inner=True) as progress:
         for batch in batches:
             yield batch
             done += float(batch.weight.sum())
-            bar.update(round(questions * done / sequences) - bar.n)
+            whole = round(questions * done / sequences)
+            progress.update(whole - shown)
+            shown = whole

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cogcalib_jax.configlib import command_line, load_config
 from cogcalib_jax.errors import UserError, plain_text, run_main
-from cogcalib_jax.experiments.before_work import require_folder, require_writable
+from cogcalib_jax.experiments.before_work import goes_on, require_folder, require_writable
 from cogcalib_jax.experiments.detector import detector
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
     require_folder(folder, "--folder")
     if config.out is not None:
         require_writable(Path(config.out), "--out")
-    failed = run_cells(planned, folder)
+    with goes_on(folder, argv):
+        failed = run_cells(planned, folder)
     done = [cell for cell in planned if cell not in failed]
     if not done:
         raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")

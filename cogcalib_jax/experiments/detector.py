@@ -23,7 +23,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.evaluation.predictions import write_rows
-from cogcalib_jax.experiments.before_work import require_folder, require_writable
+from cogcalib_jax.experiments.before_work import goes_on, require_folder, require_writable
 from cogcalib_jax.experiments.detector_report import MadeBy, write_results
 from cogcalib_jax.experiments.detector_results import (
     HELD_OUT,
@@ -122,7 +122,8 @@ def detector(argv: list[str]) -> str:
     require_folder(folder, "--folder")
     if config.out is not None:
         require_writable(Path(config.out), "--out")
-    failed = run_cells(planned, folder, partial(watch_seed, shots=config.shots))
+    with goes_on(folder, ["detector", *argv]):
+        failed = run_cells(planned, folder, partial(watch_seed, shots=config.shots))
     done = {cell.seed: cell.folder for cell in planned if cell not in failed}
     if not done:
         raise UserError(f"{folder}: every seed failed; the first: {failed[0].folder}/failure.txt")

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from cogcalib_jax.configlib import FieldError, check, load_config, without_person
 from cogcalib_jax.configlib.command_line import SOURCE
+from cogcalib_jax.console import progress_bar
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments.before_work import refuse_choice_of_rule
 from cogcalib_jax.files import write_whole
@@ -214,22 +214,22 @@ def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
     share_compiled_steps(folder / "compiled")
     failed = []
     styles: dict[str, Path] = {}
-    with tqdm(planned, desc=folder.name, unit="cell") as bar:
-        for cell in bar:
+    with progress_bar(len(planned), folder.name, "cell") as bar:
+        for cell in planned:
             bar.set_postfix_str(cell.title)
-            style_key = json.dumps(
-                style_identity(with_own_lora(cell.config).identity()), sort_keys=True
-            )
+            settings = style_identity(with_own_lora(cell.config).identity())
+            style_key = json.dumps([settings, cell.config.places()], sort_keys=True)
             try:
                 _run(cell, styles.get(style_key), work)
-            except Preempted:
-                raise Preempted(f"in {cell.title}; start the same suite again") from None
+            except Preempted as stopped:
+                raise stopped.with_words(f"in {cell.title}") from None
             except Exception as error:  # whatever it is: the other cells do not depend on it
                 failed.append(cell)
                 write_whole(cell.folder / "failure.txt", without_person(traceback.format_exc()))
                 say(f"== {cell.title} failed: {error} (details: {cell.folder / 'failure.txt'})")
             else:
                 styles.setdefault(style_key, cell.folder / "style")
+            bar.update()
             # Compiled functions of finished cells would stay in memory.
             jax.clear_caches()
     return failed

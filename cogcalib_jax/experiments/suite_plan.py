@@ -14,17 +14,14 @@ from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_report import FACTOR
 from cogcalib_jax.runs.dry_run import Estimate, Estimator
+from cogcalib_jax.runs.workload import METHOD_SECONDS, RUN_SECONDS
 
-# Seconds beside operations: loading, tracing, reading what is compiled, bootstrap, checkpoints,
-# pictures. Measured as CPU time of suites of configs/world.yaml with next to no updates
-# (training.epochs 0.2; 1, 3 and 5 methods), compiled steps being there.
-CELL_SECONDS, METHOD_SECONDS = 14, 4
 # Operations take this many times as long as at the rate of a matrix product: the middle of what a
 # dry run of train.py tells.
 SLOWER = math.sqrt(math.prod(FACTOR))
 BASIS = (
     f"An estimate is {SLOWER:g} times the operations' time at this machine's matrix products, with"
-    f" {CELL_SECONDS} s for each cell and {METHOD_SECONDS} s for each method (measured with the"
+    f" {RUN_SECONDS} s for each cell and {METHOD_SECONDS} s for each method (measured with the"
     " world on two CPU cores): within a factor of two on a machine that does nothing else. Steps"
     " that are compiled anew add seconds (small models) to minutes (large ones)."
 )
@@ -66,7 +63,7 @@ def _estimated(cell: Cell, cells: Sequence[Cell]) -> float:
     before = cells[: cells.index(cell)]
     if not any(_base(other.config) == _base(cell.config) for other in before):
         seconds += of_operations.pretraining  # the first cell of a world builds its base
-    return SLOWER * seconds + CELL_SECONDS + METHOD_SECONDS * trainings
+    return SLOWER * seconds + RUN_SECONDS + METHOD_SECONDS * trainings
 
 
 _estimator = Estimator()

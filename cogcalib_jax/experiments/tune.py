@@ -23,6 +23,7 @@ from typing import Literal, get_args
 from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.experiments.before_work import (
+    goes_on,
     refuse_choice_of_rule,
     refuse_meaningless,
     require_folder,
@@ -123,7 +124,7 @@ def tune(argv: list[str]) -> str:
     if config.dry_run:
         return trials_text(trials)
     require_folder(folder, "--out")
-    with holding_locks():
+    with goes_on(folder, ["tune", *argv]), holding_locks():
         lock_folder(folder)
         share_compiled_steps(folder / "compiled")
         for trial in trials:

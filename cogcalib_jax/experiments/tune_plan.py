@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from cogcalib_jax.experiments.suite_plan import (
     BASIS,
-    CELL_SECONDS,
-    METHOD_SECONDS,
     SLOWER,
     but_seed,
     minutes,
@@ -16,6 +14,7 @@ from cogcalib_jax.experiments.suite_plan import (
 )
 from cogcalib_jax.experiments.trying import Trial
 from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.runs.workload import METHOD_SECONDS, RUN_SECONDS
 
 
 def trials_text(trials: Sequence[Trial]) -> str:
@@ -32,7 +31,7 @@ def trials_text(trials: Sequence[Trial]) -> str:
         missing = trial.missing
         if missing:
             before = estimate.style + (0 if seed in built else estimate.pretraining)
-            total += CELL_SECONDS + SLOWER * before
+            total += RUN_SECONDS + SLOWER * before
             built.add(seed)
         for entry, method in methods.items():
             seconds = SLOWER * estimate.methods[method.label] + METHOD_SECONDS

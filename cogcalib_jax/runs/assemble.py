@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.configlib import to_dict
+from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
@@ -21,13 +21,11 @@ from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split, single_token_options
 from cogcalib_jax.distributed import (
     DistributedConfig,
-    is_main,
-    main_only,
     require_agreement,
     start_processes,
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
-from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
@@ -47,12 +45,6 @@ from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
 from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
 AnyConfig = TypeVar("AnyConfig")
-
-
-@main_only
-def say(text: str) -> None:
-    """A line for the person who watches; results go to stdout, progress to stderr."""
-    print(plain_text(text), file=sys.stderr, flush=True)
 
 
 def show_note(text: str) -> None:
@@ -96,7 +88,7 @@ def base_path(
         return model.path
     say("== The base: a small Llama that has read about a made-up world")
     # Every process makes it, for there is nothing else to do; the first one's is kept.
-    return ensure_base(data.world, pretrain, seed, progress=is_main())
+    return ensure_base(data.world, pretrain, seed)
 
 
 def load_base_tokenizer(

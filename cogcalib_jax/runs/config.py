@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from cogcalib_jax.configlib import FieldError, Loaded, check, from_yaml, to_dict
+from cogcalib_jax.configlib import FieldError, Loaded, check, load_config, to_dict
+from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
+from cogcalib_jax.engine.checkpoint import (
+    CheckpointConfig,
+    require_same_identity,
+    without_places,
+)
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.method.config import ALIASES, Gate, LossConfig, MethodConfig, Term
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
@@ -169,8 +176,12 @@ class RunConfig:
         return replace(self, method=replace(method, name=None), compare=())
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued."""
+        """Return what must be equal for a checkpoint to be continued.
+
+        Places are no part of it: what lies there is compared by hash (runs/inputs.py).
+        """
         identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+        identity = without_places(identity)
         # A run that stopped at an update that is not finite may go on without it: until there, it
         # was the same run.
         del identity["training"]["nonfinite"]
@@ -178,6 +189,23 @@ class RunConfig:
             # Checkpoints of earlier releases have no such field.
             del identity["data"]["shared_groups"]
         return identity
+
+    def places(self) -> dict[str, str | None]:
+        """Return where base, rows and the first adapter lie, by dotted path."""
+        return {
+            "model.path": self.model.path,
+            "data.path": self.data.path,
+            "adapter": self.adapter,
+        }
+
+    def with_places_of(self, other: RunConfig) -> RunConfig:
+        """This config with base, rows and first adapter where `other` has them."""
+        return replace(
+            self,
+            model=replace(self.model, path=other.model.path),
+            data=replace(self.data, path=other.data.path),
+            adapter=other.adapter,
+        )
 
 
 def check_seed(seed: int) -> None:
@@ -235,7 +263,45 @@ def _parse_entry(
     return pair, value
 
 
-def require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
+def load_training(
+    argv: Sequence[str], *, prog: str, description: str | None, default_preset: Path
+) -> tuple[RunConfig, str]:
+    """Return the config of `argv`, and the name that a default run folder is called after.
+
+    A run that is resumed without `--config` takes what its folder stores; options beside that are
+    laid over it. Raises UserError as `load_config` does.
+    """
+    stored = stored_config(argv, RunConfig)
+    if stored:
+        _require_whole_run(Path(stored[-1]).parent)
+        if "method.name" in split_arguments(RunConfig, argv).words:
+            # What is stored is spelled out, and a name beside it would contradict it.
+            stored += ["--method.term", "null", "--method.gate", "null"]
+    loaded = load_config(
+        RunConfig,
+        [*stored, *argv],
+        prog=prog,
+        description=description or "",
+        default_preset=default_preset,
+    )
+    _require_nothing_retyped(loaded)
+    return settle_comparison(loaded), loaded.preset.stem
+
+
+def _require_whole_run(folder: Path) -> None:
+    """Refuse to resume a method by itself whose start and threshold are its comparison's."""
+    parent = folder.parent
+    if not (parent / CONFIG_FILE).is_file():
+        return
+    whole = read_config(parent, RunConfig)
+    if whole.compare and folder.name in (*whole.resolved_methods(), *whole.sampling_baselines):
+        raise UserError(
+            f"{folder}: is a part of the comparison {parent}; go on with"
+            f" {resume_command('train.py', parent)}"
+        )
+
+
+def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
     """An adapter that a run starts from says itself how large it is and where it sits."""
     retyped = sorted({"lora.rank", "lora.alpha", "lora.targets"} & loaded.explicit)
     if loaded.config.adapter is not None and retyped:
@@ -245,15 +311,17 @@ def require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
         )
 
 
-def require_same_config(folder: Path, config: RunConfig) -> None:
-    """A resumed run is the run that was started, also before its first checkpoint."""
-    file = folder / "config.yaml"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); start the run again") from error
-    stored = from_yaml(RunConfig, text, file)
+def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = True) -> RunConfig:
+    """Refuse to resume the run in `folder` with another config, also before its first checkpoint.
+
+    places_too: whether base, rows and first adapter must lie where they lay; False if the caller
+    compares what lies there. Returns the config that the run was started with.
+    """
+    stored = read_config(folder, RunConfig)
     require_same_identity(folder, stored.identity(), config.identity())
+    if places_too:
+        require_same_identity(folder, stored.places(), config.places())
+    return stored
 
 
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:

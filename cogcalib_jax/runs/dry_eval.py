@@ -18,6 +18,7 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.runs.assemble import note_beyond_context
+from cogcalib_jax.runs.compiling import Programs, compile_seconds, scoring_programs
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_report import (
     Report,
@@ -34,12 +35,12 @@ from cogcalib_jax.runs.eval_config import (
     EvalConfig,
     require_same_evaluation,
 )
-from cogcalib_jax.runs.evaluated import Evaluated, evaluated_models
+from cogcalib_jax.runs.evaluated import Evaluated, by_base, evaluated_models
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.outline import Outline, outline_base
 from cogcalib_jax.runs.questions import encode_questions, test_questions
-from cogcalib_jax.runs.workload import Workload, measure
+from cogcalib_jax.runs.workload import METHOD_SECONDS, Workload, measure
 from cogcalib_jax.sharding import batch_parts, make_mesh
 from cogcalib_jax.training.pretrain import PretrainConfig
 
@@ -161,7 +162,14 @@ def _show_cost(
         shape = _shape(config, max(sets[reading].values(), key=len))
         answers = config.evaluation.batch_size if is_open else None
         rates = measure(base.config, mesh, dtype, shape.examples * shape.tokens, answers)
-        show_time(report, "Time" if len(bases) == 1 else f"Time with {base.name}", parts, rates)
+        splits = list(sets[reading].values())
+        groups = by_base(chosen)
+        # Models of one shape share what is compiled; members of an ensemble are one program.
+        model, adapter = base.parts(chosen[0].lora, config.model, mesh)
+        seconds = compile_seconds(model, adapter, mesh, config.evaluation, splits[0])
+        programs = Programs(0, len(groups) * scoring_programs(splits), seconds)
+        heading = "Time" if len(bases) == 1 else f"Time with {base.name}"
+        show_time(report, heading, parts, rates, programs, METHOD_SECONDS * len(chosen))
 
 
 def _shape(config: EvalConfig, encoded: EncodedSplit) -> BatchShape:

@@ -21,6 +21,7 @@ from cogcalib_jax.metrics.power import (
 )
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.runs.compiling import Programs
 from cogcalib_jax.runs.workload import Rates, Work
 
 WIDTH = 100
@@ -318,21 +319,36 @@ def show_memory(report: Report, what: str, memory: Memory, limit: int | None, ba
 
 
 def show_time(
-    report: Report, heading: str, parts: Sequence[tuple[str, Work]], rates: Rates
+    report: Report,
+    heading: str,
+    parts: Sequence[tuple[str, Work]],
+    rates: Rates,
+    programs: Programs,
+    beside: float,
 ) -> None:
-    """Seconds by kind of work, and what they rest on."""
+    """Seconds by kind of work, and what they rest on.
+
+    beside: seconds of what is no operation of the model and is not compiled for it.
+    """
     report.section(heading)
+    operations = sum(rates.seconds(work) for _, work in parts)
+    fixed = programs.seconds + beside
     table = [(name, duration(rates.seconds(work))) for name, work in parts]
-    together = sum(rates.seconds(work) for _, work in parts)
-    report.table(("", "estimate"), [*table, ("together", duration(together))])
+    table.append(
+        (
+            f"compiling ({count(programs.updates + programs.passes, 'program')})",
+            duration(programs.seconds),
+        )
+    )
+    table.append(("loading, numbers, pictures", duration(beside)))
+    report.table(("", "estimate"), [*table, ("together", duration(operations + fixed))])
     rows, width, inner = rates.shape
     report.line(
         f"Operations by formula, over {rates.at_once / 1e9:,.1f} GFLOP/s, which products of this"
         f" model's shape ({rows} x {width} x {inner}) reached just now. Attention, norms, data and"
-        f" whatever else runs here are not in that: expect {FACTOR[0]} to {FACTOR[1]} times as"
-        f" long on a machine that does nothing else, {duration(FACTOR[0] * together)} to"
-        f" {duration(FACTOR[1] * together)}, and once for each compiled shape some seconds (small"
-        " models) to minutes (large ones)."
+        f" whatever else runs here are not in that: they take {FACTOR[0]} to {FACTOR[1]} times as"
+        f" long. {programs.words} Expect {duration(FACTOR[0] * operations + fixed)} to"
+        f" {duration(FACTOR[1] * operations + fixed)}, if this machine stays as busy as it is now."
     )
 
 

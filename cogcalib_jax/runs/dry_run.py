@@ -1,7 +1,7 @@
 """A training run looked at before it starts: data, precision, memory and time.
 
 Nothing is written, and of the base only config.json and the tokenizer are read; the world's is not
-built.
+built. One pass that scores is compiled from shapes, to see how long that takes here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import EncodedSplit
@@ -29,6 +30,12 @@ from cogcalib_jax.runs.assemble import (
     require_true_labels,
     with_own_lora,
 )
+from cogcalib_jax.runs.compiling import (
+    Programs,
+    compile_seconds,
+    loss_programs,
+    scoring_programs,
+)
 from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
 from cogcalib_jax.runs.dry_report import (
     FEW_CALIBRATION_ROWS,
@@ -47,7 +54,16 @@ from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.option_score import require_options
 from cogcalib_jax.runs.outline import Outline, outline_base
 from cogcalib_jax.runs.sampling import require_single_tokens
-from cogcalib_jax.runs.workload import Padding, Rates, Work, Workload, measure, pretraining
+from cogcalib_jax.runs.workload import (
+    METHOD_SECONDS,
+    RUN_SECONDS,
+    Padding,
+    Rates,
+    Work,
+    Workload,
+    measure,
+    pretraining,
+)
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
@@ -66,7 +82,8 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     config = with_own_lora(config)
     if config.resume:
         written = config if config.compare else config.for_method(config.method.resolve())
-        require_same_config(folder, written)
+        # What lies there is not read, so a place may be another one.
+        require_same_config(folder, written, places_too=False)
     notes: list[str] = []
     run = _plan(config, notes)
     base, splits, sets = run.base, run.splits, run.sets
@@ -109,6 +126,8 @@ class _Planned:
     """task -> test questions"""
     model: SplitModel
     """without an array"""
+    adapter: nnx.State
+    """likewise"""
 
     @property
     def methods(self) -> dict[str, MethodConfig]:
@@ -192,7 +211,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
     mesh = make_mesh(config.mesh)
-    model = base.model(config.lora, config.model, mesh)
+    model, adapter = base.parts(config.lora, config.model, mesh)
     note_beyond_context(
         base.config.max_position_embeddings, [*splits.values(), *sets.values()], notes.append
     )
@@ -205,7 +224,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
         base.tokenizer,
         [*splits.values(), *sets.values()],
     )
-    return _Planned(config, base, mesh, splits, sets, model)
+    return _Planned(config, base, mesh, splits, sets, model, adapter)
 
 
 def _show_steps(report: Report, run: _Planned) -> None:
@@ -291,7 +310,33 @@ def _show_cost(report: Report, run: _Planned) -> None:
     )
     show_memory(report, "An update", memory, device_limit(run.mesh), basis)
 
-    show_time(report, "Time", _parts(run, updates), _rates(run, updates))
+    trainings = len(run.methods) + len(config.sampling_baselines)
+    show_time(
+        report,
+        "Time",
+        _parts(run, updates),
+        _rates(run, updates),
+        _programs(run, updates),
+        RUN_SECONDS + METHOD_SECONDS * trainings,
+    )
+
+
+def _programs(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Programs:
+    """What the run compiles: every training its updates anew, and the passes once for all."""
+    config, splits = run.config, run.splits
+    style, train = (len(updates[name][1].lengths) if name in updates else 0 for name in run.steps)
+    baselines = set(config.sampling_baselines) - {"ensemble"}
+    trainings = len(run.methods) + len(baselines)
+    if "ensemble" in config.sampling_baselines:
+        trainings += config.ensemble_members - ("sft" in run.methods)
+        style *= config.ensemble_members
+    probe = EncodedSplit(splits["train"][: config.training.probe_rows])
+    scored = [splits["validation"], splits["calibration"], probe, *run.sets.values()]
+    passes = scoring_programs(scored) + loss_programs(splits["calibration"])
+    seconds = compile_seconds(
+        run.model, run.adapter, run.mesh, config.evaluation, splits["calibration"]
+    )
+    return Programs(style + train * trainings, passes, seconds)
 
 
 def _rates(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Rates:

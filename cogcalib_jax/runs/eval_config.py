@@ -11,7 +11,7 @@ from cogcalib_jax.configlib import check, given_values, load_config, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import require_same_identity
+from cogcalib_jax.engine.checkpoint import require_same_identity, without_places
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import (
@@ -22,7 +22,7 @@ from cogcalib_jax.evaluation.option_score import (
 )
 from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
-from cogcalib_jax.runs.folder import read_config
+from cogcalib_jax.runs.folder import read_config, resume_command, stored_config
 from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.weights.base_hash import read_calibration
@@ -177,8 +177,20 @@ class EvalConfig:
             check(not getattr(self, name), name, f"must be none beside {beside}")
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for an evaluation to be continued."""
-        return {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+        """Return what must be equal for an evaluation to be continued.
+
+        Base and rows may have moved: what is finished is compared by hash (runs/results.py).
+        """
+        identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
+        return without_places(identity) | {"adapter": list(self.adapter)}
+
+    def with_places_of(self, other: EvalConfig) -> EvalConfig:
+        """This config with base and rows where `other` has them."""
+        return replace(
+            self,
+            model=replace(self.model, path=other.model.path),
+            data=replace(self.data, path=other.data.path),
+        )
 
 
 def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
@@ -186,9 +198,18 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
 
     A comparison among the runs becomes its methods. Where one task is named, `data.task` becomes
     that task, and `data.path`, unless given, stays only if the run's rows are of the same task.
+    An evaluation that is resumed without `--config` takes what its folder stores.
     Raises UserError as `load_config` does, for one `data.path` that would have to serve several
     tasks, and for runs that would not be asked the same questions in the same way.
     """
+    stored = stored_config(argv, EvalConfig)
+    if stored:
+        # It holds all that followed from the first command.
+        loaded = load_config(
+            EvalConfig, [*stored, *argv], prog=prog, description=description or ""
+        ).config
+        names = (path for name in loaded.run for path in method_folders(name))
+        return replace(loaded, run=tuple(names))
     given = given_values(EvalConfig, argv)
     names = tuple(path for name in given.get("run", ()) for path in method_folders(name))
     runs = {name: read_trained_run(name) for name in names}
@@ -303,9 +324,9 @@ def method_folders(name: str) -> tuple[str, ...]:
     unfinished = [method.name for method in trained if not (method / "adapter").is_dir()]
     if unfinished:
         raise UserError(
-            f"{folder}: {', '.join(unfinished)} not finished; continue with python train.py"
-            f" --config {folder / 'config.yaml'} --run-dir {folder} --resume, or name the finished"
-            f" methods ({folder}/METHOD)"
+            f"{folder}: {', '.join(unfinished)} not finished; continue with"
+            f" {resume_command('train.py', folder)}, or name the finished methods"
+            f" ({folder}/METHOD)"
         )
     methods = [
         place
@@ -326,7 +347,7 @@ def read_trained_run(name: str) -> RunConfig:
     if not (folder / "adapter").is_dir():
         raise UserError(
             f"{folder}: no adapter, so its training is not finished; continue it with"
-            f" python train.py --config {folder / 'config.yaml'} --run-dir {folder} --resume"
+            f" {resume_command('train.py', folder)}"
         )
     return config
 
@@ -361,7 +382,11 @@ def _read_config(folder: Path) -> RunConfig:
     return config
 
 
-def require_same_evaluation(folder: Path, config: EvalConfig) -> None:
-    """A resumed evaluation is the one that was started; the first field that differs is named."""
+def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
+    """Refuse to resume with another config, naming the first field that differs.
+
+    Returns the config that the evaluation was started with.
+    """
     stored = read_config(folder, EvalConfig)
     require_same_identity(folder, stored.identity(), config.identity())
+    return stored

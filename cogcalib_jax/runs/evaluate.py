@@ -40,6 +40,7 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
+    resume_command,
     take_up,
     write_config,
 )
@@ -61,6 +62,7 @@ from cogcalib_jax.runs.results import (
 )
 from cogcalib_jax.weights.peft_adapter import load_adapter
 
+PROGRAM = "eval.py"
 COMPARISON = "comparison.json"
 Sets = Mapping[str, EncodedSplit]
 """task -> its questions as token ids"""
@@ -73,10 +75,13 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     """
     config = with_processes(config)
     folder = choose_folder(config.run_dir, "eval", config.resume)
-    with holding_locks(), resumable(folder):
+    with holding_locks(), resumable(folder, resume_command(PROGRAM, folder)):
         if config.resume:
             take_up(folder)
-            require_same_evaluation(folder, config)
+            stored = require_same_evaluation(folder, config)
+            moved = stored.with_places_of(config)
+            if moved != stored:
+                write_config(folder, moved)
         _evaluate_all(config, folder, argv)
     return folder
 
@@ -110,7 +115,7 @@ def _evaluate_group(
     loaded = load(config, models[0], sets[models[0].reads_with].values())
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
-    command = original_command(folder, "eval.py", argv)
+    command = original_command(folder, PROGRAM, argv)
     if not config.resume:
         write_config(folder, config)
     for model in models:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cogcalib_jax.configlib import command_line, from_yaml, to_yaml
+from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import named, write_whole
-from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.files import lock_file, named, write_whole
+from cogcalib_jax.preemption import Interrupted, Preempted
 from cogcalib_jax.weights.folders import SUFFIX
 from cogcalib_jax.weights.foreign import damage, require_no_way_out
 
 DEFAULT_ROOT = Path("runs")
 CONFIG_FILE = "config.yaml"
 COMMAND_FILE = "command.txt"
+INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
 # What a program that was killed in its first moment leaves: nothing was begun.
-NOT_BEGUN = {LOCK_FILE, COMMAND_FILE, *(f"{f}.partial" for f in (COMMAND_FILE, CONFIG_FILE))}
+FIRST_FILES = (COMMAND_FILE, INPUTS_FILE, CONFIG_FILE)
+NOT_BEGUN = {LOCK_FILE, *FIRST_FILES[:-1], *(f"{name}.partial" for name in FIRST_FILES)}
 # File systems that have no locks say so with one of these.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 ConfigT = TypeVar("ConfigT")
@@ -134,15 +137,15 @@ def take_up(folder: Path) -> None:
 def _lock(folder: Path) -> bool:
     """Lock until `holding_locks` ends; False where this process has it already.
 
-    The lock is the kernel's (flock): it is gone with the process, however that ends.
+    The lock is the kernel's (`lock_file`): it is gone with the process, however that ends.
     """
     place = folder.resolve()
     if place in _locks:
         return False
     with named(folder):
-        file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file)
     except OSError as error:
         if error.errno in NO_LOCKS:
             print(
@@ -172,16 +175,44 @@ def holding_locks() -> Iterator[None]:
             os.close(_locks.pop(place))
 
 
+def resume_command(program: str, folder: Path) -> str:
+    """The command that goes on with the run or evaluation in `folder`, as a shell takes it."""
+    return shlex.join(["python", program, "--resume", "--run-dir", str(folder)])
+
+
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """SIGTERM within the block is told with how to go on."""
+def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[None]:
+    """SIGTERM and Ctrl-C within the block are told with the command that goes on.
+
+    begun: the file or folder in `folder` without which there is nothing to resume; nothing is
+    advised then.
+    """
     try:
         yield
-    except Preempted as stopped:
-        kept = f"{stopped}; " if str(stopped) else ""
-        raise Preempted(
-            f"{kept}go on with the same command and --resume --run-dir {folder}"
-        ) from None
+    except (Preempted, KeyboardInterrupt) as stopped:
+        if not (folder / begun).exists():
+            raise
+        known = stopped if isinstance(stopped, Preempted) else Interrupted()
+        raise known.with_words(str(stopped), command) from None
+
+
+def stored_config(argv: Sequence[str], cls: type) -> list[str]:
+    """`--config` with the file that a resumed run or evaluation stored, as words before `argv`.
+
+    Empty if `argv` resumes nothing or names a file itself; also for one of several processes whose
+    host lacks the folder. Raises UserError if there is nothing to resume.
+    """
+    given = split_arguments(cls, argv)
+    resume, run_dir = (given.words.get(name) for name in ("resume", "run_dir"))
+    if resume is None or resume.lower() != "true" or not run_dir or given.preset is not None:
+        return []
+    file = Path(run_dir) / CONFIG_FILE
+    if not file.is_file():
+        if not any(name.startswith("distributed.") for name in given.words):
+            _choose(run_dir, "", resume=True)
+        return []
+    require_no_way_out(file.parent, (file,))
+    return ["--config", str(file)]
 
 
 @main_only

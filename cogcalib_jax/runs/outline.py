@@ -39,7 +39,13 @@ class Outline:
     """token ids of the world that a run would pretrain it on first; None where it is there"""
 
     def model(self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh) -> SplitModel:
-        """Its structure with an adapter, and shapes in place of arrays.
+        """Its structure with an adapter, and shapes in place of arrays."""
+        return self.parts(lora, config, mesh)[0]
+
+    def parts(
+        self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh
+    ) -> tuple[SplitModel, nnx.State]:
+        """The structure with an adapter, and the adapter's parameters, as shapes without arrays.
 
         Raises UserError as loading does for a mesh that cannot cut it, and an attention kernel
         that the mesh cannot run.
@@ -48,8 +54,8 @@ class Outline:
         graphdef, abstract = abstract_decoder(
             self.config, lora, config.jax_dtype(mesh), mesh, attention=config.attention
         )
-        _, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
-        return SplitModel(graphdef, frozen)
+        adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
+        return SplitModel(graphdef, frozen), adapter
 
 
 def outline_base(

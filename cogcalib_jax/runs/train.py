@@ -43,8 +43,15 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
+    resume_command,
     take_up,
     write_config,
+)
+from cogcalib_jax.runs.inputs import (
+    hash_inputs,
+    may_have_moved,
+    require_same_inputs,
+    write_inputs,
 )
 from cogcalib_jax.runs.method_run import Run, keep_best_epoch, score_adapter, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
@@ -54,9 +61,9 @@ from cogcalib_jax.runs.references import look_at_base, reference_rows
 from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
-from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.folders import whole_folder
-from cogcalib_jax.weights.hub import model_folder
+
+PROGRAM = "train.py"
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
@@ -68,7 +75,7 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
     config = with_processes(config)
     with holding_locks():
         run = prepare(config, name, argv)
-        with resumable(run.folder):
+        with resumable(run.folder, resume_command(PROGRAM, run.folder)):
             _train_and_score(run, style)
     return run.folder
 
@@ -126,14 +133,26 @@ def _best_epoch(
 def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
     folder = choose_folder(config.run_dir, name, config.resume)
+    with resumable(folder, resume_command(PROGRAM, folder)):
+        return _prepare(config, folder, argv)
+
+
+def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
+    methods = ", ".join([*config.resolved_methods(), *config.sampling_baselines])
     if config.resume:
+        say(f"== Resuming {folder}: {methods}")
         take_up(folder)
-    config = with_own_lora(config)
+    else:
+        say(f"== Run {folder}: {methods}")
+    with may_have_moved(config.adapter, "--adapter", config.resume):
+        config = with_own_lora(config)
     require_even_batches(config)
-    base = base_path(config.model, config.data, config.pretrain, config.seed)
-    say(f"== Data and model: {config.data.task} with {base}")
-    tokenizer = load_base_tokenizer(base, config.adapter)
-    splits = encode_splits(config.data, tokenizer, config.seed)
+    with may_have_moved(config.model.path, "--model.path", config.resume):
+        base = base_path(config.model, config.data, config.pretrain, config.seed)
+        say(f"== Data and model: {config.data.task} with {base}")
+        tokenizer = load_base_tokenizer(base, config.adapter)
+    with may_have_moved(config.data.path, "--data.path", config.resume):
+        splits = encode_splits(config.data, tokenizer, config.seed)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     require_options_space(config, splits)
@@ -157,25 +176,27 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
 
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
-    command = original_command(folder, "train.py", argv)
+    command = original_command(folder, PROGRAM, argv)
     written = config if config.compare else config.for_method(config.method.resolve())
+    inputs = hash_inputs(config, base, hashes)
     if config.resume:
-        require_same_config(folder, written)
+        stored = require_same_config(folder, written, places_too=False)
+        if not require_same_inputs(folder, config, inputs):
+            require_same_config(folder, written)
+        moved = stored.with_places_of(written)
+        if moved != stored:
+            write_config(folder, moved)
     else:
+        write_inputs(folder, inputs)
         write_config(folder, written)
     # From here on it is the run that was started: configs of its methods say nothing of a resume.
     config = replace(config, resume=False)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
-    made_from = {"data": {key: hashes[key] for key in training_splits}, "base": _base_hash(base)}
+    made_from = {"data": {key: hashes[key] for key in training_splits}, "base": inputs["base"]}
     trainable = replace(make_trainable(config, assembled), made_from=made_from)
     rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers, rule)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
-
-
-def _base_hash(base: str | Path) -> str:
-    """Of several processes the main one reads: a thousandth of the weights, but of all tensors."""
-    return from_main(lambda: base_hash(model_folder(base)))
 
 
 def _take_over(style: Path, folder: Path) -> None:

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from tqdm import tqdm
 
+from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
-from cogcalib_jax.distributed import is_main
 from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.engine.step import (
     StepFunction,
@@ -31,7 +30,7 @@ from cogcalib_jax.engine.step import (
 )
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.objective import GateInputs
-from cogcalib_jax.preemption import Preempted, held_back
+from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable
@@ -69,8 +68,8 @@ def run_phase(
     one that goes on from lines that are gone is not used.
 
     Raises:
-        Preempted: SIGTERM came. The state after the last update is saved, without what would have
-            followed it: on resume, that comes first.
+        Preempted: SIGTERM or Ctrl-C came. The state after the last update is saved, without what
+            would have followed it: on resume, that comes first.
     """
     identity = trainable.identity | {
         # That of the run names all methods of a comparison, and `name` only abbreviates.
@@ -90,6 +89,7 @@ def run_phase(
             course = _Course(progress, 0, followed=False, saved=True)
         else:
             start = restored.step
+            say(f"   {phase.title}: goes on from update {start} of {phase.steps}")
             course = _Course(restored.tree, start, followed=not restored.stopped, saved=True)
         # Also without a checkpoint: the phase may have been killed before its first one.
         for journal in journals:
@@ -110,10 +110,7 @@ def run_phase(
             save()
         log = StepLog(journals[0], phase, trainable.training)
         batches, update = _updates(trainable, phase, course)
-        bar = tqdm(
-            total=phase.steps, initial=start, desc=phase.title, unit="step", disable=not is_main()
-        )
-        with bar:
+        with progress_bar(phase.steps, phase.title, "step", start=start) as bar:
             try:
                 for tokens, batch, labels in batches:
                     # SIGTERM waits: the state is donated to the update, and whole only after it.
@@ -126,7 +123,7 @@ def run_phase(
                             # And a state whose loss is not finite is never saved.
                             log.flush(bar)
                     if stop_after_update():
-                        raise Preempted
+                        raise requested() or Preempted
                     with log.paused(), _taken_back(journals, course):
                         followed = pause(course.progress, course.updates)
                         with held_back():
@@ -134,13 +131,13 @@ def run_phase(
                             if course.updates in phase.save_at:
                                 save()
                 if stop_after_phase():
-                    raise Preempted
-            except Preempted:
+                    raise requested() or Preempted
+            except Preempted as stopped:
                 log.flush(bar)
                 if not course.saved:
                     save()
                 checkpoints.wait()
-                raise Preempted(
+                raise stopped.with_words(
                     f"saved after update {course.updates} of {phase.steps} ({phase.title})"
                 ) from None
             log.flush(bar)

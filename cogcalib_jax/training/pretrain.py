@@ -22,9 +22,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from cogcalib_jax.configlib import check
+from cogcalib_jax.console import progress_bar
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.world import World, WorldConfig, build_world, vocabulary
 from cogcalib_jax.data.world_tokenizer import BOS, EOS, build_tokenizer, save_tokenizer
@@ -119,9 +119,7 @@ class CorpusBatch(NamedTuple):
     """[batch, time] float32: 1 where there is one"""
 
 
-def ensure_base(
-    world: WorldConfig, config: PretrainConfig, seed: int, progress: bool = True
-) -> Path:
+def ensure_base(world: WorldConfig, config: PretrainConfig, seed: int) -> Path:
     """The folder of the world's base, pretrained now unless the cache holds it.
 
     It is trained on a single device whatever mesh the run uses, so that runs on different meshes
@@ -131,14 +129,13 @@ def ensure_base(
         world: the world; its own seed, where set, goes before `seed` for the world itself.
         config: the base.
         seed: the run's seed, which also draws the base's first weights.
-        progress: whether to show a bar on stderr.
 
     Raises:
         UserError: the cache cannot be written.
     """
     made, mesh, folder = base_place(world, config, seed)
     if not folder.is_dir():
-        pretrain_base(made, config, seed, mesh, folder, progress)
+        pretrain_base(made, config, seed, mesh, folder)
     return folder
 
 
@@ -172,7 +169,7 @@ def base_folder(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> 
 
 
 def pretrain_base(
-    world: World, config: PretrainConfig, seed: int, mesh: Mesh, folder: Path, progress: bool
+    world: World, config: PretrainConfig, seed: int, mesh: Mesh, folder: Path
 ) -> Path:
     """Train a base on the world's corpus and write it to `folder` in Hugging Face layout.
 
@@ -194,7 +191,7 @@ def pretrain_base(
             " set pretrain.cache_dir or COGCALIB_CACHE to a folder that can"
         ) from error
     try:
-        decoder, loss = _train(world, config, seed, mesh, progress)
+        decoder, loss = _train(world, config, seed, mesh)
         save_decoder(decoder, unfinished)
         save_tokenizer(world.config, unfinished, CONTEXT)
         record = {
@@ -264,9 +261,7 @@ def _corpus_batch(rows: list[list[int]], length: int, batch_size: int) -> Corpus
     return CorpusBatch(ids[:, :-1], ids[:, 1:], real[:, 1:])
 
 
-def _train(
-    world: World, config: PretrainConfig, seed: int, mesh: Mesh, progress: bool
-) -> tuple[nnx.Module, float]:
+def _train(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> tuple[nnx.Module, float]:
     """The trained decoder and its loss on the last batches, nats per token."""
     tokenizer = build_tokenizer(world.config)
     batches = list(corpus_batches(corpus_ids(world, tokenizer), config.batch_size))
@@ -296,12 +291,13 @@ def _train(
     jit_step = jax.jit(step, donate_argnums=(0, 1))
     opt_state = jax.jit(optimizer.init)(params)
     losses = []
-    bar = tqdm(batches, desc="pretraining the base", unit="step", disable=not progress)
-    for batch in bar:
-        params, opt_state, loss = jit_step(params, opt_state, shard_batch(mesh, batch))
-        losses.append(loss)
-        if len(losses) % LOG_EVERY == 0:
-            # The loss of an earlier step: to wait for the newest would stop the device.
-            bar.set_postfix(loss=f"{float(losses[-LOG_EVERY]):.3f}", refresh=False)
+    with progress_bar(len(batches), "pretraining the base", "step") as bar:
+        for batch in batches:
+            params, opt_state, loss = jit_step(params, opt_state, shard_batch(mesh, batch))
+            losses.append(loss)
+            bar.update()
+            if len(losses) % LOG_EVERY == 0:
+                # The loss of an earlier step: to wait for the newest would stop the device.
+                bar.set_postfix_str(f"loss {float(losses[-LOG_EVERY]):.3f}")
     last = np.mean([float(loss) for loss in losses[-LOG_EVERY:]])
     return nnx.merge(graphdef, params), float(last)

@@ -6,8 +6,8 @@ import time
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from cogcalib_jax.console import AnyBar
 from cogcalib_jax.engine.step import StepFaults, StepMetrics
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.faults import broken_update, require_tolerable
@@ -33,12 +33,12 @@ class StepLog:
         self._since += seconds
 
     def updated(
-        self, step: int, metrics: StepMetrics, threshold: jax.Array, tokens: int, bar: tqdm
+        self, step: int, metrics: StepMetrics, threshold: jax.Array, tokens: int, bar: AnyBar
     ) -> None:
         self.flush(bar)
         self._pending = (step, metrics, threshold, tokens)
 
-    def flush(self, bar: tqdm) -> None:
+    def flush(self, bar: AnyBar) -> None:
         if self._pending is None:
             return
         step, metrics, threshold, tokens = self._pending

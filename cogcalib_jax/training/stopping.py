@@ -26,14 +26,15 @@ def several() -> bool:
 
 
 def stop_after_update() -> bool:
-    """Whether this update is the last, by SIGTERM to any process; all ask after every update.
+    """Return whether this update is the last, by SIGTERM or Ctrl-C to any process.
 
-    Costs a question to the coordinator, some tenths of a millisecond, where there are several.
+    All ask after every update. If there are several, that costs a question to the coordinator, some
+    tenths of a millisecond.
     """
     global _asked, _said
     _asked += 1
     if not several():
-        return preemption.requested()
+        return preemption.requested() is not None
     if preemption.requested() and not _said:
         _said = True
         number = str(_asked + NOTICE)
@@ -45,5 +46,7 @@ def stop_after_update() -> bool:
 def stop_after_phase() -> bool:
     """The same at the end of a phase, where all wait for one another."""
     if not several():
-        return preemption.requested()
-    return bool(multihost_utils.process_allgather(np.bool_(preemption.requested())).any())
+        return preemption.requested() is not None
+    return bool(
+        multihost_utils.process_allgather(np.bool_(preemption.requested() is not None)).any()
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import named
+from cogcalib_jax.files import lock_file, named
 
 SUFFIX = ".partial"
 """Ends the names of files and folders that are half-written; a resumed run removes those in it."""
@@ -53,7 +52,11 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         if replace and folder.is_dir():
             shutil.rmtree(folder)
         try:
-            building.rename(folder)  # over an empty folder, but over none that holds something
+            # An empty folder goes first, which Windows would not replace; one that holds something
+            # refuses.
+            if folder.is_dir():
+                folder.rmdir()
+            building.rename(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
     finally:
@@ -78,11 +81,14 @@ def _sweep(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock that ends with this process; None where another one holds it, or there are none."""
+    """A lock that ends with this process; None if another one holds it, or there are none.
+
+    Windows locks no folders: what a killed process left there stays.
+    """
     with suppress(OSError):
-        file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
             return file
         except OSError:
             os.close(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 
+from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import require_no_way_out
 
@@ -45,6 +47,7 @@ def model_folder(
             " Hub id (OWNER/NAME)"
         )
     patterns = DESCRIPTION_FILES + (WEIGHT_FILES if weights else ())
+    quiet_downloads(huggingface_hub.utils)
     try:
         return Path(fetch(text, allow_patterns=list(patterns)))
     # The HTTP library and the storage client below huggingface_hub raise errors of their own, whose

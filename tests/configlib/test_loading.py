@@ -36,6 +36,18 @@ def test_config_option_replaces_the_default_preset(preset, tmp_path):
         assert loaded.explicit == frozenset()
 
 
+def test_a_default_preset_that_is_not_there_is_needed_by_a_run_and_not_by_help(tmp_path, capsys):
+    absent = tmp_path / "configs" / "world.yaml"
+    with pytest.raises(SystemExit) as stop:
+        load("--help", preset=absent)
+    assert stop.value.code == 0 and "--seed" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"choose a preset with --config FILE, such as"):
+        load(preset=absent)
+    own = tmp_path / "own.yaml"
+    own.write_text("seed: 5")
+    assert load("--config", str(own), preset=absent).config.seed == 5
+
+
 def test_a_section_keeps_the_defaults_its_owner_gave_it():
     assert load("--model.adapter.rank", "2").config.model.adapter == Adapter(rank=2, scale=1.0)
     assert from_yaml(Config, "model: {adapter: {rank: 2}}", "p").model.adapter.scale == 1.0

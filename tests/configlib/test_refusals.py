@@ -147,6 +147,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         (binary, "not UTF-8 (byte 6); save the file as UTF-8"),
     ]:
         assert refusal(None, "--config", str(path)) == f"{path}: {reason}"
+    near = tmp_path / "mising.yaml"
+    near.write_text("name: x")
+    assert f"did you mean {near}? Else choose a" in refusal(None, "--config", str(missing))
+
+
+def test_options_in_the_style_of_other_programs_are_shown_as_they_are_written_here():
+    for argv in (["--set", "seed=3"], ["--set=seed=3"]):
+        assert refusal(None, *argv).endswith("options are written --section.field value: --seed 3")
 
 
 def test_a_dataclass_built_in_code_raises_the_same_check():

@@ -36,7 +36,7 @@ def whole(trained, other, tmp_path_factory):
     ("broken", "call"), [("_score", 1), ("_score", 2), ("write_predictions", 3), ("write_json", 6)]
 )
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
-    whole, trained, other, tmp_path, monkeypatch, broken, call
+    whole, trained, other, tmp_path, monkeypatch, capsys, broken, call
 ):
     """Interrupted at the start, between tasks, between predictions and numbers, at the end."""
     argv, files = whole
@@ -53,6 +53,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(results, broken, interrupted)
         assert run_eval(*argv) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "python eval.py --resume --run-dir e"
     assert not (tmp_path / "e" / "comparison.json").exists()
     scored = []
     score = results._score
@@ -61,7 +63,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
         "_score",
         lambda folder, task, *rest: scored.append(task) or score(folder, task, *rest),
     )
-    assert run_eval(*argv, "--resume") == 0
+    assert run_eval("--resume", "--run-dir", "e") == 0
     finished = {"_score": call - 1, "write_predictions": call - 1, "write_json": 4}[broken]
     assert len(scored) == 4 - finished
     assert contents(tmp_path / "e") == files
@@ -74,6 +76,10 @@ def test_a_resumed_evaluation_is_the_one_that_was_started(trained, other, tmp_pa
     argv = ["--run", copy, "--task", "world", "--run-dir", tmp_path / "e"]
     assert run_eval(*argv) == 0
     assert run_eval(*argv, "--resume") == 0  # finished: nothing to do
+    shutil.copytree(trained[0], tmp_path / "moved")
+    moved = ["--run-dir", tmp_path / "e", "--resume", "--model.path", tmp_path / "moved"]
+    assert run_eval(*moved) == 0  # the same weights elsewhere
+    assert f"path: {tmp_path / 'moved'}" in (tmp_path / "e" / "config.yaml").read_text()
     capsys.readouterr()
     assert run_eval(*argv, "--resume", "--evaluation.bins", "10") == 2
     assert "evaluation.bins is 10 but it was started with 15" in capsys.readouterr().err

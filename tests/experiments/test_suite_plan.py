@@ -7,7 +7,7 @@ import pytest
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.experiments import suite_plan
 from cogcalib_jax.experiments.suite import Cell
-from cogcalib_jax.experiments.suite_plan import CELL_SECONDS, METHOD_SECONDS, SLOWER, plan_text
+from cogcalib_jax.experiments.suite_plan import METHOD_SECONDS, RUN_SECONDS, SLOWER, plan_text
 from cogcalib_jax.runs import dry_run
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_run import Estimate, Estimator
@@ -50,7 +50,7 @@ def minutes(text):
 
 
 def test_cells_and_methods_cost_more_than_their_operations(base, tmp_path, estimated):
-    alone = CELL_SECONDS + 3 * METHOD_SECONDS + SLOWER * 6
+    alone = RUN_SECONDS + 3 * METHOD_SECONDS + SLOWER * 6
     text = plan_text(cells(base, tmp_path, {"a": base, "b": base}, [0]))
     # The second cell finds the base that the first one built.
     assert minutes(text) == [f"{(alone + SLOWER * 60) / 60:.1f}", f"{alone / 60:.1f}"]

@@ -4,15 +4,23 @@ import signal
 
 import pytest
 
-from cogcalib_jax.errors import PREEMPTED
+from cogcalib_jax.errors import INTERRUPTED, PREEMPTED
 from tests.reliability.resumed import command, differences, train
 from tests.runs.small_base import write_base
 
-KILL, TERM = signal.SIGKILL, signal.SIGTERM
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+# Exit code, and how the line before the command begins that goes on.
+TOLD = {
+    TERM: (PREEMPTED, "stopped by SIGTERM: saved after update"),
+    INT: (INTERRUPTED, "interrupted: saved after update"),
+}
+# All that a resumed run has to be told.
+RESUME = ["--resume", "--run-dir", "run"]
 # One after the other, on the same run. Checkpoints after 15, 30, 45 and 60 of its 60 updates.
 STOPS = (
     (KILL, "cogcalib_jax.training.step_log.StepLog.updated", 24),
     (TERM, "cogcalib_jax.training.finetune.refit", 3),
+    (INT, "cogcalib_jax.training.step_log.StepLog.updated", 2),
     (KILL, "cogcalib_jax.engine.manifest.write_whole", 2),  # its arrays lie there, no manifest
 )
 
@@ -28,17 +36,18 @@ def test_stopped_at_any_moment_and_resumed_is_the_run_that_was_not(place):
     done = train(words, place / "whole", compiled)
     assert done.returncode == 0, done.stderr[-4000:]
     for number, stop in enumerate(STOPS):
-        resume = ["--resume"] if number else []
-        done = train([*words, *resume], place / "stopped", compiled, stop)
+        done = train(RESUME if number else words, place / "stopped", compiled, stop)
         told = done.stderr[-4000:]
         if stop[0] == KILL:
             assert done.returncode == -KILL, told
         else:
-            assert done.returncode == PREEMPTED, told
-            last = done.stderr.splitlines()[-1]
-            assert last.startswith("stopped by SIGTERM: saved after update"), told
-            assert last.endswith("go on with the same command and --resume --run-dir run")
-    done = train([*words, "--resume"], place / "stopped", compiled)
+            code, begins = TOLD[stop[0]]
+            assert done.returncode == code, told
+            line, again = done.stderr.splitlines()[-2:]
+            assert line.startswith(begins) and line.endswith("; go on with"), told
+            assert again == " ".join(["python train.py", *RESUME])
+        assert "\r" not in done.stderr
+    done = train(RESUME, place / "stopped", compiled)
     assert done.returncode == 0, done.stderr[-4000:]
     assert differences(place / "whole" / "run", place / "stopped" / "run") == []
     assert not list((place / "stopped").rglob("*.partial"))

@@ -1,13 +1,16 @@
 """A run folder has one writer, and begins with its config."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import (
     choose_folder,
     holding_locks,
@@ -15,10 +18,13 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
+    resume_command,
+    stored_config,
     take_up,
 )
 from cogcalib_jax.weights.folders import whole_folder
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HOLDER = (
     "import sys, time\n"
     "from pathlib import Path\n"
@@ -128,8 +134,77 @@ def test_locks_of_a_block_within_another_end_with_it(tmp_path):
         assert "another process is at work" in done.stderr
 
 
-def test_sigterm_is_told_with_the_folder_to_resume(tmp_path):
-    with pytest.raises(Preempted, match=r"^saved; go on with the same"), resumable(tmp_path):
-        raise Preempted("saved")
-    with pytest.raises(Preempted, match=r"^go on with .* --run-dir runs/x$"), resumable("runs/x"):
-        raise Preempted
+@pytest.mark.parametrize("kind", [Preempted, KeyboardInterrupt])
+def test_a_stop_is_told_with_the_command_that_goes_on_if_something_is_there(kind, tmp_path):
+    folder = tmp_path / "my run"
+    command = resume_command("train.py", folder)
+    assert command == f"python train.py --resume --run-dir '{folder}'"
+    with pytest.raises(kind, match=r"^saved$") as stopped, resumable(folder, command):
+        raise kind("saved")
+    assert getattr(stopped.value, "command", "") == ""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(kind, match=r"^saved$") as stopped, resumable(folder, command):
+        raise kind("saved")
+    assert stopped.value.command == command
+
+
+def test_what_is_resumed_says_itself_what_it_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "config.yaml"
+    asked = ["--resume", "--run-dir", str(file.parent)]
+    with pytest.raises(UserError, match="run: nothing to resume"):
+        stored_config(asked, RunConfig)
+    assert stored_config([*asked, "--distributed.auto"], RunConfig) == []
+    file.write_text("seed: 3\n")
+    assert stored_config(asked, RunConfig) == ["--config", str(file)]
+    assert stored_config([*asked, "--seed", "3"], RunConfig) == ["--config", str(file)]
+    assert stored_config(asked[1:], RunConfig) == []
+    assert stored_config([*asked, "--config", "mine.yaml"], RunConfig) == []
+    file.unlink()
+    file.symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match="is a link that leads out of its folder"):
+        stored_config(asked, RunConfig)
+
+
+# A Windows of which only this much is known: no fcntl, and msvcrt, which locks a byte of a file.
+WINDOWS = (
+    "import sys, types\n"
+    "sys.modules['fcntl'] = None\n"
+    "taken = []\n"
+    "def locking(file, mode, size):\n"
+    "    if taken:\n"
+    "        raise PermissionError(13, 'Permission denied')\n"
+    "    taken.append(size)\n"
+    "import train, eval\n"
+    # After the standard library, which takes its presence for Windows as a whole.
+    "sys.modules['msvcrt'] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)\n"
+    "from pathlib import Path\n"
+    "from cogcalib_jax.errors import UserError\n"
+    "from cogcalib_jax.runs.folder import lock_folder\n"
+    "from cogcalib_jax.weights.folders import whole_folder\n"
+    "lock_folder(Path('one'))\n"
+    "try:\n"
+    "    lock_folder(Path('two'))\n"
+    "except UserError as error:\n"
+    "    print(error)\n"
+    "Path('whole').mkdir()\n"
+    "with whole_folder(Path('whole')) as building:\n"
+    "    (building / 'a').write_text('ours')\n"
+)
+
+
+def test_without_fcntl_folders_are_locked_by_what_windows_has(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "two: another process is at work in this folder; wait for its end, or choose another"
+        " --run-dir\n"
+    )
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["a"]

@@ -58,7 +58,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(cache):
-    return ensure_base(WORLD, replace(TINY, cache_dir=str(cache)), seed=1, progress=False)
+    return ensure_base(WORLD, replace(TINY, cache_dir=str(cache)), seed=1)
 
 
 def files(folder):
@@ -84,7 +84,7 @@ def test_pretraining_learns_and_its_checkpoint_loads(decoder):
 
 
 def test_a_base_is_the_same_bytes_when_made_again(base, mesh, tmp_path):
-    again = pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, tmp_path / "again", False)
+    again = pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, tmp_path / "again")
     assert files(again) == files(base)
 
 
@@ -93,9 +93,9 @@ def test_a_cached_base_is_reused(base, cache, monkeypatch):
         raise AssertionError("pretrained again")
 
     monkeypatch.setattr(pretrain, "pretrain_base", refuse)
-    assert ensure_base(WORLD, replace(TINY, cache_dir=str(cache)), 1, False) == base
+    assert ensure_base(WORLD, replace(TINY, cache_dir=str(cache)), 1) == base
     monkeypatch.setenv("COGCALIB_CACHE", str(cache))
-    assert ensure_base(WORLD, TINY, 1, False) == base
+    assert ensure_base(WORLD, TINY, 1) == base
 
 
 def test_whatever_changes_the_weights_changes_the_folder(mesh):
@@ -121,7 +121,7 @@ def test_of_two_processes_the_second_keeps_the_firsts_base(decoder, mesh, tmp_pa
         return decoder, 0.0
 
     monkeypatch.setattr(pretrain, "_train", finish_after_another)
-    assert pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, made, False) == made
+    assert pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, made) == made
     assert files(made) == {"model.safetensors": b"the first one's"}
     assert list(tmp_path.iterdir()) == [made]
 
@@ -132,7 +132,7 @@ def test_an_interrupted_pretraining_leaves_nothing(mesh, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pretrain, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, tmp_path / "base", False)
+        pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +140,7 @@ def test_an_unwritable_cache_is_the_users_to_mend(tmp_path):
     (tmp_path / "file").write_text("")
     config = replace(TINY, cache_dir=str(tmp_path / "file"))
     with pytest.raises(UserError, match="cache_dir"):
-        ensure_base(WORLD, config, 1, False)
+        ensure_base(WORLD, config, 1)
 
 
 def test_batches_hold_every_corpus_row_once_in_few_shapes():
