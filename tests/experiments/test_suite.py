@@ -11,9 +11,11 @@ from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments import suite
 from cogcalib_jax.experiments.__main__ import main
+from cogcalib_jax.experiments.before_work import goes_on
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, parse_condition, run_cells
 from cogcalib_jax.experiments.suite_plan import plan_text
-from cogcalib_jax.runs.folder import write_config
+from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.runs.folder import resumable, write_config
 from tests.runs.small_base import arguments, write_base
 
 CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
@@ -167,6 +169,21 @@ def test_an_interrupted_cell_is_resumed(preset, tmp_path, monkeypatch):
         run_cells(plan, tmp_path)
     assert run_cells(plan, tmp_path) == []
     assert seen == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", [Preempted, KeyboardInterrupt])
+def test_a_stopped_suite_names_its_own_command_and_not_that_of_a_cell(kind, tmp_path):
+    place = tmp_path / "cell"
+    with pytest.raises(kind) as stopped, goes_on(place, ["my suite.yaml"]):
+        raise kind
+    assert getattr(stopped.value, "command", "") == ""
+    place.mkdir()
+    (place / "config.yaml").write_text("")
+    with pytest.raises(kind) as stopped, goes_on(place, ["my suite.yaml", "--seeds", "0,1"]):  # noqa: SIM117
+        with resumable(place, "python train.py --resume --run-dir cell"):
+            raise kind
+    command = "python -m cogcalib_jax.experiments 'my suite.yaml' --seeds 0,1"
+    assert stopped.value.command == command
 
 
 def test_a_cell_without_its_report_gets_it_at_the_next_start(preset, tmp_path, monkeypatch):

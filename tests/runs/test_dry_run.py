@@ -143,7 +143,19 @@ def test_of_ones_own_rows(base, rows, capsys, tmp_path):
     # 2.8016 x .25 / sqrt(20) and 2.8016 / sqrt(20).
     assert "in Brier 0.157 and in NLL 0.626 nats" in text
     assert "An update: about" in text and "on each device (weights" in text
-    assert line_of(out.split("== Time")[1], "fine-tuning (3 methods)")
+    times = out.split("== Time")[1]
+    assert line_of(times, "fine-tuning (3 methods)")
+    # An update for style and one for each method; losses and scores have passes of their own.
+    measured = re.search(r"compiled just now, in ([\d.]+) s; .* 4 updates, .* (\d+) passes", text)
+    seconds, passes = float(measured[1]), int(measured[2])
+    assert seconds > 0 and 3 <= passes <= 8
+    assert line_of(times, f"compiling ({4 + passes} programs)")
+    # What the operations take is little beside it, and the sum says so.
+    least = seconds * (4 * 4 + passes) + 14 + 3 * 4
+    told = re.search(r"Expect (\d+) (s|min) to (\d+) (s|min), if this machine", text)
+    pairs = told.groups()[:2], told.groups()[2:]
+    low, high = (int(n) * {"s": 1, "min": 60}[unit] for n, unit in pairs)
+    assert least - 31 <= low <= high
     assert "calibration: 10 rows for threshold and temperature; below 100" in text
     assert not list((tmp_path / "here").iterdir())
 
