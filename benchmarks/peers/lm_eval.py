@@ -14,7 +14,7 @@ with benchmarks/peers/requirements.txt; left out, this one.
 Both sides are float32, and each rounds: on SmolLM2-135M they differ by up to 2.4e-4 nats, of which
 the harness's part is the larger. So options on which they differ by more than `TOLERANCE` are
 scored once more by the harness in float64, and the run ends in an error only if ours is more than
-`TOLERANCE` from that.
+`TOLERANCE` from that (transformers computes norms and rotary angles in float32 even there).
 """
 
 from __future__ import annotations
