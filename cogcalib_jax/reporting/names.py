@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-TERMS = {"ls": "LS", "mbls": "MbLS", "ecp": "ECP"}
-GATES = {
-    "all": "all data",
-    "adaptive": "known data",
-    "frozen_threshold": "known data, frozen threshold",
-    "frozen_labels": "known data, frozen labels",
-    "unknown": "unknown data",
-    "random": "a random share",
-    "frozen_random": "a fixed random share",
-    "oracle": "known data, true labels",
-}
+from cogcalib_jax.method.config import split_label
+from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.terms import TERMS
+from cogcalib_jax.registry import Registry, split_spec
+
 DERIVED = {"temperature": " + temperature", "best_epoch": ", best epoch"}
 # Plain fine-tuning answered by several models: (short name, name in the first column of a table).
 SAMPLED = {
@@ -53,28 +47,31 @@ class Look:
     line: str
 
 
-def method_key(term: str, gate: str) -> str:
-    """The word for a (term, gate) pair, the folder name of a method in a comparison."""
-    if term == "none":
-        return "sft"
-    if gate == "all":
-        return term
-    return f"co{term}" if gate == "adaptive" else f"{term}-{gate}"
-
-
 def split_key(key: str) -> tuple[str, str, str]:
-    """(term, gate, derivation) of a method key; all empty for a word that is none of ours."""
+    """Return the (term, gate, derivation) of a method's folder name, as specs such as
+    "mbls(margin=5)"; all empty for a word that names no method."""
     for derivation in DERIVED:
         if key.endswith(f"_{derivation}"):
             term, gate, _ = split_key(key.removesuffix(f"_{derivation}"))
             return term, gate, derivation if term else ""
-    if key == "sft":
-        return "none", "all", ""
-    for term in TERMS:
-        for gate in GATES:
-            if key == method_key(term, gate):
-                return term, gate, ""
-    return "", "", ""
+    term, gate = split_label(key) or ("", "")
+    return term, gate, ""
+
+
+def term_label(term: str) -> str:
+    """Return the name of a term in tables, with its settings: "MbLS", "Focal (gamma 3)"."""
+    return _labelled(TERMS, term)
+
+
+def gate_label(gate: str) -> str:
+    """Return what a gate applies the term to: "known data"."""
+    return _labelled(GATES, gate)
+
+
+def _labelled(registry: Registry, spec: str) -> str:
+    name, settings = split_spec(spec)
+    words = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return registry[name].label + (f" ({words})" if words else "")
 
 
 def is_ours(key: str) -> bool:
@@ -93,9 +90,9 @@ def short_name(key: str) -> str:
     if term == "none":
         name = "SFT"
     elif gate == "adaptive":
-        name = f"Co{TERMS[term]}"
+        name = f"Co{term_label(term)}"
     else:
-        name = f"{TERMS[term]} on {GATES[gate]}"
+        name = f"{term_label(term)} on {gate_label(gate)}"
     return name + DERIVED.get(derivation, "")
 
 
@@ -105,7 +102,7 @@ def long_name(key: str) -> str:
         return SAMPLED[key][1]
     term, _, derivation = split_key(key)
     if is_ours(key):
-        return f"{short_name(key)} (ours: {TERMS[term]} on known data)"
+        return f"{short_name(key)} (ours: {term_label(term)} on known data)"
     if derivation == "best_epoch":
         return f"{short_name(key.removesuffix('_best_epoch'))}, best validation epoch"
     return short_name(key)

@@ -13,8 +13,9 @@ import numpy as np
 import yaml
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.reporting.names import DERIVED, method_key
+from cogcalib_jax.reporting.names import DERIVED
 from cogcalib_jax.weights.foreign import damage
 
 # What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
@@ -268,7 +269,7 @@ def _provenance(*folders: Path) -> dict[str, Any]:
 
 def _single_key(folder: Path) -> str:
     configs = _configs(folder, ())
-    return method_key(_setting(configs, "method", "term"), _setting(configs, "method", "gate"))
+    return method_label(_setting(configs, "method", "term"), _setting(configs, "method", "gate"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def write_calibration(
             "normalisation": config.evaluation.normalisation,
             "space": {
                 "loss": config.loss.space,
-                "method": None if method.term == "none" else method.space,
+                "method": method.build().term_space,
             },
             "temperature": _temperature(predictions) | {"rows": len(calibration)},
             "base": {

@@ -29,6 +29,7 @@ from cogcalib_jax.runs.assemble import (
     require_even_batches,
     require_open_questions,
     require_options_space,
+    require_shared_classes,
     require_true_labels,
     say,
     with_own_lora,
@@ -116,6 +117,7 @@ def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     require_options_space(config, splits)
+    require_shared_classes(config, splits["train"])
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, tokenizer, splits["test"])
     require_open_questions(config, splits["train"])
