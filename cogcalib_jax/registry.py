@@ -11,7 +11,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -56,7 +56,10 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, label: str, **facts: Any) -> Callable[[type[T]], type[T]]:
-        """Return a decorator that registers a frozen dataclass under `name`.
+        """Return a decorator that registers a class under `name`.
+
+        The class becomes a frozen dataclass, unless it is one already, and a pytree: its floats are
+        leaves, its other settings structure.
 
         Args:
             name: lower-case letters, digits and underscores; specs and folders begin with it.
@@ -64,8 +67,8 @@ class Registry(Generic[T]):
             facts: kept with the entry.
 
         Raises:
-            ValueError: the name is taken or no such word, or the class is not a dataclass whose
-                fields are floats, integers, strings or booleans with defaults.
+            ValueError: the name is taken or no such word, or the class has a field that is no
+                float, integer, string or boolean with a default.
         """
         if not (name.isidentifier() and name == name.lower()):
             raise ValueError(
@@ -75,6 +78,8 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
         def add(cls: type[T]) -> type[T]:
+            if "__dataclass_params__" not in vars(cls):
+                cls = dataclass(frozen=True)(cls)
             _require_settings(cls)
             numbers = [f.name for f in fields(cls) if _type_of(f) is float]
             others = [f.name for f in fields(cls) if _type_of(f) is not float]
@@ -183,8 +188,9 @@ def split_outside(text: str, separator: str) -> list[str]:
 
 
 def _require_settings(cls: type) -> None:
-    frozen = is_dataclass(cls) and cls.__dataclass_params__.frozen
-    if not frozen or any(_type_of(f) is None or not _has_default(f) for f in fields(cls)):
+    if not cls.__dataclass_params__.frozen or any(
+        _type_of(f) is None or not _has_default(f) for f in fields(cls)
+    ):
         raise ValueError(
             f"{cls.__name__} is no class of settings; expected a frozen dataclass whose fields are"
             " float, int, str or bool and have defaults"

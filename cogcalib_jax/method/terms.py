@@ -51,6 +51,11 @@ class Rows(NamedTuple):
         return jax.nn.log_softmax(self.masked, -1)
 
     @property
+    def log_p_target(self) -> jax.Array:
+        """`[...]`: the target's log-probability in nats."""
+        return self.of_target(self.log_p)
+
+    @property
     def start_log_p(self) -> jax.Array:
         """`[..., classes]`: the start's log-probabilities in nats."""
         return jax.nn.log_softmax(mask_logits(self.start, self.mask), -1)
@@ -187,7 +192,7 @@ class Focal(Term):
         _require_at_least_zero("gamma", self.gamma)
 
     def __call__(self, rows: Rows) -> jax.Array:
-        log_p = rows.of_target(rows.log_p)
+        log_p = rows.log_p_target
         return -_power(-jnp.expm1(log_p), self.gamma) * log_p
 
 

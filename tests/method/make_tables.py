@@ -15,12 +15,14 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "method.md"
 
 def table(registry: Registry) -> str:
     """Return the registry as a Markdown table, without what tests registered."""
-    rows = ["| name | settings | weight | in tables | meaning |", "|---|---|---|---|---|"]
+    weighs = registry is TERMS
+    rows = [f"| name | settings |{' weight |' if weighs else ''} in tables | meaning |"]
+    rows.append("|---" * (5 if weighs else 4) + "|")
     for entry in registry:
         if entry.cls.__module__.startswith("cogcalib_jax."):
             settings = f"`{entry.settings}`" if entry.settings else ""
-            weight = getattr(entry.cls, "default_weight", "")
-            cells = (f"`{entry.name}`", settings, weight, entry.label, entry.summary)
+            weight = [f"{entry.cls.default_weight:g}"] if weighs else []
+            cells = (f"`{entry.name}`", settings, *weight, entry.label, entry.summary)
             rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -15,7 +15,6 @@ from tests.method.make_tables import DOCUMENT, with_tables
 
 
 @register_term("hinge", label="Hinge")
-@dataclass(frozen=True)
 class Hinge(Term):
     """Mean over classes of relu(1 + z - z of the target)."""
 
@@ -67,11 +66,13 @@ def test_only_classes_of_settings_are_registered_and_each_name_once():
     class Mutable:
         x: float = 1.0
 
-    @dataclass(frozen=True)
     class Without:
         x: float
 
-    for cls in (Mutable, Without, int):
+    class Unreadable:
+        x: tuple = ()
+
+    for cls in (Mutable, Without, Unreadable):
         with pytest.raises(ValueError, match="no class of settings"):
             things.register("one", label="One")(cls)
     with pytest.raises(ValueError, match="registered already"):
