@@ -18,7 +18,6 @@ from cogcalib_jax.engine.chunked_loss import batch_loss
 from cogcalib_jax.engine.row_stats import CHUNK
 from cogcalib_jax.experiments.timing import interleave, median, paired_ratio
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.models.head import Head
 
 RANK = 8
@@ -60,7 +59,6 @@ def main() -> None:
     args = parser.parse_args()
     batch, hidden, head = make_inputs(args)
     labels = np.zeros(args.examples, np.float32)
-    gate = GateInputs(jnp.float32(11.8), jnp.float32(0.1))
 
     def gradient(method: MethodConfig, chunk: int, hidden, adapter, weight):
         def total(hidden, adapter):
@@ -70,9 +68,9 @@ def main() -> None:
                 hidden,
                 batch,
                 labels,
-                method,
+                method.build(),
                 LossConfig(),
-                gate,
+                jnp.float32(11.8),
                 jax.random.key(0),
                 None,
                 chunk=chunk,

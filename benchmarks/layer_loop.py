@@ -27,7 +27,6 @@ from cogcalib_jax.engine.plan import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.engine.step import init_state, split_model
 from cogcalib_jax.experiments.timing import interleave, median, paired_ratio
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import random_decoder
@@ -105,11 +104,11 @@ def main() -> None:
     model, lora = split_model(random_decoder(config, lora=LORA, mesh=mesh, seed=0))
     batch = jax.device_put(random_batch(shape, config, mesh))
     labels, key = jnp.zeros(batch.answer.shape), jax.random.key(0)
-    gate = GateInputs(jnp.float32(np.inf), jnp.float32(METHOD.weight))
+    method = jax.tree.map(jnp.float32, METHOD.build())
     states = {}
 
     def take(step: jax.stages.Compiled, name: str, _: int) -> None:
-        state, _ = step(states[name], model.frozen, batch, labels, gate, key)
+        state, _ = step(states[name], model.frozen, batch, labels, jnp.float32(np.inf), method, key)
         states[name] = jax.block_until_ready(state)
 
     work = {}

@@ -47,7 +47,6 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     import jax
 
     from cogcalib_jax.engine.step import init_state
-    from cogcalib_jax.method.objective import GateInputs
     from cogcalib_jax.runs.assemble import assemble_model, make_trainable
     from cogcalib_jax.sharding import shard_batch
     from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
@@ -59,9 +58,9 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     trainable = make_trainable(config, assembled)
     (method,) = config.resolved_methods().values()
     schedule = learning_rate_schedule(config.training.learning_rate, "constant", 1, 0.0)
-    step = jit_step(trainable, method, schedule, assembled.lora)
+    step = jit_step(trainable, schedule, assembled.lora)
     optimizer = make_optimizer(config.training, schedule)
-    gate = GateInputs(trainable.scalar(1.0), trainable.scalar(method.weight))
+    gated = (trainable.scalar(1.0), trainable.method(method))
     key = jax.random.key(0)
     state = init_state(assembled.lora, optimizer, assembled.mesh)
 
@@ -69,7 +68,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
         nonlocal state
         whole = jax.tree.map(lambda x: x[None], (batch, np.zeros(len(batch.row), np.float32)))
         placed = shard_batch(assembled.mesh, whole, batch_axis=1)
-        state, metrics = step(state, trainable.model.frozen, *placed, gate, key)
+        state, metrics = step(state, trainable.model.frozen, *placed, *gated, key)
         return float(metrics.loss)
 
     for batch in {batch.input_ids.shape: batch for batch in batches}.values():

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from cogcalib_jax.registry import split_outside
+
 
 class Text(str):
     """A plain YAML scalar or a word of the command line; a quoted YAML string is a str."""
@@ -165,7 +167,7 @@ def _members(union: Any, none_last: bool = False) -> list[Any]:
 def _convert_items(kind: Any, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
         inside = value.strip().removeprefix("[").removesuffix("]").strip()
-        words = [word.strip() for word in inside.split(",")] if inside else []
+        words = [word.strip() for word in split_outside(inside, ",")] if inside else []
         value = [plain(word) if word else None for word in words]
     kinds = get_args(kind)
     if isinstance(value, list) and kinds[-1] is Ellipsis:

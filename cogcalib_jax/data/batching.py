@@ -12,6 +12,18 @@ import numpy as np
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
 
+class StartBelief(NamedTuple):
+    """What the start believed of the right answer's positions, for terms that compare with it."""
+
+    log_p: np.ndarray
+    """float32 nats. Options space: [B, 1, K], over the options. Vocabulary: [B, A, k], of the k
+    tokens that were likeliest"""
+    ids: np.ndarray | None = None
+    """[B, A, k] int32: those tokens; None in options space"""
+    rest: np.ndarray | None = None
+    """[B, A] float32 nats: log-probability of all other tokens together; None in options space"""
+
+
 class Batch(NamedTuple):
     """Numpy arrays of one batch: B rows of T input tokens, A answer positions, K options."""
 
@@ -35,6 +47,8 @@ class Batch(NamedTuple):
     """[B] int32: index of the example in its split"""
     weight: np.ndarray
     """[B] float32: 0 for a row that only fills the batch (a copy of a real one)"""
+    start: StartBelief | None = None
+    """only for a term that asks for it"""
 
 
 def eval_batches(

@@ -21,12 +21,10 @@ import jax.numpy as jnp
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.engine.forward import losses_at
 from cogcalib_jax.engine.row_stats import CHUNK, position_stats
-from cogcalib_jax.method.config import Gate, LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs, LossSums, example_mean, gated_loss
+from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.gates import GateInputs
+from cogcalib_jax.method.loss import LossSums, example_mean, gate_weights, gated_loss
 from cogcalib_jax.models.head import Head
-
-# Gates that flag examples without looking at the batch's NLL.
-BLIND_GATES: frozenset[Gate] = frozenset({"all", "frozen_labels", "frozen_random", "oracle"})
 
 # (chunk of rows, its hidden states, head, dropout key) -> (scalar, whatever else is wanted)
 ChunkFunction = Callable[[Any, jax.Array, Head, jax.Array | None], tuple[jax.Array, Any]]
@@ -37,51 +35,67 @@ def batch_loss(
     hidden: jax.Array,
     batch: Batch,
     labels: jax.Array,
-    method: MethodConfig,
+    method: Method,
     loss: LossConfig,
-    gate: GateInputs,
+    threshold: jax.Array,
     gate_key: jax.Array,
     dropout_key: jax.Array | None,
     parts: int = 1,
     chunk: int = CHUNK,
 ) -> LossSums:
-    """The gated loss of a batch, as sums; its gradient reaches `hidden` and the head's adapter.
+    """Return the gated loss of a batch, as sums; its gradient reaches `hidden` and the head's
+    adapter.
 
-    hidden: `[batch, positions, d]` at the scored positions; labels `[batch]`: fixed knownness;
-    method: resolved; parts: devices the batch is cut over; chunk: most positions whose logits
-    exist on a device at a time. The head's weight gets no gradient: it is frozen.
+    Args:
+        hidden: `[batch, positions, d]` at the scored positions.
+        labels: `[batch]`, the fixed labels of gates that have some.
+        threshold: float32 scalar, nats.
+        parts: devices that the batch is cut over.
+        chunk: most positions whose logits exist on a device at a time.
+
+    The head's weight gets no gradient: it is frozen.
     """
     examples, positions = batch.targets.shape
 
     def whole(rows: tuple[Batch, jax.Array], hidden: jax.Array, head: Head, key) -> Any:
         batch, labels = rows
-        losses = losses_at(head, hidden, batch, loss, method, key, parts * chunk)
-        sums = gated_loss(losses.nll, losses.cal, method, gate, labels, batch.weight, gate_key)
+
+        def gate(nll: jax.Array) -> jax.Array:
+            inputs = GateInputs(nll, threshold, labels, batch.weight > 0)
+            return gate_weights(method, inputs, gate_key)
+
+        losses = losses_at(head, hidden, batch, loss, method, key, parts * chunk, gate)
+        sums = gated_loss(losses.nll, losses.cal, method, threshold, labels, batch.weight, gate_key)
         return sums.loss, sums
 
     rows = (batch, labels)
     local = examples // parts
-    in_options = "options" in (loss.space, method.space if method.term != "none" else None)
-    # The random gate ranks all examples of a batch; with options there is one position an example,
-    # and `losses_at` forms the logits of many again in the backward pass.
-    if local * positions <= chunk or (method.gate == "random" and in_options):
+    in_options = "options" in (loss.space, method.term_space)
+    across_rows = method.term is not None and (
+        method.gate.across_rows or method.term.per == "batch"
+    )
+    # Whoever ranks or averages examples needs all of a batch; with options there is one position
+    # an example, and `losses_at` forms the logits of many again in the backward pass.
+    if local * positions <= chunk or (across_rows and in_options):
         return whole(rows, hidden, head, dropout_key)[1]
-    if positions <= chunk and method.gate != "random":
+    if positions <= chunk and not across_rows:
         size = parts * _largest_divisor(local, chunk // positions)
         total, sums = _with_slope(whole, rows, hidden, head, dropout_key, size)
         faults = jax.tree.map(_uncut, sums.faults)
         sums = jax.tree.map(lambda x: x.sum(0), sums._replace(faults=None))
         return sums._replace(loss=total, faults=faults)
-    return _by_position(head, hidden, rows, method, loss, gate, gate_key, dropout_key, parts, chunk)
+    return _by_position(
+        head, hidden, rows, method, loss, threshold, gate_key, dropout_key, parts, chunk
+    )
 
 
 def _by_position(
     head: Head,
     hidden: jax.Array,
     rows: tuple[Batch, jax.Array],
-    method: MethodConfig,
+    method: Method,
     loss: LossConfig,
-    gate: GateInputs,
+    threshold: jax.Array,
     gate_key: jax.Array,
     dropout_key: jax.Array | None,
     parts: int,
@@ -92,7 +106,7 @@ def _by_position(
     examples, positions = batch.targets.shape
     pieces = -(-positions // chunk)
     width = -(-positions // pieces)
-    term = method if method.term != "none" else None
+    term = method.term
 
     def cut(x: jax.Array) -> jax.Array:
         """`[batch, positions, ...]` -> `[batch * pieces, width, ...]`."""
@@ -109,7 +123,7 @@ def _by_position(
             example_mean(nll, batch.loss_mask, loss),
             None if term is None else example_mean(cal, batch.loss_mask, loss),
             method,
-            gate,
+            threshold,
             labels,
             batch.weight,
             gate_key,
@@ -118,20 +132,26 @@ def _by_position(
     hidden, targets = cut(hidden), cut(batch.targets)
     zeros = jnp.zeros((examples, positions), jnp.float32)
     nll = zeros
-    if term is not None and method.gate not in BLIND_GATES:
+    if term is not None and (method.gate.needs_nll or term.needs_gate):
         nll = joined(_nll_alone(targets, hidden, head, dropout_key, parts))
+    gate = None
+    if term is not None and term.needs_gate:
+        per_example = example_mean(nll, batch.loss_mask, loss)
+        inputs = GateInputs(per_example, threshold, labels, batch.weight > 0)
+        values = gate_weights(method, inputs, gate_key)
+        gate = cut(jnp.broadcast_to(values[:, None], nll.shape))
     # The gate decided, the loss is linear in what each position contributes.
     slopes = jax.grad(lambda nll, cal: sums_of(nll, cal).loss, argnums=(0, 1))(nll, zeros)
 
     def weighted(rows: Any, hidden: jax.Array, head: Head, key: jax.Array | None) -> Any:
-        targets, nll_slope, cal_slope = rows
-        stats = position_stats(head, hidden, targets, term, key)
+        targets, nll_slope, cal_slope, gate, start = rows
+        stats = position_stats(head, hidden, targets, term, key, gate, start)
         total = jnp.sum(nll_slope * stats.nll)
         if term is None:
             return total, (stats.nll, jnp.zeros_like(stats.nll))
         return total + jnp.sum(cal_slope * stats.cal), (stats.nll, stats.cal)
 
-    rows = (targets, *map(cut, slopes))
+    rows = (targets, *map(cut, slopes), gate, jax.tree.map(cut, batch.start))
     total, stats = _with_slope(weighted, rows, hidden, head, dropout_key, parts)
     nll, cal = (joined(_uncut(x)) for x in stats)
     return sums_of(nll, cal)._replace(loss=total)

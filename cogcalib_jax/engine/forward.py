@@ -11,14 +11,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.engine.row_stats import CHUNK, RowStats, row_stats
-from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import example_mean
-from cogcalib_jax.method.terms import TERMS, mask_logits
+from cogcalib_jax.method.config import LossConfig, Method, Space
+from cogcalib_jax.method.loss import example_mean
+from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.head import Head
 from cogcalib_jax.sharding import RULES, batch_parts
+
+GateFunction = Callable[[jax.Array], jax.Array]
+"""From the NLL of each example `[batch]` to the gate's value `[batch]`"""
 
 
 class ExampleLosses(NamedTuple):
@@ -49,7 +52,7 @@ def scored_hidden(
 
 
 def example_losses(decoder: Decoder, batch: Batch, loss: LossConfig) -> ExampleLosses:
-    """Cross-entropy and correctness of each example; see `losses_at`."""
+    """Return cross-entropy and correctness of each example; see `losses_at`."""
     hidden, _ = scored_hidden(decoder, batch, None)
     return losses_at(decoder.head(), hidden, batch, loss, None, None)
 
@@ -59,42 +62,77 @@ def losses_at(
     hidden: jax.Array,
     batch: Batch,
     loss: LossConfig,
-    method: MethodConfig | None,
+    method: Method | None,
     dropout_key: jax.Array | None,
     chunk: int = CHUNK,
+    gate: GateFunction | None = None,
 ) -> ExampleLosses:
-    """Cross-entropy, correctness and (with a method that has a term) the term, per example.
+    """Return cross-entropy, correctness and (with a method that has a term) the term, per example.
 
-    hidden: `[batch, positions, d]` at the scored positions; chunk: see `row_stats`. Vocabulary: an
+    hidden: `[batch, positions, d]` at the scored positions; chunk: see `row_stats`; gate: from the
+    examples' NLL to the gate's values, for a term that looks at those. Vocabulary: an
     answer is correct when each of its tokens is the argmax under teacher forcing, which equals
     greedy exact match with the reference. Options: the argmax over the options; needs single-token
     options (`batch.option_ids` with at least one column).
     """
-    has_term = method is not None and method.term != "none"
-    term_space = method.space if has_term else None
-    stats: RowStats | None = None
-    if "vocab" in (loss.space, term_space):
-        term = method if term_space == "vocab" else None
-        stats = row_stats(head, hidden, batch.targets, term, dropout_key, chunk)
-    option_logits = None
+    term, term_space = (None, None) if method is None else (method.term, method.term_space)
+    needs_gate = term is not None and term.needs_gate
+    options: Rows | None = None
     if "options" in (loss.space, term_space):
-        option_logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+        logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+        options = Rows(logits, batch.answer, batch.option_mask)
+        if term is not None and term.needs_start and term_space == "options":
+            options = options._replace(start=batch.start.log_p[:, 0])
 
-    if loss.space == "options":
-        masked = mask_logits(option_logits, batch.option_mask)
+    def over_vocabulary(term: Term | None, gate: jax.Array | None = None) -> RowStats:
+        if gate is not None:
+            gate = jnp.broadcast_to(gate[:, None], batch.targets.shape)
+        start = batch.start if term_space == "vocab" else None
+        return row_stats(head, hidden, batch.targets, term, dropout_key, chunk, gate, start)
+
+    stats: RowStats | None = None
+    if loss.space == "vocab":
+        # A term that looks at the gate's value comes after the NLL, which decides the gate.
+        stats = over_vocabulary(term if term_space == "vocab" and not needs_gate else None)
+        nll = example_mean(stats.nll, batch.loss_mask, loss)
+        correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
+    else:
+        masked = options.masked
         answer_logit = jnp.take_along_axis(masked, batch.answer[:, None], -1)[:, 0]
         nll = jax.nn.logsumexp(masked, -1) - answer_logit
         correct = jnp.argmax(masked, -1) == batch.answer
-    else:
-        nll = example_mean(stats.nll, batch.loss_mask, loss)
-        correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
 
     cal = None
+    values = gate(nll) if needs_gate else None
     if term_space == "vocab":
+        if stats is None or stats.cal is None:
+            stats = over_vocabulary(term, values)
         cal = example_mean(stats.cal, batch.loss_mask, loss)
     elif term_space == "options":
-        cal = TERMS[method.term](option_logits, batch.option_mask, method.reduction, method.margin)
+        cal = jnp.broadcast_to(term(options._replace(gate=values)), nll.shape)
     return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
+
+
+def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> StartBelief:
+    """Return what `decoder`, the start, believes of the right answers' positions.
+
+    space: that of the term which compares with it; top: tokens kept over the vocabulary.
+    """
+    hidden, _ = scored_hidden(decoder, batch, None)
+    head = decoder.head()
+    if space == "options":
+        logits = head.option_logits(hidden[:, 0], batch.option_ids)
+        log_p = jax.nn.log_softmax(mask_logits(logits, batch.option_mask), -1)
+        return StartBelief(log_p[:, None])
+
+    def at(hidden: jax.Array) -> StartBelief:
+        log_p = jax.nn.log_softmax(head.logits(hidden), -1)
+        values, ids = jax.lax.top_k(log_p, top)
+        others = jnp.put_along_axis(log_p, ids, MASKED_LOGIT, -1, inplace=False)
+        return StartBelief(values, ids, jax.nn.logsumexp(others, -1))
+
+    flat = jax.lax.map(at, hidden.reshape(-1, hidden.shape[-1]), batch_size=CHUNK)
+    return jax.tree.map(lambda x: x.reshape(*batch.targets.shape, *x.shape[1:]), flat)
 
 
 def option_logprobs(

@@ -82,7 +82,7 @@ def _fetch_real(output: Any, keep: np.ndarray) -> Any:
 
 
 def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-    if arrays[0].ndim == 1:
+    if len({a.shape[1:] for a in arrays}) == 1:
         return np.concatenate(arrays)
     width = max(a.shape[1] for a in arrays)
     further = [(0, 0)] * (arrays[0].ndim - 2)

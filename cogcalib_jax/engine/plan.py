@@ -26,7 +26,6 @@ from cogcalib_jax.engine.step import (
     state_shardings,
 )
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.lora import LoraConfig
@@ -86,7 +85,7 @@ def compile_step(
     remat: Remat = "none",
     attention: str = "xla",
 ) -> jax.stages.Compiled:
-    """One update of `method` (resolved), compiled for `mesh`.
+    """Compile one update of `method` for `mesh`.
 
     Of the result, `memory_analysis()` gives bytes on each device and `cost_analysis()` operations.
     Raises UserError for an attention kernel that `mesh`'s hardware cannot run, and for a mesh that
@@ -108,14 +107,13 @@ def compile_step(
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = make_train_step(
-        SplitModel(graphdef, frozen), optimizer, method, loss, dropout=lora.dropout > 0
-    )
+    step = make_train_step(SplitModel(graphdef, frozen), optimizer, loss, dropout=lora.dropout > 0)
     lowered = jit_train_step(step, shardings, frozen, mesh).lower(
         jax.tree.map(_placed, state, shardings),
         frozen,
         *abstract_batch(shape, mesh),
-        GateInputs(scalar, scalar),
+        scalar,
+        jax.tree.map(lambda _: scalar, method.build()),
         _placed(key, replicated),
     )
     try:

@@ -1,8 +1,8 @@
 """The jitted training step: forward, gate, loss, gradient of the LoRA parameters, update.
 
 Only LoRA parameters and optimizer state are trained, donated and returned; the base is an input
-that never changes. The threshold and the term's weight are traced scalars, so a refit never
-recompiles.
+that never changes. The threshold and the method's numbers (its weight, its term's and gate's
+settings) are arguments, so neither a refit nor another margin compiles anything.
 
 An update whose loss or gradient is not finite leaves parameters and optimizer as they were: nothing
 of such a batch is ever in the state. Whether the run then stops or goes on is the caller's affair.
@@ -24,8 +24,8 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.engine.chunked_loss import batch_loss
 from cogcalib_jax.engine.forward import scored_hidden
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import Faults, GateInputs, LossSums
+from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.loss import Faults, LossSums
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts
 
@@ -94,7 +94,7 @@ class StepMetrics(NamedTuple):
 
 
 StepFunction = Callable[
-    [TrainState, nnx.State, Batch, jax.Array, GateInputs, jax.Array],
+    [TrainState, nnx.State, Batch, jax.Array, jax.Array, Method, jax.Array],
     tuple[TrainState, StepMetrics],
 ]
 
@@ -103,13 +103,14 @@ def batch_sums(
     decoder: Decoder,
     batch: Batch,
     labels: jax.Array,
-    method: MethodConfig,
+    method: Method,
     loss: LossConfig,
-    gate_inputs: GateInputs,
+    threshold: jax.Array,
     key: jax.Array,
     dropout: bool,
 ) -> LossSums:
-    """The gated loss of one micro-batch as sums; `labels` `[batch]` is fixed knownness."""
+    """Return the gated loss of one micro-batch as sums; `labels` `[batch]` are the gate's fixed
+    labels."""
     dropout_key, gate_key = jax.random.split(key)
     hidden, head_key = scored_hidden(decoder, batch, dropout_key if dropout else None)
     parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
@@ -120,7 +121,7 @@ def batch_sums(
         labels,
         method,
         loss,
-        gate_inputs,
+        threshold,
         gate_key,
         head_key,
         parts=parts,
@@ -130,12 +131,12 @@ def batch_sums(
 def make_train_step(
     model: SplitModel,
     optimizer: optax.GradientTransformation,
-    method: MethodConfig,
     loss: LossConfig,
     *,
     dropout: bool,
 ) -> StepFunction:
-    """The update function, not yet jitted: `step(state, frozen, batches, labels, gate, key)`.
+    """Return the update function, not yet jitted: `step(state, frozen, batches, labels, threshold,
+    method, key)`.
 
     `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
     gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
@@ -147,12 +148,13 @@ def make_train_step(
         frozen: nnx.State,
         batches: Batch,
         labels: jax.Array,
-        gate_inputs: GateInputs,
+        threshold: jax.Array,
+        method: Method,
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
         def loss_sum(lora: nnx.State, batch: Batch, labels: jax.Array, key: jax.Array):
             decoder = nnx.merge(model.graphdef, lora, frozen)
-            sums = batch_sums(decoder, batch, labels, method, loss, gate_inputs, key, dropout)
+            sums = batch_sums(decoder, batch, labels, method, loss, threshold, key, dropout)
             return sums.loss, sums
 
         def add_micro_batch(carry, micro):
@@ -233,7 +235,7 @@ def jit_train_step(
     frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
     return jax.jit(
         step,
-        in_shardings=(shardings, frozen_shardings, None, None, replicated, replicated),
+        in_shardings=(shardings, frozen_shardings, None, None, replicated, replicated, replicated),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )

@@ -31,7 +31,6 @@ from cogcalib_jax.experiments.before_work import refuse_meaningless, require_wri
 from cogcalib_jax.experiments.peak import Peak, peak_flops
 from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired_ratio
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.runs.assemble import (
@@ -201,15 +200,15 @@ def _stepper(
     training = trainable.training
     # The rate is that of a run's peak; what it is changes no time.
     schedule = learning_rate_schedule(training.learning_rate, "constant", 1, 0.0)
-    step = jit_step(trainable, method, schedule, lora)
+    step = jit_step(trainable, schedule, lora)
     state = init_state(lora, make_optimizer(training, schedule), trainable.mesh)
     # The gate multiplies by 0 or 1: where the threshold lies changes no time either.
-    gate = GateInputs(trainable.scalar(1.0), trainable.scalar(method.weight))
+    gated = (trainable.scalar(1.0), trainable.method(method))
     key = jax.random.key(trainable.seed)
 
     def take(one: Prepared) -> None:
         nonlocal state
-        state, metrics = step(state, trainable.model.frozen, one.batch, one.labels, gate, key)
+        state, metrics = step(state, trainable.model.frozen, one.batch, one.labels, *gated, key)
         jax.block_until_ready((state, metrics))
 
     return take

@@ -18,10 +18,10 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
 
-from cogcalib_jax.configlib import check, command_line, load_config, to_yaml
+from cogcalib_jax.configlib import FieldError, check, command_line, load_config, to_yaml
 from cogcalib_jax.data.json_values import as_json
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.experiments.before_work import (
     goes_on,
     refuse_choice_of_rule,
@@ -33,12 +33,12 @@ from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.trying import Trial, read_trial, require_same_trials, train_missing
 from cogcalib_jax.experiments.tune_plan import trials_text
 from cogcalib_jax.files import whole_file, write_whole
-from cogcalib_jax.method.config import Gate
+from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.terms import TERMS
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import holding_locks, lock_folder
 
 DEFAULT_PRESET = Path(__file__).resolve().parents[2] / "configs" / "world.yaml"
-GATES = tuple(gate for gate in get_args(Gate) if gate != "oracle")  # no real run has its labels
 # Options of a run that mean nothing here, and what to write instead.
 REFUSED = {
     "compare": "name what is tried with --terms, --gates and --weights",
@@ -58,8 +58,8 @@ class TuneConfig(RunConfig):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds for developing; those that are published (100 and up) are refused"""
-    terms: tuple[Literal["ls", "mbls", "ecp"], ...] = ("ls", "mbls", "ecp")
-    """calibration terms that are tried"""
+    terms: tuple[str, ...] = ("ls", "mbls", "ecp")
+    """terms that are tried, with settings if wanted: ls,mbls(margin=5),focal(gamma=3)"""
     gates: tuple[str, ...] = ("all", "adaptive")
     """gates each term is tried with"""
     weights: tuple[float, ...] = (0.1, 0.3, 1.0)
@@ -83,8 +83,17 @@ class TuneConfig(RunConfig):
         for name in ("weights", "epochs"):
             above = all(0 < value < math.inf for value in getattr(self, name))
             check(above, name, "must be finite numbers above 0")
-        for gate in self.gates:
-            check(gate in GATES, "gates", f"must be of {', '.join(GATES)} (got {gate!r})")
+        for name, registry in (("terms", TERMS), ("gates", GATES)):
+            for spec in getattr(self, name):
+                try:
+                    made = registry.make(spec)
+                except UserError as error:
+                    raise FieldError(name, str(error)) from error
+                check(
+                    getattr(made, "labelled_by", None) != "world",
+                    name,
+                    f"cannot be {spec}: a run whose settings are chosen has no such labels",
+                )
 
     def run_config(self, seed: int, epochs: float) -> RunConfig:
         """The run that is tuned, with one seed and length."""

@@ -1,78 +1,85 @@
-"""What is regularised, how strongly, on which examples and in which space.
+"""A method: a term, its weight and space, and the gate that chooses its examples.
 
-`method.name` is a short word for a (term, gate) pair; the resolved config always spells the pair
-out. A name that contradicts an explicit term or gate is an error, never a silent choice.
+`MethodConfig` is a method as a preset spells it; `Method` is what the training step works with.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeVar
 
-from cogcalib_jax.configlib import check
+import jax
 
-Term = Literal["none", "ls", "mbls", "ecp"]
-Gate = Literal[
-    "all",
-    "adaptive",
-    "frozen_threshold",
-    "frozen_labels",
-    "unknown",
-    "random",
-    "frozen_random",
-    "oracle",
-]
+from cogcalib_jax.configlib import FieldError, check
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.gates import GATES, Gate
+from cogcalib_jax.method.terms import TERMS, Term
+from cogcalib_jax.registry import split_outside, split_spec
+
+T = TypeVar("T")
 Space = Literal["vocab", "options"]
 Reduction = Literal["mean", "sum"]
 
-# name -> (term, gate). The three Co-methods are the paper's; ls, mbls and ecp on all data are the
-# ablation that shows what the gate is worth.
-ALIASES: dict[str, tuple[Term, Gate]] = {
-    "sft": ("none", "all"),
-    "ls": ("ls", "all"),
-    "mbls": ("mbls", "all"),
-    "ecp": ("ecp", "all"),
-    "cols": ("ls", "adaptive"),
-    "combls": ("mbls", "adaptive"),
-    "coecp": ("ecp", "adaptive"),
-}
+NONE = "none"
+"""the word for no term"""
+PLAIN = "sft"
+"""the name of plain fine-tuning"""
+GATED = "co"
+"""before a term's name it means the adaptive gate, as in the paper's CoLS"""
+PRIOR = "prior"
+"""prior(E): label smoothing by E towards the start's belief"""
 
-# A mean over 128,256 entries turns an entropy of 1.26 nats into 9.8e-6, so the entropy penalty
-# sums over the vocabulary; label smoothing and its margin form are means by their definition.
-DEFAULT_REDUCTION: dict[Term, Reduction] = {
-    "none": "mean",
-    "ls": "mean",
-    "mbls": "mean",
-    "ecp": "sum",
-}
 
-# Weights of the terms where a preset does not say otherwise. mbls: the MbLS authors' 0.1. ls:
-# CE + a LS equals label smoothing with eps = a / (1 + a), so 0.1 is eps = 0.09. ecp: 0.1, the
-# middle of the range searched by Pereyra et al. 2017.
-DEFAULT_WEIGHT: dict[Term, float] = {"none": 0.0, "ls": 0.1, "mbls": 0.1, "ecp": 0.1}
+@dataclass(frozen=True)
+class Method:
+    """A method as the training step takes it: a pytree whose numbers are leaves.
+
+    Methods that differ in numbers only share one compiled step.
+    """
+
+    term: Term | None
+    """None: plain cross-entropy"""
+    gate: Gate
+    weight: float | jax.Array
+    """weight of the term beside cross-entropy"""
+    space: Space
+    """the classes the term sees: the whole vocabulary, or the question's options"""
+    normalise: bool
+    """whether an added term's loss is divided by one plus the weight that the example received"""
+
+    @property
+    def term_space(self) -> Space | None:
+        """The space of the term; None without a term."""
+        return None if self.term is None else self.space
+
+
+jax.tree_util.register_dataclass(
+    Method, data_fields=["term", "gate", "weight"], meta_fields=["space", "normalise"]
+)
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """The calibration term and the gate that decides which examples it applies to."""
 
-    name: Literal["sft", "ls", "mbls", "ecp", "cols", "combls", "coecp"] | None = None
-    """short word for a term and a gate; unset means: as term and gate say"""
-    term: Term | None = None
-    """calibration term: none, ls (label smoothing), mbls (margin-based), ecp (entropy penalty)"""
-    gate: Gate | None = None
+    name: str | None = None
+    """short word for a term and a gate (sft, ls, cols, focal ...); unset: as term and gate say"""
+    term: str | None = None
+    """calibration term, with settings if wanted: none, ls, mbls(margin=5), focal(gamma=3) ..."""
+    gate: str | None = None
     """which examples the term applies to; adaptive = NLL at most the refitted threshold"""
     weight: float | None = None
     """weight of the term beside cross-entropy; unset means the term's own default"""
     space: Space = "vocab"
-    """the classes the term smooths over: the whole vocabulary, or the question's options"""
-    reduction: Reduction | None = None
-    """sum or mean over the classes; unset means mean for ls and mbls, sum for ecp"""
-    margin: float = 10.0
-    """mbls only: logit margin, in nats (Liu et al. 2022 use 10)"""
+    """the classes the term sees: the whole vocabulary, or the question's options"""
     normalise: bool = False
     """divide each example's loss by one plus the weight it received"""
+    margin: float | None = None
+    """old way to write term mbls(margin=...), read in this release only"""
+    reduction: Reduction | None = None
+    """old way to write a term's setting, as in ls(reduction=sum), read in this release only"""
 
     def __post_init__(self) -> None:
         check(
@@ -80,46 +87,229 @@ class MethodConfig:
             "weight",
             "must be a finite number of at least 0",
         )
-        check(0 <= self.margin < math.inf, "margin", "must be a finite number of at least 0")
-        if self.name is not None:
-            term, gate = ALIASES[self.name]
+        for old in ("margin", "reduction"):
+            if self.term not in (None, NONE) and getattr(self, old) is not None:
+                _made(old, TERMS.make, self._with_old_settings(self.term))
+        if self.term not in (None, NONE):
+            term = _made("term", TERMS.make, self.term)
             check(
-                self.term in (None, term),
-                "term",
-                f"contradicts method.name {self.name}, which means term {term} (drop one of them)",
+                term.combine == "add" or (self.weight or 0) <= 1,
+                "weight",
+                f"must be at most 1 for term {self.term}, which replaces cross-entropy",
             )
+        if self.gate is not None:
+            _made("gate", GATES.make, self.gate)
+        if self.name is None:
+            return
+        named = _made("name", parse_name, self.name)
+        for field in ("term", "gate"):
+            stated, meant = getattr(self, field), getattr(named, field)
             check(
-                self.gate in (None, gate),
-                "gate",
-                f"contradicts method.name {self.name}, which means gate {gate} (drop one of them)",
+                stated is None or _name_of(stated) == _name_of(meant),
+                field,
+                f"contradicts method.name {self.name}, which means {field} {meant} (drop one of"
+                " them)",
             )
 
     @property
     def label(self) -> str:
-        """The name of the run's folder in a comparison: the alias where one fits."""
+        """The name of the method's folder in a comparison, such as cols or ls-unknown."""
         resolved = self.resolve()
-        pairs = {pair: name for name, pair in ALIASES.items()}
-        if resolved.term == "none":
-            return "sft"
-        return pairs.get((resolved.term, resolved.gate), f"{resolved.term}-{resolved.gate}")
+        return method_label(_name_of(resolved.term), _name_of(resolved.gate))
+
+    @property
+    def full_label(self) -> str:
+        """The same with the settings of term and gate that are not the default: focal-gamma=3."""
+        resolved = self.resolve()
+        return method_label(resolved.term, resolved.gate)
+
+    def _with_old_settings(self, term: str) -> str:
+        """Return the spec `term` with `margin` and `reduction`, where the term has such a setting
+        and the spec does not state it."""
+        name, stated = split_spec(term)
+        known = {f.name for f in fields(TERMS[name].cls)} if name in TERMS else set()
+        old = {"margin": self.margin, "reduction": self.reduction}
+        for setting in known & {key for key, value in old.items() if value is not None}:
+            stated.setdefault(setting, str(old[setting]))
+        return name + (f"({', '.join(f'{k}={v}' for k, v in stated.items())})" if stated else "")
+
+    def within(self, shared: MethodConfig) -> MethodConfig:
+        """Return this method, an entry of a comparison, with what the comparison's methods share.
+
+        They share space, normalisation and the weight, unless the entry states one. A term that
+        replaces cross-entropy keeps its own weight: a shared one is meant for terms beside it.
+        """
+        weight = self.weight
+        if self.term == NONE:
+            weight = None
+        elif weight is None and TERMS.make(self.term).combine == "add":
+            weight = shared.weight
+        return replace(
+            self,
+            weight=weight,
+            space=shared.space,
+            normalise=self.normalise or shared.normalise,
+            margin=shared.margin,
+            reduction=shared.reduction,
+        )
 
     def resolve(self) -> MethodConfig:
-        """Every field spelled out: aliases expanded and defaults filled in.
+        """Return this method with every field spelled out.
 
         A config that names nothing is CoLS, the paper's strongest method on most of its tasks.
         """
-        if self.name is not None:
-            term, gate = ALIASES[self.name]
+        named = self if self.name is None else parse_name(self.name)
+        term = self.term or named.term or "ls"
+        gate = self.gate or named.gate or ("all" if term == NONE else "adaptive")
+        weight = named.weight if self.weight is None else self.weight
+        if term != NONE:
+            made = TERMS.make(self._with_old_settings(term))
+            term, default = TERMS.spec(made), made.default_weight
         else:
-            term = self.term or "ls"
-            gate = self.gate or ("all" if term == "none" else "adaptive")
+            default = 0.0
         return replace(
             self,
             term=term,
-            gate=gate,
-            weight=DEFAULT_WEIGHT[term] if self.weight is None else self.weight,
-            reduction=self.reduction or DEFAULT_REDUCTION[term],
+            gate=GATES.spec(GATES.make(gate)),
+            weight=default if weight is None else weight,
+            normalise=self.normalise or named.normalise,
+            margin=None,
+            reduction=None,
         )
+
+    def build(self) -> Method:
+        """Return the method as the training step takes it."""
+        resolved = self.resolve()
+        return Method(
+            term=None if resolved.term == NONE else TERMS.make(resolved.term),
+            gate=GATES.make(resolved.gate),
+            weight=resolved.weight,
+            space=resolved.space,
+            normalise=resolved.normalise,
+        )
+
+
+def parse_name(name: str) -> MethodConfig:
+    """Return what a method's short name stands for: sft, TERM, coTERM, prior(E) or coprior(E).
+
+    TERM is a registered term with settings if wanted; it applies to all data, with "co" before it
+    to known data. prior(E) is `kl` with weight E / (1 - E), normalised: (1 - E) CE + E H(start,
+    model) but for the constant E H(start).
+
+    Raises:
+        UserError: no such name.
+    """
+    if name.strip() == PLAIN:
+        return MethodConfig(term=NONE, gate="all")
+    word = name.partition("(")[0].strip()
+    gated = word.startswith(GATED) and word not in TERMS
+    spec = name.strip().removeprefix(GATED) if gated else name.strip()
+    gate = "adaptive" if gated else "all"
+    if spec.partition("(")[0] == PRIOR:
+        return MethodConfig(term="kl", gate=gate, weight=_prior_weight(spec), normalise=True)
+    if spec.partition("(")[0].strip() not in TERMS:
+        raise UserError(f"method is {name!r}; expected {names_text()}")
+    return MethodConfig(term=spec, gate=gate)
+
+
+def _prior_weight(spec: str) -> float:
+    inside = spec.partition("(")[2].removesuffix(")").strip().removeprefix("e=")
+    try:
+        share = float(inside)
+    except ValueError:
+        share = math.nan
+    if not (spec.endswith(")") and 0 < share < 1):
+        raise UserError(f"method is {spec!r}; expected prior(E) with E between 0 and 1")
+    return share / (1 - share)
+
+
+def parse_entry(entry: str) -> MethodConfig:
+    """Return the method of a comparison's entry: NAME or TERM@GATE, each with =WEIGHT if wanted.
+
+    Raises:
+        UserError: no such term, gate or name, or a weight that is no finite number of at least 0.
+    """
+    name, *weight = split_outside(entry, "=")
+    spec, *gate = split_outside(name, "@")
+    if len(weight) > 1 or len(gate) > 1:
+        raise UserError(f"method is {entry!r}; expected {names_text()}")
+    if gate:
+        method = MethodConfig(term=spec, gate=gate[0])
+        if spec == NONE:
+            raise UserError(f"method is {entry!r}; expected a term before @, none has no gate")
+    else:
+        method = parse_name(spec)
+    if not weight:
+        return method
+    try:
+        return replace(method, weight=float(weight[0]))
+    except (ValueError, FieldError) as error:
+        raise UserError(
+            f"method is {entry!r}; expected a weight that is a finite number of at least 0"
+        ) from error
+
+
+def names_text() -> str:
+    """Return the names that `parse_entry` takes, as messages and help state them."""
+    return (
+        f"{PLAIN}, a term ({', '.join(TERMS.names())}), {GATED} and a term, {PRIOR}(E), or"
+        " TERM@GATE, each with =WEIGHT if wanted"
+    )
+
+
+def method_label(term: str, gate: str) -> str:
+    """Return the folder name of a (term, gate) pair: sft, ls, cols, focal-gamma=3, ls-unknown."""
+    if term == NONE:
+        return PLAIN
+    name, settings = split_spec(term)
+    parts = [f"{key}={value}" for key, value in settings.items()]
+    gate_name, gate_settings = split_spec(gate)
+    if gate_name == "adaptive":
+        name = GATED + name
+    elif gate_name != "all":
+        parts.append(gate_name)
+        parts += [f"{key}={value}" for key, value in gate_settings.items()]
+    return "-".join([name, *parts])
+
+
+def split_label(label: str) -> tuple[str, str] | None:
+    """Return the term and gate of a folder name that `method_label` gives; None for other words."""
+    if label == PLAIN:
+        return NONE, "all"
+    word, *parts = label.split("-")
+    gated = word not in TERMS and word.removeprefix(GATED) in TERMS
+    term = word.removeprefix(GATED) if gated else word
+    if term not in TERMS:
+        return None
+    gate = "adaptive" if gated else "all"
+    found: dict[str, list[str]] = {"term": [], "gate": []}
+    of = "term"
+    for part in parts:
+        if "=" in part:
+            found[of].append(part)
+        elif part in GATES and of == "term":
+            gate, of = part, "gate"
+        else:
+            return None
+
+    def spec(name: str, settings: list[str]) -> str:
+        return f"{name}({', '.join(settings)})" if settings else name
+
+    return spec(term, found["term"]), spec(gate, found["gate"])
+
+
+def _name_of(spec: str) -> str:
+    return spec.partition("(")[0].strip()
+
+
+def _made(field: str, make: Callable[[str], T], spec: str) -> T:
+    """Return `make(spec)`, a refusal being one of `field`."""
+    try:
+        return make(spec)
+    except FieldError:
+        raise
+    except UserError as error:
+        raise FieldError(field, str(error)) from error
 
 
 @dataclass(frozen=True)

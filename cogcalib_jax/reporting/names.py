@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-TERMS = {"ls": "LS", "mbls": "MbLS", "ecp": "ECP"}
-_TERMS_IN_FULL = {
-    "ls": "label smoothing",
-    "mbls": "margin-based label smoothing",
-    "ecp": "confidence penalty",
-}
-GATES = {
-    "all": "all data",
-    "adaptive": "known data",
-    "frozen_threshold": "known data, frozen threshold",
-    "frozen_labels": "known data, frozen labels",
-    "unknown": "unknown data",
-    "random": "a random share",
-    "frozen_random": "a fixed random share",
-    "oracle": "known data, true labels",
-}
+from cogcalib_jax.method.config import split_label
+from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.terms import TERMS
+from cogcalib_jax.registry import Registry, split_spec
+
 # The longest first: what a key ends in is looked up in this order.
 DERIVED = {
     "best_epoch_temperature": ", best epoch + temperature",
@@ -74,28 +63,31 @@ class Look:
     line: str
 
 
-def method_key(term: str, gate: str) -> str:
-    """The word for a (term, gate) pair, the folder name of a method in a comparison."""
-    if term == "none":
-        return "sft"
-    if gate == "all":
-        return term
-    return f"co{term}" if gate == "adaptive" else f"{term}-{gate}"
-
-
 def split_key(key: str) -> tuple[str, str, str]:
-    """(term, gate, derivation) of a method key; all empty for a word that is none of ours."""
+    """Return the (term, gate, derivation) of a method's folder name, as specs such as
+    "mbls(margin=5)"; all empty for a word that names no method."""
     for derivation in DERIVED:
         if key.endswith(f"_{derivation}"):
             term, gate, _ = split_key(key.removesuffix(f"_{derivation}"))
             return term, gate, derivation if term else ""
-    if key == "sft":
-        return "none", "all", ""
-    for term in TERMS:
-        for gate in GATES:
-            if key == method_key(term, gate):
-                return term, gate, ""
-    return "", "", ""
+    term, gate = split_label(key) or ("", "")
+    return term, gate, ""
+
+
+def term_label(term: str) -> str:
+    """Return the name of a term in tables, with its settings: "MbLS", "Focal (gamma 3)"."""
+    return _labelled(TERMS, term)
+
+
+def gate_label(gate: str) -> str:
+    """Return what a gate applies the term to: "known data"."""
+    return _labelled(GATES, gate)
+
+
+def _labelled(registry: Registry, spec: str) -> str:
+    name, settings = split_spec(spec)
+    words = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return registry[name].label + (f" ({words})" if words else "")
 
 
 def tempered(key: str) -> str:
@@ -113,9 +105,9 @@ def best_epoch_of(key: str) -> str:
     return f"{key}_best_epoch"
 
 
-def is_cogcalib(key: str) -> bool:
-    """Whether the method is one of CogCalib's (Wang et al. 2025): a term on known data alone, and
-    nothing derived from such a run."""
+def is_gated(key: str) -> bool:
+    """Return whether the method applies its term to known data alone, as CogCalib does (Wang et al.
+    2025), and is nothing derived from such a run."""
     _, gate, derivation = split_key(key)
     return gate == "adaptive" and not derivation
 
@@ -131,9 +123,9 @@ def short_name(key: str) -> str:
     if term == "none":
         name = "SFT"
     elif gate == "adaptive":
-        name = f"Co{TERMS[term]}"
+        name = f"Co{term_label(term)}"
     else:
-        name = f"{TERMS[term]} on {GATES[gate]}"
+        name = f"{term_label(term)} on {gate_label(gate)}"
     return name + DERIVED.get(derivation, "")
 
 
@@ -142,9 +134,11 @@ def long_name(key: str) -> str:
     for named in (SAMPLED, REFERENCES):
         if key in named:
             return f"{named[key][0]} ({named[key][1]})"
-    if is_cogcalib(key):
-        term = _TERMS_IN_FULL[split_key(key)[0]]
-        return f"{short_name(key)} ({term} on known data, Wang et al. 2025)"
+    if is_gated(key):
+        facts = TERMS[split_spec(split_key(key)[0])[0]].facts
+        if "cogcalib" in facts:
+            return f"{short_name(key)} ({facts['cogcalib']} on known data, Wang et al. 2025)"
+        return f"{short_name(key)} ({term_label(split_key(key)[0])} on known data)"
     return short_name(key).replace(DERIVED["best_epoch"], ", best validation epoch")
 
 

@@ -15,8 +15,9 @@ import yaml
 from cogcalib_jax.data.repeats import clusters_of_predictions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import FittedTemperature, stored_temperature
+from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.reporting.names import method_key, tempered
+from cogcalib_jax.reporting.names import tempered
 from cogcalib_jax.weights.foreign import damage
 
 # What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
@@ -295,7 +296,7 @@ def _provenance(*folders: Path) -> dict[str, Any]:
 
 def _single_key(folder: Path) -> str:
     configs = _configs(folder, ())
-    return method_key(_setting(configs, "method", "term"), _setting(configs, "method", "gate"))
+    return method_label(_setting(configs, "method", "term"), _setting(configs, "method", "gate"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

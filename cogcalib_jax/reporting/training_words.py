@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.reporting.names import short_name, split_key
 from cogcalib_jax.reporting.records import Method, Run, keeps_best
 from cogcalib_jax.reporting.words import count
@@ -16,8 +17,6 @@ from cogcalib_jax.reporting.words import count
 FAR_TIMES, FAR_NATS = 2.0, 0.5
 # Fewer validations say nothing of "for long".
 FEWEST_VALIDATIONS = 4
-# Gates that do not look at the threshold.
-_WITHOUT_THRESHOLD = ("all", "oracle", "")
 NAMED = 5
 
 
@@ -113,8 +112,9 @@ def _last_above(values: Sequence[float], limit: float) -> int:
 
 def _one_class(method: Method) -> list[str]:
     _, gate, _ = split_key(method.key)
-    if gate in _WITHOUT_THRESHOLD:
-        return []
+    made = GATES.make(gate) if gate else None
+    if made is None or not (made.needs_nll or made.labelled_by == "start"):
+        return []  # it never looks at the threshold
     fits = _of(method, "refit")
     notes: dict[str, int] = {}
     for line in fits:

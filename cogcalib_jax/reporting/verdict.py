@@ -18,18 +18,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cogcalib_jax.method.config import method_label
 from cogcalib_jax.reporting.names import (
     COMMONEST,
     DERIVED,
-    GATES,
     REFERENCES,
     SAMPLED,
-    TERMS,
-    is_cogcalib,
+    gate_label,
+    is_gated,
     is_tempered,
-    method_key,
     short_name,
     split_key,
+    term_label,
 )
 from cogcalib_jax.reporting.records import Predictions
 from cogcalib_jax.reporting.tables import Table
@@ -125,7 +125,7 @@ def verdict(
         lines += _against(
             [c for c in comparisons if c.other == TEMPERED_SFT and is_tempered(c.method)]
         )
-        rivalled = [c.method for c in comparisons if is_cogcalib(c.method) or c.method in SAMPLED]
+        rivalled = [c.method for c in comparisons if is_gated(c.method) or c.method in SAMPLED]
         for method in dict.fromkeys(rivalled):
             lines += _against_rivals(method, comparisons)
     lines += [*at_floor(metrics), *at_chance(metrics)]
@@ -180,9 +180,9 @@ def _name(key: str, scaled: bool) -> str:
 def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     present = [m for m in methods if m == TEMPERED_SFT or not (m in REFERENCES or is_tempered(m))]
     pairs = [(m, "sft") for m in present if m != "sft" and "sft" in present]
-    for gated in filter(is_cogcalib, present):
+    for gated in filter(is_gated, present):
         # A random share of the gate's size: what is left is whom the gate picks.
-        random = method_key(split_key(gated)[0], "random")
+        random = method_label(split_key(gated)[0], "random")
         rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(gated), random)
         pairs += [(gated, rival) for rival in rivals if rival in present]
     for several in filter(SAMPLED.__contains__, present):
@@ -190,10 +190,10 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
         pairs += [(several, rival) for rival in free if rival in present]
     for method in present:
         term, gate, derivation = split_key(method)
-        ungated = method_key(term, "all")
+        ungated = method_label(term, "all")
         if gate not in ("", "all", "adaptive") and not derivation and ungated in present:
             pairs.append((method, ungated))
-        fixed = method_key(term, "frozen_random")
+        fixed = method_label(term, "frozen_random")
         if gate == "frozen_labels" and not derivation and fixed in present:
             # As above: whom it picks, apart from how many.
             pairs.append((method, fixed))
@@ -202,7 +202,7 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
 
 def _ungated(key: str) -> tuple[str, ...]:
     """The same term on all data, for a gated method; nothing for any other."""
-    return (method_key(split_key(key)[0], "all"),) if is_cogcalib(key) else ()
+    return (method_label(split_key(key)[0], "all"),) if is_gated(key) else ()
 
 
 def tempered_pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
@@ -310,7 +310,7 @@ def _grounds(c: Comparison, of: str = "") -> str:
 
 
 def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
-    term = TERMS[split_key(c.method)[0]]
+    term = term_label(split_key(c.method)[0])
     own, other = weights.get(c.method), weights.get(c.other)
     if own != other:
         return (
@@ -325,8 +325,8 @@ def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
     }[c.outcome]
     numbers = ", ".join(f"{m} {_cell(c.differences[m], m, False)}" for m in DECIDING)
     return (
-        f"What the gate added ({short_name(c.method)} minus {term} on {GATES['all']}: {numbers}):"
-        f" {words}."
+        f"What the gate added ({short_name(c.method)} minus {term} on {gate_label('all')}:"
+        f" {numbers}): {words}."
     )
 
 

@@ -26,6 +26,7 @@ from cogcalib_jax.distributed import (
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
@@ -209,10 +210,7 @@ def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) ->
             ("loss.space", config.loss.space == "options"),
             (
                 "method.space",
-                any(
-                    m.term != "none" and m.space == "options"
-                    for m in config.resolved_methods().values()
-                ),
+                any(m.build().term_space == "options" for m in config.resolved_methods().values()),
             ),
         )
         if used
@@ -231,6 +229,26 @@ def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) ->
             )
 
 
+def require_shared_classes(config: RunConfig, train: EncodedSplit) -> None:
+    """Refuse a term whose classes must mean the same in every question, where they do not."""
+    for method in config.resolved_methods().values():
+        built = method.build()
+        if built.term is None or not built.term.needs_classes:
+            continue
+        if built.space != "options":
+            raise UserError(
+                f"method.space is {built.space}; expected options for term {method.term}, which"
+                " compares classes over questions. Set --method.space options"
+            )
+        lists = {row.completion_ids for row in train}
+        if len(lists) > 1:
+            raise UserError(
+                f"method.term is {method.term}; expected one list of options for all questions, and"
+                f" {config.data.task} has {len(lists):,} lists. Use another term, or a prompt whose"
+                " options are letters (--data.prompt letters) with as many options in every row"
+            )
+
+
 def require_open_questions(config: RunConfig, train: EncodedSplit) -> None:
     """Exact match is of generated answers, and averages over members are over options."""
     if config.loss.correct == "exact_match" and not train.is_open:
@@ -246,8 +264,9 @@ def require_open_questions(config: RunConfig, train: EncodedSplit) -> None:
 
 def require_true_labels(config: RunConfig, train: EncodedSplit) -> None:
     """The oracle gate needs rows that say what the base knows, as only the world's do."""
-    gates = {method.gate for method in config.resolved_methods().values()}
-    if "oracle" in gates and not all("known" in row.example.extra for row in train):
+    gates = [GATES.make(method.gate) for method in config.resolved_methods().values()]
+    asks = any(gate.labelled_by == "world" for gate in gates)
+    if asks and not all("known" in row.example.extra for row in train):
         raise UserError(
             f"method.gate = oracle: rows of {config.data.task} do not say what the base knows; use"
             " it with task world, or the gate frozen_labels"

@@ -64,7 +64,7 @@ def write_calibration(
             "pmi_prefix_ids": calibration.pmi_prefix_ids,
             "space": {
                 "loss": config.loss.space,
-                "method": None if method.term == "none" else method.space,
+                "method": method.build().term_space,
             },
             "temperature": _temperature(predictions) | {"rows": len(calibration)},
             "adapter_touches_head": "lm_head" in config.lora.modules,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from cogcalib_jax.engine.checkpoint import (
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
-from cogcalib_jax.method.config import ALIASES, Gate, LossConfig, MethodConfig, Term
+from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.sharding import MeshConfig
@@ -57,8 +57,9 @@ class RunConfig:
     dry_run: bool = False
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
     compare: tuple[str, ...] = ()
-    """methods to train from the same start, each NAME or TERM@GATE, with =WEIGHT if wanted, and
-    beside them the baselines mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
+    """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
+    wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
+    mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
     ensemble_members: int = 5
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
@@ -159,12 +160,11 @@ class RunConfig:
             return {self.method.label: self.method.resolve()}
         shared = replace(self.method, name=None, term=None, gate=None)
         methods = {}
-        for entry in self._losses():
-            (term, gate), weight = _parse_entry(entry)
-            weight = shared.weight if weight is None else weight
-            weight = None if term == "none" else weight
-            method = replace(shared, term=term, gate=gate, weight=weight).resolve()
-            methods[method.label] = method
+        resolved = [parse_entry(entry).within(shared).resolve() for entry in self._losses()]
+        short = Counter(method.label for method in resolved)
+        for method in resolved:
+            # Settings stand in a name only where the comparison needs them to tell two apart.
+            methods[method.label if short[method.label] == 1 else method.full_label] = method
         return methods
 
     def as_plain_finetuning(self) -> RunConfig:
@@ -226,41 +226,18 @@ def check_tasks(entries: tuple[str, ...], field: str) -> None:
 
 
 def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
-    """Refuse methods, each NAME or NAME=WEIGHT, that do not exist or are named twice.
+    """Refuse methods of a comparison that do not exist or are named twice.
 
     beside: words that stand for themselves, without a weight.
     """
-    names = [
-        entry if entry in beside else _parse_entry(entry, field, beside)[0] for entry in entries
-    ]
-    check(len(set(names)) == len(names), field, "must name each method once")
-
-
-def _parse_entry(
-    entry: str, field: str = "compare", beside: tuple[str, ...] = ()
-) -> tuple[tuple[Term, Gate], float | None]:
-    """`cols`, `cols=0.3` or `ls@unknown=0.3` -> (term, gate), weight."""
-    name, _, weight = entry.partition("=")
-    also = f", or {' or '.join(beside)}" if beside else ""
-    allowed = (
-        f"must be of {', '.join(ALIASES)}, or TERM@GATE, each with =WEIGHT if wanted{also}"
-        f" (got {entry!r})"
-    )
-    term, at, gate = name.partition("@")
-    if at:
-        check(term in get_args(Term) and term != "none" and gate in get_args(Gate), field, allowed)
-        pair = (term, gate)
-    else:
-        check(name in ALIASES, field, allowed)
-        pair = ALIASES[name]
-    if not weight:
-        return pair, None
-    try:
-        value = float(weight)
-    except ValueError as error:
-        raise FieldError(field, allowed) from error
-    check(0 <= value < math.inf, field, f"must have finite weights of at least 0 (got {entry!r})")
-    return pair, value
+    labels = []
+    for entry in entries:
+        try:
+            labels.append(entry if entry in beside else parse_entry(entry).full_label)
+        except UserError as error:
+            also = f"; or {' or '.join(beside)}" if beside else ""
+            raise FieldError(field, f"{error}{also}") from error
+    check(len(set(labels)) == len(labels), field, "must name each method once")
 
 
 def load_training(

@@ -19,6 +19,7 @@ from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
     encode_splits,
@@ -281,9 +282,8 @@ def _workload(run: _Planned) -> Workload:
 
 def _classes(run: _Planned, loss: LossConfig, method: MethodConfig) -> int:
     """Logits formed at a scored position."""
-    term = method.space if method.term != "none" else None
-    options = run.splits["train"].options
-    return run.base.config.vocab_size if "vocab" in (loss.space, term) else options
+    options, spaces = run.splits["train"].options, (loss.space, method.build().term_space)
+    return run.base.config.vocab_size if "vocab" in spaces else options
 
 
 def _show_cost(report: Report, run: _Planned) -> None:
@@ -401,8 +401,8 @@ def _between(run: _Planned, method: MethodConfig) -> Work:
     fit = workload.losses(calibration)
     if config.loss.correct == "exact_match":
         fit += workload.answers(calibration, confidences=False)
-    adaptive = method.gate != "frozen_threshold"
-    fits = 1 + (len(pauses(training.refit_every, total, ends)) if adaptive else 0)
+    gate = GATES.make(method.gate)
+    fits = 1 + (len(pauses(training.refit_every, total, ends)) if gate.refits else 0)
     probe = EncodedSplit(splits["train"][: training.probe_rows])
     followed = [split for split in (splits["validation"], probe) if split]
     is_open = splits["train"].is_open
@@ -410,6 +410,6 @@ def _between(run: _Planned, method: MethodConfig) -> Work:
     looks = 1 + len(pauses(training.validate_every, total, ends))
     last = workload.answers(calibration, False) if is_open else workload.scores(calibration)
     work = fit * fits + look * looks + last
-    if method.gate in ("frozen_labels", "frozen_random"):
+    if gate.labelled_by == "start":
         work += workload.losses(splits["train"])
     return work

@@ -31,6 +31,7 @@ from cogcalib_jax.runs.assemble import (
     require_even_batches,
     require_open_questions,
     require_options_space,
+    require_shared_classes,
     require_true_labels,
     say,
     with_own_lora,
@@ -157,6 +158,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     require_agreement("data", lambda: hashes)
     require_options_space(config, splits)
     require_options(config.option_score, config.data.task, splits)
+    require_shared_classes(config, splits["train"])
     require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, tokenizer, splits["test"])
     require_open_questions(config, splits["train"])

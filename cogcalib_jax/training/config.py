@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import optax
@@ -106,6 +107,8 @@ class TrainingConfig:
         return sorted({end for end in ends if end < total} | {total})
 
 
+# Cached: equal arguments give the very same function, by which compiled updates are found again.
+@lru_cache
 def learning_rate_schedule(
     peak: float, kind: Literal["linear", "cosine", "constant"], steps: int, warmup_fraction: float
 ) -> optax.Schedule:

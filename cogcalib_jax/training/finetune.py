@@ -22,13 +22,14 @@ from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.gate import ThresholdFit
+from cogcalib_jax.method.gates import GATES, ThresholdFit
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
+from cogcalib_jax.training.start import start_beliefs
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,
@@ -230,9 +231,17 @@ def finetune(
         save_at=pauses(trainable.checkpoint.every, total, ends),
         pause_at=refit_at | validate_at,
         folder=folder,
+        start=start_beliefs(
+            trainable,
+            method.build(),
+            start,
+            train,
+            trainer.evaluation.batch_size,
+            folder / "start",
+        ),
         first_step=style_steps,
     )
-    first_fit = trainer.refit(start)
+    first_fit, refits = trainer.refit(start), GATES.make(method.gate).refits
     labels = fixed_labels(trainer, method, start, first_fit.threshold)
     followed = _followed(trainer, start, first_fit.threshold)
     journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
@@ -247,7 +256,7 @@ def finetune(
             for one in journals[1:]:
                 one.begin()
             record_fit(first_fit, 0)
-        elif step in refit_at and method.gate != "frozen_threshold":
+        elif step in refit_at and refits:
             fit = trainer.refit(progress.state.lora)
             record_fit(fit, step)
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
@@ -285,23 +294,19 @@ def finetune(
 def fixed_labels(
     trainer: Trainer, method: MethodConfig, start: nnx.State, threshold: float
 ) -> np.ndarray:
-    """Knownness `[rows of train]`, 0 or 1, of the gates that never change their mind.
+    """Return the labels of a gate that flags examples once, `[rows of train]` float64.
 
-    frozen_labels: the method's own rule, applied once to the style-adapted model. frozen_random:
-    as many rows, drawn without looking. oracle: what the world knows of its own corpus. Other
-    gates use none: zeros.
+    They are 0 for a gate that uses none.
     """
-    train = trainer.splits["train"]
-    if method.gate == "oracle":
-        return np.array([float(e.example.extra["known"]) for e in train])
-    if method.gate in ("frozen_labels", "frozen_random"):
+    train, gate = trainer.splits["train"], GATES.make(method.gate)
+    if gate.labelled_by == "world":
+        known = np.array([float(e.example.extra["known"]) for e in train])
+    elif gate.labelled_by == "start":
         nll, _ = example_nll(trainer.losses, start, train, trainer.evaluation.batch_size)
         known = (nll <= threshold).astype(np.float64)
-        if method.gate == "frozen_labels":
-            return known
-        draw = np.random.SeedSequence([trainer.trainable.seed, 0xF12ED])
-        return np.random.Generator(np.random.Philox(draw)).permutation(known)
-    return np.zeros(len(train))
+    else:
+        return np.zeros(len(train))
+    return gate.labels(known, trainer.trainable.seed)
 
 
 def _followed(trainer: Trainer, start: nnx.State, threshold: float) -> list[Followed]:

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from cogcalib_jax.console import progress_bar, say
-from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
@@ -28,8 +28,6 @@ from cogcalib_jax.engine.step import (
     make_train_step,
     state_shardings,
 )
-from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.journal import Journal
@@ -165,21 +163,20 @@ def _updates(
     trainable: Trainable, phase: Phase, course: _Course
 ) -> tuple[Iterator[tuple[int, Batch, jax.Array]], Update]:
     """The batches that remain, each with its real tokens and labels, and what makes an update."""
-    step_function = jit_step(trainable, phase.method, phase.schedule, course.progress.state.lora)
+    step_function = jit_step(trainable, phase.schedule, course.progress.state.lora)
     stream = train_stream(trainable, phase.encoded, phase.steps)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
     labels = np.asarray(course.progress.labels)
-    weight = trainable.scalar(phase.method.weight)
+    method = trainable.method(phase.method)
 
     def update(course: _Course, batch: Batch, batch_labels: jax.Array) -> StepMetrics:
         now = course.progress
-        gate = GateInputs(now.threshold, weight)
         # Whatever an update reads lies on the devices already: a copy that slipped in would make
         # the device wait for the host at every step.
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(
-                now.state, trainable.model.frozen, batch, batch_labels, gate, key
+                now.state, trainable.model.frozen, batch, batch_labels, now.threshold, method, key
             )
         course.progress = now._replace(state=state)
         course.updates += 1
@@ -187,7 +184,9 @@ def _updates(
         return metrics
 
     steps = range(course.updates, phase.steps)
-    return prefetch(lambda step: micro_batches(trainable, stream, step, labels), steps), update
+    start = phase.start
+    made = prefetch(lambda step: micro_batches(trainable, stream, step, labels, start), steps)
+    return made, update
 
 
 def _stream(name: str) -> int:
@@ -195,16 +194,20 @@ def _stream(name: str) -> int:
     return {"style": 0, "finetune": 1}[name]
 
 
-def jit_step(
-    trainable: Trainable, method: MethodConfig, schedule: optax.Schedule, lora: nnx.State
-) -> StepFunction:
-    """The jitted update of `method` (resolved), compiled at its first call with a shape."""
-    optimizer = trainable.optimizer(schedule)
-    step = make_train_step(
-        trainable.model, optimizer, method, trainable.loss, dropout=trainable.dropout
-    )
-    shardings = state_shardings(lora, optimizer, trainable.mesh)
-    return jit_train_step(step, shardings, trainable.model.frozen, trainable.mesh)
+def jit_step(trainable: Trainable, schedule: optax.Schedule, lora: nnx.State) -> StepFunction:
+    """Return the jitted update, compiled at its first call with a shape and a kind of method.
+
+    It is made once for all that it closes over: phases whose methods differ in numbers only run
+    one compiled program.
+    """
+    model, made = trainable.model, trainable.steps
+    key = (model.graphdef, trainable.training, trainable.loss, trainable.dropout, trainable.prior)
+    if (*key, schedule) not in made:
+        optimizer = trainable.optimizer(schedule)
+        step = make_train_step(model, optimizer, trainable.loss, dropout=trainable.dropout)
+        shardings = state_shardings(lora, optimizer, trainable.mesh)
+        made[*key, schedule] = jit_train_step(step, shardings, model.frozen, trainable.mesh)
+    return made[*key, schedule]
 
 
 # A compiled shape pays for itself within this many updates: a step of a 0.5B model took 20 s to
@@ -224,7 +227,11 @@ def train_stream(trainable: Trainable, encoded: EncodedSplit, steps: int) -> Tra
 
 
 def micro_batches(
-    trainable: Trainable, stream: TrainStream, step: int, labels: np.ndarray
+    trainable: Trainable,
+    stream: TrainStream,
+    step: int,
+    labels: np.ndarray,
+    start: StartBelief | None = None,
 ) -> tuple[int, Batch, jax.Array]:
     """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
     how many real tokens it reads. Of several processes, each makes the rows its devices hold."""
@@ -232,6 +239,8 @@ def micro_batches(
     size = trainable.training.batch_size // accumulation
     part = local_part(trainable.mesh, size)
     batch = stream.batch(step, (size * np.arange(accumulation)[:, None] + part.rows).ravel())
+    if start is not None:
+        batch = batch._replace(start=jax.tree.map(lambda x: np.asarray(x[batch.row]), start))
     # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
     split = (accumulation, len(part.rows))
     tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))

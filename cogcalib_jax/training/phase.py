@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.checkpoint import CheckpointConfig
-from cogcalib_jax.engine.step import SplitModel, TrainState, init_state
-from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.engine.step import SplitModel, StepFunction, TrainState, init_state
+from cogcalib_jax.method.config import LossConfig, Method, MethodConfig
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.config import TrainingConfig, make_optimizer
@@ -40,11 +42,17 @@ class Trainable:
     """hashes of the base's weights and of the rows, JSON: likewise"""
     prior: Prior | None = None
     """of LoRA's A, where that is a distribution (BLoB)"""
+    steps: dict[Hashable, StepFunction] = field(default_factory=dict, compare=False)
+    """jitted updates by all that they close over; shared by what `replace` makes of this"""
 
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """What turns gradients into updates."""
         plain = make_optimizer(self.training, schedule)
         return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
+
+    def method(self, config: MethodConfig) -> Method:
+        """Return the method with its numbers on every device."""
+        return jax.tree.map(self.scalar, config.build())
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""
@@ -66,6 +74,8 @@ class Phase:
     folder: Path
     pause_at: frozenset[int] = frozenset()
     """updates after which a pause writes lines: that of the update comes before them"""
+    start: StartBelief | None = None
+    """by row of `encoded`, for a term that compares with the start"""
     first_step: int = 0
     """updates of earlier phases: steps in files count on from there"""
 

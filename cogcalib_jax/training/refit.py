@@ -11,7 +11,7 @@ from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
-from cogcalib_jax.method.gate import ThresholdFit, fit_threshold
+from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
 from cogcalib_jax.training.faults import require_finite
 
 

@@ -1,16 +1,20 @@
 """The loss in chunks is the loss in one piece, with less memory and without wasted products."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.engine.chunked_loss import _largest_divisor, batch_loss
+from cogcalib_jax.engine.forward import losses_at
+from cogcalib_jax.engine.row_stats import coarsened
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.method.terms import TERMS as REGISTERED
+from cogcalib_jax.method.terms import Rows, Term, register_term
 from cogcalib_jax.models.head import Head
 from cogcalib_jax.sharding import MeshConfig, make_mesh, named_sharding
 from tests.engine.tiny import LORA, TINY, VOCAB, one_batch, questions, quick_jit, tiny_decoder
@@ -24,7 +28,8 @@ WIDTH = TINY.hidden_size
 
 def method(term, gate="adaptive", **more):
     gate = "all" if term == "none" else gate
-    return MethodConfig(term=term, gate=gate, weight=0.7, margin=1.0, **more).resolve()
+    term = "mbls(margin=1)" if term == "mbls" else term
+    return MethodConfig(term=term, gate=gate, weight=0.7, **more).build()
 
 
 def inputs(tokens=3, rows=8, seed=0):
@@ -40,7 +45,7 @@ def inputs(tokens=3, rows=8, seed=0):
 def sums_and_gradient(decoder, batch, hidden, labels, how, loss, chunk, key=None, parts=1):
     """Sums, and the gradient of the loss with respect to hidden states and the head's adapter."""
     head = decoder.head()
-    gate = GateInputs(jnp.float32(3.6), jnp.float32(0.7))
+    gate = jnp.float32(3.6)
 
     def total(hidden, adapter):
         adapted = head.replace(lora_A=adapter[0], lora_B=adapter[1])
@@ -138,7 +143,7 @@ def products_with_the_head(how, chunk):
     batch, hidden, labels = inputs()
 
     def loss(hidden):
-        gate = GateInputs(jnp.float32(3.6), jnp.float32(0.7))
+        gate = jnp.float32(3.6)
         return batch_loss(
             decoder.head(),
             hidden,
@@ -205,7 +210,7 @@ def test_a_mesh_moves_statistics_and_no_logits(mesh, chunk):
         weight = jax.lax.with_sharding_constraint(
             weight, named_sharding(mesh, ("vocab", None), weight.shape)
         )
-        gate = GateInputs(jnp.float32(60.0), jnp.float32(0.7))
+        gate = jnp.float32(60.0)
 
         def total(hidden, lora):
             head = Head(weight, down, None, lora, 1.0, 0.0)
@@ -279,7 +284,7 @@ def test_memory_at_full_size_stays_below_400_mb():
 
         def loss(hidden, lora_B, weight, lora_A, batch, labels):
             head = Head(weight, lora_A, None, lora_B, 2.0, 0.0)
-            gate = GateInputs(jnp.float32(1.0), jnp.float32(0.1))
+            gate = jnp.float32(1.0)
             sums = batch_loss(
                 head,
                 hidden,
@@ -314,3 +319,118 @@ LONG = ("positions", "targets", "loss_mask")
 @pytest.mark.parametrize(("n", "most", "wanted"), [(12, 5, 4), (7, 3, 1), (8, 8, 8), (64, 40, 32)])
 def test_chunks_divide_the_batch(n, most, wanted):
     assert _largest_divisor(n, most) == wanted
+
+
+@register_term("gated_square", label="Test term")
+@dataclass(frozen=True)
+class GatedSquare(Term):
+    """The squared log-probability of the target, halved where the gate is closed."""
+
+    needs_gate = True
+
+    def __call__(self, rows):
+        return (0.5 + 0.5 * rows.gate) * rows.of_target(rows.log_p) ** 2
+
+
+def with_start(batch, top=5, seed=3):
+    """The batch with beliefs of a start over the vocabulary, coarsened to `top` tokens."""
+    logits = np.random.default_rng(seed).normal(0, 2, (*batch.targets.shape, VOCAB))
+    log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
+    ids = np.argsort(-log_p, -1)[..., :top]
+    rest = log_p.copy()
+    np.put_along_axis(rest, ids, -1e30, -1)
+    belief = StartBelief(
+        np.take_along_axis(log_p, ids, -1).astype(np.float32),
+        ids.astype(np.int32),
+        np.logaddexp.reduce(rest, -1).astype(np.float32),
+    )
+    return batch._replace(start=belief), log_p
+
+
+def test_terms_that_see_the_gate_or_the_start_are_the_same_in_chunks():
+    decoder = tiny_decoder()
+    batch, hidden, labels = inputs()
+    batch, _ = with_start(batch)
+    cases = [method(term, gate) for term in ("gated_square", "kl") for gate in ("all", "adaptive")]
+    cases += [method("focal", "adaptive"), method("kl", "soft"), method("gated_square", "random")]
+
+    @quick_jit
+    def run(hidden):
+        return [
+            [
+                sums_and_gradient(decoder, batch, hidden, labels, case, LossConfig(), chunk)
+                for case in cases
+            ]
+            for chunk in CHUNKS.values()
+        ]
+
+    results = run(hidden)
+    for got in results[:2]:
+        assert_equal_to(got, results[2])
+
+
+@pytest.mark.parametrize("top", [5, VOCAB])
+def test_the_divergence_is_of_coarsened_distributions_and_full_at_the_whole_vocabulary(top):
+    decoder = tiny_decoder()
+    batch, hidden, labels = inputs(tokens=1)
+    batch, start = with_start(batch, top)
+    head = decoder.head()
+
+    def kl(hidden):
+        case = method(f"kl(top={top})", "all")
+        losses = losses_at(head, hidden, batch, LossConfig(), case, None)
+        return losses.cal.sum(), losses.cal
+
+    (_, got), gradient = jax.value_and_grad(kl, has_aux=True)(jnp.asarray(hidden))
+
+    def full(hidden):
+        log_p = jax.nn.log_softmax(head.logits(hidden), -1)
+        each = jnp.sum(np.exp(start) * (start - log_p), -1)
+        return each.sum(), each[:, 0]
+
+    (_, wanted), full_gradient = jax.value_and_grad(full, has_aux=True)(jnp.asarray(hidden))
+    if top == VOCAB:
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, full_gradient, rtol=1e-4, atol=1e-6)
+        return
+    assert (np.asarray(got) < np.asarray(wanted)).all() and (np.asarray(got) > 0).all()
+    # By hand: k tokens and the rest, in float64.
+    log_p = np.asarray(jax.nn.log_softmax(head.logits(hidden), -1), np.float64)
+    ids = batch.start.ids
+    p_top, q_top = (np.take_along_axis(np.exp(x), ids, -1) for x in (log_p, start))
+    p = np.concatenate([p_top, 1 - p_top.sum(-1, keepdims=True)], -1)
+    q = np.concatenate([q_top, 1 - q_top.sum(-1, keepdims=True)], -1)
+    np.testing.assert_allclose(got, (q * np.log(q / p)).sum(-1)[:, 0], rtol=1e-4)
+    # A token outside of the k moves the divergence through the class of all others.
+    outside = int(np.argsort(start[0, 0])[0])
+
+    def moved(step):
+        logits = head.logits(hidden[:1, 0])
+        of = Rows(logits.at[0, outside].add(step), batch.targets[:1, 0])
+        first = jax.tree.map(lambda x: x[:1, 0], batch.start)
+        return REGISTERED.make("kl")(coarsened(of, first)).sum()
+
+    slope, step = float(jax.grad(moved)(0.0)), 1e-2
+    assert slope == pytest.approx(float(moved(step) - moved(-step)) / (2 * step), rel=1e-2)
+    assert slope > 0
+
+
+def test_a_term_of_the_whole_batch_is_never_cut():
+    """MDCA averages over the batch: with options, many rows and small chunks it stays whole."""
+    decoder = tiny_decoder()
+    batch = one_batch(questions(8, options=(4,)))
+    hidden = np.random.default_rng(0).normal(size=(8, 1, WIDTH)).astype(np.float32)
+    case = method("mdca", "adaptive", space="options")
+    loss = LossConfig("options")
+
+    @quick_jit
+    def run(hidden):
+        labels = np.zeros(8, np.float32)
+        return [
+            sums_and_gradient(decoder, batch, hidden, labels, case, loss, chunk)
+            for chunk in (2, 1000)
+        ]
+
+    got, wanted = run(hidden)
+    assert_equal_to(got, wanted)
+    assert 0 < float(wanted[0][1].gated) < 8

@@ -13,7 +13,7 @@ from flax import nnx
 from cogcalib_jax.engine.forward import losses_at, scored_hidden
 from cogcalib_jax.engine.step import batch_sums
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs, gated_loss
+from cogcalib_jax.method.loss import gated_loss
 from tests.engine.tiny import (
     full_logits,
     log_softmax,
@@ -38,11 +38,14 @@ MARGIN = 2.0
 
 
 def methods(spaces):
-    kinds = product(("ls", "mbls", "ecp"), spaces, ("mean", "sum"))
+    kinds = list(product(("ls", "mbls", "ecp"), spaces, ("mean", "sum")))
     none = MethodConfig(term="none", gate="all")
+    specs = {
+        (term, how): f"{term}({f'margin={MARGIN}, ' if term == 'mbls' else ''}reduction={how})"
+        for term, _, how in kinds
+    }
     return [none] + [
-        MethodConfig(term=term, gate="all", space=space, reduction=reduction, margin=MARGIN)
-        for term, space, reduction in kinds
+        MethodConfig(term=specs[term, how], gate="all", space=space) for term, space, how in kinds
     ]
 
 
@@ -64,8 +67,8 @@ def numpy_term(logits, method):
         "ls": -np.log(p),
         "mbls": np.maximum(logits.max() - logits - MARGIN, 0),
         "ecp": p * np.log(p),
-    }[method.term]
-    return values.mean() if method.reduction == "mean" else values.sum()
+    }[method.term.partition("(")[0]]
+    return values.mean() if "reduction=mean" in method.term else values.sum()
 
 
 def numpy_example(decoder, row, loss, method):
@@ -99,7 +102,10 @@ def computed(kind):
     def run(state, batch):
         decoder = nnx.merge(graphdef, state)
         hidden, _ = scored_hidden(decoder, batch, None)
-        return [losses_at(decoder.head(), hidden, batch, *case, None) for case in cases]
+        return [
+            losses_at(decoder.head(), hidden, batch, loss, method.build(), None)
+            for loss, method in cases
+        ]
 
     return batch.row, dict(zip(cases, run(state, batch), strict=True))
 
@@ -138,11 +144,12 @@ def test_the_gate_decides_whose_loss_gets_the_term(normalise):
         "oracle": labels,
     }
     for gate in GATES:
-        method = MethodConfig(term="ls", gate=gate, normalise=normalise).resolve()
+        config = MethodConfig(term="ls", gate=gate, weight=WEIGHT, normalise=normalise)
+        method = config.build()
 
         def sums(weight, method=method):
-            inputs = GateInputs(jnp.float32(threshold), jnp.float32(WEIGHT))
-            return gated_loss(nll, cal, method, inputs, labels, weight, jax.random.key(0))
+            at = jnp.float32(threshold)
+            return gated_loss(nll, cal, method, at, labels, weight, jax.random.key(0))
 
         got = jax.vmap(sums)(jnp.eye(11))
         strength = WEIGHT * np.asarray(masks[gate], float)
@@ -160,14 +167,14 @@ def test_the_random_gate_flags_as_many_as_the_adaptive_one_but_others():
     rng = np.random.default_rng(1)
     nll = rng.gamma(2, 1, 16).astype(np.float32)
     real = (np.arange(16) < 13).astype(np.float32)
-    inputs = GateInputs(jnp.float32(np.median(nll)), jnp.float32(WEIGHT))
-    method = MethodConfig(term="ls", gate="random").resolve()
+    threshold = jnp.float32(np.median(nll))
+    method = MethodConfig(term="ls", gate="random", weight=WEIGHT).build()
     known = float(((nll <= np.median(nll)) & (real > 0)).sum())
     gated = set()
     for seed in range(8):
         # A term of powers of two spells out who was flagged.
         cal = 2.0 ** np.arange(16, dtype=np.float32)
-        sums = gated_loss(nll, cal, method, inputs, nll * 0, real, jax.random.key(seed))
+        sums = gated_loss(nll, cal, method, threshold, nll * 0, real, jax.random.key(seed))
         assert sums.gated == known
         gated.add(round(float(sums.loss - sums.ce) / WEIGHT))
     assert len(gated) > 4
@@ -182,9 +189,10 @@ def loss_and_gradient(rows, method, threshold=4.3, batch=None, labels=None):
 
     def total(lora, batch):
         decoder = nnx.merge(graphdef, lora, frozen)
-        gate = GateInputs(jnp.float32(threshold), jnp.float32(WEIGHT))
+        weighted = replace(method, weight=WEIGHT).build()
+        at = jnp.float32(threshold)
         sums = batch_sums(
-            decoder, batch, labels, method, LossConfig(), gate, jax.random.key(0), False
+            decoder, batch, labels, weighted, LossConfig(), at, jax.random.key(0), False
         )
         return sums.loss, sums._replace(faults=None)  # of which there are as many as rows
 
@@ -228,7 +236,7 @@ def test_an_example_has_the_same_loss_in_any_batch():
     def losses(state, batch):
         decoder = nnx.merge(graphdef, state)
         hidden, _ = scored_hidden(decoder, batch, None)
-        return losses_at(decoder.head(), hidden, batch, LossConfig(), method, None)
+        return losses_at(decoder.head(), hidden, batch, LossConfig(), method.build(), None)
 
     together = one_batch(rows)
     wanted = losses(state, together)

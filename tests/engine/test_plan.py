@@ -1,6 +1,7 @@
 """The step planned from shapes alone: the one that training runs, and Llama-3-8B on 8 devices."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from cogcalib_jax.engine.step import (
     state_shardings,
 )
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training.config import TrainingConfig, learning_rate_schedule, make_optimizer
@@ -51,7 +51,7 @@ def test_what_is_planned_is_the_step_that_training_runs(quick):
     batch, labels = micro_batches(questions(16, options=(4,), longest=8), accumulation=2, size=16)
     on_devices = shard_batch(mesh, (batch, labels), batch_axis=1)
     key = jax.device_put(jax.random.key(0))
-    gate = GateInputs(jnp.float32(3.0), jnp.float32(0.1))
+    gated = (jnp.float32(3.0), jax.tree.map(jnp.float32, replace(COLS, weight=0.1).build()))
 
     _, examples, tokens = batch.input_ids.shape
     plan = compile_step(
@@ -65,12 +65,12 @@ def test_what_is_planned_is_the_step_that_training_runs(quick):
         dtype=jnp.float32,
     )
     shardings = state_shardings(lora, optimizer(), mesh)
-    step = make_train_step(model, optimizer(), COLS, LossConfig(), dropout=False)
+    step = make_train_step(model, optimizer(), LossConfig(), dropout=False)
     jitted = jit_train_step(step, shardings, model.frozen, mesh)
 
     def update(function):
         state, metrics = function(
-            init_state(lora, optimizer(), mesh), model.frozen, *on_devices, gate, key
+            init_state(lora, optimizer(), mesh), model.frozen, *on_devices, *gated, key
         )
         return jax.tree.map(np.asarray, (state, metrics))
 

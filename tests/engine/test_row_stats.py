@@ -10,15 +10,15 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.engine.row_stats import row_stats
-from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.terms import TERMS, Term
 from cogcalib_jax.sharding import MeshConfig, make_mesh, named_sharding
 from tests.engine.tiny import LORA, TINY, VOCAB, quick_jit, tiny_decoder
 
 METHODS = {
     "sft": None,
-    "ls": MethodConfig(term="ls", gate="all").resolve(),
-    "mbls": MethodConfig(term="mbls", gate="all", margin=1.0, reduction="sum").resolve(),
-    "ecp": MethodConfig(term="ecp", gate="all").resolve(),
+    "ls": TERMS.make("ls"),
+    "mbls": TERMS.make("mbls(margin=1, reduction=sum)"),
+    "ecp": TERMS.make("ecp"),
 }
 DECODERS = {
     "adapted": (TINY, LORA),
@@ -93,7 +93,7 @@ def test_values_and_gradients_equal_the_full_logits(kind):
         assert np.asarray(gradients[1]).any()
 
 
-def vocabulary_sized(method: MethodConfig | Literal["plain"] | None) -> dict[str, int]:
+def vocabulary_sized(method: Term | Literal["plain"] | None) -> dict[str, int]:
     """How often each operation yields or reads `[positions, vocab]` in value and gradient."""
     graphdef, state = nnx.split(tiny_decoder())
     hidden, targets = positions(6)

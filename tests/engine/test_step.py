@@ -22,7 +22,6 @@ from cogcalib_jax.engine.step import (
 )
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from tests.engine.quick import quick_compilation
 from tests.engine.tiny import TINY, micro_batches, questions, tiny_decoder
@@ -55,7 +54,8 @@ class Stepper:
     def __init__(self, mesh, optimizer=OPTIMIZER, method=COLS, tokens=1):
         self.mesh, self.tokens = mesh, tokens
         self.model, self.lora = split_model(tiny_decoder(config=MODEL, mesh=mesh))
-        step = make_train_step(self.model, optimizer, method, LossConfig(), dropout=False)
+        step = make_train_step(self.model, optimizer, LossConfig(), dropout=False)
+        self.method = jax.tree.map(self.scalar, method.build())
         shardings = state_shardings(self.lora, optimizer, mesh)
         self.run = jit_train_step(step, shardings, self.model.frozen, mesh)
         self.fresh = lambda: init_state(self.lora, optimizer, mesh)
@@ -66,8 +66,8 @@ class Stepper:
     def __call__(self, state, accumulation=1, threshold=4.0):
         rows = micro_batches(ROWS[self.tokens], accumulation)
         batch, labels = shard_batch(self.mesh, rows, batch_axis=1)
-        gate = GateInputs(self.scalar(threshold), self.scalar(COLS.weight))
-        return self.run(state, self.model.frozen, batch, labels, gate, jax.random.key(0))
+        gated = (self.scalar(threshold), self.method)
+        return self.run(state, self.model.frozen, batch, labels, *gated, jax.random.key(0))
 
 
 @cache

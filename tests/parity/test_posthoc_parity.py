@@ -17,8 +17,8 @@ from sklearn.metrics import log_loss  # noqa: E402
 from cogcalib_jax.evaluation.posthoc import fit_temperature  # noqa: E402
 from cogcalib_jax.evaluation.predictions import Predictions  # noqa: E402
 from cogcalib_jax.method.config import MethodConfig  # noqa: E402
-from cogcalib_jax.method.objective import GateInputs, gated_loss  # noqa: E402
-from cogcalib_jax.method.terms import TERMS  # noqa: E402
+from cogcalib_jax.method.loss import gated_loss  # noqa: E402
+from cogcalib_jax.method.terms import TERMS, Rows  # noqa: E402
 from tests.evaluation.test_posthoc import calibration  # noqa: E402
 
 
@@ -37,12 +37,11 @@ def test_the_loss_with_ls_on_all_data_is_torchs_label_smoothing(weight):
         label_smoothing=weight / (1 + weight),
         reduction="sum",
     )
-    cal = TERMS["ls"](jnp.asarray(logits), None, "mean", 0.0)
+    cal = TERMS.make("ls")(Rows(jnp.asarray(logits), jnp.asarray(targets)))
     for normalise, factor in ((False, 1 + weight), (True, 1.0)):
-        method = MethodConfig(name="ls", normalise=normalise).resolve()
-        gate = GateInputs(jnp.float32(0), jnp.float32(weight))
+        method = MethodConfig(name="ls", weight=weight, normalise=normalise).build()
         ones = jnp.ones(7)
-        sums = gated_loss(jnp.asarray(nll.numpy()), cal, method, gate, ones, ones, None)
+        sums = gated_loss(jnp.asarray(nll.numpy()), cal, method, jnp.float32(0), ones, ones, None)
         np.testing.assert_allclose(sums.loss, factor * theirs.item(), rtol=1e-5)
 
 

@@ -12,7 +12,6 @@ from cogcalib_jax.engine import chunked_loss
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.objective import GateInputs
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.faults import SKIPPED_IN_A_ROW
@@ -144,8 +143,8 @@ def stepper(mesh, accumulation):
         setting = replace(setting, model=model, mesh=spread, dropout=False)
     one = phase(None)
     stream = train_stream(setting, one.encoded, STEPS)
-    compiled = jit_step(setting, COLS, one.schedule, start)
-    gate = GateInputs(setting.scalar(0.0), setting.scalar(0.5))
+    compiled = jit_step(setting, one.schedule, start)
+    gated = (setting.scalar(0.0), setting.method(replace(COLS, weight=0.5)))
 
     def state():
         return begin(setting, one, start, 0.0, np.zeros(20)).state
@@ -153,7 +152,7 @@ def stepper(mesh, accumulation):
     def batch(fault, *rows):
         labels = labels_with(fault, *rows).astype(np.float32)
         _, tokens, labels = micro_batches(setting, stream, 0, labels)
-        return setting.model.frozen, tokens, labels, gate, jax.random.key(0)
+        return setting.model.frozen, tokens, labels, *gated, jax.random.key(0)
 
     return compiled, state, batch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.reporting.names import is_cogcalib, long_name, looks, short_name
+from cogcalib_jax.reporting.names import is_gated, long_name, looks, short_name
 from cogcalib_jax.reporting.tables import as_markdown, as_text, comparison_table, vocabulary_table
 
 
@@ -168,7 +168,7 @@ def test_methods_have_names_for_people(key, name):
 def test_only_the_gated_methods_themselves_are_cogcalibs():
     keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
     keys += ["mc_dropout", "ensemble", "laplace_lora"]
-    assert [key for key in keys if is_cogcalib(key)] == ["cols", "coecp"]
+    assert [key for key in keys if is_gated(key)] == ["cols", "coecp"]
 
 
 def test_a_method_looks_the_same_whatever_stands_beside_it():

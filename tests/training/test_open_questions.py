@@ -17,8 +17,7 @@ from cogcalib_jax.evaluation.open_config import OpenConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.gate import fit_threshold
-from cogcalib_jax.method.objective import GateInputs
+from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.training.finetune import Trainer, finetune, make_trainer, style_phase
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.validation import quick_metrics
@@ -83,7 +82,7 @@ def trainer(loss=LossConfig()) -> Trainer:  # noqa: B008 - frozen
 def test_the_gate_opens_for_a_whole_answer_or_not_at_all():
     """Against the full logits of every token: the mean over an answer's tokens is compared with
     the threshold, and the term is that mean too."""
-    method = MethodConfig(name="cols", weight=0.5).resolve()
+    method = MethodConfig(name="cols", weight=0.5).build()
     rows = splits()["calibration"]
     nll, cal = [], []
     for row in rows:
@@ -96,11 +95,11 @@ def test_the_gate_opens_for_a_whole_answer_or_not_at_all():
     wanted = np.sum(nll) + 0.5 * np.sum(np.array(cal)[known])
     assert 0 < known.sum() < len(rows)
     # A gate for each token would open for other tokens than these.
-    gate = GateInputs(jnp.float32(threshold * (1 + 1e-6)), jnp.float32(0.5))
+    threshold = jnp.float32(threshold * (1 + 1e-6))
     labels, key = jnp.zeros(len(rows)), jax.random.key(0)
 
     def sums(batch):
-        return batch_sums(decoder(), batch, labels, method, LossConfig(), gate, key, False)
+        return batch_sums(decoder(), batch, labels, method, LossConfig(), threshold, key, False)
 
     got = jax.jit(sums)(one_batch(rows))
     np.testing.assert_allclose(got.loss, wanted, rtol=1e-4)

@@ -9,7 +9,7 @@ from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import prediction_rows
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.gate import fit_threshold
+from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.training.finetune import finetune, fixed_labels, style_phase
 from tests.engine.tiny import full_logits, log_softmax
 from tests.training.small_trainer import TRAINING, lines, lora, same_bits, splits, trainer

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from cogcalib_jax.method.gate import fit_threshold, gate_mask
+from cogcalib_jax.method.gates import GATES, GateInputs, fit_threshold
 
 # Few distinct values, so that ties are common.
 ROWS = st.lists(
@@ -67,9 +67,8 @@ def mask_of(gate, nll, threshold=1.0, labels=None, weight=None, seed=0):
     nll = jnp.asarray(nll, jnp.float32)
     labels = jnp.zeros_like(nll) if labels is None else jnp.asarray(labels, jnp.float32)
     weight = jnp.ones_like(nll) if weight is None else jnp.asarray(weight, jnp.float32)
-    return np.asarray(
-        gate_mask(gate, nll, jnp.float32(threshold), labels, weight, jax.random.key(seed))
-    )
+    inputs = GateInputs(nll, jnp.float32(threshold), labels, weight > 0)
+    return np.asarray(GATES.make(gate)(inputs, jax.random.key(seed)))
 
 
 def test_each_gate_flags_what_its_name_says():
@@ -81,6 +80,23 @@ def test_each_gate_flags_what_its_name_says():
     assert mask_of("frozen_labels", nll, labels=labels).tolist() == labels
     assert mask_of("frozen_random", nll, labels=labels).tolist() == labels
     assert mask_of("oracle", nll, labels=labels).tolist() == labels
+
+
+def test_the_soft_gate_is_a_sigmoid_around_the_threshold():
+    nll, width = np.array([0.2, 1.0, 3.0], np.float32), 0.25
+    got = mask_of(f"soft(width={width})", nll)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp((nll - 1.0) / width)), rtol=1e-5)
+    assert got[1] == 0.5
+    sharp = mask_of("soft(width=0.001)", nll[[0, 2]])
+    np.testing.assert_allclose(sharp, mask_of("adaptive", nll[[0, 2]]), atol=1e-6)
+
+
+def test_labels_of_a_gate_are_the_known_rows_or_as_many_at_random():
+    known = np.array([1.0, 0, 0, 1, 0, 1, 0, 0])
+    assert GATES.make("frozen_labels").labels(known, 3).tolist() == known.tolist()
+    drawn = GATES.make("frozen_random").labels(known, 3)
+    assert drawn.sum() == known.sum() and drawn.tolist() != known.tolist()
+    assert drawn.tolist() == GATES.make("frozen_random").labels(known, 3).tolist()
 
 
 def test_the_random_gate_keeps_the_share_and_never_flags_filler_rows():

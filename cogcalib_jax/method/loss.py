@@ -1,4 +1,4 @@
-"""The gated loss of one batch: `L_i = CE_i + gate_i * weight * L_cal,i`, summed over examples."""
+"""The gated loss of one batch: `L_i = CE_i + gate_i * weight * term_i`, summed over examples."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.gate import gate_mask
-
-
-class GateInputs(NamedTuple):
-    """What the gate may change between steps without recompiling: all traced."""
-
-    threshold: jax.Array
-    """float32 scalar, nats"""
-    weight: jax.Array
-    """float32 scalar, weight of the calibration term"""
+from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.gates import GateInputs
 
 
 class Faults(NamedTuple):
@@ -37,7 +28,7 @@ class LossSums(NamedTuple):
     cal: jax.Array
     """the ungated, unweighted term: its size beside cross-entropy"""
     gated: jax.Array
-    """examples the term applied to"""
+    """the gate's values: for a gate of 0 and 1 the examples that the term applied to"""
     known: jax.Array
     """examples with NLL at most the threshold, whatever the gate"""
     examples: jax.Array
@@ -45,35 +36,48 @@ class LossSums(NamedTuple):
     """example by example: no sums"""
 
 
+def gate_weights(method: Method, inputs: GateInputs, key: jax.Array) -> jax.Array:
+    """Return the gate's value for each example, `[batch]` float32 in [0, 1], without gradient.
+
+    key: for gates that draw.
+    """
+    inputs = jax.lax.stop_gradient(inputs)
+    return jax.lax.stop_gradient(method.gate(inputs, key))
+
+
 def gated_loss(
     nll: jax.Array,
     cal: jax.Array | None,
-    method: MethodConfig,
-    gate_inputs: GateInputs,
+    method: Method,
+    threshold: jax.Array,
     labels: jax.Array,
     example_weight: jax.Array,
     key: jax.Array,
 ) -> LossSums:
-    """METHOD equation over a batch, as sums.
+    """Return the method's equation over a batch, as sums.
 
-    nll `[batch]`: cross-entropy of each example, which is also what the gate looks at. cal
-    `[batch]`: the calibration term, None when `method.term` is "none" (nothing is computed for
-    it then). labels `[batch]`: what the gates frozen_labels, frozen_random and oracle flag.
-    example_weight `[batch]`: 1, or 0 for rows that only fill up the batch. `method` must be
-    resolved.
+    Args:
+        nll: `[batch]` nats, the cross-entropy of each example; the gate looks at it, too.
+        cal: `[batch]`, the term; None without one (nothing is computed for it then).
+        threshold: float32 scalar, nats.
+        labels: `[batch]`, the fixed labels of gates that have some.
+        example_weight: `[batch]`, 1, or 0 for rows that only fill up the batch.
+        key: for gates that draw.
     """
-    known = (jax.lax.stop_gradient(nll) <= gate_inputs.threshold).astype(jnp.float32)
+    real = example_weight > 0
+    inputs = GateInputs(nll, threshold, labels, real)
     if cal is None:
         mask = cal = jnp.zeros_like(nll)
         per_example = nll
     else:
-        mask = gate_mask(method.gate, nll, gate_inputs.threshold, labels, example_weight, key)
-        strength = mask * gate_inputs.weight
-        per_example = nll + strength * cal
-        if method.normalise:
-            per_example = per_example / (1.0 + strength)
-
-    real = example_weight > 0
+        mask = gate_weights(method, inputs, key)
+        strength = mask * method.weight
+        if method.term.combine == "replace":
+            per_example = nll + strength * (cal - nll)
+        else:
+            per_example = nll + strength * cal
+            if method.normalise:
+                per_example = per_example / (1.0 + strength)
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(values * example_weight)
@@ -83,7 +87,7 @@ def gated_loss(
         ce=total(nll),
         cal=total(cal),
         gated=total(mask),
-        known=total(known),
+        known=total(jax.lax.stop_gradient(inputs).known),
         examples=jnp.sum(example_weight),
         faults=Faults(~jnp.isfinite(nll) & real, ~jnp.isfinite(cal) & real),
     )
