@@ -15,7 +15,7 @@ the same words: source, dotted field, the value, and what is allowed.
     recorded.py      commands in files that travel
 """
 
-from cogcalib_jax.configlib.fields import FieldError, check, field_docs
+from cogcalib_jax.configlib.fields import FieldError, check, field_docs, often
 from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
 from cogcalib_jax.configlib.recorded import command_line, without_person
@@ -30,6 +30,7 @@ __all__ = [
     "from_yaml",
     "given_values",
     "load_config",
+    "often",
     "rename",
     "to_dict",
     "to_yaml",

@@ -22,6 +22,8 @@ class Arguments:
     preset: str | None
     """The file given with --config."""
     wants_help: bool
+    wants_everything: bool = False
+    """Whether the help is to show every field."""
     old_names: dict[str, str] = field(default_factory=dict)
     """Dotted path -> its old name, for words that were given under that."""
 
@@ -31,12 +33,12 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
     kinds = dict(leaves(cls))
     words: dict[str, str] = {}
     old_names: dict[str, str] = {}
-    preset, wants_help = None, False
+    preset, wants_help, wants_everything = None, False, False
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
-        if argument in ("--help", "-h"):
-            wants_help = True
+        if argument in ("--help", "-h", "--help-all"):
+            wants_help, wants_everything = True, argument == "--help-all"
             continue
         if not argument.startswith("--"):
             raise UserError(
@@ -88,4 +90,4 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
         words[path] = word
         if new:
             old_names[path] = given
-    return Arguments(words, preset, wants_help, old_names)
+    return Arguments(words, preset, wants_help, wants_everything, old_names)

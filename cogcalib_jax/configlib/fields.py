@@ -36,6 +36,11 @@ def check(condition: bool, field: str, message: str) -> None:
         raise FieldError(field, message)
 
 
+def often(default: Any) -> Any:
+    """Return a dataclass field that `--help` shows; the others are shown by `--help-all`."""
+    return dataclasses.field(default=default, metadata={"often": True})
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A field of a config dataclass."""
@@ -45,6 +50,8 @@ class Field:
     """Its type, resolved."""
     default: Any
     """`dataclasses.MISSING` where a value is required, and for a section built from nothing."""
+    often: bool = False
+    """Whether `--help` shows it."""
 
     @property
     def is_section(self) -> bool:
@@ -65,7 +72,7 @@ def fields(cls: type, base: Any = dataclasses.MISSING) -> list[Field]:
         return field.default_factory()
 
     return [
-        Field(field.name, hints[field.name], default(field))
+        Field(field.name, hints[field.name], default(field), field.metadata.get("often", False))
         for field in dataclasses.fields(cls)
         if field.init
     ]

@@ -1,4 +1,6 @@
-"""`--help`: every field with its type, its default after the preset, and its doc line.
+"""`--help`: fields with their type, their default after the preset, and their doc line.
+
+It shows the fields that people change often, if any are marked; `--help-all` shows every field.
 
 tyro lays the text out (sections, columns, the terminal's width). It is shown a mirror of the
 config in which every field is text: of the config itself it would advertise its own syntax
@@ -19,28 +21,42 @@ from cogcalib_jax.configlib.values import metavar, show
 
 
 def print_help(
-    cls: type, given: Tree, *, prog: str, description: str, preset: str | Path | None
+    cls: type,
+    given: Tree,
+    *,
+    prog: str,
+    description: str,
+    preset: str | Path | None,
+    everything: bool,
 ) -> None:
-    """Print the help for the config `cls`; `given` is what the preset says."""
+    """Print the help for the config `cls`; `given` is what the preset says.
+
+    everything: also the fields that are not marked as `often`.
+    """
+    everything = everything or not any(field.often for field in fields(cls))
+    if not everything:
+        description += "\n\nThese settings are changed most often; --help-all shows every one."
     option = _option("FILE", "Preset (YAML); the other options are laid over it.", preset)
-    mirror = _mirror(cls, given, dataclasses.MISSING, config=option)
+    mirror = _mirror(cls, given, dataclasses.MISSING, everything, config=option)
     with contextlib.suppress(SystemExit):
         tyro.cli(mirror, prog=prog, description=description, args=["--help"])
     # Now rather than while the interpreter shuts down: a closed pipe can still be handled.
     sys.stdout.flush()
 
 
-def _mirror(cls: type, given: Tree, base: Any, **first: Any) -> type:
+def _mirror(cls: type, given: Tree, base: Any, everything: bool, **first: Any) -> type:
     docs = field_docs(cls)
     members = [(name, annotation, "") for name, annotation in first.items()]
     for field in fields(cls, base):
         doc = docs.get(field.name, "")
         if field.is_section:
-            section = _mirror(field.kind, given.get(field.name, {}), field.default)
+            if not (everything or any(inner.often for inner in fields(field.kind))):
+                continue
+            section = _mirror(field.kind, given.get(field.name, {}), field.default, everything)
             annotation = Annotated[section, tyro.conf.arg(help=doc)]
             default = dataclasses.field(default_factory=section)
             members.append((field.name, annotation, default))
-        else:
+        elif everything or field.often:
             value = given[field.name].value if field.name in given else field.default
             members.append((field.name, _option(metavar(field.kind), doc, value), ""))
     return dataclasses.make_dataclass(cls.__name__, members)

@@ -63,7 +63,14 @@ def load_config(
         preset = _default(Path(default_preset), arguments.wants_help)
     given = _given(cls, arguments, preset)
     if arguments.wants_help:
-        print_help(cls, given, prog=prog, description=description, preset=preset)
+        print_help(
+            cls,
+            given,
+            prog=prog,
+            description=description,
+            preset=preset,
+            everything=arguments.wants_everything,
+        )
         raise SystemExit(0)
     config = _build(cls, given, base=MISSING if start is None else start)
     for path, value in _with_old_names(given):

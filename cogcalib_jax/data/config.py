@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cogcalib_jax.configlib import FieldError, check
+from cogcalib_jax.configlib import FieldError, check, often
 from cogcalib_jax.data.answers import Way
 from cogcalib_jax.data.columns import parse_columns
 from cogcalib_jax.data.prompts import PROMPTS
@@ -25,11 +25,11 @@ LIMITS = ("calibration_rows", "validation_rows", "train_rows", "test_rows")
 class DataConfig:
     """The task, its rows, its splits and its prompts."""
 
-    task: str = "world"
+    task: str = often("world")
     """Name of a task in the registry (cogcalib_jax/data/registry.py)."""
-    path: str | None = None
+    path: str | None = often(None)
     """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = often(None)
     """Columns of your own rows, as question=stem,choices=A+B+C+D,answer=key; unset: usual names."""
     answers: Way | None = None
     """How answers of your own rows are written; unset: the one way that fits every row."""
@@ -37,7 +37,7 @@ class DataConfig:
     """The index of the first choice in your own rows; unset: 0, unless the rows say otherwise."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
-    prompt: str = "auto"
+    prompt: str = often("auto")
     """A prompt template (cogcalib_jax/data/prompts.py); auto: the task's own; chat: as a chat."""
     few_shot: int = 0
     """Solved questions of the training split before every question; they are not trained on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.configlib import check, often
 from cogcalib_jax.evaluation.open_config import OpenConfig
 
 
@@ -12,7 +12,7 @@ from cogcalib_jax.evaluation.open_config import OpenConfig
 class EvaluationConfig:
     """Scoring and metrics; the conventions are described in docs/metrics.md."""
 
-    batch_size: int = 32
+    batch_size: int = often(32)
     """sequences scored at a time"""
     mc_passes: int = 10
     """MC-dropout and BLoB: passes with dropout on, or draws, whose probabilities are averaged"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import command_line, load_config
 from cogcalib_jax.errors import UserError, plain_text, run_main
 from cogcalib_jax.experiments.before_work import goes_on, require_folder, require_writable
@@ -14,6 +15,11 @@ from cogcalib_jax.experiments.suite_plan import plan_text
 from cogcalib_jax.experiments.suite_results import read_study, write_results
 from cogcalib_jax.experiments.tune import tune
 from cogcalib_jax.files import write_whole
+
+
+def _suite_file(word: str) -> str:
+    """Return the file of a suite: as it stands, or by its name, as in world_quick."""
+    return word if Path(word).suffix else find_preset(f"suites/{word.removeprefix('suites/')}")
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +35,7 @@ def main(argv: list[str]) -> None:
             " configs/suites/world_quick.yaml; or one of the commands tune, detector"
         )
     suite = None if argv[0] in ("--help", "-h") else argv[0]
-    rest = argv if suite is None else ["--config", suite, *argv[1:]]
+    rest = argv if suite is None else ["--config", _suite_file(suite), *argv[1:]]
     config = load_config(SuiteConfig, rest, prog="experiments", description=__doc__).config
     name = Path(suite or "").stem
     folder = Path(config.folder) if config.folder else Path("runs") / "suites" / name

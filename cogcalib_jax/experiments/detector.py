@@ -18,6 +18,7 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.configlib import check, command_line, load_config
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
@@ -45,8 +46,6 @@ from cogcalib_jax.runs.train import prepare
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.refit import example_nll
-
-DEFAULT_PRESET = Path(__file__).resolve().parents[2] / "configs" / "world.yaml"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,11 @@ def detector(argv: list[str]) -> str:
     Raises UserError where seeds failed, after the results of the others were written.
     """
     loaded = load_config(
-        DetectorConfig, argv, prog="detector", description=__doc__, default_preset=DEFAULT_PRESET
+        DetectorConfig,
+        with_preset_file(argv),
+        prog="detector",
+        description=__doc__,
+        default_preset=find_preset(DEFAULT),
     )
     config, preset = loaded.config, loaded.preset
     folder = Path(config.folder) if config.folder else Path("runs") / f"detector-{preset.stem}"

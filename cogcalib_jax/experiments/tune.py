@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.configlib import FieldError, check, command_line, load_config, to_yaml
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
@@ -38,7 +39,6 @@ from cogcalib_jax.method.terms import TERMS
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import holding_locks, lock_folder
 
-DEFAULT_PRESET = Path(__file__).resolve().parents[2] / "configs" / "world.yaml"
 # Options of a run that mean nothing here, and what to write instead.
 REFUSED = {
     "compare": "name what is tried with --terms, --gates and --weights",
@@ -122,7 +122,11 @@ class TuneConfig(RunConfig):
 def tune(argv: list[str]) -> str:
     """The command: try what is not yet tried, write results and preset, return what to print."""
     loaded = load_config(
-        TuneConfig, argv, prog="tune", description=__doc__, default_preset=DEFAULT_PRESET
+        TuneConfig,
+        with_preset_file(argv),
+        prog="tune",
+        description=__doc__,
+        default_preset=find_preset(DEFAULT),
     )
     refuse_meaningless(loaded, REFUSED, "tuning")
     config, name = loaded.config, loaded.preset.stem

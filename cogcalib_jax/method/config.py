@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 import jax
 
-from cogcalib_jax.configlib import FieldError, check
+from cogcalib_jax.configlib import FieldError, check, often
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.gates import GATES, Gate
 from cogcalib_jax.method.terms import TERMS, Term
@@ -64,13 +64,13 @@ jax.tree_util.register_dataclass(
 class MethodConfig:
     """The calibration term and the gate that decides which examples it applies to."""
 
-    name: str | None = None
+    name: str | None = often(None)
     """short word for a term and a gate (sft, ls, cols, focal ...); unset: as term and gate say"""
     term: str | None = None
     """calibration term, with settings if wanted: none, ls, mbls(margin=5), focal(gamma=3) ..."""
     gate: str | None = None
     """which examples the term applies to; adaptive = NLL at most the refitted threshold"""
-    weight: float | None = None
+    weight: float | None = often(None)
     """weight of the term beside cross-entropy; unset means the term's own default"""
     space: Space = "vocab"
     """the classes the term sees: the whole vocabulary, or the question's options"""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.configlib import FieldError, Loaded, check, load_config, to_dict
+from cogcalib_jax.configlib import FieldError, Loaded, check, load_config, often, to_dict
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS, MadeTask
@@ -48,15 +48,15 @@ MC_DROPOUT = 0.1
 class RunConfig:
     """One fine-tuning run, or a comparison of methods from one start."""
 
-    seed: int = 0
+    seed: int = often(0)
     """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
-    run_dir: str | None = None
+    run_dir: str | None = often(None)
     """folder of the results; unset: runs/NAME-N after the preset's name"""
-    resume: bool = False
+    resume: bool = often(False)
     """continue the run in run_dir from its newest checkpoint"""
-    dry_run: bool = False
+    dry_run: bool = often(False)
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
-    compare: tuple[str, ...] = ()
+    compare: tuple[str, ...] = often(())
     """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
     wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
     mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
@@ -67,7 +67,7 @@ class RunConfig:
     also: tuple[str, ...] = ()
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
-    option_score: ChosenOptionScore = DEFAULT_OPTION_SCORE
+    option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE)
     """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
     per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
     also knows pmi: docs/evaluation.md"""
@@ -77,7 +77,7 @@ class RunConfig:
     """the base model"""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """the trained adapter"""
-    adapter: str | None = None
+    adapter: str | None = often(None)
     """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
     method: MethodConfig = field(default_factory=MethodConfig)
     """the calibration term and its gate"""

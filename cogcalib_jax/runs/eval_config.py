@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, given_values, load_config, to_dict
+from cogcalib_jax.configlib import check, given_values, load_config, often, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.distributed import DistributedConfig
@@ -40,36 +40,36 @@ _ONLY_TRAINING = ("data.train_rows", "data.style_fraction")
 class EvalConfig:
     """What is evaluated (runs, or a base with or without adapters), and on which questions."""
 
-    run: tuple[str, ...] = ()
+    run: tuple[str, ...] = often(())
     """finished runs (of a comparison: all its methods); the first gives the defaults of data,
     evaluation, seed, mesh and model, but each keeps its own base"""
-    task: tuple[str, ...] = ()
+    task: tuple[str, ...] = often(())
     """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
-    by: tuple[str, ...] = ()
+    by: tuple[str, ...] = often(())
     """fields of the questions, such as subject, whose values get numbers of their own"""
-    run_dir: str | None = None
+    run_dir: str | None = often(None)
     """folder of the results; unset: runs/eval-N"""
-    resume: bool = False
+    resume: bool = often(False)
     """continue the evaluation in run_dir: what is finished there is not done again"""
-    dry_run: bool = False
+    dry_run: bool = often(False)
     """look at questions, precision, memory and time, print a report and stop: docs/dry_run.md"""
-    adapter: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = often(())
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
     ensemble: bool = False
     """runs or adapters on one base as a single model, whose probabilities are averaged"""
     mc_passes: int | None = None
     """MC-dropout of adapters trained with it: passes to average; unset: one without dropout"""
-    predictions: str | None = None
+    predictions: str | None = often(None)
     """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
-    predict: str | None = None
+    predict: str | None = often(None)
     """answer the questions of this file with confidence (a file of rows, answers not needed)"""
-    out: str | None = None
+    out: str | None = often(None)
     """file that predict writes its answers to"""
     abstain_below: float | None = None
     """predict: leave questions open whose confidence is lower than this"""
-    target_accuracy: float | None = None
+    target_accuracy: float | None = often(None)
     """predict: leave as few open as make the rest this accurate on held-out questions"""
-    option_score: ChosenOptionScore | None = None
+    option_score: ChosenOptionScore | None = often(None)
     """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
     the rule of the runs or adapters, else mean"""
     seed: int = 0

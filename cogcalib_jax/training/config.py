@@ -9,7 +9,7 @@ from typing import Literal
 
 import optax
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.configlib import check, often
 
 LEARNING_RATES = "a number above 0 and at most a million"
 
@@ -18,15 +18,15 @@ LEARNING_RATES = "a number above 0 and at most a million"
 class TrainingConfig:
     """Optimisation of the LoRA parameters; the defaults follow the Laplace-LoRA line of work."""
 
-    epochs: float = 3.0
+    epochs: float = often(3.0)
     """passes over the fine-tuning split"""
-    max_steps: int | None = None
+    max_steps: int | None = often(None)
     """stop fine-tuning after this many updates, whatever epochs says"""
-    batch_size: int = 8
+    batch_size: int = often(8)
     """examples per update, over all devices and micro-batches"""
     accumulation: int = 1
     """micro-batches an update's examples are split into, to save memory"""
-    learning_rate: float = 1e-4
+    learning_rate: float = often(1e-4)
     """peak learning rate of AdamW"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """decay after the warm-up, down to zero at the last step"""

@@ -8,16 +8,16 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.configlib import check, often
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The base model, which is never changed."""
 
-    path: str | None = None
+    path: str | None = often(None)
     """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = often("auto")
     """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""
     remat: Literal["none", "layer", "dots"] = "none"
     """what the backward pass computes again to save memory: nothing, layers, all but products"""

@@ -3,6 +3,7 @@
 from contextlib import chdir
 from pathlib import Path
 
+from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
@@ -11,7 +12,6 @@ from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.peft_adapter import save_adapter
 from tests.models.small import small_decoder
 from tests.runs.small_base import arguments, write_base
-from train import DEFAULT_PRESET as PRESET
 
 
 def write_good(folder: Path) -> Path:
@@ -21,7 +21,9 @@ def write_good(folder: Path) -> Path:
         lora = LoraConfig(rank=2, targets=("q_proj", "v_proj"))
         save_adapter(folder / "adapter", small_decoder(read_config(base), lora=lora), lora, base)
         argv = arguments(base, Path("run"), "--method.name", "sft")
-        loaded = load_config(RunConfig, argv, prog="", description="", default_preset=PRESET)
+        loaded = load_config(
+            RunConfig, argv, prog="", description="", default_preset=find_preset("world")
+        )
         config = settle_comparison(loaded)
         write_config(folder / "run", config.for_method(config.method.resolve()))
         (folder / "run" / "command.txt").write_text("python train.py\n")

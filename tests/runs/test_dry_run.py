@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import eval as eval_program
 import train
+from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config, to_yaml
 from cogcalib_jax.data.world import build_splits
 from cogcalib_jax.errors import run_main
@@ -78,7 +79,7 @@ def rows(tmp_path):
 
 def custom(base, rows, *more):
     options = {
-        "config": train.DEFAULT_PRESET.parent / "own_questions.yaml",
+        "config": find_preset("own_questions"),
         "model.path": base,
         "data.path": rows,
         "data.prompt": "cloze",
@@ -222,7 +223,7 @@ def test_mistakes_end_as_in_a_run(base, rows, capsys):
 def run(base, rows, tmp_path):
     """A finished run as far as a dry run can tell."""
     argv = custom(base, rows, "--data.on-bad-row", "skip", "--method.name", "sft")
-    argv[argv.index("--config") + 1] = str(train.DEFAULT_PRESET.parent / "own_questions.yaml")
+    argv[argv.index("--config") + 1] = find_preset("own_questions")
     config = load_config(RunConfig, [*argv, "--compare", ""], prog="", description="").config
     folder = tmp_path / "run"
     (folder / "adapter").mkdir(parents=True)

@@ -1,0 +1,83 @@
+"""The console command `cogcalib`: one word chooses a program, the rest are its options.
+
+Programs are imported when they are asked for, so that `cogcalib --help` is fast and the rooms above
+this one (studies, benchmarks) are reached without an import of theirs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from typing import NamedTuple
+
+from cogcalib_jax.errors import UserError, run_main
+
+
+class Command(NamedTuple):
+    """A word of the command line and the function behind it."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("cogcalib_jax.cli.train", "main", "fine-tune, compare methods, report"),
+    "eval": Command("cogcalib_jax.cli.evaluate", "main", "measure calibration of models"),
+    "predict": Command("cogcalib_jax.cli.evaluate", "predict", "answer the questions of a file"),
+    "score": Command("cogcalib_jax.cli.evaluate", "score", "score a file of predictions"),
+    "bench": Command("cogcalib_jax.cli.bench", "main", "time training, evaluation and loading"),
+    "plan": Command("cogcalib_jax.cli.bench", "plan", "compile a step for absent devices"),
+    "merge": Command("cogcalib_jax.weights.merge", "main", "merge an adapter into its base"),
+    "study": Command("cogcalib_jax.experiments.__main__", "main", "run a suite of runs, or tune"),
+}
+EXAMPLES = """\
+  cogcalib train --config world
+  cogcalib train --config own_questions --model.path MODEL --data.path questions.csv
+  cogcalib predict --run runs/own_questions-0/sft --questions new.csv --out answers.jsonl
+  cogcalib eval --run runs/own_questions-0"""
+
+
+def main(argv: list[str]) -> None:
+    """Run the program that the first word names with the words after it.
+
+    Raises:
+        UserError: no such program, and whatever the program refuses.
+    """
+    if argv[:1] in (["--version"], ["-V"]):
+        print(f"cogcalib {version('cogcalib-jax')}")
+        return
+    if not argv or argv[0] in ("--help", "-h"):
+        print(_help())
+        return
+    if argv[0] not in COMMANDS:
+        raise UserError(f"command is {argv[0]!r}; expected one of {', '.join(COMMANDS)}")
+    load(argv[0])(argv[1:])
+
+
+def load(name: str) -> Callable[[list[str]], None]:
+    """Return the function behind a command."""
+    command = COMMANDS[name]
+    return getattr(import_module(command.module), command.function)
+
+
+def run() -> None:
+    """Run `main` as a program: the entry point of the console command."""
+    sys.exit(run_program(main))
+
+
+def run_program(program: Callable[[list[str]], None]) -> int:
+    """Return the exit code of `program`, run with the command line of this process."""
+    from cogcalib_jax.distributed import ending_together
+
+    return run_main(ending_together(program))
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:8}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: cogcalib COMMAND [OPTIONS]\n\nCalibrated LoRA fine-tuning of language models.\n\n"
+        f"commands (each with --help):\n{rows}\n\nexamples:\n{EXAMPLES}"
+    )
