@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise UserError(f"command is {argv[0]!r}; expected one of {', '.join(COMMANDS)}")
-    load(argv[0])(argv[1:])
+    _ending_together(load(argv[0]))(argv[1:])
 
 
 def load(name: str) -> Callable[[list[str]], None]:
@@ -65,14 +65,19 @@ def load(name: str) -> Callable[[list[str]], None]:
 
 def run() -> None:
     """Run `main` as a program: the entry point of the console command."""
-    sys.exit(run_program(main))
+    sys.exit(run_main(main))
 
 
 def run_program(program: Callable[[list[str]], None]) -> int:
     """Return the exit code of `program`, run with the command line of this process."""
+    return run_main(_ending_together(program))
+
+
+def _ending_together(program: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    # Imported here: it brings JAX, without which help and version are there at once.
     from cogcalib_jax.distributed import ending_together
 
-    return run_main(ending_together(program))
+    return ending_together(program)
 
 
 def _help() -> str:
