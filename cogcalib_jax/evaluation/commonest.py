@@ -41,7 +41,7 @@ def commonest_answer(train: Sequence[Encoded], encoded: Sequence[Encoded]) -> Pr
         logprobs=np.log(probs, out=np.full(probs.shape, np.nan), where=exists),
         tokens=exists.astype(int),
         answers=np.array([row.answer for row in encoded]),
-        normalisation="sum",
+        option_score="sum",
     )
 
 

@@ -208,10 +208,9 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
         loaded = load_config(
             EvalConfig, [*stored, *argv], prog=prog, description=description or ""
         ).config
-        names = (path for name in loaded.run for path in method_folders(name))
-        return replace(loaded, run=tuple(names))
+        return replace(loaded, run=_all_folders(loaded.run, loaded.ensemble))
     given = given_values(EvalConfig, argv)
-    names = tuple(path for name in given.get("run", ()) for path in method_folders(name))
+    names = _all_folders(given.get("run", ()), given.get("ensemble", False))
     runs = {name: read_trained_run(name) for name in names}
     start = _settings(names, next(iter(runs.values()))) if runs else None
     implied = _implied(given, start)
@@ -313,9 +312,17 @@ def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     yield "seed", run.seed if run.data.task == "world" else None
 
 
-def method_folders(name: str) -> tuple[str, ...]:
-    """The run folder `name` itself, or those of all methods of a comparison, best epochs that were
-    kept included."""
+def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
+    """Return the run folders of an evaluation, a comparison's methods in its place."""
+    # Of an ensemble each training is one member: its best epoch is no training of its own.
+    return tuple(path for name in runs for path in method_folders(name, not ensemble))
+
+
+def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
+    """Return the run folder `name` itself, or those of all methods of a comparison.
+
+    best_epochs: whether best epochs that were kept are among them.
+    """
     folder = Path(name)
     config = _read_config(folder)
     if not config.compare:
@@ -332,7 +339,7 @@ def method_folders(name: str) -> tuple[str, ...]:
         place
         for method in trained
         for place in (method, folder / best_epoch_of(method.name))
-        if place == method or (place / "adapter").is_dir()
+        if place == method or (best_epochs and (place / "adapter").is_dir())
     ]
     return tuple(map(str, methods))
 

@@ -91,7 +91,7 @@ def predictions(model, folder, *options):
 
 
 class Rescorer:
-    """log p(completion | prompt) of texts, one text at a time and without padding."""
+    """log p(completion | prompt) of texts and their tokens, one text at a time, not padded."""
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -102,7 +102,7 @@ class Rescorer:
         n = len(self.tokenizer(prompt)["input_ids"])
         ids = self.tokenizer(prompt + completion)["input_ids"]
         logprobs = self._next(tuple(ids[:-1]), len(ids) - n)
-        return sum(logprobs[t, token].item() for t, token in enumerate(ids[n:]))
+        return sum(logprobs[t, token].item() for t, token in enumerate(ids[n:])), len(ids) - n
 
     def _next(self, ids, keep):
         # Options of one letter share their input.
@@ -116,11 +116,13 @@ class Rescorer:
 def require_same(rows, folder):
     rescore = Rescorer(folder)
     for row in rows:
-        theirs = [rescore(row["prompt"], completion) for completion in row["completions"]]
+        found = [rescore(row["prompt"], completion) for completion in row["completions"]]
+        theirs, tokens = np.array(found).T
         np.testing.assert_allclose(row["option_logprobs"], theirs, rtol=0, atol=1e-4)
         # And what follows from them.
-        probs = np.exp(theirs) / np.exp(theirs).sum()
-        best = int(np.argmax(row["option_logprobs"]))
+        assert row["scoring"] == "mean" and row["option_tokens"] == tokens.tolist()
+        probs = np.exp(theirs / tokens) / np.exp(theirs / tokens).sum()
+        best = int(np.argmax(probs))
         assert row["prediction"] == best
         np.testing.assert_allclose(row["option_probs"], probs, atol=1e-4)
         assert row["confidence"] == pytest.approx(probs[best], abs=1e-4)
