@@ -18,7 +18,7 @@ the same words: source, dotted field, the value, and what is allowed.
 from cogcalib_jax.configlib.fields import FieldError, check, field_docs, often
 from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
-from cogcalib_jax.configlib.recorded import command_line, without_person
+from cogcalib_jax.configlib.recorded import command_line, program_words, without_person
 from cogcalib_jax.configlib.renamed import rename, with_new_names
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "given_values",
     "load_config",
     "often",
+    "program_words",
     "rename",
     "to_dict",
     "to_yaml",

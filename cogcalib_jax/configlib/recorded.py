@@ -3,9 +3,29 @@
 import os
 import re
 import shlex
+import sys
+from pathlib import Path
 
 # As a text shows them; a command says "$HOME" and "$USER", which a shell fills in again.
 _SHOWN = {"HOME": "~", "USER": "…"}
+
+
+# The console command's word for each program at the top of the source.
+_CONSOLE = {"train.py": "train", "eval.py": "eval", "bench.py": "bench"}
+
+
+def program_words(program: str, started: str | None = None) -> list[str]:
+    """Return how a person starts `program`, such as "train.py", in the way of this process.
+
+    started: its own name, `sys.argv[0]` if None. A process that the console command started names
+    that command; any other names the program at the top of the source.
+    """
+    name = Path(sys.argv[0] if started is None else started)
+    if name.stem == "cogcalib":
+        return ["cogcalib", _CONSOLE[program]]
+    if name.parts[-2:] == ("cogcalib_jax", "__main__.py"):
+        return ["python", "-m", "cogcalib_jax", _CONSOLE[program]]
+    return ["python", program]
 
 
 def command_line(*words: str) -> str:

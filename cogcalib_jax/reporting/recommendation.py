@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.configlib import command_line
+from cogcalib_jax.configlib import command_line, program_words
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.reporting.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
 from cogcalib_jax.reporting.records import Method, Run
@@ -94,13 +94,14 @@ def recommendation(run: Run) -> Recommendation | None:
         ) from error
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
     take = (f"{opening}: {folder / 'adapter'} ({short_name(key)})", *words)
+    asks = program_words("eval.py")
     if asked is None:
-        return Recommendation(take, "", command_line("python", "eval.py", "--run", str(folder)))
+        return Recommendation(take, "", command_line(*asks, "--run", str(folder)))
     example = json.dumps(asked, ensure_ascii=False)
     if len(example) > LONGEST_EXAMPLE:
         example = '{"question": "...", "choices": ["...", "..."]}'
     command = ("--run", str(folder), "--predict", "questions.jsonl", "--out", "answers.jsonl")
-    return Recommendation(take, example, command_line("python", "eval.py", *command))
+    return Recommendation(take, example, command_line(*asks, *command))
 
 
 def _why(chosen: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cogcalib_jax.configlib import command_line, from_yaml, to_yaml
+from cogcalib_jax.configlib import command_line, from_yaml, program_words, to_yaml
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
@@ -177,7 +177,7 @@ def holding_locks() -> Iterator[None]:
 
 def resume_command(program: str, folder: Path) -> str:
     """The command that goes on with the run or evaluation in `folder`, as a shell takes it."""
-    return shlex.join(["python", program, "--resume", "--run-dir", str(folder)])
+    return shlex.join([*program_words(program), "--resume", "--run-dir", str(folder)])
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
 
     def kept() -> str:
         if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
-            write_whole(file, command_line("python", program, *argv) + "\n")
+            write_whole(file, command_line(*program_words(program), *argv) + "\n")
         try:
             return file.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cogcalib_jax.configlib import command_line, without_person
+from cogcalib_jax.configlib import command_line, program_words, without_person
 
 HOME, USER = "/home/ada lovelace", "ada lovelace"
 
@@ -78,3 +78,17 @@ def test_without_a_home_and_a_user_everything_stays(monkeypatch):
     assert without_person("/root/base /") == "/root/base /"
     monkeypatch.setenv("HOME", "/")
     assert command_line("cat", "/a/b") == "cat /a/b"
+
+
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        ("train.py", ["python", "eval.py"]),
+        ("/somewhere/bin/pytest", ["python", "eval.py"]),
+        ("/env/bin/cogcalib", ["cogcalib", "eval"]),
+        ("C:/env/Scripts/cogcalib.exe", ["cogcalib", "eval"]),
+        ("/env/lib/cogcalib_jax/__main__.py", ["python", "-m", "cogcalib_jax", "eval"]),
+    ],
+)
+def test_a_program_is_named_as_the_person_started_this_one(started, words):
+    assert program_words("eval.py", started) == words
