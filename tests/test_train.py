@@ -281,7 +281,8 @@ def test_the_last_lines_name_the_adapter_and_how_to_ask_it(comparison):
     chosen = results(comparison / "recommended.json")
     folder = comparison / chosen["method"]
     assert (folder / "adapter").is_dir()
-    last = text[text.index("Take: ") :].splitlines()
+    opening = "Best of this run, not recommended: " if chosen["not_better_than"] else "Take: "
+    last = text[text.index(opening) :].splitlines()
     assert f"{folder / 'adapter'} (" in last[0]
     numbers = results(comparison / f"{chosen['method']}_temperature" / "eval.json")["world"]
     two = f"{100 * numbers['accuracy']:.1f} % right, {100 * numbers['confidence']:.1f} % sure"

@@ -61,8 +61,8 @@ def stored_temperature(adapter: Path) -> FittedTemperature | None:
     try:
         stored = calibration["temperature"]
         value = stored["value"] if stored["value"] is None else float(stored["value"])
-        fitted = FittedTemperature(value, stored["why_none"], int(stored["rows"]))
-    except (KeyError, TypeError, ValueError) as error:
+        fitted = FittedTemperature(value, stored.get("why_none"), int(stored["rows"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file}: damaged ({damage(error)}); train again, or fetch it again"
         ) from error

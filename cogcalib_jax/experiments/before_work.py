@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import Loaded
+from cogcalib_jax.configlib import Loaded, command_line
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.folder import resumable
 
@@ -50,7 +49,7 @@ def goes_on(folder: Path, argv: Sequence[str]) -> AbstractContextManager[None]:
 
     argv: the words behind `python -m cogcalib_jax.experiments`.
     """
-    command = shlex.join(["python", "-m", "cogcalib_jax.experiments", *argv])
+    command = command_line("python", "-m", "cogcalib_jax.experiments", *argv)
     return resumable(folder, command, begun=".")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -177,7 +176,7 @@ def holding_locks() -> Iterator[None]:
 
 def resume_command(program: str, folder: Path) -> str:
     """The command that goes on with the run or evaluation in `folder`, as a shell takes it."""
-    return shlex.join([*program_words(program), "--resume", "--run-dir", str(folder)])
+    return command_line(*program_words(program), "--resume", "--run-dir", str(folder))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def test_evaluating_a_run_again_gives_the_numbers_of_its_training(trained, tmp_p
         name = f"predictions/{task}.jsonl"
         assert lines(tmp_path / "e" / name) == lines(run / name)
     out = capsys.readouterr().out
-    assert "CoLS (ours: LS on known data), from" in out
+    assert "CoLS (label smoothing on known data, Wang et al. 2025), from" in out
     accuracy = before["world"]["accuracy"]
     row = next(line for line in out.splitlines() if line.startswith("world "))
     assert f"{100 * accuracy:.1f} %" in row

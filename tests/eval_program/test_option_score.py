@@ -72,7 +72,9 @@ def test_all_methods_use_the_rule_that_was_chosen_on_the_start(chosen):
     assert yaml.safe_load((run / "sft" / "config.yaml").read_text())["option_score"] == rule
     stored = json.loads((run / "sft" / "adapter" / "calibration.json").read_text())
     assert stored["option_score"] == rule and stored["pmi_prefix_ids"] == [0]
-    for method in json.loads((run / "comparison.json").read_text()).values():
+    methods = json.loads((run / "comparison.json").read_text())
+    del methods["commonest_answer"]  # a constant prediction has no rule
+    for method in methods.values():
         assert method["custom"]["option_score"] == rule
         assert method["custom"]["single_token_options"] is False
 

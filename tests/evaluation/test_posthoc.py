@@ -98,8 +98,9 @@ def test_a_temperature_at_its_bound_is_a_warning_in_words(tmp_path):
     upper = fit_temperature(Predictions(wrong, tokens, answers, "sum"))
     warning = stored(tmp_path, value=upper, why_none=None).warning
     assert "100, the upper bound" in warning and "40 calibration questions" in warning
-    almost = np.where(np.arange(4) == 0, -1e-9, -3.0) * np.ones((1000, 1))
-    almost[0] = [-1e-9, -1e-10, -3.0, -3.0]
+    # So near one another that a smaller temperature is better down to the bound.
+    almost = np.where(np.arange(4) == 0, -1e-9, -0.05) * np.ones((1000, 1))
+    almost[0] = [-1e-9, -1e-10, -0.05, -0.05]
     right = np.zeros(1000, int)
     lower = fit_temperature(Predictions(almost, np.ones((1000, 4), int), right, "sum"))
     warning = stored(tmp_path, value=lower, why_none=None).warning

@@ -1,5 +1,6 @@
 """A base, an adapter and a run that nothing is wrong with."""
 
+import json
 from contextlib import chdir
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def write_good(folder: Path) -> Path:
         config = settle_comparison(loaded)
         write_config(folder / "run", config.for_method(config.method.resolve()))
         (folder / "run" / "command.txt").write_text("python train.py\n")
+        # The base was asked before: a resumed run only reads what it answered.
+        asked = {"model": "the base", "task": "custom", "n": 4, "kind": "texts", "try": []}
+        shares = ("accuracy", "low", "high", "chance", "commonest_answer", "nll")
+        base_record = asked | dict.fromkeys(shares, 0.5) | {"option_mass": None}
+        (folder / "run" / "base.json").write_text(json.dumps(base_record))
         (folder / "run" / "style" / "checkpoints").mkdir(parents=True)
         decoder = small_decoder(read_config(base), lora=config.lora)
         save_adapter(folder / "run" / "adapter", decoder, config.lora, base)

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cogcalib_jax import metrics
+from cogcalib_jax.data.example import Example
 from cogcalib_jax.evaluation.predictions import Averaged, Predictions, prediction_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.loss import gated_loss
@@ -80,7 +81,7 @@ def test_an_option_of_log_probability_minus_infinity_has_probability_zero():
     assert np.isfinite(one.probs).all() and np.isfinite(one.vocab_probs).all()
     np.testing.assert_allclose(one.probs.sum(1), 1)
     assert finite(metrics.summarize(one.probs, one.mask, answers, resamples=20))
-    example = SimpleNamespace(question="q", group=None, extra={})
+    example = Example("q", "q", tuple("abcd"), 0)
     encoded = [
         SimpleNamespace(
             id="q", prompt="p", completions="abcd", prompt_ids=(1,),

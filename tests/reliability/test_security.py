@@ -195,9 +195,9 @@ def test_tables_of_subgroups_that_data_names_leave_the_terminal_as_it_is(
 
 def test_why_an_adapter_has_no_temperature_leaves_the_terminal_as_it_is(good, tmp_path, capsys):
     adapter = shutil.copytree(good / "adapter", tmp_path / "adapter")
-    none = {"value": None, "why_none": "\x1b[2J\u202eevil"}
+    none = {"value": None, "why_none": "\x1b[2J\u202eevil", "rows": 40}
     write(adapter / "calibration.json", {"base": {"hash": "", "name": ""}, "temperature": none})
-    assert fitted_temperature(str(adapter)) == 1.0
+    assert fitted_temperature(str(adapter), "mean") == 1.0
     said = capsys.readouterr().err
     assert "\\x1b[2J\\u202eevil" in said and said.strip().isprintable()
 

@@ -31,8 +31,8 @@ def test_the_command_is_the_runs_own_with_another_prompt(kind, prompt, has_chat,
 
 
 def test_a_protocol_that_fixes_the_prompt_is_left_with_it():
-    data = DataConfig(task="openbookqa", protocol="blob")
-    command = f"{STARTED} --data.protocol blob --resume"
+    data = DataConfig(task="openbookqa", protocol="bayesian_peft")
+    command = f"{STARTED} --data.protocol bayesian_peft --resume"
     assert other_forms(command, data, "letters", False) == [
         "python train.py --config my.yaml --seed 3 --data.protocol clean --data.prompt cloze"
     ]
