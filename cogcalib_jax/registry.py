@@ -74,10 +74,12 @@ class Registry(Generic[T]):
             raise ValueError(
                 f"{self.kind} name is {name!r}; expected lower-case letters, digits and _"
             )
-        if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
 
         def add(cls: type[T]) -> type[T]:
+            taken = self._entries.get(name)
+            # The same cell of a notebook, run again, defines its class anew.
+            if taken and _place(taken.cls) != _place(cls):
+                raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             if "__dataclass_params__" not in vars(cls):
                 cls = dataclass(frozen=True)(cls)
             _require_settings(cls)
@@ -185,6 +187,10 @@ def split_outside(text: str, separator: str) -> list[str]:
             parts.append(text[start:i])
             start = i + 1
     return [*parts, text[start:]]
+
+
+def _place(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def _require_settings(cls: type) -> None:

@@ -166,7 +166,7 @@ def test_options_of_several_tokens_are_measured_too(preset, tmp_path, capsys):
             "a command is missing; write python bench.py COMMAND (allowed: train, ",
         ),
         (["run"], "'run' is no command"),
-        (["train", "--methods", "sft,magic"], "methods = sft,magic: must be of sft, ls"),
+        (["train", "--methods", "sft,magic"], "method is 'magic'; expected sft, a term (ls"),
         (["train", "--methods", "cols,cols=0.1"], "must name each method once"),
         (["train", "--steps", "3"], "steps = 3: must be at least 10"),
         (["train", "--step", "30"], "unknown key step; did you mean steps?"),

@@ -46,6 +46,9 @@ def print_help(
 
 def _mirror(cls: type, given: Tree, base: Any, everything: bool, **first: Any) -> type:
     docs = field_docs(cls)
+    # What a program adds to the config of another one is what its own help is read for.
+    inherits = any(dataclasses.is_dataclass(base) for base in cls.__bases__)
+    own = set(vars(cls).get("__annotations__", ())) if inherits else set()
     members = [(name, annotation, "") for name, annotation in first.items()]
     for field in fields(cls, base):
         doc = docs.get(field.name, "")
@@ -56,7 +59,7 @@ def _mirror(cls: type, given: Tree, base: Any, everything: bool, **first: Any) -
             annotation = Annotated[section, tyro.conf.arg(help=doc)]
             default = dataclasses.field(default_factory=section)
             members.append((field.name, annotation, default))
-        elif everything or field.often:
+        elif everything or field.often or field.name in own:
             value = given[field.name].value if field.name in given else field.default
             members.append((field.name, _option(metavar(field.kind), doc, value), ""))
     return dataclasses.make_dataclass(cls.__name__, members)

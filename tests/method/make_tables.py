@@ -9,6 +9,7 @@ from pathlib import Path
 from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.method.terms import TERMS
 from cogcalib_jax.registry import Registry
+from tests.method.registered import own_names
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "method.md"
 
@@ -19,7 +20,7 @@ def table(registry: Registry) -> str:
     rows = [f"| name | settings |{' weight |' if weighs else ''} in tables | meaning |"]
     rows.append("|---" * (5 if weighs else 4) + "|")
     for entry in registry:
-        if entry.cls.__module__.startswith("cogcalib_jax."):
+        if entry.name in own_names(registry):
             settings = f"`{entry.settings}`" if entry.settings else ""
             weight = [f"{entry.cls.default_weight:g}"] if weighs else []
             cells = (f"`{entry.name}`", settings, *weight, entry.label, entry.summary)

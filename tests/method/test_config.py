@@ -5,10 +5,11 @@ import pytest
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig, parse_entry, split_label
 from cogcalib_jax.method.terms import TERMS
+from tests.method.registered import own_names
 
 NAMES = {"sft": ("none", "all")} | {
     prefix + name: (name, gate)
-    for name in TERMS.names()
+    for name in own_names(TERMS)
     for prefix, gate in (("", "all"), ("co", "adaptive"))
 }
 

@@ -76,7 +76,9 @@ def test_only_classes_of_settings_are_registered_and_each_name_once():
         with pytest.raises(ValueError, match="no class of settings"):
             things.register("one", label="One")(cls)
     with pytest.raises(ValueError, match="registered already"):
-        TERMS.register("ls", label="LS")
+        TERMS.register("ls", label="LS")(Without)
+    # A cell of a notebook that is run again defines its class anew.
+    assert TERMS.register("hinge", label="Hinge")(Hinge) is Hinge
     with pytest.raises(ValueError, match="lower-case"):
         TERMS.register("My term", label="mine")
     with pytest.raises(UserError, match="register the class first"):

@@ -8,6 +8,7 @@ import pytest
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.method.terms import TERMS, Rows
+from tests.method.registered import own_names
 
 RNG = np.random.default_rng(0)
 LOGITS = (RNG.normal(size=(6, 9)) * 6).astype(np.float32)
@@ -15,7 +16,7 @@ START = (RNG.normal(size=(6, 9)) * 3).astype(np.float32)
 MASK = (np.arange(9) < np.array([9, 3, 4, 5, 2, 9])[:, None]).astype(np.float32)
 TARGET = np.array([0, 2, 1, 4, 0, 8])
 GATE = np.array([1, 0, 1, 1, 0.5, 0], np.float32)
-ROW_TERMS = [entry.name for entry in TERMS if entry.cls.per == "row"]
+ROW_TERMS = [name for name in own_names(TERMS) if TERMS[name].cls.per == "row"]
 
 
 def log_softmax(z):
