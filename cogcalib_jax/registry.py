@@ -80,6 +80,8 @@ class Registry(Generic[T]):
             # The same cell of a notebook, run again, defines its class anew.
             if taken and _place(taken.cls) != _place(cls):
                 raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+            if taken and taken.cls is cls:
+                return cls
             if "__dataclass_params__" not in vars(cls):
                 cls = dataclass(frozen=True)(cls)
             _require_settings(cls)

@@ -78,7 +78,11 @@ def test_only_classes_of_settings_are_registered_and_each_name_once():
     with pytest.raises(ValueError, match="registered already"):
         TERMS.register("ls", label="LS")(Without)
     # A cell of a notebook that is run again defines its class anew.
-    assert TERMS.register("hinge", label="Hinge")(Hinge) is Hinge
+    cells: Registry = Registry("cell")
+    for _ in range(2):
+        cell = type("Cell", (Term,), {"__module__": __name__, "__qualname__": "Cell"})
+        assert cells.register("cell", label="Cell")(cell) is cells["cell"].cls is cell
+    assert cells.register("cell", label="Cell")(cell) is cell
     with pytest.raises(ValueError, match="lower-case"):
         TERMS.register("My term", label="mine")
     with pytest.raises(UserError, match="register the class first"):
