@@ -97,7 +97,10 @@ def test_two_processes_make_the_run_of_one(alone, pair):
             assert our.keys() == their.keys()
             numbers = [key for key in our if isinstance(our[key], float)]
             for key in numbers:
-                wanted = pytest.approx(their[key], rel=1e-5, abs=1e-5)
+                # A gradient went through all layers, and two processes sum it in another order:
+                # 1.4e-5 on one kind of CPU, below 1e-5 on another.
+                rel = 1e-4 if key == "grad_norm" else 1e-5
+                wanted = pytest.approx(their[key], rel=rel, abs=1e-5)
                 assert our[key] == wanted, (phase, key)
             assert {k: our[k] for k in our.keys() - numbers} == {
                 k: their[k] for k in their.keys() - numbers
