@@ -1,4 +1,4 @@
-"""What the person who waits sees on stderr: lines, and how far the work has come.
+"""Lines and progress on stderr, for the person who waits.
 
 In a terminal and in a notebook progress is tqdm's bar. A file of a log would fill with its carriage
 returns: there it is a line now and then.

@@ -225,7 +225,7 @@ def _read_line(
     rows: Sequence[Example],
     reader: Reader | None,
 ) -> str:
-    """What was read, if these were files."""
+    """Return the line about the files that were read; empty for rows of the Hub."""
     if config.path is None:
         return ""
     if _is_file(config):

@@ -1,4 +1,4 @@
-"""What was read, in a line for the person who watches."""
+"""A line about what was read, for the person who watches."""
 
 from __future__ import annotations
 

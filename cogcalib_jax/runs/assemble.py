@@ -233,7 +233,7 @@ def require_shared_classes(config: RunConfig, train: EncodedSplit) -> None:
     """Refuse a term whose classes must mean the same in every question, where they do not."""
     for method in config.resolved_methods().values():
         built = method.build()
-        if built.term is None or not built.term.needs_classes:
+        if built.term is None or not (built.term.needs_classes or built.term.per == "batch"):
             continue
         if built.space != "options":
             raise UserError(
@@ -241,7 +241,7 @@ def require_shared_classes(config: RunConfig, train: EncodedSplit) -> None:
                 " compares classes over questions. Set --method.space options"
             )
         lists = {row.completion_ids for row in train}
-        if len(lists) > 1:
+        if built.term.needs_classes and len(lists) > 1:
             raise UserError(
                 f"method.term is {method.term}; expected one list of options for all questions, and"
                 f" {config.data.task} has {len(lists):,} lists. Use another term, or a prompt whose"
