@@ -118,10 +118,10 @@ def die_before(process: int, update: int) -> None:
     loop = import_module("cogcalib_jax.training.loop")
     batches = loop.micro_batches
 
-    def deadly(trainable, stream, step, labels):
+    def deadly(trainable, stream, step, *rest):
         if step == update and jax.process_index() == process:
             die()
-        return batches(trainable, stream, step, labels)
+        return batches(trainable, stream, step, *rest)
 
     loop.micro_batches = deadly
 

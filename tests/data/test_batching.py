@@ -80,7 +80,8 @@ def check_batch(batch, split, options, buckets):
             assert batch.option_ids[i, :k].tolist() == [ids[0] for ids in e.completion_ids]
             assert batch.option_mask[i].tolist() == [1] * k + [0] * (split.options - k)
     assert batch.option_ids.shape[1] == (split.options if split.single_token_options else 0)
-    for name, array in batch._asdict().items():
+    assert batch.start is None  # only a term that compares with the start has it added
+    for name, array in batch._replace(start=batch.row)._asdict().items():
         floats = name in ("loss_mask", "option_mask", "weight")
         assert array.dtype == (np.float32 if floats else np.int32), name
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_averaged_is_refused(trained, other, tmp_path, capsys):
     plain = without_dropout(run, tmp_path / "plain")
     refusals = [
         (["--run", run, "--ensemble", "true"], "at least two"),
-        (["--run", run, other, "--ensemble", "true"], "differ in base, rank"),
+        (["--run", run, other, "--ensemble", "true"], "differ in base, tokenizer, rank"),
         (["--run", plain, "--mc-passes", "3"], "trained without dropout"),
         (["--run", run, "--mc-passes", "0"], "mc_passes"),
         (["--run", run, other, "--ensemble", "true", "--mc-passes", "3"], "mc_passes"),
