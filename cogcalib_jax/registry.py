@@ -12,9 +12,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, fields
+from importlib import import_module
 from typing import Any, Generic, TypeVar
-
-import jax
 
 from cogcalib_jax.errors import UserError
 
@@ -50,10 +49,22 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """Frozen dataclasses by name."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, module: str | None = None) -> None:
+        """Begin without entries.
+
+        Args:
+            kind: what an entry is called in messages: "term", "gate", "calibrator".
+            module: defines the project's own entries; imported when a name is first looked up.
+        """
         self.kind = kind
-        """what an entry is called in messages: "term", "gate", "calibrator" """
-        self._entries: dict[str, Entry[T]] = {}
+        self._module = module
+        self._registered: dict[str, Entry[T]] = {}
+
+    @property
+    def _entries(self) -> dict[str, Entry[T]]:
+        if self._module is not None:
+            import_module(self._module)
+        return self._registered
 
     def register(self, name: str, *, label: str, **facts: Any) -> Callable[[type[T]], type[T]]:
         """Return a decorator that registers a class under `name`.
@@ -75,6 +86,9 @@ class Registry(Generic[T]):
                 f"{self.kind} name is {name!r}; expected lower-case letters, digits and _"
             )
 
+        # Imported here: names and specs are read without it.
+        import jax
+
         def add(cls: type[T]) -> type[T]:
             taken = self._entries.get(name)
             # The same cell of a notebook, run again, defines its class anew.
@@ -88,7 +102,7 @@ class Registry(Generic[T]):
             numbers = [f.name for f in fields(cls) if _type_of(f) is float]
             others = [f.name for f in fields(cls) if _type_of(f) is not float]
             jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
-            self._entries[name] = Entry(name, cls, label, facts)
+            self._registered[name] = Entry(name, cls, label, facts)
             return cls
 
         return add

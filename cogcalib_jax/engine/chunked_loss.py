@@ -21,9 +21,10 @@ import jax.numpy as jnp
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.engine.forward import losses_at
 from cogcalib_jax.engine.row_stats import CHUNK, position_stats
-from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.method.gates import GateInputs
 from cogcalib_jax.method.loss import LossSums, example_mean, gate_weights, gated_loss
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.models.head import Head
 
 # (chunk of rows, its hidden states, head, dropout key) -> (scalar, whatever else is wanted)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.engine.row_stats import CHUNK, RowStats, row_stats
-from cogcalib_jax.method.config import LossConfig, Method, Space
+from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.loss import example_mean
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.head import Head

@@ -24,8 +24,9 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.engine.chunked_loss import batch_loss
 from cogcalib_jax.engine.forward import scored_hidden
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.method.loss import Faults, LossSums
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.registry import Registry
+from cogcalib_jax.method.registries import TERMS
 
 # Absent classes get this logit: exp underflows to an exact zero while, unlike with -inf, every
 # product and gradient stays finite.
@@ -104,7 +104,6 @@ class Term:
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
 
-TERMS: Registry[Term] = Registry("term")
 register_term = TERMS.register
 
 

@@ -19,23 +19,21 @@ from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split, single_token_options
-from cogcalib_jax.distributed import (
-    DistributedConfig,
-    require_agreement,
-    start_processes,
-)
+from cogcalib_jax.distributed import require_agreement, start_processes
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
+from cogcalib_jax.sharding import make_mesh, require_even
 from cogcalib_jax.training.phase import Trainable
-from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.training.pretrain import ensure_base
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig

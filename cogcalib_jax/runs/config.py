@@ -14,24 +14,20 @@ from cogcalib_jax.configlib import FieldError, Loaded, check, load_config, often
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import (
-    CheckpointConfig,
-    require_same_identity,
-    without_places,
-)
+from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity, without_places
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
-from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
-from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.pretrain import PretrainConfig
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.config import ModelConfig
 
+PROGRAM = "train.py"
 # What may differ between the command that started a run and the one that resumes it. On another
 # mesh sums are taken in another order: what follows agrees to 1e-5, and not bit for bit.
 NOT_IDENTITY = ("run_dir", "resume", "dry_run", "mesh", "checkpoint")
@@ -274,7 +270,7 @@ def _require_whole_run(folder: Path) -> None:
     if whole.compare and folder.name in (*whole.resolved_methods(), *whole.sampling_baselines):
         raise UserError(
             f"{folder}: is a part of the comparison {parent}; go on with"
-            f" {resume_command('train.py', parent)}"
+            f" {resume_command(PROGRAM, parent)}"
         )
 
 

@@ -19,7 +19,7 @@ from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
     encode_splits,

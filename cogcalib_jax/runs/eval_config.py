@@ -10,8 +10,7 @@ from typing import Any
 from cogcalib_jax.configlib import check, given_values, load_config, often, to_dict
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import require_same_identity, without_places
+from cogcalib_jax.engine.config import require_same_identity, without_places
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import (
@@ -20,11 +19,16 @@ from cogcalib_jax.evaluation.option_score import (
     OptionScore,
     stored_option_score,
 )
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
-from cogcalib_jax.runs.folder import read_config, resume_command, stored_config
-from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
-from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.runs.stored import (
+    CHOICE_FILE,
+    read_choice,
+    read_config,
+    resume_command,
+    stored_config,
+)
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.foreign import require_no_way_out

@@ -40,7 +40,6 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
-    resume_command,
     take_up,
     write_config,
 )
@@ -60,6 +59,7 @@ from cogcalib_jax.runs.results import (
     require_same_origin,
     write_results,
 )
+from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.weights.peft_adapter import load_adapter
 
 PROGRAM = "eval.py"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run

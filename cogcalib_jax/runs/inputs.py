@@ -13,7 +13,7 @@ from cogcalib_jax.engine.manifest import MANIFEST, DamageError, read_manifest
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.folder import INPUTS_FILE
+from cogcalib_jax.runs.stored import INPUTS_FILE
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.foreign import read_object
 from cogcalib_jax.weights.hub import model_folder

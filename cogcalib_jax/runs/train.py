@@ -37,14 +37,13 @@ from cogcalib_jax.runs.assemble import (
     with_own_lora,
     with_processes,
 )
-from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
+from cogcalib_jax.runs.config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
     choose_folder,
     holding_locks,
     make_folder,
     original_command,
     resumable,
-    resume_command,
     take_up,
     write_config,
 )
@@ -60,11 +59,10 @@ from cogcalib_jax.runs.option_score import require_options, settle_option_score
 from cogcalib_jax.runs.recommend import recommend, simplest_first
 from cogcalib_jax.runs.references import look_at_base, reference_rows
 from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
+from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 from cogcalib_jax.weights.folders import whole_folder
-
-PROGRAM = "train.py"
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:

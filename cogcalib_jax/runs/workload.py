@@ -18,7 +18,7 @@ from cogcalib_jax.engine.speed import product_rate
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.sharding import batch_parts
 from cogcalib_jax.training.pretrain import corpus_batches
 

@@ -22,11 +22,12 @@ from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.gates import GATES, ThresholdFit
+from cogcalib_jax.method.gates import ThresholdFit
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
+from cogcalib_jax.training.optimizer import learning_rate_schedule
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
 from cogcalib_jax.training.start import start_beliefs

@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
+from cogcalib_jax.engine.config import CheckpointConfig
 from cogcalib_jax.engine.step import SplitModel, StepFunction, TrainState, init_state
-from cogcalib_jax.method.config import LossConfig, Method, MethodConfig
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
-from cogcalib_jax.training.config import TrainingConfig, make_optimizer
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import make_optimizer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cogcalib_jax.data.batching import StartBelief, eval_batches, length_buckets
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.forward import start_belief
 from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.method.config import Method
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.training.phase import Trainable
 
 # Above this many bytes the arrays lie in files that are mapped into memory.

@@ -26,9 +26,10 @@ from flax import nnx
 
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.machines import MeshConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
-from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.weights.adapter_tokenizer import (
     combined_files,
     own_tokenizer,

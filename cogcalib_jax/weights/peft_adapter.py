@@ -17,7 +17,7 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.lora_config import LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
