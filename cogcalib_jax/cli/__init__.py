@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import NamedTuple
 
+from cogcalib_jax.compile_cache import HELP, without_option
 from cogcalib_jax.errors import UserError, run_main, telling_others
 
 
@@ -69,13 +70,17 @@ def run() -> None:
 
 
 def run_program(program: Callable[[list[str]], None]) -> int:
-    """Return the exit code of `program`, run with the command line of this process."""
-    return run_main(telling_others(program))
+    """Return the exit code of `program`, run with the command line of this process.
+
+    `--no-compile-cache` is an option of every program, which it does not see.
+    """
+    return run_main(telling_others(program), without_option(sys.argv[1:]))
 
 
 def _help() -> str:
     rows = "\n".join(f"  {name:8}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: cogcalib COMMAND [OPTIONS]\n\nCalibrated LoRA fine-tuning of language models.\n\n"
-        f"commands (each with --help):\n{rows}\n\nexamples:\n{EXAMPLES}"
+        f"commands (each with --help):\n{rows}\n\nof every command:\n"
+        f"  {HELP}\n\nexamples:\n{EXAMPLES}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cogcalib_jax.cli.presets import with_preset_file
+from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 
@@ -28,7 +29,7 @@ Other options: cogcalib eval --help."""
 
 def main(argv: list[str]) -> None:
     """Evaluate, answer or score what `argv` asks for, and print the numbers."""
-    description = f"{__doc__}\n\n{EXAMPLES}"
+    description = f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}"
     config = load_evaluation(with_preset_file(argv), prog="eval.py", description=description)
     _evaluate(config, argv)
 
@@ -44,7 +45,9 @@ def _evaluate(config: EvalConfig, argv: list[str]) -> None:
 
     if config.dry_run:
         print(plain_text(dry_run_evaluation(config)))
-    elif config.predict is not None:
+        return
+    enable_compile_cache()
+    if config.predict is not None:
         print(plain_text(answer_questions(config)))
     elif config.predictions is not None:
         print(plain_text(evaluation_text(config, score_predictions(config, argv))))

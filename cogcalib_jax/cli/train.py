@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
+from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import plain_text
 from cogcalib_jax.runs.config import PROGRAM, RunConfig, load_training
 from cogcalib_jax.runs.stored import resume_command
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> None:
     config, name = load_training(
         with_preset_file(argv),
         prog=PROGRAM,
-        description=f"{__doc__}\n\n{EXAMPLES}",
+        description=f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}",
         default_preset=find_preset(DEFAULT),
     )
     _train(config, name, argv)
@@ -36,6 +37,7 @@ def _train(config: RunConfig, name: str, argv: list[str]) -> None:
     if config.dry_run:
         print(plain_text(dry_run_training(config, name)))
         return
+    enable_compile_cache()
     folder = train_run(config, name, argv)
     with resumable(folder, resume_command(PROGRAM, folder)):
         report = from_main(lambda: write_report(folder))

@@ -6,7 +6,6 @@ this one.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.world import World, WorldConfig, build_world, vocabulary
 from cogcalib_jax.data.world_tokenizer import BOS, EOS, build_tokenizer, save_tokenizer
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import user_cache
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import random_decoder
@@ -92,8 +92,8 @@ def base_folder(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> 
     JAX included.
     """
     recipe = asdict(config)
-    cache = recipe.pop("cache_dir") or os.environ.get("COGCALIB_CACHE")
-    root = Path(cache).expanduser() if cache else Path.home() / ".cache" / "cogcalib_jax"
+    cache = recipe.pop("cache_dir")
+    root = Path(cache).expanduser() if cache else user_cache()
     depends_on = {
         "corpus": world.corpus,
         "vocabulary": vocabulary(world.config),

@@ -38,7 +38,7 @@ class PretrainConfig:
     clip_norm: float = 1.0
     """gradients of a larger global norm are scaled down to it"""
     cache_dir: str | None = None
-    """where bases are kept; unset: $COGCALIB_CACHE or ~/.cache/cogcalib_jax, in bases/"""
+    """where bases are kept; unset: $COGCALIB_CACHE or the user's cache, in bases/"""
 
     def __post_init__(self) -> None:
         for name in (
