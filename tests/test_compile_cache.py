@@ -40,8 +40,8 @@ sys.exit(run_program(main))
 
 
 def environment(**more):
-    """That of a program of its own: the cache is not off, as it is for the tests."""
-    off = ("JAX_ENABLE_COMPILATION_CACHE", "XLA_FLAGS")
+    """That of a program of its own, without the folder that the tests share."""
+    off = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
     kept = {name: value for name, value in os.environ.items() if name not in off}
     # All that is compiled is kept, however fast this machine is.
     return kept | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | more
