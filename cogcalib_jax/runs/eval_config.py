@@ -33,8 +33,7 @@ from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.foreign import require_no_way_out
 
-BARE = "none"
-"""Stands in the list of adapters for the base without one."""
+BARE = "none"  # in the list of adapters: the base without one
 
 # Sizes of what a run trained on: no test question depends on them.
 _ONLY_TRAINING = ("data.train_rows", "data.style_fraction")
@@ -129,10 +128,8 @@ class EvalConfig:
             "must be none beside ensemble: each averages over models of its own",
         )
         if self.predictions is not None:
-            self._require_unset(
-                "predictions", "run", "adapter", "task", "predict", "resume", "dry_run"
-            )
-            self._require_unset("predictions", "ensemble", "mc_passes")
+            self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            self._require_unset("predictions", "dry_run", "ensemble", "mc_passes")
             self._require_one_process("predictions")
             check(
                 self.model.path is None,
