@@ -26,7 +26,8 @@ long as the server reports raw log-probabilities (--logprobs-mode raw_logprobs, 
 Why the adapter is merged. vLLM leaves LoRA on lm_head out of the log-probabilities of a prompt,
 without a word (https://github.com/vllm-project/vllm/issues/51594, open when this was written), and
 those are what is read here. So the calibration.json of an unmerged adapter on lm_head is refused.
-An adapter without lm_head (--lora.targets q_proj,v_proj) can also be served with --enable-lora.
+An adapter without lm_head (--lora.target-modules q_proj,v_proj) can also be served with
+--enable-lora.
 
 The check before the work. calibration.json holds one calibration question with the scores of its
 options. It is asked first; nothing is scored if the server's log-probabilities differ from the

@@ -57,7 +57,7 @@ REFUSED = {
     "method.name": "name the methods with --methods",
     "method.term": "name the methods with --methods",
     "method.gate": "name the methods with --methods",
-    "adapter": "a step takes as long from any values; say lora.rank and lora.targets",
+    "adapter": "a step takes as long from any values; say lora.r and lora.target_modules",
     "run_dir": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cogcalib_jax.configlib import check, often
+from cogcalib_jax.configlib import check, often, rename
 
 if TYPE_CHECKING:
     from cogcalib_jax.models.decoder import Decoder
@@ -23,46 +23,61 @@ LARGEST_RANK = 2**16
 LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
 
 
+# The names that PEFT gives to these fields are the ones that users know.
+for old, new in {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "dropout": "lora_dropout",
+}.items():
+    rename(f"lora.{old}", f"lora.{new}")
+
+
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adaptation (Hu et al. 2021): W + alpha / rank * B A, with W frozen."""
+    """Low-rank adaptation (Hu et al. 2021): W + lora_alpha / r * B A, with W frozen.
 
-    rank: int = often(8)
-    """rows of A, columns of B"""
-    alpha: float = 16.0
-    """the update is scaled by alpha / rank"""
-    targets: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"))
+    The fields have the names of PEFT's LoraConfig.
+    """
+
+    r: int = often(8)
+    """rank: rows of A, columns of B"""
+    lora_alpha: float = 16.0
+    """the update is scaled by lora_alpha / r"""
+    target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"))
     """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
-    dropout: float = 0.0
+    lora_dropout: float = 0.0
     """share of A's inputs that is dropped while training"""
 
     def __post_init__(self) -> None:
         check(
-            1 <= self.rank <= LARGEST_RANK,
-            "rank",
+            1 <= self.r <= LARGEST_RANK,
+            "r",
             f"must be an integer from 1 to {LARGEST_RANK}, wider than which is no layer",
         )
-        check(math.isfinite(self.alpha) and self.alpha > 0, "alpha", "must be a positive number")
-        check(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
-        check(len(self.targets) > 0, "targets", f"must name a layer ({', '.join(LORA_TARGETS)})")
-        unknown = [name for name in self.targets if name not in LORA_TARGETS]
+        alpha = self.lora_alpha
+        check(math.isfinite(alpha) and alpha > 0, "lora_alpha", "must be a positive number")
+        check(0 <= self.lora_dropout < 1, "lora_dropout", "must be at least 0 and below 1")
+        allowed = ", ".join(LORA_TARGETS)
+        check(len(self.target_modules) > 0, "target_modules", f"must name a layer ({allowed})")
+        unknown = [name for name in self.target_modules if name not in LORA_TARGETS]
         check(
             not unknown,
-            "targets",
+            "target_modules",
             f"must name layers of the model; {', '.join(unknown)} matches none"
-            f" (allowed: {', '.join(LORA_TARGETS)})",
+            f" (allowed: {allowed})",
         )
 
     @property
     def scale(self) -> float:
         """What B A is multiplied by."""
-        return self.alpha / self.rank
+        return self.lora_alpha / self.r
 
     @property
     def modules(self) -> frozenset[str]:
-        """The projections `targets` names, with all-linear written out."""
-        expanded = set(self.targets) - {ALL_LINEAR}
-        if ALL_LINEAR in self.targets:
+        """The projections `target_modules` names, with all-linear written out."""
+        expanded = set(self.target_modules) - {ALL_LINEAR}
+        if ALL_LINEAR in self.target_modules:
             expanded |= set(LAYER_PROJECTIONS)
         return frozenset(expanded)
 
@@ -104,13 +119,13 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.scale = 0.0 if lora is None else lora.scale
-        self.dropout = 0.0 if lora is None else lora.dropout
+        self.dropout = 0.0 if lora is None else lora.lora_dropout
         # NNX fixes whether an attribute holds data when it is first set: each is set once.
         shape = (*stack, out_features, in_features)
         self.weight = normal_param(shape, initializer_range, dtype, rngs) if weight else None
         self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
-        self.lora_A = None if lora is None else _lora_a(stack, lora.rank, in_features, rngs)
-        self.lora_B = None if lora is None else _lora_b(stack, lora.rank, out_features)
+        self.lora_A = None if lora is None else _lora_a(stack, lora.r, in_features, rngs)
+        self.lora_B = None if lora is None else _lora_b(stack, lora.r, out_features)
         uncertain = isinstance(lora, UncertainLora)
         self.lora_A_root = _lora_a_root(self.lora_A.shape, rngs) if uncertain else None
 
@@ -193,7 +208,7 @@ def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
     """The same model, sharing its arrays, whose adapters drop that share of their inputs."""
     graphdef, state = nnx.split(decoder)
     changed = nnx.merge(graphdef, state)
-    changed.lora = replace(decoder.lora, dropout=dropout)
+    changed.lora = replace(decoder.lora, lora_dropout=dropout)
     for _, module in nnx.iter_modules(changed):
         if isinstance(module, Linear) and module.lora_A is not None:
             module.dropout = dropout

@@ -288,7 +288,7 @@ def with_own_lora(config: RunConfig) -> RunConfig:
     if config.adapter is None:
         return config
     stored = read_lora_config(config.adapter)
-    return replace(config, lora=replace(stored, dropout=config.lora.dropout))
+    return replace(config, lora=replace(stored, lora_dropout=config.lora.lora_dropout))
 
 
 def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
@@ -346,7 +346,7 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         training=config.training,
         loss=config.loss,
         checkpoint=config.checkpoint,
-        dropout=config.lora.dropout > 0,
+        dropout=config.lora.lora_dropout > 0,
         seed=config.training_seed,
         identity=config.identity(),
     )

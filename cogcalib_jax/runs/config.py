@@ -40,7 +40,7 @@ NOT_IDENTITY = ("run_dir", "resume", "dry_run", "mesh", "checkpoint")
 SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
 # Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
 BEST_EPOCHS = ("sft",)
-# Dropout of MC-dropout's adapter where lora.dropout is 0, as in the literature on Bayesian LoRA.
+# Dropout of MC-dropout's adapter if lora.lora_dropout is 0, as in the literature on Bayesian LoRA.
 MC_DROPOUT = 0.1
 
 
@@ -280,7 +280,7 @@ def _require_whole_run(folder: Path) -> None:
 
 def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
     """An adapter that a run starts from says itself how large it is and where it sits."""
-    retyped = sorted({"lora.rank", "lora.alpha", "lora.targets"} & loaded.explicit)
+    retyped = sorted({"lora.r", "lora.lora_alpha", "lora.target_modules"} & loaded.explicit)
     if loaded.config.adapter is not None and retyped:
         raise UserError(
             f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"

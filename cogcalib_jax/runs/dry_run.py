@@ -144,7 +144,7 @@ class _Planned:
             training=config.training,
             loss=config.loss,
             checkpoint=config.checkpoint,
-            dropout=config.lora.dropout > 0,
+            dropout=config.lora.lora_dropout > 0,
             seed=config.training_seed,
             identity=config.identity(),
         )
@@ -369,7 +369,7 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
         rows += 1 + len(run.methods.keys() & set(BEST_EPOCHS))
     parts.append(("evaluation on test questions", tests * rows))
     if "mc_dropout" in config.sampling_baselines:
-        again = config.lora.dropout == 0 or "sft" not in run.methods
+        again = config.lora.lora_dropout == 0 or "sft" not in run.methods
         train = (
             finetuning + _between(run, config.as_plain_finetuning().method) if again else nothing
         )

@@ -72,7 +72,7 @@ def evaluated_models(config: EvalConfig, *, look_only: bool = False) -> list[Eva
     models = _single_models(config, look_only)
     if config.mc_passes is not None:
         for model in models:
-            if model.lora is None or model.lora.dropout == 0:
+            if model.lora is None or model.lora.lora_dropout == 0:
                 raise UserError(
                     f"{model.adapter or model.base}: was trained without dropout, so mc_passes has"
                     " nothing to sample; leave it out, or train with --compare mc_dropout,sft"
@@ -165,6 +165,6 @@ def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
     groups: dict[tuple[object, ...], list[Evaluated]] = {}
     for model in models:
         lora = model.lora
-        shape = lora and (lora.rank, lora.alpha, lora.modules, lora.dropout)
+        shape = lora and (lora.r, lora.lora_alpha, lora.modules, lora.lora_dropout)
         groups.setdefault((*model.reads_with, shape), []).append(model)
     return list(groups.values())

@@ -80,12 +80,12 @@ def _mc_dropout(
 ) -> Predict:
     """From the start that all methods share; where those are trained with dropout, sft itself."""
     config = run.config.as_plain_finetuning()
-    dropout = config.lora.dropout or MC_DROPOUT
+    dropout = config.lora.lora_dropout or MC_DROPOUT
     passes = config.evaluation.mc_passes
     say(f"== mc_dropout: sft with dropout {dropout:g}, {passes} passes a question")
     model = run.assembled.model
-    if config.lora.dropout == 0:
-        config = replace(config, lora=replace(config.lora, dropout=dropout))
+    if config.lora.lora_dropout == 0:
+        config = replace(config, lora=replace(config.lora, lora_dropout=dropout))
         model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
     if sft is None or config.lora != run.config.lora:
         trainable = replace(

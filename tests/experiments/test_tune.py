@@ -162,8 +162,8 @@ def test_more_candidates_cost_only_their_own_training(command, tuned, capsys):
 
 
 def test_a_folder_of_another_config_is_refused(command, tuned):
-    with pytest.raises(UserError, match="lora.rank is 4"):
-        main([*command, "--lora.rank", "4", "--out", str(tuned)])
+    with pytest.raises(UserError, match="lora.r is 4"):
+        main([*command, "--lora.r", "4", "--out", str(tuned)])
 
 
 def test_a_damaged_belief_is_named(command, tuned, tmp_path):

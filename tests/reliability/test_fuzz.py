@@ -303,7 +303,7 @@ def test_made_up_predictions(place, data):
 
 OPTIONS = st.sampled_from(
     [
-        *("--seed", "--lora.rank", "--lora.targets", "--training.learning-rate", "--data.path"),
+        *("--seed", "--lora.r", "--lora.target-modules", "--training.learning-rate", "--data.path"),
         *("--method.name", "--method.gate", "--compare", "--mesh.tensor", "--model.attention"),
         *("--task", "--run", "--by", "--predict", "--out", "--adapter", "--max-shard-gb", "--lora"),
         *("--data.world.entities", "--data.world.other-relations", "--=", "--", "-1", "--resume"),

@@ -215,7 +215,7 @@ def private_run(tmp_path_factory):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
             patch.setenv(name, TOKEN)
         base, run = write_base(home / "models" / "base"), home / "runs" / "one"
-        quick = ["--training.epochs", "1", "--lora.dropout", "0"]
+        quick = ["--training.epochs", "1", "--lora.lora-dropout", "0"]
         argv = arguments(base, run, "--method.name", "sft", *quick)
         jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
         try:

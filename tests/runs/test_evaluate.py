@@ -118,7 +118,7 @@ def test_runs_that_were_asked_differently_are_not_evaluated_together(run):
 
 def test_runs_may_differ_in_what_they_trained_on_and_in_seed(run):
     first = str(run("a", **OPENBOOKQA))
-    less = str(run("b", **OPENBOOKQA, **{"data.train_rows": "99", "seed": "1", "lora.rank": "2"}))
+    less = str(run("b", **OPENBOOKQA, **{"data.train_rows": "99", "seed": "1", "lora.r": "2"}))
     assert load("--run", first, less).run == (first, less)
 
 

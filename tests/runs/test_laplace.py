@@ -16,7 +16,7 @@ from tests.engine.quick import quick_compilation
 from tests.engine.tiny import questions
 from tests.runs.small_base import arguments, write_base
 
-OPTIONS = ("--lora.dropout", "0", "--compare", "sft,laplace_lora")
+OPTIONS = ("--lora.lora-dropout", "0", "--compare", "sft,laplace_lora")
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -87,7 +87,7 @@ def test_a_resumed_comparison_fits_again_only_what_is_not_there(
 
 def test_without_sft_it_is_trained_as_sft_would_be(comparison, base, tmp_path):
     run = tmp_path / "run"
-    options = ("--lora.dropout", "0", "--compare", "ls,laplace_lora")
+    options = ("--lora.lora-dropout", "0", "--compare", "ls,laplace_lora")
     assert run_main(train.main, arguments(base, run, *options)) == 0
     assert {"ls", "laplace_lora"} <= set(read(run / "comparison.json"))
     alone, beside = run / "laplace_lora", comparison / "laplace_lora"
