@@ -20,7 +20,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cogcalib_jax.configlib import check, with_new_names
+from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import (
     from_main,
     is_main,
@@ -49,7 +49,7 @@ from cogcalib_jax.engine.manifest import (
     require_journal,
     write_manifest,
 )
-from cogcalib_jax.errors import UserError, plain_text, refusal
+from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import named
 from cogcalib_jax.sharding import fetch
 
@@ -319,14 +319,7 @@ class Checkpoints:
             aside = self.folder / f"{name}-damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / name).rename(aside)
-            print(
-                plain_text(
-                    f"warning: {self.folder}: {reason}; moved to {aside.name}, and checkpoint"
-                    f" {used} is used"
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"{self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is used")
 
 
 def _is_best(place: Path) -> bool:

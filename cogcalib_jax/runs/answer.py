@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.data.loading import load_shots, load_splits
 from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.console import say, warn
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
@@ -23,7 +24,7 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
-from cogcalib_jax.runs.assemble import load_base_tokenizer, say
+from cogcalib_jax.runs.assemble import load_base_tokenizer
 from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
@@ -81,7 +82,7 @@ def fitted_temperature(adapter: str | None, option_score: OptionScore) -> float:
         )
         return 1.0
     if fitted.warning is not None:
-        say(f"   warning: {fitted.warning}")
+        warn(fitted.warning)
     if fitted.value is None:
         return 1.0
     say(

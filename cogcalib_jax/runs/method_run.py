@@ -19,7 +19,8 @@ from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.reporting.words import count
-from cogcalib_jax.runs.assemble import Assembled, say
+from cogcalib_jax.console import say, warn
+from cogcalib_jax.runs.assemble import Assembled
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import write_config
@@ -91,7 +92,7 @@ def keep_adapter(
     )
     warning = from_main(lambda: stored_temperature(adapter).warning)
     if warning is not None:
-        say(f"   warning: {folder.name}: {warning}")
+        warn(f"{folder.name}: {warning}")
 
 
 def keep_best_epoch(run: Run, config: RunConfig, result: FinetuneResult, folder: Path) -> None:

@@ -24,6 +24,7 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gates import GATES, ThresholdFit
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
@@ -200,7 +201,7 @@ def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
     trainable = replace(trainer.trainable, identity=identity)
     # No threshold yet: nothing counts as known.
     progress = begin(trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
-    journal = Journal(folder / "metrics.jsonl")
+    journal = trainable.storage.journal(folder / "metrics.jsonl")
     return run_phase(
         trainable, phase, progress, [journal], lambda progress, step: progress
     ).state.lora
@@ -213,8 +214,12 @@ def finetune(
     style_folder: Path,
     folder: Path,
     watch: Watch | None = None,
+    wrap: Callable[[nnx.State], Any] | None = None,
 ) -> FinetuneResult:
-    """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`."""
+    """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`.
+
+    wrap: makes of LoRA parameters what callbacks are given as the model.
+    """
     trainable, training = trainer.trainable, trainer.trainable.training
     train, total, style_steps = trainer.splits["train"], trainer.total_steps, trainer.style_steps
     ends = training.epoch_ends(len(train))
@@ -237,22 +242,25 @@ def finetune(
             start,
             train,
             trainer.evaluation.batch_size,
-            folder / "start",
+            partial(trainable.storage.scratch, folder / "start"),
         ),
         first_step=style_steps,
     )
     first_fit, refits = trainer.refit(start), GATES.make(method.gate).refits
     labels = fixed_labels(trainer, method, start, first_fit.threshold)
     followed = _followed(trainer, start, first_fit.threshold)
-    journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
+    stored = trainable.storage.journal
+    journal, dynamics = stored(folder / "metrics.jsonl"), stored(folder / "dynamics.jsonl")
     journals = [journal, dynamics] + ([watch.journal] if watch else [])
 
     def record_fit(fit: ThresholdFit, step: int) -> None:
         journal.write(step=style_steps + step, phase="refit", **fit.record(), note=fit.note)
+        for callback in trainable.callbacks:
+            callback.on_threshold(ThresholdInfo(style_steps + step, fit.threshold, fit.record()))
 
     def pause(progress: Progress, step: int) -> Progress:
         if step == 0:
-            journal.begin(Journal(style_folder / "metrics.jsonl"))
+            journal.begin(stored(style_folder / "metrics.jsonl"))
             for one in journals[1:]:
                 one.begin()
             record_fit(first_fit, 0)
@@ -261,15 +269,21 @@ def finetune(
             record_fit(fit, step)
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
         if step == 0 or step in validate_at:
-            nll = validate(
+            epoch = step * training.batch_size / len(train)
+            numbers = validate(
                 partial(trainer.belief, progress.state.lora),
                 followed,
                 trainer.evaluation.bins,
                 style_steps + step,
-                step * training.batch_size / len(train),
+                epoch,
                 journal,
                 dynamics,
             )
+            nll = numbers.get("nll", float("nan"))
+            for callback in trainable.callbacks:
+                callback.on_validation(
+                    ValidationInfo(style_steps + step, epoch, numbers, progress.state.lora, wrap)
+                )
             for record in watch.records(progress.state.lora) if watch else ():
                 watch.journal.write(step=style_steps + step, **record)
             # The start is no candidate: a fine-tuned model is what was asked for.

@@ -1,4 +1,4 @@
-"""Append-only JSON lines about a run, readable at any moment and cut back on resume."""
+"""Append-only lines about a run, readable at any moment and cut back on resume."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ class Journal:
         content = earlier.path.read_bytes() if earlier is not None and earlier.size() else b""
         with whole_path(self.path) as partial:
             partial.write_bytes(content)
+
+
+class MemoryJournal(Journal):
+    """The same lines in memory; `path` is their name and no file."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, **record: Any) -> None:
+        self.records.append({key: _finite(value) for key, value in record.items()})
+
+    def size(self) -> int:
+        """The number of lines."""
+        return len(self.records)
+
+    def cut_to(self, size: int) -> None:
+        """Drop what comes after the first `size` lines."""
+        del self.records[size:]
+
+    def begin(self, earlier: Journal | None = None) -> None:
+        """Start anew, with the lines of an earlier phase in memory or none."""
+        self.records = list(earlier.records) if isinstance(earlier, MemoryJournal) else []
 
 
 def _finite(value: Any) -> Any:

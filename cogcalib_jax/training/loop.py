@@ -20,7 +20,6 @@ from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
-from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.engine.step import (
     StepFunction,
     StepMetrics,
@@ -30,6 +29,7 @@ from cogcalib_jax.engine.step import (
 )
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
+from cogcalib_jax.training.callbacks import CheckpointInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase, Progress, Trainable
 from cogcalib_jax.training.step_log import StepLog
@@ -75,10 +75,11 @@ def run_phase(
         "made_from": trainable.made_from,
         "phase": phase.name,
     }
+    folder = phase.folder / "checkpoints"
     # Of several processes none may leave the others alone in a refit: all stop after an update.
     to_the_end = held_back if several() else nullcontext
     with (
-        Checkpoints(phase.folder / "checkpoints", trainable.checkpoint) as checkpoints,
+        trainable.storage.checkpoints(folder, trainable.checkpoint) as checkpoints,
         to_the_end(),
     ):
         restored = checkpoints.restore(progress, identity, [journal.path for journal in journals])
@@ -103,10 +104,12 @@ def run_phase(
             stopped = not course.followed
             checkpoints.save(course.updates, now, identity, sizes, stopped=stopped, best=best)
             course.saved = True
+            for callback in trainable.callbacks:
+                callback.on_checkpoint(CheckpointInfo(phase.first_step + course.updates, folder))
 
         if start in phase.save_at and not course.saved:
             save()
-        log = StepLog(journals[0], phase, trainable.training)
+        log = StepLog(journals[0], phase, trainable.training, trainable.callbacks)
         batches, update = _updates(trainable, phase, course)
         with progress_bar(phase.steps, phase.title, "step", start=start) as bar:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,9 @@ from cogcalib_jax.engine.step import SplitModel, StepFunction, TrainState, init_
 from cogcalib_jax.method.config import LossConfig, Method, MethodConfig
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
+from cogcalib_jax.training.callbacks import Callback
 from cogcalib_jax.training.config import TrainingConfig, make_optimizer
+from cogcalib_jax.training.storage import Files, Storage
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Trainable:
     """of LoRA's A, where that is a distribution (BLoB)"""
     steps: dict[Hashable, StepFunction] = field(default_factory=dict, compare=False)
     """jitted updates by all that they close over; shared by what `replace` makes of this"""
+    storage: Storage = field(default_factory=Files)
+    callbacks: Sequence[Callback] = ()
 
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """What turns gradients into updates."""

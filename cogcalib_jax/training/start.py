@@ -6,13 +6,14 @@ arrays, so the training step holds no second model.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import StartBelief, eval_batches, length_buckets
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.forward import start_belief
@@ -22,7 +23,6 @@ from cogcalib_jax.training.phase import Trainable
 
 # Above this many bytes the arrays lie in files that are mapped into memory.
 IN_MEMORY = 4 * 2**30
-log = logging.getLogger(__name__)
 
 
 def start_beliefs(
@@ -31,20 +31,20 @@ def start_beliefs(
     lora: nnx.State,
     encoded: EncodedSplit,
     batch_size: int,
-    folder: Path,
+    scratch: Callable[[], Path],
     in_memory: int = IN_MEMORY,
 ) -> StartBelief | None:
     """Return the start's beliefs by row of `encoded`; None if the method's term asks for none.
 
     Args:
         lora: the start's LoRA parameters.
-        folder: receives the arrays if they take more than `in_memory` bytes.
+        scratch: gives the folder of the arrays if they take more than `in_memory` bytes.
     """
     if method.term is None or not method.term.needs_start:
         return None
     vocabulary = trainable.model.merge(lora).config.vocab_size
     top = min(method.term.top, vocabulary)
-    arrays = _allocate(encoded, method.space, top, folder, in_memory)
+    arrays = _allocate(encoded, method.space, top, scratch, in_memory)
     function = partial(start_belief, space=method.space, top=top)
     passed = SplitPass(trainable.model, trainable.mesh, function)
     for batch in eval_batches(encoded, batch_size, length_buckets(encoded.lengths)):
@@ -53,7 +53,7 @@ def start_beliefs(
 
 
 def _allocate(
-    encoded: EncodedSplit, space: str, top: int, folder: Path, in_memory: int
+    encoded: EncodedSplit, space: str, top: int, scratch: Callable[[], Path], in_memory: int
 ) -> StartBelief:
     rows, positions = len(encoded), encoded.answer_tokens
     if space == "options":
@@ -65,10 +65,10 @@ def _allocate(
             "rest": ((rows, positions), np.float32),
         }
     size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-    on_disk = size > in_memory
-    place = f"files in {folder}" if on_disk else "memory"
-    log.info("the start's beliefs of %d rows: %.1f MB in %s", rows, size / 1e6, place)
-    if not on_disk:
+    folder = scratch() if size > in_memory else None
+    place = "memory" if folder is None else f"files in {folder}"
+    say(f"   the start's beliefs of {rows:,} rows: {size / 1e6:.1f} MB in {place}")
+    if folder is None:
         return StartBelief(**{name: np.zeros(*one) for name, one in shapes.items()})
     folder.mkdir(parents=True, exist_ok=True)
     return StartBelief(

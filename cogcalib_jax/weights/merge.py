@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
@@ -115,7 +116,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     if tokenizer_key(base, adapter):
         rows = read_config(base).vocab_size
         for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}")
     tensors, deltas = _open(base, adapter, lora)
     untied = _unties(tensors, deltas)
     card = model_card(run, base_name, base, lora, argv, untied=untied)
