@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.evaluation.open_ended import Answers
@@ -19,7 +20,6 @@ from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.reporting.words import count
-from cogcalib_jax.console import say, warn
 from cogcalib_jax.runs.assemble import Assembled
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
