@@ -8,7 +8,7 @@ around it. BLoB trains such a distribution from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,7 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import single_token_options
 from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.kronecker import NoPosterior
 from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
@@ -28,7 +26,7 @@ from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.models.parameters import with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
-from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
+from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.method_run import Run, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
@@ -63,16 +61,6 @@ def sampling_rows(
         except NoPosterior as error:
             say(f"   note: no row {name}: {error}")
     return rows
-
-
-def require_single_tokens(config: RunConfig, splits: Iterable[EncodedSplit]) -> None:
-    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
-    if "laplace_lora" in config.compare and not all(map(single_token_options, splits)):
-        raise UserError(
-            f"compare = laplace_lora: {config.data.task} has options of several tokens, or two that"
-            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
-            " letters (data.prompt letters)"
-        )
 
 
 def _mc_dropout(
