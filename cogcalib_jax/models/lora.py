@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cogcalib_jax.configlib import check, often
+from cogcalib_jax.configlib import check, often, setting
 
 if TYPE_CHECKING:
     from cogcalib_jax.models.decoder import Decoder
@@ -27,11 +27,11 @@ LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
 class LoraConfig:
     """Low-rank adaptation (Hu et al. 2021): W + alpha / rank * B A, with W frozen."""
 
-    rank: int = often(8)
+    rank: int = often(8, of_adapter=True)
     """rows of A, columns of B"""
-    alpha: float = 16.0
+    alpha: float = setting(16.0, of_adapter=True)
     """the update is scaled by alpha / rank"""
-    targets: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"))
+    targets: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"), of_adapter=True)
     """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
     dropout: float = 0.0
     """share of A's inputs that is dropped while training"""

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.configlib import to_dict
+from cogcalib_jax.configlib import identity, to_dict
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
@@ -268,5 +268,5 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         checkpoint=config.checkpoint,
         dropout=config.lora.dropout > 0,
         seed=config.training_seed,
-        identity=config.identity(),
+        identity=identity(config),
     )

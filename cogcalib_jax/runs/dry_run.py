@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cogcalib_jax.configlib import identity
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.memory import device_limit, update_memory
 from cogcalib_jax.engine.plan import BatchShape
@@ -141,7 +142,7 @@ class _Planned:
             checkpoint=config.checkpoint,
             dropout=config.lora.dropout > 0,
             seed=config.training_seed,
-            identity=config.identity(),
+            identity=identity(config),
         )
 
     @property

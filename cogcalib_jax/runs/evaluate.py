@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from cogcalib_jax.configlib import with_places_of
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
@@ -80,7 +81,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
         if config.resume:
             take_up(folder)
             stored = require_same_evaluation(folder, config)
-            moved = stored.with_places_of(config)
+            moved = with_places_of(stored, config)
             if moved != stored:
                 write_config(folder, moved)
         _evaluate_all(config, folder, argv)

@@ -16,6 +16,7 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.configlib import identity, style_identity
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.evaluate import write_json
@@ -77,7 +78,7 @@ def _mc_dropout(
         model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
     if sft is None or config.lora != run.config.lora:
         trainable = replace(
-            run.trainer.trainable, model=model, dropout=True, identity=config.identity()
+            run.trainer.trainable, model=model, dropout=True, identity=identity(config)
         )
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
@@ -102,11 +103,11 @@ def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
 def _member(run: Run, number: int, folder: Path) -> nnx.State:
     config = replace(run.config.as_plain_finetuning(), ensemble_member=number)
     write_config(folder, config)
-    trainable = replace(
-        run.trainer.trainable, seed=config.training_seed, identity=config.identity()
-    )
+    trainable = replace(run.trainer.trainable, seed=config.training_seed, identity=identity(config))
     trainer = replace(run.trainer, trainable=trainable)
-    start = style_phase(trainer, first_lora(config, run.assembled), folder / "style")
+    start = style_phase(
+        trainer, first_lora(config, run.assembled), folder / "style", style_identity(config)
+    )
     return train_method(run, trainer, config, start, folder / "style", folder).lora
 
 
@@ -141,12 +142,13 @@ def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predi
     decoder = with_uncertainty(run.assembled.model.merge(start), config.training_seed)
     model, start = split_model(decoder)
     rows = len(run.trainer.splits["train"])
+    prior = Prior(rows, training.batch_size, training.learning_rate)
     trainable = replace(
         run.trainer.trainable,
         model=model,
         dropout=True,
-        prior=Prior(rows, training.batch_size, training.learning_rate),
-        identity=config.identity() | {"blob": True},
+        prior=prior,
+        identity=identity(config) | prior.identity(),
     )
     trainer = make_trainer(
         trainable, evaluation, run.trainer.splits, option_score=config.option_score

@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.configlib import style_identity, with_places_of
 from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
@@ -87,7 +88,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     if style is not None:
         from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
-    start = style_phase(run.trainer, run.assembled.lora, style_folder)
+    start = style_phase(run.trainer, run.assembled.lora, style_folder, style_identity(config))
     run = with_option_score(run, start)
     references = reference_rows(run) if config.compare else {}
     run = composed(run, start)
@@ -177,7 +178,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
         stored = require_same_config(folder, written, places_too=False)
         if not require_same_inputs(folder, config, inputs):
             require_same_config(folder, written)
-        moved = stored.with_places_of(written)
+        moved = with_places_of(stored, written)
         if moved != stored:
             write_config(folder, moved)
     else:
