@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cogcalib_jax.configlib import check, with_new_names
+from cogcalib_jax.configlib import check, with_new_names, without_retired
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import (
     from_main,
@@ -291,7 +291,7 @@ class Checkpoints:
         place = self.folder / name
         manifest = read_manifest(place)
         # Checkpoints of before name places as well.
-        require_same_identity(self.folder, without_places(manifest["identity"]), identity)
+        require_same_identity(self.folder, without_retired(manifest["identity"]), identity)
         if manifest["name"] != name:
             raise DamageError(f"it was saved as {manifest['name']}")
         try:
@@ -356,18 +356,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-def without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the places of base, rows and first adapter.
-
-    They may be moved: hashes (`made_from`) say whether what lies there is the same.
-    """
-    kept = {key: value for key, value in identity.items() if key != "adapter"}
-    for section in ("model", "data"):
-        if section in kept:
-            kept[section] = {key: v for key, v in kept[section].items() if key != "path"}
-    return kept
 
 
 def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -39,11 +39,11 @@ from cogcalib_jax.runs.assemble import (
     encode_splits,
     load_base_tokenizer,
     make_trainable,
-    require_even_batches,
-    require_options_space,
     say,
 )
 from cogcalib_jax.runs.config import RunConfig, check_entries
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.phase import Trainable
@@ -131,11 +131,11 @@ class Measured(NamedTuple):
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; see `_figures`."""
     run, phases = config.run_config(), Phases()
-    require_even_batches(run)
+    check_mesh(make_mesh(run.mesh), run.training, run.evaluation)
     base = base_path(run.model, run.data, run.pretrain, run.seed)
     say(f"== Data and model: {run.data.task} with {base}")
     splits = encode_splits(run.data, load_base_tokenizer(base), run.seed)
-    require_options_space(run, splits)
+    check_compatible(splits, run.resolved_methods().values(), run.loss, data_name=run.data.task)
     assembled = assemble_model(run, run.lora, base)
     trainable = make_trainable(run, assembled)
     phases.end("loading")

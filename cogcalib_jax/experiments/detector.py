@@ -19,7 +19,7 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.configlib import check, command_line, load_config
+from cogcalib_jax.configlib import check, command_line, load_config, style_identity
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
@@ -156,7 +156,9 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
     }
     write_labels(run, rows, shots)
     say(f"== Style adaptation: {trainer.style_steps} updates of plain cross-entropy")
-    start = style_phase(trainer, run.assembled.lora, run.folder / "style")
+    start = style_phase(
+        trainer, run.assembled.lora, run.folder / "style", style_identity(run.config)
+    )
     methods = run.config.resolved_methods()
     for key, method in methods.items():
         say(f"== {key}, watched: {trainer.total_steps} updates")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cogcalib_jax.configlib import style_identity
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
@@ -75,7 +76,7 @@ def train_missing(trial: Trial, argv: Sequence[str]) -> None:
     resume = (folder / CONFIG_FILE).is_file()
     run = prepare(replace(trial.config, resume=resume), "tune", list(argv))
     style = folder / "style"
-    start = style_phase(run.trainer, run.assembled.lora, style)
+    start = style_phase(run.trainer, run.assembled.lora, style, style_identity(run.config))
     run = composed(run, start)
     for entry in missing:
         at = f"{trial.entries.index(entry) + 1} of {len(trial.entries)}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cogcalib_jax.configlib import check, often, rename
+from cogcalib_jax.configlib import check, often, rename, setting
 
 if TYPE_CHECKING:
     from cogcalib_jax.models.decoder import Decoder
@@ -40,11 +40,11 @@ class LoraConfig:
     The fields have the names of PEFT's LoraConfig.
     """
 
-    r: int = often(8)
+    r: int = often(8, of_adapter=True)
     """rank: rows of A, columns of B"""
-    lora_alpha: float = 16.0
+    lora_alpha: float = setting(16.0, of_adapter=True)
     """the update is scaled by lora_alpha / r"""
-    target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"))
+    target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"), of_adapter=True)
     """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
     lora_dropout: float = 0.0
     """share of A's inputs that is dropped while training"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.configlib import to_dict
+from cogcalib_jax.configlib import identity, to_dict
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.data.tokenization import encode_split, single_token_options
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.distributed import (
     DistributedConfig,
     require_agreement,
@@ -26,14 +26,15 @@ from cogcalib_jax.distributed import (
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.models.attention import attention_words
+from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
+from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.training.compatible import check_compatible
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
@@ -51,22 +52,6 @@ AnyConfig = TypeVar("AnyConfig")
 def show_note(text: str) -> None:
     """What was left out or changed, for the person who watches."""
     say(f"   note: {text}")
-
-
-def note_beyond_context(
-    context: int, sets: Iterable[EncodedSplit], note: Callable[[str], None] = show_note
-) -> None:
-    """Say where questions with options are longer than what the model was made for.
-
-    Their scores are numbers like all others, and worth little. What cannot answer open questions
-    is refused (`open_predictor`).
-    """
-    longest = max((int(rows.lengths.max()) for rows in sets if rows), default=0)
-    if longest > context:
-        note(
-            f"texts of up to {longest:,} tokens are longer than the model's context of"
-            f" {context:,}, beyond which it was not trained; set --data.max-length {context}"
-        )
 
 
 def with_processes(config: AnyConfig) -> AnyConfig:
@@ -162,8 +147,6 @@ def evaluation_sets(
 ) -> dict[str, EncodedSplit]:
     """Task, or TASK:GROUP -> questions that a run answers in the end: its test split, what the
     world offers beside it, and what `config.also` names.
-
-    Raises UserError where `also` names open questions beside a task with options, or the reverse.
     """
     sets = {config.data.task: test}
     for name, examples in extra_examples(config.data, config.seed).items():
@@ -173,11 +156,6 @@ def evaluation_sets(
         data = config.data.for_task(task)
         examples, notes = load_test(data, config.seed, group or None)
         sets[entry], more = encode_split(entry, examples, tokenizer, data, load_shots(data))
-        if sets[entry].is_open != test.is_open:
-            raise UserError(
-                f"also = {entry}: only one of it and {config.data.task} has open questions, which"
-                " are answered in another way; evaluate it with eval.py --run"
-            )
         say(f"   {entry}: {len(sets[entry]):,} questions")
         for text in dict.fromkeys([*notes, *more]):
             note(text)
@@ -194,83 +172,25 @@ def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ..
     return {f"{config.task}:{group}": load_test(config, seed, group)[0] for group in groups}
 
 
-def require_even_batches(config: RunConfig) -> None:
-    """A mesh that does not fit the devices or the batches is refused before anything slow."""
-    mesh = make_mesh(config.mesh)
-    micro_batch = config.training.batch_size // config.training.accumulation
-    require_even("training.batch_size / training.accumulation", micro_batch, mesh)
-    require_even("evaluation.batch_size", config.evaluation.batch_size, mesh)
-
-
-def require_options_space(config: RunConfig, splits: dict[str, EncodedSplit]) -> None:
-    """Options space reads one token per option: anything else is refused before training."""
-    wanted = [
-        field
-        for field, used in (
-            ("loss.space", config.loss.space == "options"),
-            (
-                "method.space",
-                any(m.build().term_space == "options" for m in config.resolved_methods().values()),
-            ),
-        )
-        if used
-    ]
-    for name, rows in splits.items():
-        if wanted and not single_token_options(rows):
-            if rows.is_open:
-                raise UserError(
-                    f"{wanted[0]} = options: questions of {config.data.task} are open and have no"
-                    " options; use vocab"
-                )
-            raise UserError(
-                f"{wanted[0]} = options: {config.data.task} ({name}) has options of several"
-                " tokens, or two that share one, with this tokenizer; use vocab, or a prompt whose"
-                " options are letters (data.prompt letters)"
-            )
-
-
-def require_shared_classes(config: RunConfig, train: EncodedSplit) -> None:
-    """Refuse a term whose classes must mean the same in every question, where they do not."""
-    for method in config.resolved_methods().values():
-        built = method.build()
-        if built.term is None or not (built.term.needs_classes or built.term.per == "batch"):
-            continue
-        if built.space != "options":
-            raise UserError(
-                f"method.space is {built.space}; expected options for term {method.term}, which"
-                " compares classes over questions. Set --method.space options"
-            )
-        lists = {row.completion_ids for row in train}
-        if built.term.needs_classes and len(lists) > 1:
-            raise UserError(
-                f"method.term is {method.term}; expected one list of options for all questions, and"
-                f" {config.data.task} has {len(lists):,} lists. Use another term, or a prompt whose"
-                " options are letters (--data.prompt letters) with as many options in every row"
-            )
-
-
-def require_open_questions(config: RunConfig, train: EncodedSplit) -> None:
-    """Exact match is of generated answers, and averages over members are over options."""
-    if config.loss.correct == "exact_match" and not train.is_open:
-        raise UserError(
-            f"loss.correct = exact_match: questions of {config.data.task} have options; use argmax"
-        )
-    if train.is_open and config.sampling_baselines:
-        raise UserError(
-            f"compare = {', '.join(config.sampling_baselines)}: averages the probabilities of"
-            f" options, and questions of {config.data.task} are open; leave it out"
-        )
-
-
-def require_true_labels(config: RunConfig, train: EncodedSplit) -> None:
-    """The oracle gate needs rows that say what the base knows, as only the world's do."""
-    gates = [GATES.make(method.gate) for method in config.resolved_methods().values()]
-    asks = any(gate.labelled_by == "world" for gate in gates)
-    if asks and not all("known" in row.example.extra for row in train):
-        raise UserError(
-            f"method.gate = oracle: rows of {config.data.task} do not say what the base knows; use"
-            " it with task world, or the gate frozen_labels"
-        )
+def check_run(
+    config: RunConfig,
+    splits: dict[str, EncodedSplit],
+    sets: dict[str, EncodedSplit],
+    model: DecoderConfig,
+) -> tuple[str, ...]:
+    """Refuse a run whose parts do not fit together; return notes (`check_compatible`)."""
+    return check_compatible(
+        splits,
+        config.resolved_methods().values(),
+        config.loss,
+        data_name=config.data.task,
+        option_score=config.option_score,
+        averaged=config.sampling_baselines,
+        sets=sets,
+        composition=config.composition,
+        context=model.max_position_embeddings,
+        new_tokens=config.evaluation.open.max_new_tokens,
+    )
 
 
 @dataclass(frozen=True)
@@ -348,5 +268,5 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         checkpoint=config.checkpoint,
         dropout=config.lora.lora_dropout > 0,
         seed=config.training_seed,
-        identity=config.identity(),
+        identity=identity(config),
     )

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cogcalib_jax.configlib import identity
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.memory import device_limit, update_memory
 from cogcalib_jax.engine.plan import BatchShape
@@ -22,13 +23,9 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
+    check_run,
     encode_splits,
     evaluation_sets,
-    note_beyond_context,
-    require_even_batches,
-    require_open_questions,
-    require_options_space,
-    require_true_labels,
     with_own_lora,
 )
 from cogcalib_jax.runs.compiling import (
@@ -52,9 +49,7 @@ from cogcalib_jax.runs.dry_report import (
 )
 from cogcalib_jax.runs.folder import choose_folder
 from cogcalib_jax.runs.open_questions import open_predictor
-from cogcalib_jax.runs.option_score import require_options
 from cogcalib_jax.runs.outline import Outline, outline_base
-from cogcalib_jax.runs.sampling import require_single_tokens
 from cogcalib_jax.runs.workload import (
     METHOD_SECONDS,
     RUN_SECONDS,
@@ -66,6 +61,7 @@ from cogcalib_jax.runs.workload import (
     pretraining,
 )
 from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
 from cogcalib_jax.training.loop import train_stream
@@ -146,7 +142,7 @@ class _Planned:
             checkpoint=config.checkpoint,
             dropout=config.lora.lora_dropout > 0,
             seed=config.training_seed,
-            identity=config.identity(),
+            identity=identity(config),
         )
 
     @property
@@ -194,7 +190,8 @@ class Estimator:
 
 def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     """Everything of a run but its weights; `notes` gets what its data had to say."""
-    require_even_batches(config)
+    mesh = make_mesh(config.mesh)
+    check_mesh(mesh, config.training, config.evaluation)
     base = outline_base(
         config.model, config.data, config.pretrain, config.seed, config.adapter, notes.append
     )
@@ -205,20 +202,11 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
         splits["train"] = compose(
             every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
         )
-    require_options_space(config, splits)
-    require_options(config.option_score, config.data.task, splits)
-    require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, base.tokenizer, splits["test"], notes.append)
-    require_open_questions(config, splits["train"])
-    require_single_tokens(config, [splits["train"], *sets.values()])
-    mesh = make_mesh(config.mesh)
+    notes.extend(check_run(config, splits, sets, base.config))
     model, adapter = base.parts(config.lora, config.model, mesh)
-    note_beyond_context(
-        base.config.max_position_embeddings, [*splits.values(), *sets.values()], notes.append
-    )
     open_predictor(
         model,
-        base.config.max_position_embeddings,
         Predictor(model, mesh, config.evaluation),
         config.evaluation,
         config.data,

@@ -7,11 +7,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, given_values, load_config, often, to_dict
+from cogcalib_jax.configlib import (
+    check,
+    given_values,
+    identity,
+    load_config,
+    marked_paths,
+    often,
+    setting,
+    to_dict,
+)
+from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import require_same_identity, without_places
+from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import (
@@ -21,7 +31,7 @@ from cogcalib_jax.evaluation.option_score import (
     stored_option_score,
 )
 from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
-from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
+from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.folder import read_config, resume_command, stored_config
 from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
 from cogcalib_jax.sharding import MeshConfig
@@ -31,9 +41,6 @@ from cogcalib_jax.weights.foreign import require_no_way_out
 
 BARE = "none"
 """Stands in the list of adapters for the base without one."""
-
-# Sizes of what a run trained on: no test question depends on them.
-_ONLY_TRAINING = ("data.train_rows", "data.style_fraction")
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,11 @@ class EvalConfig:
     """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
     by: tuple[str, ...] = often(())
     """fields of the questions, such as subject, whose values get numbers of their own"""
-    run_dir: str | None = often(None)
+    run_dir: str | None = often(None, affects_identity=False)
     """folder of the results; unset: runs/eval-N"""
-    resume: bool = often(False)
+    resume: bool = often(False, affects_identity=False)
     """continue the evaluation in run_dir: what is finished there is not done again"""
-    dry_run: bool = often(False)
+    dry_run: bool = often(False, affects_identity=False)
     """look at questions, precision, memory and time, print a report and stop: docs/dry_run.md"""
     adapter: tuple[str, ...] = often(())
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
@@ -80,7 +87,7 @@ class EvalConfig:
     """the base model; path unset: each run's own"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """scoring and metrics"""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = setting(default_factory=MeshConfig, affects_identity=False)
     """devices"""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """processes, where an evaluation has several (one per host)"""
@@ -175,22 +182,6 @@ class EvalConfig:
     def _require_unset(self, beside: str, *names: str) -> None:
         for name in names:
             check(not getattr(self, name), name, f"must be none beside {beside}")
-
-    def identity(self) -> dict[str, Any]:
-        """Return what must be equal for an evaluation to be continued.
-
-        Base and rows may have moved: what is finished is compared by hash (runs/results.py).
-        """
-        identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
-        return without_places(identity) | {"adapter": list(self.adapter)}
-
-    def with_places_of(self, other: EvalConfig) -> EvalConfig:
-        """This config with base and rows where `other` has them."""
-        return replace(
-            self,
-            model=replace(self.model, path=other.model.path),
-            data=replace(self.data, path=other.data.path),
-        )
 
 
 def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
@@ -299,14 +290,9 @@ def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
 def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     """Dotted path -> value of all that decides what a run is asked, and how that is scored."""
 
-    def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            elif prefix + name not in _ONLY_TRAINING:
-                yield prefix + name, value
-
-    yield from leaves(to_dict(run.data), "data.")
+    data = to_dict(run.data)
+    for path in marked_paths(DataConfig, "affects_questions"):
+        yield f"data.{path}", get(data, path)
     yield "option_score", run.option_score
     # Stored rows are split by data.split_seed; only a world is another one for another seed.
     yield "seed", run.seed if run.data.task == "world" else None
@@ -395,5 +381,5 @@ def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
     Returns the config that the evaluation was started with.
     """
     stored = read_config(folder, EvalConfig)
-    require_same_identity(folder, stored.identity(), config.identity())
+    require_same_identity(folder, identity(stored), identity(config))
     return stored

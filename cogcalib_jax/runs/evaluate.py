@@ -10,9 +10,11 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from cogcalib_jax.configlib import with_places_of
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
@@ -24,8 +26,8 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.runs.assemble import (
     load_base_tokenizer,
     load_on_mesh,
-    note_beyond_context,
     say,
+    show_note,
     with_processes,
 )
 from cogcalib_jax.runs.eval_config import (
@@ -79,7 +81,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
         if config.resume:
             take_up(folder)
             stored = require_same_evaluation(folder, config)
-            moved = stored.with_places_of(config)
+            moved = with_places_of(stored, config)
             if moved != stored:
                 write_config(folder, moved)
         _evaluate_all(config, folder, argv)
@@ -192,10 +194,10 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     split = SplitModel(graphdef, frozen)
     predictor = Predictor(split, mesh, config.evaluation, rule)
     context = decoder.config.max_position_embeddings
-    note_beyond_context(context, sets)
+    for text in check_context(context, sets, config.evaluation.open.max_new_tokens):
+        show_note(text)
     answers = open_predictor(
         split,
-        context,
         predictor.scored_by(DEFAULT_OPTION_SCORE),
         config.evaluation,
         config.data,

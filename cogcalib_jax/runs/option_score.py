@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from cogcalib_jax.training.finetune import Trainer
 from cogcalib_jax.weights.foreign import damage
 
 CHOICE_FILE = "option_score.json"
-
-
-def require_options(option_score: str, task: str, splits: Mapping[str, EncodedSplit]) -> None:
-    """Refuse to choose a rule for open questions (UserError)."""
-    if option_score == "auto" and any(rows.is_open for rows in splits.values()):
-        raise UserError(
-            f"option_score = auto: questions of {task} are open and have no options; leave it out"
-        )
 
 
 def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> None:

@@ -8,7 +8,7 @@ around it. BLoB trains such a distribution from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,9 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.configlib import identity, style_identity
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import single_token_options
 from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.kronecker import NoPosterior
 from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
@@ -28,7 +27,7 @@ from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.models.parameters import with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
-from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
+from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.method_run import Run, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
@@ -65,16 +64,6 @@ def sampling_rows(
     return rows
 
 
-def require_single_tokens(config: RunConfig, splits: Iterable[EncodedSplit]) -> None:
-    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
-    if "laplace_lora" in config.compare and not all(map(single_token_options, splits)):
-        raise UserError(
-            f"compare = laplace_lora: {config.data.task} has options of several tokens, or two that"
-            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
-            " letters (data.prompt letters)"
-        )
-
-
 def _mc_dropout(
     run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
 ) -> Predict:
@@ -89,7 +78,7 @@ def _mc_dropout(
         model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
     if sft is None or config.lora != run.config.lora:
         trainable = replace(
-            run.trainer.trainable, model=model, dropout=True, identity=config.identity()
+            run.trainer.trainable, model=model, dropout=True, identity=identity(config)
         )
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
@@ -114,11 +103,11 @@ def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
 def _member(run: Run, number: int, folder: Path) -> nnx.State:
     config = replace(run.config.as_plain_finetuning(), ensemble_member=number)
     write_config(folder, config)
-    trainable = replace(
-        run.trainer.trainable, seed=config.training_seed, identity=config.identity()
-    )
+    trainable = replace(run.trainer.trainable, seed=config.training_seed, identity=identity(config))
     trainer = replace(run.trainer, trainable=trainable)
-    start = style_phase(trainer, first_lora(config, run.assembled), folder / "style")
+    start = style_phase(
+        trainer, first_lora(config, run.assembled), folder / "style", style_identity(config)
+    )
     return train_method(run, trainer, config, start, folder / "style", folder).lora
 
 
@@ -153,12 +142,13 @@ def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predi
     decoder = with_uncertainty(run.assembled.model.merge(start), config.training_seed)
     model, start = split_model(decoder)
     rows = len(run.trainer.splits["train"])
+    prior = Prior(rows, training.batch_size, training.learning_rate)
     trainable = replace(
         run.trainer.trainable,
         model=model,
         dropout=True,
-        prior=Prior(rows, training.batch_size, training.learning_rate),
-        identity=config.identity() | {"blob": True},
+        prior=prior,
+        identity=identity(config) | prior.identity(),
     )
     trainer = make_trainer(
         trainable, evaluation, run.trainer.splits, option_score=config.option_score

@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.configlib import style_identity, with_places_of
 from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
@@ -23,17 +24,13 @@ from cogcalib_jax.reporting.records import TEMPERED
 from cogcalib_jax.runs.assemble import (
     assemble_model,
     base_path,
+    check_run,
     encode_splits,
     evaluation_sets,
     load_base_tokenizer,
     make_trainable,
-    note_beyond_context,
-    require_even_batches,
-    require_open_questions,
-    require_options_space,
-    require_shared_classes,
-    require_true_labels,
     say,
+    show_note,
     with_own_lora,
     with_processes,
 )
@@ -56,13 +53,16 @@ from cogcalib_jax.runs.inputs import (
 )
 from cogcalib_jax.runs.method_run import Run, keep_best_epoch, score_adapter, train_method
 from cogcalib_jax.runs.open_questions import open_predictor
-from cogcalib_jax.runs.option_score import require_options, settle_option_score
+from cogcalib_jax.runs.option_score import settle_option_score
 from cogcalib_jax.runs.recommend import recommend, simplest_first
 from cogcalib_jax.runs.references import look_at_base, reference_rows
-from cogcalib_jax.runs.sampling import require_single_tokens, sampling_rows
+from cogcalib_jax.runs.sampling import sampling_rows
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_mesh
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 from cogcalib_jax.weights.folders import whole_folder
+from cogcalib_jax.weights.hf_config import read_config as read_decoder_config
 
 PROGRAM = "train.py"
 
@@ -88,7 +88,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     if style is not None:
         from_main(partial(_take_over, style, style_folder))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
-    start = style_phase(run.trainer, run.assembled.lora, style_folder)
+    start = style_phase(run.trainer, run.assembled.lora, style_folder, style_identity(config))
     run = with_option_score(run, start)
     references = reference_rows(run) if config.compare else {}
     run = composed(run, start)
@@ -147,7 +147,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
         say(f"== Run {folder}: {methods}")
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
-    require_even_batches(config)
+    check_mesh(make_mesh(config.mesh), config.training, config.evaluation)
     with may_have_moved(config.model.path, "--model.path", config.resume):
         base = base_path(config.model, config.data, config.pretrain, config.seed)
         say(f"== Data and model: {config.data.task} with {base}")
@@ -156,19 +156,12 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
         splits = encode_splits(config.data, tokenizer, config.seed)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
-    require_options_space(config, splits)
-    require_options(config.option_score, config.data.task, splits)
-    require_shared_classes(config, splits["train"])
-    require_true_labels(config, splits["train"])
     sets = evaluation_sets(config, tokenizer, splits["test"])
-    require_open_questions(config, splits["train"])
-    require_single_tokens(config, [splits["train"], *sets.values()])
+    for text in check_run(config, splits, sets, read_decoder_config(base)):
+        show_note(text)
     assembled = assemble_model(config, config.lora, base)
-    context = assembled.decoder.config.max_position_embeddings
-    note_beyond_context(context, [*splits.values(), *sets.values()])
     answers = open_predictor(
         assembled.model,
-        context,
         Predictor(assembled.model, assembled.mesh, config.evaluation),
         config.evaluation,
         config.data,
@@ -185,7 +178,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
         stored = require_same_config(folder, written, places_too=False)
         if not require_same_inputs(folder, config, inputs):
             require_same_config(folder, written)
-        moved = stored.with_places_of(written)
+        moved = with_places_of(stored, written)
         if moved != stored:
             write_config(folder, moved)
     else:

@@ -41,21 +41,6 @@ from cogcalib_jax.training.validation import (
 
 SFT = MethodConfig(name="sft").resolve()
 
-# What of a run's identity style adaptation never sees.
-_AFTER_STYLE = {
-    "": (
-        "method",
-        "compare",
-        "composition",
-        "evaluation",
-        "checkpoint",
-        "ensemble_members",
-        "also",
-        "option_score",
-    ),
-    "training": ("schedule", "refit_every", "validate_every", "probe_rows", "keep"),
-}
-
 
 @dataclass(frozen=True)
 class Trainer:
@@ -164,20 +149,15 @@ def make_trainer(
     )
 
 
-def style_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must have in common to share a style phase, from the identity of one."""
-    training = dict(identity["training"])
-    dropped = [*_AFTER_STYLE["training"]]
-    if training["style_steps"] is not None:
-        dropped += ["epochs", "max_steps"]
-    if training["style_learning_rate"] is not None:
-        dropped.append("learning_rate")
-    kept = {key: value for key, value in identity.items() if key not in _AFTER_STYLE[""]}
-    return kept | {"training": {k: v for k, v in training.items() if k not in dropped}}
+def style_phase(
+    trainer: Trainer, lora: nnx.State, folder: Path, identity: dict[str, Any] | None = None
+) -> nnx.State:
+    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format.
 
-
-def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
-    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format."""
+    identity: what a run must have in common to take up its checkpoints, as JSON: less than all of
+    a run, for another method, or another share of known rows, may start from the same style phase.
+    None: all of the trainer's.
+    """
     steps = trainer.style_steps
     if steps == 0:
         return lora
@@ -196,9 +176,9 @@ def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
         save_at=frozenset({steps}),
         folder=folder,
     )
-    # Another method, or another share of known rows, may start from the same style phase.
-    identity = style_identity(trainer.trainable.identity)
-    trainable = replace(trainer.trainable, identity=identity)
+    trainable = trainer.trainable
+    if identity is not None:
+        trainable = replace(trainable, identity=identity)
     # No threshold yet: nothing counts as known.
     progress = begin(trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
     journal = trainable.storage.journal(folder / "metrics.jsonl")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib import identity, load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 
@@ -69,9 +69,9 @@ def test_a_comparison_names_terms_and_gates_of_their_own(load):
 
 
 def test_where_a_run_lies_is_no_part_of_what_it_is(load):
-    one = load("--run-dir", "a").identity()
-    assert one == load("--run-dir", "b", "--resume").identity()
-    assert one != load("--run-dir", "a", "--seed", "1").identity()
+    one = identity(load("--run-dir", "a"))
+    assert one == identity(load("--run-dir", "b", "--resume"))
+    assert one != identity(load("--run-dir", "a", "--seed", "1"))
 
 
 def test_another_task_needs_a_base(load):

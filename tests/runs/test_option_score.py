@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import load_config, to_yaml
+from cogcalib_jax.configlib import identity, load_config, to_yaml
 from cogcalib_jax.engine.checkpoint import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.option_score import stored_option_score
@@ -97,13 +97,13 @@ def test_old_runs_keep_their_rule_without_a_word(old, rule, tmp_path, capsys):
 
 
 def test_old_checkpoints_belong_to_the_run_they_were_made_by(tmp_path):
-    now = replace(config(), option_score="sum").identity()
+    now = identity(replace(config(), option_score="sum"))
     old = json.loads(json.dumps(now))
     del old["option_score"]
     old["evaluation"]["normalisation"] = "sum"
     require_same_identity(tmp_path, old, now)
     with pytest.raises(UserError, match="option_score is 'mean' but it was started with 'sum'"):
-        require_same_identity(tmp_path, old, config().identity())
+        require_same_identity(tmp_path, old, identity(config()))
 
 
 def test_runs_with_different_rules_are_compared_only_by_a_given_one(tmp_path):
