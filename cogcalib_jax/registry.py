@@ -48,18 +48,20 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Frozen dataclasses by name."""
+    """Dataclasses by name: frozen ones, unless they keep what is fitted beside their settings."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, fitted: bool = False) -> None:
         self.kind = kind
         """what an entry is called in messages: "term", "gate", "calibrator" """
+        self.fitted = fitted
+        """whether its values are fitted to data: such classes are neither frozen nor pytrees"""
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, label: str, **facts: Any) -> Callable[[type[T]], type[T]]:
         """Return a decorator that registers a class under `name`.
 
-        The class becomes a frozen dataclass, unless it is one already, and a pytree: its floats are
-        leaves, its other settings structure.
+        The class becomes a dataclass, unless it is one already. Unless its values are fitted, it is
+        frozen and a pytree: its floats are leaves, its other settings structure.
 
         Args:
             name: lower-case letters, digits and underscores; specs and folders begin with it.
@@ -83,11 +85,13 @@ class Registry(Generic[T]):
             if taken and taken.cls is cls:
                 return cls
             if "__dataclass_params__" not in vars(cls):
-                cls = dataclass(frozen=True)(cls)
-            _require_settings(cls)
-            numbers = [f.name for f in fields(cls) if _type_of(f) is float]
-            others = [f.name for f in fields(cls) if _type_of(f) is not float]
-            jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
+                # Two fitted values are equal only if they are one: settings do not tell them apart.
+                cls = dataclass(frozen=not self.fitted, eq=not self.fitted)(cls)
+            _require_settings(cls, frozen=not self.fitted)
+            if not self.fitted:
+                numbers = [f.name for f in fields(cls) if _type_of(f) is float]
+                others = [f.name for f in fields(cls) if _type_of(f) is not float]
+                jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
             self._entries[name] = Entry(name, cls, label, facts)
             return cls
 
@@ -195,13 +199,14 @@ def _place(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def _require_settings(cls: type) -> None:
-    if not cls.__dataclass_params__.frozen or any(
+def _require_settings(cls: type, *, frozen: bool) -> None:
+    if cls.__dataclass_params__.frozen != frozen or any(
         _type_of(f) is None or not _has_default(f) for f in fields(cls)
     ):
         raise ValueError(
-            f"{cls.__name__} is no class of settings; expected a frozen dataclass whose fields are"
-            " float, int, str or bool and have defaults"
+            f"{cls.__name__} is no class of settings; expected a dataclass that is"
+            f" {'' if frozen else 'not '}frozen, whose fields are float, int, str or bool and have"
+            " defaults"
         )
 
 
