@@ -34,6 +34,11 @@ def say(text: str) -> None:
     _log.info("%s", text)
 
 
+def show_note(text: str) -> None:
+    """Log what was left out or changed."""
+    say(f"   note: {text}")
+
+
 @main_only
 def warn(text: str) -> None:
     """Log a warning, on the main process."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.calibration.nll import log_softmax, softmax
-from cogcalib_jax.data.example import Encoded, Example
+from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.repeats import HASH, question_hash
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.option_score import OptionScore, score_options
@@ -56,6 +56,8 @@ class Predictions:
     """maps `option_scores` to `probs`, in the place of the softmax at a temperature"""
     start_scores: np.ndarray | None = None
     """[n, k] float64: `option_scores` of the start, for a calibrator that mixes it in"""
+    encoded: EncodedSplit | None = None
+    """the questions, where they are known"""
 
     def __post_init__(self) -> None:
         if self.calibrator is not None and self.temperature != 1.0:
@@ -144,6 +146,22 @@ class Predictions:
     def vocab_logprobs(self) -> np.ndarray:
         """[n, k]: what a server that applies the temperature to its logits would report."""
         return self.logprobs if self.tempered_logprobs is None else self.tempered_logprobs
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one JSON-able object a question, as in files of predictions.
+
+        Raises:
+            ValueError: the questions are not known.
+        """
+        if self.encoded is None:
+            raise ValueError("encoded is None; expected predictions that a Model made")
+        return prediction_rows(self, self.encoded)
+
+    def to_pandas(self) -> Any:
+        """Return a DataFrame with one row a question; pandas must be installed."""
+        import pandas
+
+        return pandas.DataFrame(self.to_rows())
 
 
 def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_dict
+from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
@@ -33,20 +34,14 @@ from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.runs.assemble import (
-    assemble_model,
-    base_path,
-    encode_splits,
-    load_base_tokenizer,
-    make_trainable,
-    say,
-)
+from cogcalib_jax.runs.assemble import assemble_model, base_path, encode_splits, make_trainable
 from cogcalib_jax.runs.config import RunConfig, check_entries
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 
 WARMUP = 5
 BASE = "sft"

@@ -24,11 +24,11 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
-from cogcalib_jax.runs.assemble import load_base_tokenizer
 from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict, require_numbers
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.configlib import identity, to_dict
-from cogcalib_jax.console import say
+from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
@@ -25,7 +24,6 @@ from cogcalib_jax.distributed import (
     start_processes,
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -37,21 +35,13 @@ from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.compatible import check_compatible
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
-from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
-from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
 AnyConfig = TypeVar("AnyConfig")
-
-
-def show_note(text: str) -> None:
-    """What was left out or changed, for the person who watches."""
-    say(f"   note: {text}")
 
 
 def with_processes(config: AnyConfig) -> AnyConfig:
@@ -75,47 +65,6 @@ def base_path(
     say("== The base: a small Llama that has read about a made-up world")
     # Every process makes it, for there is nothing else to do; the first one's is kept.
     return ensure_base(data.world, pretrain, seed)
-
-
-def load_base_tokenizer(
-    base: str | Path,
-    adapter: str | Path | None = None,
-    note: Callable[[str], None] = show_note,
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, or of an adapter on it that has one of its own.
-
-    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
-    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
-    fail: JAX reads the last row in its place.
-    """
-    # First, since transformers reads config.json for a tokenizer, too, and says less of it.
-    rows = read_config(base).vocab_size
-    tokenizer = load_tokenizer(base)
-    _require_rows(base, tokenizer, rows)
-    if adapter is None:
-        return tokenizer
-    own = own_tokenizer(base, adapter, tokenizer, rows)
-    for text in own.notes:
-        note(text)
-    return own.tokenizer
-
-
-def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
-    prompt holds: many bases were given a padding token that way."""
-    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
-    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
-    used = [token for token in beyond if token not in special or token in roles or token in chat]
-    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
-        largest = max(beyond.values())
-        raise UserError(
-            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
-            " tokenizer that belongs to these weights"
-        )
-    # A row that holds one is refused.
-    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))
 
 
 def encode_splits(

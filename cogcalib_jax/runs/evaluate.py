@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from cogcalib_jax.configlib import with_places_of
+from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
@@ -23,13 +24,7 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.runs.assemble import (
-    load_base_tokenizer,
-    load_on_mesh,
-    say,
-    show_note,
-    with_processes,
-)
+from cogcalib_jax.runs.assemble import load_on_mesh, with_processes
 from cogcalib_jax.runs.eval_config import (
     EvalConfig,
     require_same_evaluation,
@@ -62,6 +57,7 @@ from cogcalib_jax.runs.results import (
     require_same_origin,
     write_results,
 )
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.peft_adapter import load_adapter
 
 PROGRAM = "eval.py"

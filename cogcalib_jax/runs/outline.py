@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
 from cogcalib_jax.engine.step import SplitModel
@@ -16,7 +17,6 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.models.placement import require_cut
-from cogcalib_jax.runs.assemble import load_base_tokenizer, show_note
 from cogcalib_jax.training.pretrain import (
     CONTEXT,
     PretrainConfig,
@@ -24,6 +24,7 @@ from cogcalib_jax.training.pretrain import (
     base_place,
     corpus_ids,
 )
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
 

@@ -14,6 +14,7 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.configlib import style_identity, with_places_of
+from cogcalib_jax.console import say, show_note
 from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
@@ -27,10 +28,7 @@ from cogcalib_jax.runs.assemble import (
     check_run,
     encode_splits,
     evaluation_sets,
-    load_base_tokenizer,
     make_trainable,
-    say,
-    show_note,
     with_own_lora,
     with_processes,
 )
@@ -61,6 +59,7 @@ from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_mesh
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.folders import whole_folder
 from cogcalib_jax.weights.hf_config import read_config as read_decoder_config
 

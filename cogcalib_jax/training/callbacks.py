@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flax import nnx
-
-if TYPE_CHECKING:
-    from cogcalib_jax.finetuning import FinetuneResult
-    from cogcalib_jax.model import Model
 
 
 @dataclass(frozen=True)
@@ -78,11 +74,11 @@ class ValidationInfo:
     """accuracy, confidence, nll, brier, ece and auroc on the validation split"""
     lora: nnx.State
     """the adapter's parameters of this moment; the next update overwrites the arrays"""
-    wrap: Callable[[nnx.State], Model] | None = None
+    wrap: Callable[[nnx.State], Any] | None = None
 
     @property
-    def model(self) -> Model:
-        """The model of this moment, to ask anything else; use it within the callback."""
+    def model(self) -> Any:
+        """The `Model` of this moment, to ask anything else; use it within the callback."""
         if self.wrap is None:
             raise ValueError("model is None; expected a fine-tuning that finetune() started")
         return self.wrap(self.lora)
@@ -114,5 +110,5 @@ class Callback:
     def on_checkpoint(self, info: CheckpointInfo) -> None:
         """Hear of a checkpoint; it may still be on its way to the disk."""
 
-    def on_end(self, result: FinetuneResult) -> None:
-        """Hear of the end, with what `finetune` returns."""
+    def on_end(self, result: Any) -> None:
+        """Hear of the end; `result` is the `FinetuneResult` that `finetune` returns."""

@@ -33,6 +33,12 @@ class Journal:
                     file.truncate(whole)
                     raise
 
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines; none where it was never written."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
     def size(self) -> int:
         """Bytes it has; 0 where it was never written."""
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -61,6 +67,10 @@ class MemoryJournal(Journal):
 
     def write(self, **record: Any) -> None:
         self.records.append({key: _finite(value) for key, value in record.items()})
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines."""
+        return list(self.records)
 
     def size(self) -> int:
         """The number of lines."""

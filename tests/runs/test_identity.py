@@ -37,7 +37,8 @@ BOTH = """
     data.world.known_exposure data.world.question_rows data.world.train data.world.test
     data.world.validation data.world.calibration data.world.style data.world.other_relations
     data.world.seed
-    model.dtype model.remat model.attention lora.rank lora.alpha lora.targets lora.dropout
+    model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
+    lora.lora_dropout
     loss.space loss.tokens loss.correct
     training.epochs training.max_steps training.batch_size training.accumulation
     training.learning_rate training.warmup_fraction training.weight_decay training.clip_norm
