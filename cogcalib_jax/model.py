@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ from cogcalib_jax.evaluation.option_score import (
     stored_option_score,
 )
 from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
@@ -235,9 +236,11 @@ class Model:
         Raises:
             UserError: rows that cannot be read; open questions, which `answer` answers.
         """
-        if not _are_examples(examples):
-            examples = self._questions(examples)
-        return self._predict(self.encode(examples), batch_size, option_score, calibrator)
+        settings = (batch_size, option_score, calibrator)
+        if _are_examples(examples):
+            return self._predict(self.encode(examples), *settings)
+        found = self._predict(self.encode(self._questions(examples)), *settings)
+        return replace(found, answers=np.full_like(found.answers, UNKNOWN))
 
     def _predict(
         self,

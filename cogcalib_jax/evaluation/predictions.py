@@ -18,6 +18,9 @@ from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.option_score import OptionScore, score_options
 from cogcalib_jax.files import whole_file
 
+UNKNOWN = -1
+"""in the place of an answer that nobody knows"""
+
 
 @dataclass(frozen=True)
 class Averaged:
@@ -39,7 +42,7 @@ class Predictions:
     tokens: np.ndarray
     """[n, k] int: tokens of each completion, 0 where there is no option"""
     answers: np.ndarray
-    """[n] int: index of the right option"""
+    """[n] int: index of the right option, -1 where it is not known"""
     option_score: OptionScore
     """the rule that turns log-probabilities into scores"""
     temperature: float = 1.0
@@ -134,7 +137,12 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """[n] float64: 1 where the predicted option is the right one, else 0."""
+        """[n] float64: 1 where the predicted option is the right one, else 0.
+
+        Raises ValueError for questions whose answers are not known.
+        """
+        if (self.answers == UNKNOWN).any():
+            raise ValueError("answers are not known; expected labelled questions, as a Task has")
         return (self.predicted == self.answers).astype(np.float64)
 
     @property
