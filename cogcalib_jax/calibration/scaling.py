@@ -90,6 +90,7 @@ class VectorScaler(Calibrator):
     fitted = {"scale_": 1, "bias_": 1}
 
     def check(self) -> None:
+        """Raise ValueError for settings out of range."""
         if not 0 <= self.l2 < np.inf:
             raise ValueError(f"l2 is {self.l2:g}; expected a number of at least 0")
 

@@ -27,21 +27,18 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
-from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.evaluation.evaluate import provenance, write_json
 from cogcalib_jax.experiments.before_work import refuse_meaningless, require_writable
 from cogcalib_jax.experiments.peak import Peak, peak_flops
 from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired_ratio
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.runs.assemble import assemble_model, base_path, encode_splits, make_trainable
 from cogcalib_jax.runs.config import RunConfig, check_entries
-from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.training.compatible import check_compatible, check_mesh
+from cogcalib_jax.runs.prepare import prepare
 from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.phase import Trainable
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 
 WARMUP = 5
 BASE = "sft"
@@ -78,7 +75,7 @@ class TrainBenchConfig(RunConfig):
         """The run that is measured, as a comparison of its methods with sft first."""
         others = tuple(entry for entry in self.methods if entry.partition("=")[0] != BASE)
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
-        return RunConfig(**values | {"compare": (BASE, *others)})
+        return RunConfig(**values | {"compare": (BASE, *others), "also": ()})
 
 
 def bench_train(argv: list[str], default_preset: Path) -> str:
@@ -126,15 +123,11 @@ class Measured(NamedTuple):
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; see `_figures`."""
     run, phases = config.run_config(), Phases()
-    check_mesh(make_mesh(run.mesh), run.training, run.evaluation)
-    base = base_path(run.model, run.data, run.pretrain, run.seed)
-    say(f"== Data and model: {run.data.task} with {base}")
-    splits = encode_splits(run.data, load_base_tokenizer(base), run.seed)
-    check_compatible(splits, run.resolved_methods().values(), run.loss, data_name=run.data.task)
-    assembled = assemble_model(run, run.lora, base)
-    trainable = make_trainable(run, assembled)
+    ready = prepare(run)
+    assembled, trainable = ready.assembled, ready.trainer.trainable
+    train = ready.trainer.splits["train"]
     phases.end("loading")
-    prepared = _prepare(run, trainable, splits["train"], assembled.decoder.config, config.steps)
+    prepared = _batches(run, trainable, train, ready.base.config, config.steps)
     phases.end("batches")
     shapes = {p.batch.input_ids.shape: p for p in prepared}
 
@@ -155,7 +148,7 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     control = seconds.pop(CONTROL)
     peak = peak_flops(assembled.mesh, assembled.decoder.dtype)
     measured = {name: Measured(times, compile_s[name]) for name, times in seconds.items()}
-    data = {run.data.task: data_hash(splits["train"])}
+    data = {run.data.task: ready.hashes["train"]}
     return (
         _figures(measured, control, prepared[WARMUP:], run.training.batch_size, peak)
         | {"phases": phases.ended, "peak_host_bytes": _peak_host_bytes()}
@@ -165,7 +158,7 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     )
 
 
-def _prepare(
+def _batches(
     run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
 ) -> list[Prepared]:
     """The batches of all rounds, warm-up included."""

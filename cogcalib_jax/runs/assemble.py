@@ -25,14 +25,12 @@ from cogcalib_jax.distributed import (
 )
 from cogcalib_jax.engine.step import SplitModel, split_model
 from cogcalib_jax.models.attention import attention_words
-from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training.compatible import check_compatible
 from cogcalib_jax.training.phase import Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.base_hash import require_trained_on
@@ -121,35 +119,18 @@ def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ..
     return {f"{config.task}:{group}": load_test(config, seed, group)[0] for group in groups}
 
 
-def check_run(
-    config: RunConfig,
-    splits: dict[str, EncodedSplit],
-    sets: dict[str, EncodedSplit],
-    model: DecoderConfig,
-) -> tuple[str, ...]:
-    """Refuse a run whose parts do not fit together; return notes (`check_compatible`)."""
-    return check_compatible(
-        splits,
-        config.resolved_methods().values(),
-        config.loss,
-        data_name=config.data.task,
-        option_score=config.option_score,
-        averaged=config.sampling_baselines,
-        sets=sets,
-        composition=config.composition,
-        context=model.max_position_embeddings,
-        new_tokens=config.evaluation.open.max_new_tokens,
-    )
-
-
 @dataclass(frozen=True)
 class Assembled:
     """A model on its devices, taken apart for training."""
 
     mesh: Mesh
-    decoder: Decoder
     model: SplitModel
     lora: nnx.State
+
+    @property
+    def decoder(self) -> Decoder:
+        """The whole model, sharing these arrays."""
+        return self.model.merge(self.lora)
 
 
 def with_own_lora(config: RunConfig) -> RunConfig:
@@ -167,8 +148,7 @@ def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Ass
     mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.training_seed)
     if config.adapter is not None:
         load_adapter(config.adapter, decoder)
-    model, parameters = split_model(decoder)
-    return Assembled(mesh, decoder, model, parameters)
+    return Assembled(mesh, *split_model(decoder))
 
 
 def first_lora(config: RunConfig, assembled: Assembled) -> nnx.State:

@@ -171,6 +171,10 @@ class RunConfig:
             methods[method.label if short[method.label] == 1 else method.full_label] = method
         return methods
 
+    def as_written(self) -> RunConfig:
+        """This run's config as its folder keeps it, a method alone being spelled out."""
+        return self if self.compare else self.for_method(self.method.resolve())
+
     def as_plain_finetuning(self) -> RunConfig:
         """This run's config as if `sft` were its only method."""
         return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])

@@ -14,24 +14,13 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.configlib import style_identity, with_places_of
-from cogcalib_jax.console import say, show_note
-from cogcalib_jax.distributed import from_main, require_agreement
-from cogcalib_jax.evaluation.evaluate import data_hash, write_json
-from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
-from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.console import say
+from cogcalib_jax.distributed import from_main
+from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.reporting.names import best_epoch_of, tempered
 from cogcalib_jax.reporting.recommendation import THE_RUN
 from cogcalib_jax.reporting.records import TEMPERED
-from cogcalib_jax.runs.assemble import (
-    assemble_model,
-    base_path,
-    check_run,
-    encode_splits,
-    evaluation_sets,
-    make_trainable,
-    with_own_lora,
-    with_processes,
-)
+from cogcalib_jax.runs.assemble import with_processes
 from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
     choose_folder,
@@ -43,25 +32,16 @@ from cogcalib_jax.runs.folder import (
     take_up,
     write_config,
 )
-from cogcalib_jax.runs.inputs import (
-    hash_inputs,
-    may_have_moved,
-    require_same_inputs,
-    write_inputs,
-)
+from cogcalib_jax.runs.inputs import hash_inputs, require_same_inputs, write_inputs
 from cogcalib_jax.runs.method_run import Run, keep_best_epoch, score_adapter, train_method
-from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.option_score import settle_option_score
+from cogcalib_jax.runs.prepare import prepare
 from cogcalib_jax.runs.recommend import recommend, simplest_first
 from cogcalib_jax.runs.references import look_at_base, reference_rows
 from cogcalib_jax.runs.sampling import sampling_rows
-from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.training.compatible import check_mesh
 from cogcalib_jax.training.composition import compose
-from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.training.finetune import FinetuneResult, style_phase
 from cogcalib_jax.weights.folders import whole_folder
-from cogcalib_jax.weights.hf_config import read_config as read_decoder_config
 
 PROGRAM = "train.py"
 
@@ -74,7 +54,7 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
     """
     config = with_processes(config)
     with holding_locks():
-        run = prepare(config, name, argv)
+        run = open_run(config, name, argv)
         with resumable(run.folder, resume_command(PROGRAM, run.folder)):
             _train_and_score(run, style)
     return run.folder
@@ -130,49 +110,28 @@ def _best_epoch(
     return score_adapter(run, folder, run.folder / tempered(best), result.best_lora)
 
 
-def prepare(config: RunConfig, name: str, argv: list[str]) -> Run:
+def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Base, data and model of a run on their devices, and its folder opened."""
     folder = choose_folder(config.run_dir, name, config.resume)
     with resumable(folder, resume_command(PROGRAM, folder)):
-        return _prepare(config, folder, argv)
+        return _open(config, folder, argv)
 
 
-def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
+def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     methods = ", ".join([*config.resolved_methods(), *config.sampling_baselines])
     if config.resume:
         say(f"== Resuming {folder}: {methods}")
         take_up(folder)
     else:
         say(f"== Run {folder}: {methods}")
-    with may_have_moved(config.adapter, "--adapter", config.resume):
-        config = with_own_lora(config)
-    check_mesh(make_mesh(config.mesh), config.training, config.evaluation)
-    with may_have_moved(config.model.path, "--model.path", config.resume):
-        base = base_path(config.model, config.data, config.pretrain, config.seed)
-        say(f"== Data and model: {config.data.task} with {base}")
-        tokenizer = load_base_tokenizer(base, config.adapter)
-    with may_have_moved(config.data.path, "--data.path", config.resume):
-        splits = encode_splits(config.data, tokenizer, config.seed)
-    hashes = {name: data_hash(rows) for name, rows in splits.items()}
-    require_agreement("data", lambda: hashes)
-    sets = evaluation_sets(config, tokenizer, splits["test"])
-    for text in check_run(config, splits, sets, read_decoder_config(base)):
-        show_note(text)
-    assembled = assemble_model(config, config.lora, base)
-    answers = open_predictor(
-        assembled.model,
-        Predictor(assembled.model, assembled.mesh, config.evaluation),
-        config.evaluation,
-        config.data,
-        tokenizer,
-        [*splits.values(), *sets.values()],
-    )
+    prepared = prepare(config)
+    config, base, hashes = prepared.config, prepared.base, prepared.hashes
 
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
-    written = config if config.compare else config.for_method(config.method.resolve())
-    inputs = hash_inputs(config, base, hashes)
+    written = config.as_written()
+    inputs = hash_inputs(config, base.place, hashes)
     if config.resume:
         stored = require_same_config(folder, written, places_too=False)
         if not require_same_inputs(folder, config, inputs):
@@ -185,12 +144,19 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
         write_config(folder, written)
     # From here on it is the run that was started: configs of its methods say nothing of a resume.
     config = replace(config, resume=False)
-    training_splits = {key: rows for key, rows in splits.items() if key != "test"}
-    made_from = {"data": {key: hashes[key] for key in training_splits}, "base": inputs["base"]}
-    trainable = replace(make_trainable(config, assembled), made_from=made_from)
-    rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
-    trainer = make_trainer(trainable, config.evaluation, training_splits, answers, rule)
-    return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)
+    trainer = prepared.trainer
+    made_from = {"data": {key: hashes[key] for key in trainer.splits}, "base": inputs["base"]}
+    trainer = replace(trainer, trainable=replace(trainer.trainable, made_from=made_from))
+    return Run(
+        config,
+        folder,
+        command,
+        base.place,
+        base.tokenizer,
+        prepared.assembled,
+        trainer,
+        prepared.sets,
+    )
 
 
 def _take_over(style: Path, folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_command_writes_what_was_tried_and_a_preset_that_runs(tuned):
 
 
 def test_what_is_finished_is_not_trained_again(command, tuned, monkeypatch):
-    monkeypatch.setattr(trying, "prepare", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(trying, "open_run", lambda *_: pytest.fail("trained again"))
     before = contents(tuned, "tune*") | contents(tuned, "*.yaml")
     main([*command, "--out", str(tuned)])
     assert contents(tuned, "tune*") | contents(tuned, "*.yaml") == before

@@ -15,7 +15,7 @@ from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.train import prepare
+from cogcalib_jax.runs.train import open_run
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.peft_adapter import save_adapter
@@ -45,7 +45,7 @@ def command(base, run_dir, adapter, *more):
 
 def test_a_run_starts_from_the_adapters_values_and_settings(base, adapter, tmp_path):
     argv = command(base, tmp_path / "run", adapter)
-    run = prepare(load_config(RunConfig, argv, prog="", description="").config, "x", argv)
+    run = open_run(load_config(RunConfig, argv, prog="", description="").config, "x", argv)
     assert run.config.lora == LoraConfig(3, 5.0, LORA.target_modules, lora_dropout=0.1)
     decoder = small_decoder(read_config(base), lora=LORA)
     jax.tree.map(
