@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.example import BadRow, EncodedSplit, Example
 from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_source
 from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tasks.fields import check as check_example
@@ -294,9 +294,12 @@ class Model:
         read = settle(stored.rows, {}, needs_answer=False)
         examples = []
         for row in stored.rows:
-            if isinstance(row.content, Exception):
-                raise UserError(f"{row.where}: {row.content}; mend it or leave it out")
-            examples.append(check_example(read(row.content, row.number, row.where)))
+            try:
+                if isinstance(row.content, BadRow):
+                    raise row.content
+                examples.append(check_example(read(row.content, row.number, row.where)))
+            except BadRow as reason:
+                raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
         return Examples.of(examples, "questions", self.prompting)
 
     def ask(self, question: str, choices: Sequence[str], *, passage: str = "") -> Answer:
@@ -317,6 +320,7 @@ class Model:
         *,
         max_new_tokens: int = 32,
         samples: int = 0,
+        p_true: bool = False,
         batch_size: int = 32,
         seed: int = 0,
     ) -> OpenPredictions:
@@ -326,6 +330,7 @@ class Model:
             examples: a split of a task of open questions.
             max_new_tokens: most tokens of an answer.
             samples: sampled answers for the confidence "agreement"; 0: none.
+            p_true: whether to ask the model if its answer is right, for the confidence "p_true".
             batch_size: questions answered at a time.
             seed: of the samples.
 
@@ -338,7 +343,7 @@ class Model:
                 "answer: the questions have choices; expected open questions. Use predict"
             )
         check_context(self.config.max_position_embeddings, [encoded], max_new_tokens)
-        settings = OpenConfig(max_new_tokens=max_new_tokens, samples=samples)
+        settings = OpenConfig(max_new_tokens=max_new_tokens, samples=samples, p_true=p_true)
         evaluation = EvaluationConfig(batch_size=batch_size, open=settings)
         write = self.open_predictor(examples.prompting.data, evaluation)
         return write(self.lora, encoded, seed=seed)

@@ -157,7 +157,7 @@ def test_a_thread_may_fine_tune(model):
     )
     thread.start()
     thread.join()
-    assert np.isfinite(found[0].threshold)
+    assert found[0].history[-1]["phase"] == "validation"
 
 
 def test_nothing_is_written(model, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_nothing_is_written(model, tmp_path, monkeypatch):
         ({"method": "cools"}, "expected sft, a term"),
         ({"method": cc.Method(term="mdca", gate="all")}, "options for term mdca"),
         ({"resume": True}, "expected output_dir"),
-        ({"training": cc.TrainingConfig(batch_size=8), "mesh": 3}, "batch_size"),
+        ({"training": cc.TrainingConfig(batch_size=6), "mesh": 8}, "batch_size"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(place, model, change, told):
