@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import BadRow, EncodedSplit, Example
+from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_source
-from cogcalib_jax.data.tasks.custom import settle
-from cogcalib_jax.data.tasks.fields import check as check_example
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import SplitModel, StepFunction
 from cogcalib_jax.errors import UserError
@@ -290,16 +289,8 @@ class Model:
 
     def _questions(self, source: RowSource) -> Examples:
         """Return rows whose answers are not known, read as the usual columns say."""
-        stored = stored_source(source, "questions")
-        read = settle(stored.rows, {}, needs_answer=False)
-        examples = []
-        for row in stored.rows:
-            try:
-                if isinstance(row.content, BadRow):
-                    raise row.content
-                examples.append(check_example(read(row.content, row.number, row.where)))
-            except BadRow as reason:
-                raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
+        questions, _ = read_questions(stored_source(source, "questions"), {})
+        examples = [question.example for question in questions]
         return Examples.of(examples, "questions", self.prompting)
 
     def ask(self, question: str, choices: Sequence[str], *, passage: str = "") -> Answer:
