@@ -18,6 +18,7 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.loading import load_shots
 from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_source
 from cogcalib_jax.data.tokenization import encode_split
@@ -40,6 +41,7 @@ from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.training.stored_run import read_stored_run
 from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.base_hash import read_calibration, require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
@@ -155,6 +157,26 @@ class Model:
         base = Base(str(name_or_path), decoder, SplitModel(graphdef, frozen), mesh, tokenizer)
         model = cls(base, state)
         return model if adapter is None else model._with_stored(Path(adapter))
+
+    @classmethod
+    def from_run(
+        cls, folder: str | Path, *, base: str | Path | None = None, **settings: Any
+    ) -> Model:
+        """Load what `cogcalib train` left: base, adapter, prompt, scoring rule and calibrator.
+
+        Args:
+            folder: of one method, such as runs/NAME-N/cols.
+            base: where the base lies now; None: where it lay.
+            settings: dtype, mesh, remat and attention, as for `from_pretrained`.
+
+        Raises:
+            UserError: a folder that is no finished run; as `from_pretrained`.
+        """
+        folder = Path(folder)
+        run = read_stored_run(folder)
+        place = run.base() if base is None else base
+        model = cls.from_pretrained(place, adapter=folder / "adapter", **settings)
+        return replace(model, prompting=Prompting(run.data, load_shots(run.data)))
 
     def _with_stored(self, adapter: Path) -> Model:
         """Return this model with the calibrator and the scoring rule beside its adapter."""
