@@ -18,9 +18,8 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.loading import load_shots
 from cogcalib_jax.data.questions import read_questions
-from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_source
+from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_prompting, stored_source
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.engine.step import SplitModel, StepFunction
 from cogcalib_jax.errors import UserError
@@ -116,8 +115,8 @@ class Model:
 
         Args:
             name_or_path: a local folder or a Hub id.
-            adapter: a folder with a LoRA adapter in PEFT's layout. Its calibrator and scoring rule
-                are used, if its `calibration.json` has them.
+            adapter: a folder with a LoRA adapter in PEFT's layout. The prompt, the scoring rule and
+                the calibrator of its `calibration.json` are used, if it has one.
             lora: a fresh adapter of this form, to be trained; None: none, or `adapter`'s.
             dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on a CPU.
             mesh: how devices share the work; None: each reads other examples.
@@ -175,17 +174,21 @@ class Model:
         folder = Path(folder)
         run = read_stored_run(folder)
         place = run.base() if base is None else base
-        model = cls.from_pretrained(place, adapter=folder / "adapter", **settings)
-        return replace(model, prompting=Prompting(run.data, load_shots(run.data)))
+        return cls.from_pretrained(place, adapter=folder / "adapter", **settings)
 
     def _with_stored(self, adapter: Path) -> Model:
-        """Return this model with the calibrator and the scoring rule beside its adapter."""
-        stored = read_calibration(adapter) or {}
-        rule = stored_option_score(stored) or DEFAULT_OPTION_SCORE
+        """Return this model with the prompt, the scoring rule and the calibrator that lie beside
+        its adapter."""
+        stored = read_calibration(adapter)
+        if stored is None:
+            return self
         calibrator = stored.get("calibrator")
-        if calibrator is None:
-            return replace(self, option_score=rule)
-        return replace(self, option_score=rule, calibrator=Calibrator.from_json(calibrator))
+        return replace(
+            self,
+            prompting=stored_prompting(stored),
+            option_score=stored_option_score(stored) or DEFAULT_OPTION_SCORE,
+            calibrator=None if calibrator is None else Calibrator.from_json(calibrator),
+        )
 
     @property
     def config(self) -> DecoderConfig:

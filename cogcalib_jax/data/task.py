@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, SupportsIndex, overload
 import numpy as np
 
 from cogcalib_jax.console import say
-from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits
@@ -43,6 +43,25 @@ class Prompting:
     """solved questions before every prompt"""
     template: Template | None = None
     """the prompt itself; None: the one that `data` names"""
+
+
+def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
+    """Return how the questions were asked that a `calibration.json` was fitted on.
+
+    Its template holds the solved questions of a few-shot prompt already.
+    """
+    pieces = {
+        name: tuple(piece) if isinstance(piece, list) else piece
+        for name, piece in calibration["prompt"].items()
+    }
+    is_chat = calibration["chat_template_sha256"] is not None
+    data = DataConfig(
+        task="custom",
+        path=IN_MEMORY,
+        prompt=CHAT if is_chat else "auto",
+        max_length=calibration["max_length"],
+    )
+    return Prompting(data, template=Template(**pieces))
 
 
 class Examples(tuple[Example, ...]):
