@@ -8,6 +8,7 @@ import pytest
 import cogcalib_jax as cc
 from cogcalib_jax.evaluation.predict import Predictor
 from tests.engine.quick import quick_compilation
+from tests.examples.scored import QUESTIONS, scored
 from tests.library import LORA, ONE, rows, task, write_base
 
 
@@ -135,3 +136,18 @@ def test_a_mistake_is_told_in_one_line(model, ask, told):
 def test_an_adapter_and_a_fresh_one_contradict_each_other(place):
     with pytest.raises(cc.UserError, match="expected one of them"):
         cc.Model.from_pretrained(place / "base", adapter=place, lora=LORA)
+
+
+def test_the_folder_of_a_run_gives_its_model(tmp_path):
+    run = scored(tmp_path, "letters", "sum", few_shot=1)
+    to_yaml = {"model": {"path": str(run.folder / "base")}, "seed": 0}
+    (tmp_path / "config.yaml").write_text(json.dumps(to_yaml))  # JSON is YAML
+    model = cc.Model.from_run(tmp_path, mesh=ONE)
+    assert model.option_score == "sum"
+    found = model.with_calibrator(None).predict(
+        [{k: v for k, v in row.items() if v is not None} for row in QUESTIONS]
+    )
+    np.testing.assert_allclose(found.probs, run.predictions.probs, atol=1e-6)
+    assert found.encoded[2].prompt == run.encoded[2].prompt
+    with pytest.raises(cc.UserError, match="expected the folder of a method"):
+        cc.Model.from_run(tmp_path / "base")
