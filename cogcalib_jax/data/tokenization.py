@@ -118,7 +118,7 @@ def encode_split(
     is_open = any(example.is_open for example in examples)
     if template is None:
         template = template_of(config, tokenizer, shots, is_open=is_open)
-    else:
+    elif shots:
         template = template.after(shots)
     encoder = Encoder(tokenizer, config, template, shots)
     encoded: list[Encoded] = []
