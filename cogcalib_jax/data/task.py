@@ -15,6 +15,7 @@ from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.prompts import Template
+from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.sources import Stored, stored_rows
 from cogcalib_jax.errors import UserError
 
@@ -200,6 +201,24 @@ def stored_source(source: RowSource, name: str) -> Stored:
     if not stored.rows:
         raise UserError(f"{stored.source}: there are none; expected at least one. Give more rows")
     return stored
+
+
+def questions_of(source: RowSource, prompting: Prompting) -> Examples:
+    """Return questions whose answers nobody has to know; their `answer` means nothing.
+
+    Raises:
+        UserError: a row that cannot be used, with its place.
+    """
+    questions, _ = read_questions(stored_source(source, "questions"), {})
+    return Examples.of([one.example for one in questions], "questions", prompting)
+
+
+def are_examples(rows: Any) -> bool:
+    """Return whether `rows` are a task's questions, and no rows that are to be read."""
+    if isinstance(rows, Examples):
+        return True
+    listed = isinstance(rows, Sequence) and not isinstance(rows, str)
+    return listed and all(isinstance(row, Example) for row in rows)
 
 
 def _content(row: Any) -> Mapping[str, Any] | BadRow:
