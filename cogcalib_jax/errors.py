@@ -7,6 +7,7 @@ went away. Every other exception is a bug of this project and keeps its tracebac
 """
 
 import errno
+import logging
 import os
 import select
 import sys
@@ -69,6 +70,8 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     Returns:
         The exit code, for `sys.exit`.
     """
+    # A program says what its users must read; the package's log is for those who call it.
+    logging.getLogger(__name__.partition(".")[0]).addHandler(logging.NullHandler())
     try:
         code = _run(main, list(sys.argv[1:] if argv is None else argv))
         # A closed pipe shows itself only when the buffer is written: here, where it is caught,

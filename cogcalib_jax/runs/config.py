@@ -21,7 +21,7 @@ from cogcalib_jax.engine.checkpoint import (
     without_places,
 )
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora import LoraConfig
@@ -188,6 +188,9 @@ class RunConfig:
         if self.data.shared_groups == "keep":
             # Checkpoints of earlier releases have no such field.
             del identity["data"]["shared_groups"]
+        if self.evaluation.calibrator == DEFAULT_CALIBRATOR:
+            # Likewise.
+            del identity["evaluation"]["calibrator"]
         return identity
 
     def places(self) -> dict[str, str | None]:

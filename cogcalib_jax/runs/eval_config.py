@@ -13,7 +13,7 @@ from cogcalib_jax.data.registry import TASKS
 from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.engine.checkpoint import require_same_identity, without_places
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.config import EvaluationConfig, check_calibrator
 from cogcalib_jax.evaluation.option_score import (
     DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
@@ -29,6 +29,8 @@ from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.foreign import require_no_way_out
 
+STORED = "stored"
+"""Stands for the calibrator that an adapter's calibration.json holds."""
 BARE = "none"
 """Stands in the list of adapters for the base without one."""
 
@@ -72,6 +74,10 @@ class EvalConfig:
     option_score: ChosenOptionScore | None = often(None)
     """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
     the rule of the runs or adapters, else mean"""
+    calibrator: str | None = often(None)
+    """calibrator of the options' scores, fitted on each run's calibration split (temperature,
+    vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
+    none, but predict takes the stored one"""
     seed: int = 0
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -135,7 +141,22 @@ class EvalConfig:
                 "model.path",
                 "must be none beside predictions, which are scored without a model",
             )
+        self._check_calibrator()
         self._check_predict()
+
+    def _check_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        for name in ("ensemble", "mc_passes", "predictions"):
+            check(not getattr(self, name), "calibrator", f"must be none beside {name}")
+        if self.calibrator == STORED:
+            return
+        check_calibrator(self.calibrator)
+        check(
+            bool(self.run),
+            "calibrator",
+            f"must be {STORED} or none without a run, on whose calibration split it is fitted",
+        )
 
     def _check_predict(self) -> None:
         if self.predict is None:
@@ -217,6 +238,11 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
     loaded = load_config(
         EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
     )
+    if "evaluation.calibrator" in loaded.explicit:
+        raise UserError(
+            "command line: evaluation.calibrator is what training stores; expected none here. Use"
+            " --calibrator NAME"
+        )
     _require_agreement(runs, {*given, *loaded.explicit})
     config = loaded.config
     return replace(config, run=names, option_score=settled_option_score(config))
