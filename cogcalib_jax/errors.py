@@ -71,7 +71,7 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
         The exit code, for `sys.exit`.
     """
     # A program says what its users must read; the package's log is for those who call it.
-    logging.getLogger(__name__.partition(".")[0]).addHandler(logging.NullHandler())
+    logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
     try:
         code = _run(main, list(sys.argv[1:] if argv is None else argv))
         # A closed pipe shows itself only when the buffer is written: here, where it is caught,

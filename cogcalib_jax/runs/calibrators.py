@@ -169,16 +169,23 @@ def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
     calibrator, content = stored_calibrator(adapter), read_calibration(adapter) or {}
     if calibrator is None or stored_option_score(content) not in (None, rule):
         return None
-    start, options = None, content.get(OPTIONS) if calibrator.needs_classes else None
+    start, options, spec = None, None, CALIBRATORS.spec(calibrator)
+    if calibrator.needs_classes:
+        options = content.get(OPTIONS)
+        if not isinstance(options, list):
+            raise UserError(
+                f"{adapter / CALIBRATION_FILE}: damaged ({OPTIONS} is {options!r:.40}; expected the"
+                f" list that calibrator {spec} is for); train again, or fetch it again"
+            )
+        options = tuple(options)
     if calibrator.needs_start:
-        spec = CALIBRATORS.spec(calibrator)
         if content.get(ADAPTER_HASH) != adapter_hash(adapter):
             raise UserError(
                 f"{adapter}: its weights are not those that its calibrator {spec} was fitted with"
                 f" ({ADAPTER_HASH} in {CALIBRATION_FILE}); fetch both again"
             )
         start = start_of(adapter, spec)
-    return ModelCalibrator(calibrator, None, start, None if options is None else tuple(options))
+    return ModelCalibrator(calibrator, None, start, options)
 
 
 def start_of(adapter: Path, spec: str) -> Path:
