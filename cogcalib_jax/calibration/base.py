@@ -174,8 +174,8 @@ class Calibrator(ABC):
         name = stored.get(KIND)
         if not isinstance(name, str) or name not in CALIBRATORS:
             raise UserError(
-                f"{KIND} is {name!r:.40}; expected one of {', '.join(CALIBRATORS.names())}; register"
-                " its class first, if it is your own"
+                f"{KIND} is {name!r:.40}; expected one of {', '.join(CALIBRATORS.names())};"
+                " register its class first, if it is your own"
             )
         cls = CALIBRATORS[name].cls
         settings = {field.name: type(field.default) for field in fields(cls)}
@@ -183,7 +183,8 @@ class Calibrator(ABC):
         values = {key: value for key, value in stored.items() if key != KIND}
         if values.keys() != kinds.keys():
             raise UserError(
-                f"{KIND} {name} has {', '.join(values):.200}; expected {', '.join(kinds)}; fit it again"
+                f"{KIND} {name} has {', '.join(values):.200}; expected {', '.join(kinds)}; fit it"
+                " again"
             )
         read = {key: _value(name, key, value, kinds[key]) for key, value in values.items()}
         made = CALIBRATORS.make(cls(**{key: read.pop(key) for key in settings}))
