@@ -11,7 +11,8 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
+from cogcalib_jax.runs.eval_config import BARE, EvalConfig
+from cogcalib_jax.runs.trained_run import read_trained_run
 from cogcalib_jax.training.pretrain import base_place
 from cogcalib_jax.weights.adapter_tokenizer import tokenizer_key
 from cogcalib_jax.weights.base_hash import base_hash, require_trained_on

@@ -11,8 +11,9 @@ from cogcalib_jax.reporting.evaluations import COMPARISON, results_text, write_c
 from cogcalib_jax.reporting.names import best_epoch_of, long_name
 from cogcalib_jax.reporting.words import TEXT_WIDTH, count
 from cogcalib_jax.runs.calibrators import FILE as CALIBRATOR
-from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
+from cogcalib_jax.runs.eval_config import BARE, EvalConfig
 from cogcalib_jax.runs.results import FILE, read_results
+from cogcalib_jax.runs.trained_run import read_trained_run
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
 from cogcalib_jax.weights.foreign import read_object
 
