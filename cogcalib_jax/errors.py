@@ -140,6 +140,8 @@ def log_lines() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # A program says itself whose calibrator it is that did not fit.
+    logging.getLogger(f"{__package__}.calibration").setLevel(logging.ERROR)
     try:
         yield
     finally:

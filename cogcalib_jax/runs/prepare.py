@@ -25,6 +25,7 @@ from cogcalib_jax.runs.assemble import (
     make_trainable,
     with_own_lora,
 )
+from cogcalib_jax.runs.calibrators import require_calibrator
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.inputs import may_have_moved
 from cogcalib_jax.runs.open_questions import open_predictor
@@ -87,6 +88,7 @@ def prepare(
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
+    require_calibrator(config.evaluation, config.data.task, splits["calibration"])
     notes = check_compatible(
         splits,
         config.resolved_methods().values(),

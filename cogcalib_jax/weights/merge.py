@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
@@ -137,6 +139,11 @@ def _write_calibration(adapter: Path, building: Path) -> None:
     """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
     stored = read_calibration(adapter)
     if stored is not None:
+        calibrator = stored.get("calibrator")
+        if calibrator is not None and Calibrator.from_json(calibrator).needs_start:
+            reason = "a mixture needs the start's scores, and merged weights are one model"
+            print(f"note: calibrator {calibrator[KIND]} is left out: {reason}", file=sys.stderr)
+            stored = stored | {"calibrator": None, "why_no_calibrator": reason}
         text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
         (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 

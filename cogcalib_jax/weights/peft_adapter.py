@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,11 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
         text = json.dumps(raw, indent=2) + "\n"
         (building / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:
