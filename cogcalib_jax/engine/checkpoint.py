@@ -366,12 +366,12 @@ def _quiet() -> Iterator[None]:
 
 
 def without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the places of base, rows and first adapter.
+    """Return an identity without the places of base, rows, first adapter and anchors.
 
     They may be moved: hashes (`made_from`) say whether what lies there is the same.
     """
     kept = {key: value for key, value in identity.items() if key != "adapter"}
-    for section in ("model", "data"):
+    for section in ("model", "data", "anchor"):
         if section in kept:
             kept[section] = {key: v for key, v in kept[section].items() if key != "path"}
     return kept

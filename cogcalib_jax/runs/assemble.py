@@ -34,7 +34,7 @@ from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, require_even
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.phase import AnchorRows, Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.adapter_tokenizer import own_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
@@ -199,6 +199,9 @@ def require_even_batches(config: RunConfig) -> None:
     mesh = make_mesh(config.mesh)
     micro_batch = config.training.batch_size // config.training.accumulation
     require_even("training.batch_size / training.accumulation", micro_batch, mesh)
+    if config.anchor.path is not None:
+        anchors = config.anchor.rows_per_step // config.training.accumulation
+        require_even("anchor.rows_per_step / training.accumulation", anchors, mesh)
     require_even("evaluation.batch_size", config.evaluation.batch_size, mesh)
 
 
@@ -338,7 +341,9 @@ def load_on_mesh(
     return mesh, decoder
 
 
-def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
+def make_trainable(
+    config: RunConfig, assembled: Assembled, anchors: AnchorRows | None = None
+) -> Trainable:
     """What all phases of a run share, from its config and its model."""
     return Trainable(
         model=assembled.model,
@@ -349,4 +354,5 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         dropout=config.lora.dropout > 0,
         seed=config.training_seed,
         identity=config.identity(),
+        anchors=anchors,
     )

@@ -23,6 +23,7 @@ from cogcalib_jax.engine.checkpoint import (
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
@@ -81,6 +82,8 @@ class RunConfig:
     """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
     method: MethodConfig = field(default_factory=MethodConfig)
     """the calibration term and its gate"""
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    """questions without answers on which a term holds every method; unset: none"""
     loss: LossConfig = field(default_factory=LossConfig)
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -117,6 +120,11 @@ class RunConfig:
             "option_score",
             "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
             " --option-score pmi",
+        )
+        check(
+            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
         )
         check_tasks(self.also, "also")
         self._check_also()
@@ -188,23 +196,27 @@ class RunConfig:
         if self.data.shared_groups == "keep":
             # Checkpoints of earlier releases have no such field.
             del identity["data"]["shared_groups"]
+        if self.anchor.path is None:
+            del identity["anchor"]
         return identity
 
     def places(self) -> dict[str, str | None]:
-        """Return where base, rows and the first adapter lie, by dotted path."""
+        """Return where base, rows, the first adapter and anchors lie, by dotted path."""
         return {
             "model.path": self.model.path,
             "data.path": self.data.path,
             "adapter": self.adapter,
+            "anchor.path": self.anchor.path,
         }
 
     def with_places_of(self, other: RunConfig) -> RunConfig:
-        """This config with base, rows and first adapter where `other` has them."""
+        """This config with base, rows, first adapter and anchors where `other` has them."""
         return replace(
             self,
             model=replace(self.model, path=other.model.path),
             data=replace(self.data, path=other.data.path),
             adapter=other.adapter,
+            anchor=replace(self.anchor, path=other.anchor.path),
         )
 
 

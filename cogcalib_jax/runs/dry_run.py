@@ -21,6 +21,7 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.runs.anchors import load_anchors
 from cogcalib_jax.runs.assemble import (
     encode_splits,
     evaluation_sets,
@@ -68,8 +69,8 @@ from cogcalib_jax.runs.workload import (
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
-from cogcalib_jax.training.loop import train_stream
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.loop import anchor_stream, train_stream
+from cogcalib_jax.training.phase import AnchorRows, Trainable
 
 PRETRAINING, STYLE = "pretraining of the base", "style adaptation"
 
@@ -129,6 +130,7 @@ class _Planned:
     """without an array"""
     adapter: nnx.State
     """likewise"""
+    anchors: AnchorRows | None
 
     @property
     def methods(self) -> dict[str, MethodConfig]:
@@ -211,10 +213,15 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
     sets = evaluation_sets(config, base.tokenizer, splits["test"], notes.append)
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
+    measured = [splits["calibration"], splits["validation"], *sets.values()]
+    anchors = load_anchors(config, base.tokenizer, measured, notes.append)
     mesh = make_mesh(config.mesh)
     model, adapter = base.parts(config.lora, config.model, mesh)
+    held = [] if anchors is None else [anchors.questions]
     note_beyond_context(
-        base.config.max_position_embeddings, [*splits.values(), *sets.values()], notes.append
+        base.config.max_position_embeddings,
+        [*splits.values(), *sets.values(), *held],
+        notes.append,
     )
     open_predictor(
         model,
@@ -225,7 +232,7 @@ def _plan(config: RunConfig, notes: list[str]) -> _Planned:
         base.tokenizer,
         [*splits.values(), *sets.values()],
     )
-    return _Planned(config, base, mesh, splits, sets, model, adapter)
+    return _Planned(config, base, mesh, splits, sets, model, adapter, anchors)
 
 
 def _show_steps(report: Report, run: _Planned) -> None:
@@ -241,6 +248,12 @@ def _show_steps(report: Report, run: _Planned) -> None:
         f"Fine-tuning: {count(steps['train'], 'update')} of {training.batch_size} on"
         f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {', '.join(run.methods)}."
     )
+    if run.anchors is not None:
+        anchor, questions = run.config.anchor, count(len(run.anchors.questions), "question")
+        report.line(
+            f"Each update is held on {anchor.rows_per_step} of {questions} without answers, by"
+            f" {anchor.term}."
+        )
     refits, validations = (
         len(pauses(every, steps["train"], training.epoch_ends(rows)))
         for every in (training.refit_every, training.validate_every)
@@ -273,7 +286,20 @@ def _updates(run: _Planned) -> dict[str, tuple[Work, Padding]]:
             split = run.splits[name]
             stream = train_stream(trainable, split, steps)
             found[name] = workload.updates(stream, split, steps, classes, config.model.remat)
+    if run.anchors is not None:
+        rows, length = _anchor_shape(run)
+        held = workload.update([length] * rows, rows, classes, config.model.remat)
+        work, padding = found["train"]
+        found["train"] = work + held * run.steps["train"], padding
     return found
+
+
+def _anchor_shape(run: _Planned) -> tuple[int, int]:
+    """Anchor rows of an update, and the length they are padded to."""
+    if run.anchors is None:
+        return 0, 0
+    stream = anchor_stream(run.trainable, run.anchors)
+    return run.config.anchor.rows_per_step, stream.padded_length
 
 
 def _workload(run: _Planned) -> Workload:
@@ -292,7 +318,9 @@ def _show_cost(report: Report, run: _Planned) -> None:
     longest = max(length for _, padding in updates.values() for length in padding.lengths)
     answer_tokens = max(run.splits[name].answer_tokens for name in updates)
     dtype = config.model.jax_dtype(run.mesh)
-    shape = BatchShape(training.batch_size // training.accumulation, longest, answer_tokens)
+    held, length = _anchor_shape(run)
+    examples = (training.batch_size + held) // training.accumulation
+    shape = BatchShape(examples, max(longest, length), answer_tokens)
     memory = update_memory(
         run.base.config,
         run.mesh,

@@ -20,6 +20,7 @@ from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.reporting.names import best_epoch_of, tempered
 from cogcalib_jax.reporting.recommendation import THE_RUN
 from cogcalib_jax.reporting.records import TEMPERED
+from cogcalib_jax.runs.anchors import load_anchors
 from cogcalib_jax.runs.assemble import (
     assemble_model,
     base_path,
@@ -163,9 +164,15 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     sets = evaluation_sets(config, tokenizer, splits["test"])
     require_open_questions(config, splits["train"])
     require_single_tokens(config, [splits["train"], *sets.values()])
+    with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
+        measured = [splits["calibration"], splits["validation"], *sets.values()]
+        anchors = load_anchors(config, tokenizer, measured)
+    held = {} if anchors is None else {"anchor": anchors.data_hash}
+    require_agreement("anchor", lambda: held)
     assembled = assemble_model(config, config.lora, base)
     context = assembled.decoder.config.max_position_embeddings
-    note_beyond_context(context, [*splits.values(), *sets.values()])
+    asked = [] if anchors is None else [anchors.questions]
+    note_beyond_context(context, [*splits.values(), *sets.values(), *asked])
     answers = open_predictor(
         assembled.model,
         context,
@@ -180,7 +187,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
     written = config if config.compare else config.for_method(config.method.resolve())
-    inputs = hash_inputs(config, base, hashes)
+    inputs = hash_inputs(config, base, hashes | held)
     if config.resume:
         stored = require_same_config(folder, written, places_too=False)
         if not require_same_inputs(folder, config, inputs):
@@ -195,7 +202,7 @@ def _prepare(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     config = replace(config, resume=False)
     training_splits = {key: rows for key, rows in splits.items() if key != "test"}
     made_from = {"data": {key: hashes[key] for key in training_splits}, "base": inputs["base"]}
-    trainable = replace(make_trainable(config, assembled), made_from=made_from)
+    trainable = replace(make_trainable(config, assembled, anchors), made_from=made_from)
     rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
     trainer = make_trainer(trainable, config.evaluation, training_splits, answers, rule)
     return Run(config, folder, command, base, tokenizer, assembled, trainer, sets)

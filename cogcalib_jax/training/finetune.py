@@ -29,7 +29,7 @@ from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
-from cogcalib_jax.training.start import start_beliefs
+from cogcalib_jax.training.start import start_beliefs, with_start
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,
@@ -44,6 +44,7 @@ SFT = MethodConfig(name="sft").resolve()
 _AFTER_STYLE = {
     "": (
         "method",
+        "anchor",
         "compare",
         "composition",
         "evaluation",
@@ -220,6 +221,10 @@ def finetune(
     ends = training.epoch_ends(len(train))
     refit_at = pauses(training.refit_every, total, ends)
     validate_at = pauses(training.validate_every, total, ends)
+    built, batch_size, anchors = method.build(), trainer.evaluation.batch_size, trainable.anchors
+    if anchors is not None:
+        place = folder / "start_anchor"
+        anchors = with_start(anchors, trainable, built.space, start, batch_size, place)
     phase = Phase(
         name="finetune",
         method=method,
@@ -231,14 +236,8 @@ def finetune(
         save_at=pauses(trainable.checkpoint.every, total, ends),
         pause_at=refit_at | validate_at,
         folder=folder,
-        start=start_beliefs(
-            trainable,
-            method.build(),
-            start,
-            train,
-            trainer.evaluation.batch_size,
-            folder / "start",
-        ),
+        start=start_beliefs(trainable, built, start, train, batch_size, folder / "start"),
+        anchors=anchors,
         first_step=style_steps,
     )
     first_fit, refits = trainer.refit(start), GATES.make(method.gate).refits
