@@ -68,9 +68,8 @@ def test_anchor_rows_are_not_drawn_as_training_rows_are_and_have_one_padded_leng
     epoch = list(range(29))
     assert [anchors.rows(s) for s in epoch] != [rows.rows(s) for s in epoch]
     whole, part = anchors.batch(4, range(7)), anchors.batch(4, [2, 5])
-    assert (
-        part.row.tolist() == whole.row[[2, 5]].tolist() == np.take(anchors.rows(4), [2, 5]).tolist()
-    )
+    assert whole.row.tolist() == anchors.rows(4)
+    assert part.row.tolist() == whole.row[[2, 5]].tolist()
     assert whole.input_ids.shape == (7, anchors.padded_length)
     assert anchors.padded_length == max(len(e.prompt_ids) for e in RAGGED)
     assert anchors.real_tokens(4) == whole.lengths.sum()
