@@ -18,12 +18,14 @@ from cogcalib_jax.runs.assemble import (
     evaluation_sets,
     load_base_tokenizer,
     require_even_batches,
+    require_shared_classes,
     require_true_labels,
 )
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.weights.tokenizer import load_tokenizer
+from tests.engine.tiny import questions
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
 
@@ -150,3 +152,12 @@ def test_open_questions_are_not_answered_beside_options(tmp_path, monkeypatch):
     monkeypatch.setattr(assemble, "extra_examples", lambda data, seed: {})
     with pytest.raises(UserError, match="also = nq_open: only one of it and world has open"):
         evaluation_sets(config, tokenizer, splits["test"])
+
+
+def test_a_term_that_compares_classes_needs_one_list_of_options():
+    method = MethodConfig(term="mdca", gate="all", space="options")
+    config = RunConfig(method=method)
+    same = questions(1)
+    require_shared_classes(config, EncodedSplit([same[0], same[0]]))
+    with pytest.raises(UserError, match="expected one list of options for all questions"):
+        require_shared_classes(config, questions(6, tokens=4))
