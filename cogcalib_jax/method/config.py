@@ -14,6 +14,7 @@ import jax
 
 from cogcalib_jax.configlib import FieldError, check, often
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.method.anchor import Anchor
 from cogcalib_jax.method.gates import GATES, Gate
 from cogcalib_jax.method.terms import TERMS, Term
 from cogcalib_jax.registry import split_outside, split_spec
@@ -48,6 +49,8 @@ class Method:
     """the classes the term sees: the whole vocabulary, or the question's options"""
     normalise: bool
     """whether an added term's loss is divided by one plus the weight that the example received"""
+    anchor: Anchor | None = None
+    """the term on anchor rows, in the same space; None without such rows"""
 
     @property
     def term_space(self) -> Space | None:
@@ -56,7 +59,7 @@ class Method:
 
 
 jax.tree_util.register_dataclass(
-    Method, data_fields=["term", "gate", "weight"], meta_fields=["space", "normalise"]
+    Method, data_fields=["term", "gate", "weight", "anchor"], meta_fields=["space", "normalise"]
 )
 
 

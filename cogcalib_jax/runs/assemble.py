@@ -31,7 +31,7 @@ from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.phase import AnchorRows, Trainable
 from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
@@ -187,7 +187,9 @@ def load_on_mesh(
     return mesh, decoder
 
 
-def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
+def make_trainable(
+    config: RunConfig, assembled: Assembled, anchors: AnchorRows | None = None
+) -> Trainable:
     """What all phases of a run share, from its config and its model."""
     return Trainable(
         model=assembled.model,
@@ -198,4 +200,5 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         dropout=config.lora.lora_dropout > 0,
         seed=config.training_seed,
         identity=identity(config),
+        anchors=anchors,
     )

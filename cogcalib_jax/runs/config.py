@@ -29,6 +29,7 @@ from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identi
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
@@ -83,6 +84,8 @@ class RunConfig:
     """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
     method: MethodConfig = setting(default_factory=MethodConfig, affects_style=False)
     """the calibration term and its gate"""
+    anchor: AnchorConfig = setting(default_factory=AnchorConfig, affects_style=False, added=True)
+    """questions without answers on which a term holds every method; unset: none"""
     loss: LossConfig = field(default_factory=LossConfig)
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -121,6 +124,11 @@ class RunConfig:
             "option_score",
             "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
             " --option-score pmi",
+        )
+        check(
+            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
         )
         check_tasks(self.also, "also")
         self._check_also()
