@@ -172,7 +172,7 @@ def test_the_rule_of_the_device_is_the_one_of_the_host(rule):
 
 
 def test_dropout_thins_the_layers_alike_for_all_options():
-    lora = LoraConfig(rank=2, alpha=4, targets=("v_proj",), dropout=0.5)
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=("v_proj",), lora_dropout=0.5)
     decoder = tiny_decoder(lora=lora)
     plain, one, other = (
         np.asarray(option_scores(decoder, packed(), "sum", key))
