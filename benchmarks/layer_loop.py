@@ -33,7 +33,7 @@ from cogcalib_jax.models.parameters import random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.hf_config import from_hf
 
-LORA = LoraConfig(rank=8, alpha=16, targets=("q_proj", "v_proj"))
+LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
 METHOD = MethodConfig(name="cols").resolve()
 OPTIMIZER = optax.adamw(1e-4)
 LOOPS = ("scan", "written out")

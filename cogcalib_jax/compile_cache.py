@@ -8,13 +8,15 @@ and each kind of CPU has a folder of its own.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from cogcalib_jax.files import user_cache
+
+log = logging.getLogger(__name__)
 
 OPTION = "--no-compile-cache"
 HELP = f"{OPTION}  compile all anew, and keep nothing compiled"
@@ -46,8 +48,8 @@ def enable_compile_cache() -> Path | None:
     `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.
 
     Returns:
-        The folder. None if the cache is off, or if the folder cannot be written, which a line on
-        stderr says.
+        The folder. None if the cache is off, or if the folder cannot be written, which a warning
+        says.
     """
     # Imported here: the command line is read without it.
     import jax
@@ -57,7 +59,7 @@ def enable_compile_cache() -> Path | None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = user_cache() / "compiled" / f"jaxlib-{version('jaxlib')}-{cpu_fingerprint()}"
         if not _can_write(folder):
-            print(f"note: {folder}: cannot be written; nothing compiled is kept", file=sys.stderr)
+            log.warning("%s: cannot be written; nothing compiled is kept", folder)
             return None
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if SHORTEST not in os.environ:

@@ -1,21 +1,22 @@
-"""Lines and progress on stderr, for the person who waits.
+"""Lines and progress for the person who waits.
 
-In a terminal and in a notebook progress is tqdm's bar. A file of a log would fill with its carriage
-returns: there it is a line now and then.
+Lines are log records of level INFO: a program shows them on stderr, and a user of the library
+chooses. In a terminal and in a notebook progress is tqdm's bar. A file of a log would fill with its
+carriage returns: there it is a line now and then.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import auto
 from tqdm.notebook import tqdm_notebook
 
 from cogcalib_jax.distributed import is_main, main_only
-from cogcalib_jax.errors import plain_text
 
 # A line appears when both have passed since the last one.
 LINE_SECONDS = 10.0
@@ -24,14 +25,28 @@ QUIET_SECONDS = 3.0
 """Work inside other work that is shorter than this shows no bar."""
 
 
+_log = logging.getLogger(__package__)
+
+
 @main_only
 def say(text: str) -> None:
-    """Print a line for the person who watches; results go to stdout, progress to stderr."""
-    print(plain_text(text), file=sys.stderr, flush=True)
+    """Log a line for the person who watches, on the main process."""
+    _log.info("%s", text)
+
+
+def show_note(text: str) -> None:
+    """Log what was left out or changed."""
+    say(f"   note: {text}")
+
+
+@main_only
+def warn(text: str) -> None:
+    """Log a warning, on the main process."""
+    _log.warning("%s", text)
 
 
 class ProgressLines:
-    """Progress in a stream that is no terminal; what callers use of tqdm's bar."""
+    """Progress as log lines; what callers use of tqdm's bar."""
 
     def __init__(
         self,
@@ -41,13 +56,12 @@ class ProgressLines:
         *,
         start: int = 0,
         last_line: bool = True,
-        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """start: units done before. last_line: whether the end is told, however soon it comes."""
         self.n = start
         self._total, self._title, self._unit, self._start = total, title, unit, start
-        self._last_line, self._stream, self._clock = last_line, stream, clock
+        self._last_line, self._clock = last_line, clock
         self._postfix = ""
         self._began = self._told_at = clock()
         self._told = start
@@ -86,7 +100,7 @@ class ProgressLines:
             postfix=self._postfix or None,
             initial=self._start,
         )
-        print(plain_text(line), file=self._stream or sys.stderr, flush=True)
+        say(line)
         self._told, self._told_at = self.n, now
 
 

@@ -1,4 +1,7 @@
-"""The error a user's mistake raises, and how an entry point ends.
+"""The error a user's mistake raises, how an entry point ends, and where its log lines go.
+
+Every error that a user can mend is a `UserError`. The library logs to the logger "cogcalib_jax"; a
+program shows these lines on stderr (`log_lines`).
 
 Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
 without permission, memory), told in one line on stderr, 75 stopped by SIGTERM and to be resumed,
@@ -8,10 +11,12 @@ went away. Every other exception is a bug of this project and keeps its tracebac
 
 import errno
 import functools
+import logging
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from cogcalib_jax.preemption import Preempted, listening
 
@@ -113,7 +118,7 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
 
 def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
-        with listening():
+        with log_lines(), listening():
             return main(argv) or 0
     except UserError as error:
         return _refuse(str(error))
@@ -137,6 +142,38 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
             raise
         reason = str(error).splitlines()[0][:200]
         return _refuse(f"out of memory on the device ({reason}); {_MEMORY}")
+
+
+class _Lines(logging.Handler):
+    """Print records as lines of a program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"   warning: {text}"
+        # The stream of this moment: a notebook or a test may have put another in its place.
+        print(plain_text(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Within the block, print on stderr what the package logs, from level INFO on; once, also in
+    blocks within blocks."""
+    logger, handler = logging.getLogger(__package__), _Lines()
+    if any(isinstance(other, _Lines) for other in logger.handlers):
+        yield
+        return
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    # A program says itself whose calibrator it is that did not fit.
+    logging.getLogger(f"{__package__}.calibration").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
 
 
 def _tell_stop(what: str, kept: str, command: str) -> None:

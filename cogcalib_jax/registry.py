@@ -47,16 +47,18 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Frozen dataclasses by name."""
+    """Dataclasses by name: frozen ones, unless they keep what is fitted beside their settings."""
 
-    def __init__(self, kind: str, module: str | None = None) -> None:
+    def __init__(self, kind: str, *, module: str | None = None, fitted: bool = False) -> None:
         """Begin without entries.
 
         Args:
             kind: what an entry is called in messages: "term", "gate", "calibrator".
             module: defines the project's own entries; imported when a name is first looked up.
+            fitted: whether values are fitted to data: such classes are neither frozen nor pytrees.
         """
         self.kind = kind
+        self.fitted = fitted
         self._module = module
         self._registered: dict[str, Entry[T]] = {}
 
@@ -69,8 +71,8 @@ class Registry(Generic[T]):
     def register(self, name: str, *, label: str, **facts: Any) -> Callable[[type[T]], type[T]]:
         """Return a decorator that registers a class under `name`.
 
-        The class becomes a frozen dataclass, unless it is one already, and a pytree: its floats are
-        leaves, its other settings structure.
+        The class becomes a dataclass, unless it is one already. Unless its values are fitted, it is
+        frozen and a pytree: its floats are leaves, its other settings structure.
 
         Args:
             name: lower-case letters, digits and underscores; specs and folders begin with it.
@@ -86,9 +88,6 @@ class Registry(Generic[T]):
                 f"{self.kind} name is {name!r}; expected lower-case letters, digits and _"
             )
 
-        # Imported here: names and specs are read without it.
-        import jax
-
         def add(cls: type[T]) -> type[T]:
             taken = self._entries.get(name)
             # The same cell of a notebook, run again, defines its class anew.
@@ -97,11 +96,16 @@ class Registry(Generic[T]):
             if taken and taken.cls is cls:
                 return cls
             if "__dataclass_params__" not in vars(cls):
-                cls = dataclass(frozen=True)(cls)
-            _require_settings(cls)
-            numbers = [f.name for f in fields(cls) if _type_of(f) is float]
-            others = [f.name for f in fields(cls) if _type_of(f) is not float]
-            jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
+                # Two fitted values are equal only if they are one: settings do not tell them apart.
+                cls = dataclass(frozen=not self.fitted, eq=not self.fitted)(cls)
+            _require_settings(cls, frozen=not self.fitted)
+            if not self.fitted:
+                # Imported here: names and specs are read without it.
+                import jax
+
+                numbers = [f.name for f in fields(cls) if _type_of(f) is float]
+                others = [f.name for f in fields(cls) if _type_of(f) is not float]
+                jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
             self._registered[name] = Entry(name, cls, label, facts)
             return cls
 
@@ -209,13 +213,14 @@ def _place(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def _require_settings(cls: type) -> None:
-    if not cls.__dataclass_params__.frozen or any(
+def _require_settings(cls: type, *, frozen: bool) -> None:
+    if cls.__dataclass_params__.frozen != frozen or any(
         _type_of(f) is None or not _has_default(f) for f in fields(cls)
     ):
         raise ValueError(
-            f"{cls.__name__} is no class of settings; expected a frozen dataclass whose fields are"
-            " float, int, str or bool and have defaults"
+            f"{cls.__name__} is no class of settings; expected a dataclass that is"
+            f" {'' if frozen else 'not '}frozen, whose fields are float, int, str or bool and have"
+            " defaults"
         )
 
 

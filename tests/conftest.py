@@ -20,7 +20,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import pytest  # noqa: E402
 
+from cogcalib_jax.errors import log_lines  # noqa: E402
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def shown_log_lines():
+    """Log lines appear on stderr, as in a program."""
+    with log_lines():
+        yield
 
 
 @pytest.fixture(scope="session")

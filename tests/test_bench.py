@@ -52,7 +52,7 @@ def preset(base):
     run = RunConfig(
         data=DataConfig(world=WORLD),
         model=ModelConfig(path=str(base)),
-        lora=LoraConfig(targets=("q_proj",)),
+        lora=LoraConfig(target_modules=("q_proj",)),
         method=MethodConfig(space="options", weight=0.3),
     )
     file = base.parent / "tiny.yaml"
@@ -189,6 +189,6 @@ def test_help_lists_its_own_fields_and_those_of_the_run(capsys):
         bench.main(["train", "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "--methods" in shown and "--lora.rank" in shown
+    assert "--methods" in shown and "--lora.r" in shown
     bench.main(["--help"])
     assert "train" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from cogcalib_jax.weights.config import ModelConfig
 from tests.engine.tiny import TINY, questions
 from tests.test_bench import WORLD, base  # noqa: F401  (a fixture)
 
-LORA = LoraConfig(targets=("q_proj",))
+LORA = LoraConfig(target_modules=("q_proj",))
 
 
 @pytest.fixture(scope="module")

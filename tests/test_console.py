@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -21,7 +22,8 @@ class Clock:
 def lines(total, seconds, **options):
     """What `total` updates of `seconds` each print, and the bar."""
     stream, clock = io.StringIO(), Clock()
-    with ProgressLines(total, "training", "step", stream=stream, clock=clock, **options) as bar:
+    made = ProgressLines(total, "training", "step", clock=clock, **options)
+    with redirect_stderr(stream), made as bar:
         for _ in range(total - bar.n):
             clock.now += seconds
             bar.update()
@@ -46,7 +48,8 @@ def test_a_line_comes_after_ten_seconds_or_five_per_cent_whichever_is_later(tota
 
 def test_a_line_has_title_share_rate_and_what_is_said_beside_it():
     stream, clock = io.StringIO(), Clock()
-    with ProgressLines(40, "training", "step", start=20, stream=stream, clock=clock) as bar:
+    made = ProgressLines(40, "training", "step", start=20, clock=clock)
+    with redirect_stderr(stream), made as bar:
         bar.set_postfix_str("loss 1.5")
         clock.now = 10.0
         bar.update(10)

@@ -66,8 +66,8 @@ def test_presets_of_published_models_follow_the_recipe_and_say_what_was_not_run(
     assert "Not run by us on real weights." in header(preset)
     config = load(preset)
     assert (config.data.task, config.data.path, config.data.max_length) == (task, None, 300)
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 16.0, 0.0)
-    assert config.lora.targets == ("q_proj", "v_proj", "lm_head")
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (8, 16.0, 0.0)
+    assert config.lora.target_modules == ("q_proj", "v_proj", "lm_head")
     training = config.training
     assert (training.learning_rate, training.schedule, training.warmup_fraction) == (
         1e-4,

@@ -50,7 +50,7 @@ def test_a_preset_is_the_published_recipe_for_every_task(protocol, task):
     assert (training.batch_size, training.accumulation, training.schedule) == (4, 1, "linear")
     assert (training.learning_rate, training.warmup_fraction) == (learning_rate, warmup)
     assert (training.weight_decay, training.style_updates(400)) == (0.0, 0)
-    assert (lora.rank, lora.alpha, lora.dropout) == (8, 16.0, dropout)
-    assert lora.targets == ("q_proj", "v_proj", "lm_head")
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16.0, dropout)
+    assert lora.target_modules == ("q_proj", "v_proj", "lm_head")
     assert (config.method.resolve().term, config.loss.space) == ("none", "options")
     assert config.evaluation.bins == 15

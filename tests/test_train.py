@@ -362,8 +362,8 @@ def several_tokens(tmp_path):
 
 REFUSED = {
     "unknown key": (["--training.epoch", "3"], "training.epoch"),
-    "wrong type": (["--lora.rank", "two"], "lora.rank"),
-    "out of range": (["--lora.rank", "0"], "lora.rank"),
+    "wrong type": (["--lora.r", "two"], "lora.r"),
+    "out of range": (["--lora.r", "0"], "lora.r"),
     "method and comparison": (
         ["--compare", "sft,cols", "--method.weight", "0.5"],
         "--compare and --method.weight",

@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path)
     own, rest = parser.parse_known_args(argv)
     preset = Path(__file__).parents[2] / "configs" / "stories260k_openbookqa.yaml"
-    start = ["--method.name", "sft", "--lora.targets", "all-linear"]
+    start = ["--method.name", "sft", "--lora.target-modules", "all-linear"]
     config = load_config(
         RunConfig, [*start, *rest], prog="train_hf_peft.py", description="", default_preset=preset
     ).config

@@ -11,11 +11,21 @@ the same words: source, dotted field, the value, and what is allowed.
     command_line.py  `--section.field value`
     loading.py       both laid over the defaults and built once
     renamed.py       fields with a new name
+    identity.py      what two runs must have in common
     help.py          `--help`
     recorded.py      commands in files that travel
 """
 
-from cogcalib_jax.configlib.fields import FieldError, check, field_docs, often
+from cogcalib_jax.configlib.fields import FieldError, check, field_docs, often, setting
+from cogcalib_jax.configlib.identity import (
+    identity,
+    marked_paths,
+    places,
+    retire,
+    style_identity,
+    with_places_of,
+    without_retired,
+)
 from cogcalib_jax.configlib.loading import Loaded, from_yaml, given_values, load_config
 from cogcalib_jax.configlib.presets import to_dict, to_yaml
 from cogcalib_jax.configlib.recorded import command_line, program_words, without_person
@@ -29,12 +39,20 @@ __all__ = [
     "field_docs",
     "from_yaml",
     "given_values",
+    "identity",
     "load_config",
+    "marked_paths",
     "often",
+    "places",
     "program_words",
     "rename",
+    "retire",
+    "setting",
+    "style_identity",
     "to_dict",
     "to_yaml",
     "with_new_names",
+    "with_places_of",
     "without_person",
+    "without_retired",
 ]

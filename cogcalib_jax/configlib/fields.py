@@ -36,14 +36,53 @@ def check(condition: bool, field: str, message: str) -> None:
         raise FieldError(field, message)
 
 
-def often(default: Any) -> Any:
-    """Return a dataclass field that `--help` shows; the others are shown by `--help-all`."""
-    return dataclasses.field(default=default, metadata={"often": True})
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    default_factory: Any = dataclasses.MISSING,
+    often: bool = False,
+    affects_identity: bool = True,
+    affects_style: bool | str = True,
+    affects_questions: bool = True,
+    place: bool = False,
+    added: bool = False,
+    of_adapter: bool = False,
+) -> Any:
+    """Return a dataclass field that says of itself what others would have to list.
+
+    Args:
+        default: its value if none is given.
+        default_factory: likewise, as `dataclasses.field` takes it; for a section its class.
+        often: whether `--help` shows it; the others are shown by `--help-all`.
+        affects_identity: whether the command that starts a run and the one that resumes it must
+            agree on it.
+        affects_style: whether style adaptation depends on it; the name of a field beside it: only
+            while that one is unset.
+        affects_questions: whether test questions, or the way they are asked, depend on it.
+        place: whether it is a path that may move, what lies there being compared by hash.
+        added: whether identities of earlier releases lack it, which had its default.
+        of_adapter: whether a stored adapter states it.
+    """
+    said = {
+        "often": often,
+        "affects_identity": affects_identity,
+        "affects_style": affects_style,
+        "affects_questions": affects_questions,
+        "place": place,
+        "added": added,
+        "of_adapter": of_adapter,
+    }
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=said)
+
+
+def often(default: Any, **more: Any) -> Any:
+    """Return a `setting` that `--help` shows; more: what else it says of itself."""
+    return setting(default, often=True, **more)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a config dataclass."""
+    """A field of a config dataclass; the marks behind `default` are those of `setting`."""
 
     name: str
     kind: Any
@@ -51,7 +90,12 @@ class Field:
     default: Any
     """`dataclasses.MISSING` where a value is required, and for a section built from nothing."""
     often: bool = False
-    """Whether `--help` shows it."""
+    affects_identity: bool = True
+    affects_style: bool | str = True
+    affects_questions: bool = True
+    place: bool = False
+    added: bool = False
+    of_adapter: bool = False
 
     @property
     def is_section(self) -> bool:
@@ -72,7 +116,7 @@ def fields(cls: type, base: Any = dataclasses.MISSING) -> list[Field]:
         return field.default_factory()
 
     return [
-        Field(field.name, hints[field.name], default(field), field.metadata.get("often", False))
+        Field(field.name, hints[field.name], default(field), **field.metadata)
         for field in dataclasses.fields(cls)
         if field.init
     ]

@@ -1,6 +1,6 @@
 """A preset, the command line laid over it, and the config built once from both."""
 
-import sys
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from cogcalib_jax.configlib.help import print_help
 from cogcalib_jax.configlib.presets import Given, Tree, read_file, read_tree
 from cogcalib_jax.configlib.renamed import get, put
 from cogcalib_jax.configlib.values import Refused, convert, metavar, plain, show
-from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -74,11 +76,10 @@ def load_config(
         raise SystemExit(0)
     config = _build(cls, given, base=MISSING if start is None else start)
     for path, value in _with_old_names(given):
-        note = (
-            f"note: {value.source}: {value.old_name} is now {path} (read as {show(value.value)});"
-            " the old name is read in this release only"
+        log.info(
+            "note: %s: %s is now %s (read as %s); the old name is read in this release only",
+            *(value.source, value.old_name, path, show(value.value)),
         )
-        print(plain_text(note), file=sys.stderr)
     return Loaded(
         config=config,
         explicit=frozenset(arguments.words),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cogcalib_jax.configlib import FieldError, check, often
+from cogcalib_jax.configlib import FieldError, check, often, setting
 from cogcalib_jax.data.answers import Way
 from cogcalib_jax.data.columns import parse_columns
 from cogcalib_jax.data.prompts import PROMPTS
@@ -27,7 +27,7 @@ class DataConfig:
 
     task: str = often("world")
     """Name of a task in the registry (cogcalib_jax/data/registry.py)."""
-    path: str | None = often(None)
+    path: str | None = often(None, place=True)
     """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
     columns: tuple[str, ...] | None = often(None)
     """Columns of your own rows, as question=stem,choices=A+B+C+D,answer=key; unset: usual names."""
@@ -49,13 +49,13 @@ class DataConfig:
     """Rows carved from train for threshold and temperature; none: 15 %, at most 500."""
     validation_rows: int | None = None
     """Rows for validation; none: the official split whole, or 15 % of train, at most 500."""
-    style_fraction: float = 0.1
+    style_fraction: float = setting(0.1, affects_questions=False)
     """Share of the remaining training rows that is kept for style adaptation."""
-    train_rows: int | None = None
+    train_rows: int | None = setting(None, affects_questions=False)
     """Most rows for style adaptation and fine-tuning together; none uses all."""
     test_rows: int | None = None
     """Most test rows; none uses all."""
-    shared_groups: Literal["keep", "drop"] = "keep"
+    shared_groups: Literal["keep", "drop"] = setting("keep", added=True)
     """Your own training rows whose group also stands in your validation or test file."""
     split_seed: int = 0
     """Decides which rows go where; the world has a seed of its own."""

@@ -19,12 +19,16 @@ from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repe
 from cogcalib_jax.errors import UserError
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+def load_splits(
+    config: DataConfig, seed: int, stored: Mapping[str, sources.Stored] | None = None
+) -> Splits:
     """The five splits of a task.
 
     Args:
         config: the task, where its rows are, and sizes.
         seed: the run's seed; decides the world (stored rows are split by `config.split_seed`).
+        stored: split -> rows that are in memory already, of a task of the user's own rows; None:
+            they are read as `config` says.
 
     Raises:
         UserError: rows that cannot be read or used, splits that are missing, unlabelled or small.
@@ -32,7 +36,7 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     task = TASKS[config.task]
     if isinstance(task, MadeTask):
         return task.build(config.world, seed)
-    official, notes, read = _official(task, config)
+    official, notes, read = _official(task, config, stored)
     splits = make_splits(official, config)
     return replace(splits, notes=(*notes, *splits.notes), read=read)
 
@@ -57,17 +61,19 @@ def load_shots(config: DataConfig) -> tuple[Example, ...]:
     return draw_shots(_official(task, config)[0], config)
 
 
-def _official(task: RowTask, config: DataConfig) -> tuple[Official, list[str], str]:
+def _official(
+    task: RowTask, config: DataConfig, given: Mapping[str, sources.Stored] | None = None
+) -> tuple[Official, list[str], str]:
     """The rows as published, with their groups; notes; and a line on what was read."""
     notes: list[str] = []
-    stored = _stored(task, config, _split_names(task, config))
+    stored = given or _stored(task, config, _split_names(task, config))
     reader = _reader(task, config, stored)
     official = {
         name: _usable(task, name, rows, reader, config, notes) for name, rows in stored.items()
     }
     _require_one_kind(config, official)
     rows = [row for part in official.values() for row in part]
-    read = _read_line(config, stored, rows, reader)
+    read = "" if given else _read_line(config, stored, rows, reader)
     if task.group is not None:
         official = _grouped(task, official)
     parts = Official(official["train"], official.get("validation"), official.get("test"))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.reading import read_line
-from cogcalib_jax.data.sources import stored_rows
-from cogcalib_jax.data.tasks.custom import settle
+from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check
 from cogcalib_jax.errors import UserError
 
@@ -42,12 +42,24 @@ def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = N
     stored = stored_rows([path], str(path))
     if not stored.rows:
         raise UserError(f"{path}: has no rows; give one question a line")
+    questions, read = read_questions(stored, columns or {})
+    examples = [question.example for question in questions]
+    return Questions(questions, read_line({"": stored}, examples, read, ()))
+
+
+def read_questions(
+    stored: Stored, columns: Mapping[str, tuple[str, ...]]
+) -> tuple[list[Question], Reader]:
+    """Return the questions among stored rows, and how they were read.
+
+    Arguments and errors as for `load_questions`.
+    """
     held = {
         str(name) for row in stored.rows if isinstance(row.content, Mapping) for name in row.content
     }
     asked = {
         field: names
-        for field, names in (columns or {}).items()
+        for field, names in columns.items()
         if all(part.strip() in held for name in names for part in name.split("+"))
     }
     read = settle(stored.rows, asked, needs_answer=False)
@@ -60,8 +72,7 @@ def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = N
         except BadRow as reason:
             raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
     _require_distinct(questions)
-    examples = [question.example for question in questions]
-    return Questions(questions, read_line({"": stored}, examples, read, ()))
+    return questions, read
 
 
 def _require_distinct(questions: Sequence[Question]) -> None:

@@ -98,6 +98,7 @@ def encode_split(
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     shots: Sequence[Example] = (),
+    template: Template | None = None,
 ) -> tuple[EncodedSplit, tuple[str, ...]]:
     """Token ids of a split, and notes on what was cut or left out.
 
@@ -108,13 +109,17 @@ def encode_split(
         config: prompt template, `max_length`, and what to do with a row that cannot be encoded.
         shots: the `config.few_shot` solved questions before each, from `Splits.shots` or
             `load_shots`.
+        template: the prompt without `shots`; None: the one that `config` names.
 
     Raises:
         UserError: as `template_of`; a row whose question does not fit, or whose options cannot be
             told apart or are not tokenised in context (`on_bad_row: error`); no row left.
     """
     is_open = any(example.is_open for example in examples)
-    template = template_of(config, tokenizer, shots, is_open=is_open)
+    if template is None:
+        template = template_of(config, tokenizer, shots, is_open=is_open)
+    elif shots:
+        template = template.after(shots)
     encoder = Encoder(tokenizer, config, template, shots)
     encoded: list[Encoded] = []
     refused: list[str] = []

@@ -19,7 +19,6 @@ import hashlib
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,13 +31,15 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from cogcalib_jax.configlib import without_retired
+from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import (
     from_main,
     is_main,
     is_one_of_several,
     require_agreement,
 )
-from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity, without_places
+from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity
 from cogcalib_jax.engine.manifest import (
     DamageError,
     file_checksums,
@@ -47,7 +48,7 @@ from cogcalib_jax.engine.manifest import (
     require_journal,
     write_manifest,
 )
-from cogcalib_jax.errors import UserError, plain_text, refusal
+from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import named
 from cogcalib_jax.sharding import fetch
 
@@ -273,7 +274,7 @@ class Checkpoints:
         place = self.folder / name
         manifest = read_manifest(place)
         # Checkpoints of before name places as well.
-        require_same_identity(self.folder, without_places(manifest["identity"]), identity)
+        require_same_identity(self.folder, without_retired(manifest["identity"]), identity)
         if manifest["name"] != name:
             raise DamageError(f"it was saved as {manifest['name']}")
         try:
@@ -301,14 +302,7 @@ class Checkpoints:
             aside = self.folder / f"{name}-damaged"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / name).rename(aside)
-            print(
-                plain_text(
-                    f"warning: {self.folder}: {reason}; moved to {aside.name}, and checkpoint"
-                    f" {used} is used"
-                ),
-                file=sys.stderr,
-                flush=True,
-            )
+            warn(f"{self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is used")
 
 
 def _is_best(place: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,6 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
         check(self.keep >= 1, "keep", "must be an integer of at least 1")
-
-
-def without_places(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the places of base, rows and first adapter.
-
-    They may be moved: hashes (`made_from`) say whether what lies there is the same.
-    """
-    kept = {key: value for key, value in identity.items() if key != "adapter"}
-    for section in ("model", "data"):
-        if section in kept:
-            kept[section] = {key: v for key, v in kept[section].items() if key != "path"}
-    return kept
 
 
 def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def _flops(
     """passes: forward 1, with the gradient of inputs 2; trained: 1 for the adapter's gradient."""
     lengths = np.asarray(lengths, np.float64)
     shapes = layer_shapes(config)
-    rank, modules = (0, frozenset()) if lora is None else (lora.rank, lora.modules)
+    rank, modules = (0, frozenset()) if lora is None else (lora.r, lora.modules)
     linear = config.num_layers * sum(out * into for out, into in shapes.values())
     adapters = config.num_layers * sum(
         rank * (out + into) for name, (out, into) in shapes.items() if name in modules

@@ -108,7 +108,7 @@ def scoring_memory(
     local = _on_one_device(config, mesh)
     one = replace(local, num_layers=1, sliding_windows=())
     position = 2 * local.num_layers * local.kv_heads * local.head_dim * jnp.dtype(dtype).itemsize
-    size = LoraConfig(rank=1) if lora is None else lora
+    size = LoraConfig(r=1) if lora is None else lora
     return Memory(
         base=base,
         gathered=gathered,
@@ -185,7 +185,7 @@ def _stored(
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
 
     def kept(adapter: nnx.State, frozen: nnx.State, ids: jax.Array) -> list[jax.Array]:
-        key = jax.random.key(0) if lora.dropout > 0 else None
+        key = jax.random.key(0) if lora.lora_dropout > 0 else None
 
         def hidden(adapter: nnx.State) -> jax.Array:
             return nnx.merge(graphdef, adapter, frozen).hidden_states(ids, dropout_key=key)

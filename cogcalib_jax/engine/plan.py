@@ -107,7 +107,9 @@ def compile_step(
     )
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = make_train_step(SplitModel(graphdef, frozen), optimizer, loss, dropout=lora.dropout > 0)
+    step = make_train_step(
+        SplitModel(graphdef, frozen), optimizer, loss, dropout=lora.lora_dropout > 0
+    )
     lowered = jit_train_step(step, shardings, frozen, mesh).lower(
         jax.tree.map(_placed, state, shardings),
         frozen,

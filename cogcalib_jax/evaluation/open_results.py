@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator
+from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.calibrators import Isotonic, Platt, fit_isotonic, fit_platt
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
 from cogcalib_jax.evaluation.predictions import row_identity, write_rows
 from cogcalib_jax.metrics import bootstrap_intervals, summarize_confidence
+
+# Confidences of open answers beside the raw ones, each of the calibrator of that name.
+FITTED = ("platt", "isotonic")
+# The confidence whose numbers stand for the task: it costs nothing beside the answer itself.
+MAIN = "sequence"
 
 
 @dataclass(frozen=True)
 class Calibrators:
     """Maps from an answer's log-probability to the probability that it is right."""
 
-    maps: Mapping[str, Platt | Isotonic] = field(default_factory=dict)
+    maps: Mapping[str, Calibrator] = field(default_factory=dict)
     """by the name of the confidence"""
     notes: tuple[str, ...] = ()
     """which are missing and why, a line each"""
-
-
-_FITS: dict[str, Callable[[np.ndarray, np.ndarray], Platt | Isotonic]] = {
-    "platt": fit_platt,
-    "isotonic": fit_isotonic,
-}
-_KINDS: dict[str, type[Platt] | type[Isotonic]] = {"platt": Platt, "isotonic": Isotonic}
-# The confidence whose numbers stand for the task: it costs nothing beside the answer itself.
-MAIN = "sequence"
 
 
 def fit_calibrators(calibration: Answers) -> Calibrators:
@@ -43,9 +40,10 @@ def fit_calibrators(calibration: Answers) -> Calibrators:
     Where those answers are all right or all wrong there is nothing to fit: the notes say so.
     """
     fitted, notes = {}, []
-    for name, fit in _FITS.items():
+    for name in FITTED:
         try:
-            fitted[name] = fit(calibration.logprobs, calibration.exact_match)
+            one = CALIBRATORS.make(name)
+            fitted[name] = one.fit(calibration.logprobs, calibration.exact_match)
         except UserError as error:
             notes.append(f"no confidence {error}")
     return Calibrators(fitted, tuple(notes))
@@ -53,19 +51,36 @@ def fit_calibrators(calibration: Answers) -> Calibrators:
 
 def to_json(calibrators: Calibrators) -> dict[str, Any]:
     """As `calibration.json` keeps them."""
-    maps = {name: asdict(one) for name, one in calibrators.maps.items()}
+    maps = {name: one.to_json() for name, one in calibrators.maps.items()}
     return {"maps": maps, "notes": list(calibrators.notes)}
 
 
 def from_json(stored: Mapping[str, Any]) -> Calibrators:
-    """What `to_json` made."""
-    maps = {name: _KINDS[name](**fields) for name, fields in stored["maps"].items()}
+    """What `to_json` made, also in the form of earlier releases.
+
+    Raises UserError, KeyError, TypeError, ValueError or AttributeError for damaged content.
+    """
+    maps = {name: _map(name, content) for name, content in stored["maps"].items()}
     return Calibrators(maps, tuple(stored["notes"]))
 
 
+def _map(name: str, content: Mapping[str, Any]) -> Calibrator:
+    if KIND not in content:
+        # Earlier releases kept the fitted numbers alone, without `_`.
+        numbers = {f"{key}_": value for key, value in content.items()}
+        content = {KIND: name, **numbers, "converged_": True, "n_rows_": 0}
+    return Calibrator.from_json(content)
+
+
 def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPredictions:
-    """`predictions` with the calibrated confidences beside the raw ones."""
-    made = {name: one(predictions.answers.logprobs) for name, one in calibrators.maps.items()}
+    """`predictions` with the calibrated confidences beside the raw ones; NaN stays NaN."""
+    logprobs = predictions.answers.logprobs
+    known = np.isfinite(logprobs)
+    made = {}
+    for name, one in calibrators.maps.items():
+        made[name] = np.full(len(logprobs), np.nan)
+        if known.any():
+            made[name][known] = one(logprobs[known])
     return replace(
         predictions,
         confidences=predictions.confidences | made,

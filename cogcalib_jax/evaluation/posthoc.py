@@ -1,22 +1,24 @@
-"""Post-hoc calibration: temperature scaling, a strong and simple rival of training-time methods."""
+"""Post-hoc calibration: calibrators on predictions, and as `calibration.json` stores them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
+from cogcalib_jax.calibration import Calibrator, TemperatureScaler
+from cogcalib_jax.calibration.base import KIND
+from cogcalib_jax.calibration.scaling import at_bound, bound_warning
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.foreign import damage
 
-# log-temperatures: 1/100 to 100.
-LOG_RANGE = np.log(100.0)
-# The bounded search stops this close to an end, in log T.
-AT_BOUND = 1e-3
+Fitted = TypeVar("Fitted", bound=Calibrator)
+STORED = "calibrator"
+"""the entry of calibration.json that holds a calibrator, or null"""
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,7 @@ class FittedTemperature:
         """The sentence that a user must read before using it; None for an ordinary fit."""
         if self.value is None:
             return f"no temperature was fitted: {str(self.why_none).removeprefix('temperature: ')}"
-        if np.log(self.value) > LOG_RANGE - AT_BOUND:
-            return (
-                f"the fitted temperature is {self.value:.0f}, the upper bound of the search: on the"
-                f" {self.rows:,} calibration questions the scores do not show which option is"
-                " right, and with it every confidence is close to guessing"
-            )
-        if np.log(self.value) < AT_BOUND - LOG_RANGE:
-            return (
-                f"the fitted temperature is {self.value:.2f}, the lower bound of the search: the"
-                f" {self.rows:,} calibration questions hold next to no mistake, and with it every"
-                " confidence is close to 100 %; use a larger calibration split"
-                " (data.calibration_rows)"
-            )
-        return None
+        return bound_warning(self.value, self.rows)
 
 
 def stored_temperature(adapter: Path) -> FittedTemperature | None:
@@ -71,29 +60,64 @@ def stored_temperature(adapter: Path) -> FittedTemperature | None:
     return fitted
 
 
-def fit_temperature(predictions: Predictions) -> float:
-    """The temperature that minimises the mean NLL over the options (Guo et al. 2017).
+def stored_calibrator(adapter: Path) -> Calibrator | None:
+    """Read the calibrator in an adapter's `calibration.json`; None if it stores none.
 
-    Fitted on the calibration split, never on test questions. The NLL is convex in 1 / T, so the
-    bounded search over log T has one minimum; a split that is answered without a mistake has
-    none, and is refused.
+    Files of earlier releases store a temperature alone. Raises UserError for a damaged file.
     """
-    scores = replace(predictions, temperature=1.0).scores
-    rows = np.arange(len(scores))
-    right = scores[rows, predictions.answers]
-    if np.all(right >= scores.max(-1)):
-        raise UserError(
-            f"temperature: all {len(scores)} calibration questions are answered correctly, so the"
-            " best temperature is 0; use a larger calibration split (data.calibration_rows)"
-        )
+    content = read_calibration(adapter) or {}
+    if STORED in content:
+        stored = content[STORED]
+    else:
+        fitted = stored_temperature(adapter)
+        stored = None
+        if fitted is not None and fitted.value is not None:
+            stored = {KIND: "temperature", "temperature_": fitted.value}
+            stored |= {"converged_": not at_bound(fitted.value), "n_rows_": fitted.rows}
+    try:
+        return None if stored is None else Calibrator.from_json(stored)
+    except UserError as error:
+        raise UserError(f"{adapter / CALIBRATION_FILE}: damaged ({error})") from error
 
-    def nll(log_temperature: float) -> float:
-        scaled = scores / np.exp(log_temperature)
-        highest = scaled.max(-1)
-        log_sum = highest + np.log(np.exp(scaled - highest[:, None]).sum(-1))
-        return float(np.mean(log_sum - scaled[rows, predictions.answers]))
 
-    found = minimize_scalar(
-        nll, bounds=(-LOG_RANGE, LOG_RANGE), method="bounded", options={"xatol": 1e-8}
+def with_calibrator(
+    predictions: Predictions, calibrator: Calibrator | None, start: Predictions | None = None
+) -> Predictions:
+    """Return `predictions` with the probabilities of `calibrator`; None: the model's own.
+
+    start: the start's predictions of the same questions, for a calibrator that needs them.
+    """
+    if isinstance(calibrator, TemperatureScaler):
+        return replace(predictions, temperature=calibrator.temperature_)
+    if calibrator is None:
+        return predictions
+    return replace(with_start(predictions, start), calibrator=calibrator)
+
+
+def with_start(predictions: Predictions, start: Predictions | None) -> Predictions:
+    """Return `predictions` with the option scores of `start` beside their own, if there is one."""
+    if start is None:
+        return predictions
+    return replace(predictions, start_scores=start.option_scores)
+
+
+def fit_temperature(predictions: Predictions) -> float:
+    """The temperature that `TemperatureScaler` fits to the scores of `predictions`.
+
+    Fitted on the calibration split, never on test questions. Raises UserError for a split that is
+    answered without a mistake.
+    """
+    return fit_calibrator(TemperatureScaler(), predictions).temperature_
+
+
+def fit_calibrator(calibrator: Fitted, predictions: Predictions) -> Fitted:
+    """Fit `calibrator` to the option scores of `predictions`, and return it.
+
+    Raises UserError as its `fit` does, also where it needs `start_scores` and there are none.
+    """
+    return calibrator.fit(
+        predictions.option_scores,
+        predictions.answers,
+        mask=predictions.mask,
+        start_scores=predictions.start_scores,
     )
-    return float(np.exp(found.x))

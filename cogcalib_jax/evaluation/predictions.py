@@ -10,11 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cogcalib_jax.data.example import Encoded, Example
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator
+from cogcalib_jax.calibration.nll import log_softmax, softmax
+from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.repeats import HASH, question_hash
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.option_score import OptionScore, score_options
 from cogcalib_jax.files import whole_file
+
+UNKNOWN = -1
+"""in the place of an answer that nobody knows"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Predictions:
     tokens: np.ndarray
     """[n, k] int: tokens of each completion, 0 where there is no option"""
     answers: np.ndarray
-    """[n] int: index of the right option"""
+    """[n] int: index of the right option, -1 where it is not known"""
     option_score: OptionScore
     """the rule that turns log-probabilities into scores"""
     temperature: float = 1.0
@@ -50,6 +55,19 @@ class Predictions:
     """[n, k] int: Unicode code points of each completion without outer white space"""
     priors: np.ndarray | None = None
     """[n, k] float64: `logprobs` of the completions after `pmi_prefix_ids` alone; only for pmi"""
+    calibrator: Calibrator | None = None
+    """maps `option_scores` to `probs`, in the place of the softmax at a temperature"""
+    start_scores: np.ndarray | None = None
+    """[n, k] float64: `option_scores` of the start, for a calibrator that mixes it in"""
+    encoded: EncodedSplit | None = None
+    """the questions, where they are known"""
+
+    def __post_init__(self) -> None:
+        if self.calibrator is not None and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature:g}; expected 1 beside a calibrator, which takes"
+                " its place"
+            )
 
     @property
     def mask(self) -> np.ndarray:
@@ -84,15 +102,48 @@ class Predictions:
     @property
     def probs(self) -> np.ndarray:
         """[n, k]: option probabilities, 0 where there is no option."""
-        scores = self.scores
-        shifted = np.exp(scores - scores.max(-1, keepdims=True))
-        return shifted / shifted.sum(-1, keepdims=True)
+        if self.calibrator is not None:
+            return self.calibrator.transform(
+                self.option_scores, mask=self.mask, start_scores=self.start_scores
+            )
+        return softmax(self.scores)
 
     @property
     def option_logprobs(self) -> np.ndarray:
-        """[n, k]: log of `probs`, also where those are too small for a float; absent ones -inf."""
-        scores = self.scores
-        return scores - np.logaddexp.reduce(scores, -1, keepdims=True)
+        """[n, k]: log of `probs`, also where those are too small for a float; absent ones -inf.
+
+        Of a calibrator's probabilities none is taken for less than the smallest float."""
+        if self.calibrator is not None:
+            smallest = np.finfo(np.float64).tiny
+            return np.where(self.mask, np.log(np.maximum(self.probs, smallest)), -np.inf)
+        return log_softmax(self.scores)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int: index of the right option."""
+        return self.answers
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """[n] int: index of the most probable option, the first of several."""
+        # Without a calibrator by the scores, which differ also where probabilities round to one.
+        ranked = self.option_scores if self.calibrator is None else self.probs
+        return np.where(self.mask, ranked, -np.inf).argmax(-1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """[n] float64: probability of the predicted option."""
+        return self.probs[np.arange(len(self.answers)), self.predicted]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[n] float64: 1 where the predicted option is the right one, else 0.
+
+        Raises ValueError for questions whose answers are not known.
+        """
+        if (self.answers == UNKNOWN).any():
+            raise ValueError("answers are not known; expected labelled questions, as a Task has")
+        return (self.predicted == self.answers).astype(np.float64)
 
     @property
     def vocab_probs(self) -> np.ndarray:
@@ -104,6 +155,22 @@ class Predictions:
         """[n, k]: what a server that applies the temperature to its logits would report."""
         return self.logprobs if self.tempered_logprobs is None else self.tempered_logprobs
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Return one JSON-able object a question, as in files of predictions.
+
+        Raises:
+            ValueError: the questions are not known.
+        """
+        if self.encoded is None:
+            raise ValueError("encoded is None; expected predictions that a Model made")
+        return prediction_rows(self, self.encoded)
+
+    def to_pandas(self) -> Any:
+        """Return a DataFrame with one row a question; pandas must be installed."""
+        import pandas
+
+        return pandas.DataFrame(self.to_rows())
+
 
 def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
     """One JSON object a question; docs/architecture.md lists the fields.
@@ -111,11 +178,14 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
     `prompt` and `completions` are the exact text, so anyone can recompute a row elsewhere.
     """
     rows = []
-    scores, probs = predictions.option_scores, predictions.probs
+    scores, probs, predicted = predictions.option_scores, predictions.probs, predictions.predicted
+    calibrator = {}
+    if predictions.calibrator is not None:
+        calibrator = {"calibrator": CALIBRATORS.spec(predictions.calibrator)}
     for i, e in enumerate(encoded):
         k = len(e.completions)
         logprobs, option_probs = predictions.logprobs[i, :k], probs[i, :k]
-        best = int(np.argmax(scores[i, :k]))
+        best = int(predicted[i])
         rows.append(
             {
                 "id": e.id,
@@ -131,6 +201,7 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
                 "option_scores": scores[i, :k].tolist(),
                 "scoring": predictions.scoring,
                 "temperature": predictions.temperature,
+                **calibrator,
                 "option_probs": option_probs.tolist(),
                 "nll": float(-np.log(max(option_probs[e.answer], np.finfo(float).tiny))),
                 "confidence": float(option_probs[best]),

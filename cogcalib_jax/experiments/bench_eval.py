@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_dict
+from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_test
 from cogcalib_jax.data.packing import pack, packed_batches
@@ -30,9 +31,10 @@ from cogcalib_jax.experiments.timing import Estimate, median
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.runs.assemble import assemble_model, base_path, load_base_tokenizer, say
+from cogcalib_jax.runs.assemble import assemble_model, base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import batch_parts
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 
 REFUSED = {
     "compare": "scoring takes as long whatever the method",

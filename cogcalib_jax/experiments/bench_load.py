@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.configlib import check, load_config, to_dict
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.experiments.before_work import require_writable
@@ -107,7 +107,7 @@ def measure(config: LoadBenchConfig) -> dict[str, Any]:
         "devices": last.devices,
         "device": last.device_kind,
         "dtype": last.dtype,
-        "mesh": {axis: getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor")},
+        "mesh": to_dict(config.mesh),
         "cpus": len(os.sched_getaffinity(0)),
         "seconds": seconds,
         "seconds_each": [load.seconds for load in loads],

@@ -31,7 +31,7 @@ from cogcalib_jax.sharding import MESH_AXES
 
 LISTED = 8  # collectives that are listed one by one
 REFUSED = {
-    "adapter": "a step takes as much from any values; say lora.rank and lora.targets",
+    "adapter": "a step takes as much from any values; say lora.r and lora.target_modules",
     "run_dir": "no run folder is written; keep the figures with --json FILE",
     "resume": "nothing is run",
 }

@@ -22,28 +22,20 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.configlib import check, command_line, load_config, to_dict
+from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.flops import update_flops
 from cogcalib_jax.engine.step import init_state
-from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.evaluation.evaluate import provenance, write_json
 from cogcalib_jax.experiments.before_work import refuse_meaningless, require_writable
 from cogcalib_jax.experiments.peak import Peak, peak_flops
 from cogcalib_jax.experiments.timing import Estimate, interleave, median, paired_ratio
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.runs.assemble import (
-    assemble_model,
-    base_path,
-    encode_splits,
-    load_base_tokenizer,
-    make_trainable,
-    require_even_batches,
-    require_options_space,
-    say,
-)
 from cogcalib_jax.runs.config import RunConfig, check_entries
+from cogcalib_jax.runs.prepare import prepare
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.phase import Trainable
@@ -57,7 +49,7 @@ REFUSED = {
     "method.name": "name the methods with --methods",
     "method.term": "name the methods with --methods",
     "method.gate": "name the methods with --methods",
-    "adapter": "a step takes as long from any values; say lora.rank and lora.targets",
+    "adapter": "a step takes as long from any values; say lora.r and lora.target_modules",
     "run_dir": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }
@@ -83,7 +75,7 @@ class TrainBenchConfig(RunConfig):
         """The run that is measured, as a comparison of its methods with sft first."""
         others = tuple(entry for entry in self.methods if entry.partition("=")[0] != BASE)
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
-        return RunConfig(**values | {"compare": (BASE, *others)})
+        return RunConfig(**values | {"compare": (BASE, *others), "also": ()})
 
 
 def bench_train(argv: list[str], default_preset: Path) -> str:
@@ -131,15 +123,11 @@ class Measured(NamedTuple):
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; see `_figures`."""
     run, phases = config.run_config(), Phases()
-    require_even_batches(run)
-    base = base_path(run.model, run.data, run.pretrain, run.seed)
-    say(f"== Data and model: {run.data.task} with {base}")
-    splits = encode_splits(run.data, load_base_tokenizer(base), run.seed)
-    require_options_space(run, splits)
-    assembled = assemble_model(run, run.lora, base)
-    trainable = make_trainable(run, assembled)
+    ready = prepare(run)
+    assembled, trainable = ready.assembled, ready.trainer.trainable
+    train = ready.trainer.splits["train"]
     phases.end("loading")
-    prepared = _prepare(run, trainable, splits["train"], assembled.decoder.config, config.steps)
+    prepared = _batches(run, trainable, train, ready.base.config, config.steps)
     phases.end("batches")
     shapes = {p.batch.input_ids.shape: p for p in prepared}
 
@@ -160,7 +148,7 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     control = seconds.pop(CONTROL)
     peak = peak_flops(assembled.mesh, assembled.decoder.dtype)
     measured = {name: Measured(times, compile_s[name]) for name, times in seconds.items()}
-    data = {run.data.task: data_hash(splits["train"])}
+    data = {run.data.task: ready.hashes["train"]}
     return (
         _figures(measured, control, prepared[WARMUP:], run.training.batch_size, peak)
         | {"phases": phases.ended, "peak_host_bytes": _peak_host_bytes()}
@@ -170,7 +158,7 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     )
 
 
-def _prepare(
+def _batches(
     run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
 ) -> list[Prepared]:
     """The batches of all rounds, warm-up included."""

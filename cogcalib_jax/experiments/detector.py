@@ -19,7 +19,7 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.configlib import check, command_line, load_config
+from cogcalib_jax.configlib import check, command_line, load_config, style_identity
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, write_json
@@ -42,7 +42,7 @@ from cogcalib_jax.method.slick import SHOTS
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.config import SAMPLING_BASELINES, RunConfig
 from cogcalib_jax.runs.method_run import Run
-from cogcalib_jax.runs.train import prepare
+from cogcalib_jax.runs.train import open_run
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.refit import example_nll
@@ -148,7 +148,7 @@ def detector(argv: list[str]) -> str:
 
 def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = SHOTS) -> None:
     """Train every method of `config` and write down what the gate saw; `style` is not used."""
-    run = prepare(config, "detector", list(cell.argv))
+    run = open_run(config, "detector", list(cell.argv))
     trainer = run.trainer
     rows = {
         TRAINED: EncodedSplit.of(trainer.splits["train"][: config.training.probe_rows]),
@@ -156,7 +156,9 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
     }
     write_labels(run, rows, shots)
     say(f"== Style adaptation: {trainer.style_steps} updates of plain cross-entropy")
-    start = style_phase(trainer, run.assembled.lora, run.folder / "style")
+    start = style_phase(
+        trainer, run.assembled.lora, run.folder / "style", style_identity(run.config)
+    )
     methods = run.config.resolved_methods()
     for key, method in methods.items():
         say(f"== {key}, watched: {trainer.total_steps} updates")

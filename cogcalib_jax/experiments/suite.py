@@ -18,7 +18,14 @@ from pathlib import Path
 
 import jax
 
-from cogcalib_jax.configlib import FieldError, check, load_config, without_person
+from cogcalib_jax.configlib import (
+    FieldError,
+    check,
+    load_config,
+    places,
+    style_identity,
+    without_person,
+)
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.console import progress_bar
 from cogcalib_jax.errors import UserError
@@ -31,7 +38,6 @@ from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.folder import holding_locks, lock_folder
 from cogcalib_jax.runs.train import train_run
-from cogcalib_jax.training.finetune import style_identity
 
 # Compiling a step of the world takes 2 to 6 s; what takes less is not worth a file.
 MIN_COMPILE_SECONDS = 0.5
@@ -217,8 +223,8 @@ def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
     with progress_bar(len(planned), folder.name, "cell") as bar:
         for cell in planned:
             bar.set_postfix_str(cell.title)
-            settings = style_identity(with_own_lora(cell.config).identity())
-            style_key = json.dumps([settings, cell.config.places()], sort_keys=True)
+            settings = style_identity(with_own_lora(cell.config))
+            style_key = json.dumps([settings, places(cell.config)], sort_keys=True)
             try:
                 _run(cell, styles.get(style_key), work)
             except Preempted as stopped:

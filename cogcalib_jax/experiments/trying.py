@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cogcalib_jax.configlib import style_identity
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.posthoc import fit_temperature
@@ -23,7 +24,7 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
 from cogcalib_jax.runs.stored import CONFIG_FILE, read_config
-from cogcalib_jax.runs.train import composed, prepare
+from cogcalib_jax.runs.train import composed, open_run
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
 from cogcalib_jax.weights.foreign import damage
@@ -73,9 +74,9 @@ def train_missing(trial: Trial, argv: Sequence[str]) -> None:
     if not missing:
         return
     resume = (folder / CONFIG_FILE).is_file()
-    run = prepare(replace(trial.config, resume=resume), "tune", list(argv))
+    run = open_run(replace(trial.config, resume=resume), "tune", list(argv))
     style = folder / "style"
-    start = style_phase(run.trainer, run.assembled.lora, style)
+    start = style_phase(run.trainer, run.assembled.lora, style, style_identity(run.config))
     run = composed(run, start)
     for entry in missing:
         at = f"{trial.entries.index(entry) + 1} of {len(trial.entries)}"

@@ -12,6 +12,17 @@ from cogcalib_jax.method.terms import Term
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """The term on anchor rows as the training step takes it: a pytree whose numbers are leaves."""
+
+    term: Term
+    weight: float | jax.Array
+
+
+jax.tree_util.register_dataclass(Anchor, data_fields=["term", "weight"], meta_fields=[])
+
+
+@dataclass(frozen=True)
 class Method:
     """A method as the training step takes it: a pytree whose numbers are leaves.
 
@@ -27,6 +38,8 @@ class Method:
     """the classes the term sees: the whole vocabulary, or the question's options"""
     normalise: bool
     """whether an added term's loss is divided by one plus the weight that the example received"""
+    anchor: Anchor | None = None
+    """the term on anchor rows, in the same space; None without such rows"""
 
     @property
     def term_space(self) -> Space | None:
@@ -35,5 +48,5 @@ class Method:
 
 
 jax.tree_util.register_dataclass(
-    Method, data_fields=["term", "gate", "weight"], meta_fields=["space", "normalise"]
+    Method, data_fields=["term", "gate", "weight", "anchor"], meta_fields=["space", "normalise"]
 )

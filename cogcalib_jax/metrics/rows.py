@@ -151,12 +151,42 @@ def check_options(
     _refuse(
         too_much | too_little, total, f"sum of {name}", f"is not {'' if complete else 'at most '}1"
     )
+    return probs, mask, check_answers(answers, mask)
+
+
+def check_answers(answers: ArrayLike, mask: NDArray[np.bool_], name: str = "answers") -> IntArray:
+    """Return the option indices [rows] as int64; each must be of an option in mask [rows, options].
+
+    Args:
+        name: what they are called in messages.
+    Raises:
+        InvalidRows: another shape or dtype, or an index of no option.
+    """
     answers = np.asarray(answers)
-    if answers.shape != probs.shape[:1]:
-        raise InvalidRows(f"answers has shape {answers.shape}: expected {probs.shape[:1]}")
+    if answers.shape != mask.shape[:1]:
+        raise InvalidRows(f"{name} has shape {answers.shape}: expected {mask.shape[:1]}")
     if not np.issubdtype(answers.dtype, np.integer):
-        raise InvalidRows(f"answers has dtype {answers.dtype}: expected integer option indices")
-    _refuse((answers < 0) | (answers >= probs.shape[1]), answers, "answers", "is no option's index")
+        raise InvalidRows(f"{name} has dtype {answers.dtype}: expected integer option indices")
+    _refuse((answers < 0) | (answers >= mask.shape[1]), answers, name, "is no option's index")
     exists = mask[np.arange(len(mask)), answers]
-    _refuse(~exists, answers, "answers", "is the index of an option that does not exist")
-    return probs, mask, answers.astype(np.int64)
+    _refuse(~exists, answers, name, "is the index of an option that does not exist")
+    return answers.astype(np.int64)
+
+
+def check_scores(scores: ArrayLike, name: str, mask: ArrayLike | None) -> FloatArray:
+    """Return scores [rows, options] as float64, -inf for options that do not exist.
+
+    Args:
+        name: what they are called in messages.
+        mask: bool [rows, options], or the number of options of each row [rows]; None: all exist.
+    Raises:
+        InvalidRows: another shape, no rows, or a score of an option that is not finite.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise InvalidRows(
+            f"{name} has shape {values.shape}: expected [rows, options], at least one"
+        )
+    exists = np.ones(values.shape, bool) if mask is None else check_mask(mask, values.shape)
+    _refuse(exists & ~np.isfinite(values), values, name, "is not a finite number")
+    return np.where(exists, values, -np.inf)

@@ -45,13 +45,13 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.scale = 0.0 if lora is None else lora.scale
-        self.dropout = 0.0 if lora is None else lora.dropout
+        self.dropout = 0.0 if lora is None else lora.lora_dropout
         # NNX fixes whether an attribute holds data when it is first set: each is set once.
         shape = (*stack, out_features, in_features)
         self.weight = normal_param(shape, initializer_range, dtype, rngs) if weight else None
         self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
-        self.lora_A = None if lora is None else _lora_a(stack, lora.rank, in_features, rngs)
-        self.lora_B = None if lora is None else _lora_b(stack, lora.rank, out_features)
+        self.lora_A = None if lora is None else _lora_a(stack, lora.r, in_features, rngs)
+        self.lora_B = None if lora is None else _lora_b(stack, lora.r, out_features)
         uncertain = isinstance(lora, UncertainLora)
         self.lora_A_root = _lora_a_root(self.lora_A.shape, rngs) if uncertain else None
 
@@ -134,7 +134,7 @@ def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
     """The same model, sharing its arrays, whose adapters drop that share of their inputs."""
     graphdef, state = nnx.split(decoder)
     changed = nnx.merge(graphdef, state)
-    changed.lora = replace(decoder.lora, dropout=dropout)
+    changed.lora = replace(decoder.lora, lora_dropout=dropout)
     for _, module in nnx.iter_modules(changed):
         if isinstance(module, Linear) and module.lora_A is not None:
             module.dropout = dropout

@@ -6,7 +6,7 @@ Shapes first, then shardings, then arrays: no parameter exists on one device bef
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,44 @@ def without_uncertainty(decoder: Decoder) -> Decoder:
     return nnx.merge(
         graphdef, nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[-1] != ROOT])
     )
+
+
+def merge_lora(decoder: Decoder) -> Decoder:
+    """Return a decoder without LoRA layers whose weights hold them: W + scale B A, in W's dtype.
+
+    The product is taken in float32. A head that shares the embedding gets weights of its own.
+    """
+    if decoder.lora is None:
+        return decoder
+    config, scale = decoder.config, decoder.lora.scale
+    if "lm_head" in decoder.lora.modules:
+        config = replace(config, tie_word_embeddings=False)
+    graphdef, abstract = abstract_decoder(
+        config,
+        None,
+        decoder.dtype,
+        decoder.mesh,
+        remat=decoder.remat,
+        attention=decoder.layers.self_attn.attention,
+    )
+    values = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+
+    def merged(path: Path, leaf: nnx.Variable) -> nnx.Variable:
+        value = values.get(path)
+        if value is None:  # a head that shared the embedding
+            value = values["embed_tokens", "weight"]
+        lora_a, lora_b = (values.get((*path[:-1], name)) for name in ("lora_A", "lora_B"))
+        if path[-1] != "weight" or lora_a is None:
+            return leaf.replace(value)
+
+        def add(weight: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
+            update = jnp.einsum("...or,...ri->...oi", lora_b, lora_a, precision="highest")
+            return (weight.astype(jnp.float32) + scale * update).astype(weight.dtype)
+
+        target = leaf.get_value().sharding
+        return leaf.replace(jax.jit(add, out_shardings=target)(value, lora_a, lora_b))
+
+    return nnx.merge(graphdef, map_parameters(merged, abstract))
 
 
 def _with_lora(decoder: Decoder, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State]:

@@ -6,19 +6,30 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.configlib import FieldError, Loaded, check, load_config, often, to_dict
+from cogcalib_jax.configlib import (
+    FieldError,
+    Loaded,
+    check,
+    identity,
+    load_config,
+    marked_paths,
+    often,
+    places,
+    retire,
+    setting,
+)
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity, without_places
+from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, stored_config
@@ -28,15 +39,11 @@ from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.config import ModelConfig
 
 PROGRAM = "train.py"
-# What may differ between the command that started a run and the one that resumes it. On another
-# mesh sums are taken in another order: what follows agrees to 1e-5, and not bit for bit.
-NOT_IDENTITY = ("run_dir", "resume", "dry_run", "mesh", "checkpoint")
-
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
 SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
 # Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
 BEST_EPOCHS = ("sft",)
-# Dropout of MC-dropout's adapter where lora.dropout is 0, as in the literature on Bayesian LoRA.
+# Dropout of MC-dropout's adapter if lora.lora_dropout is 0, as in the literature on Bayesian LoRA.
 MC_DROPOUT = 0.1
 
 
@@ -46,24 +53,24 @@ class RunConfig:
 
     seed: int = often(0)
     """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
-    run_dir: str | None = often(None)
+    run_dir: str | None = often(None, affects_identity=False)
     """folder of the results; unset: runs/NAME-N after the preset's name"""
-    resume: bool = often(False)
+    resume: bool = often(False, affects_identity=False)
     """continue the run in run_dir from its newest checkpoint"""
-    dry_run: bool = often(False)
+    dry_run: bool = often(False, affects_identity=False)
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
-    compare: tuple[str, ...] = often(())
+    compare: tuple[str, ...] = often((), affects_style=False)
     """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
     wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
     mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
-    ensemble_members: int = 5
+    ensemble_members: int = setting(5, affects_style=False)
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
     """of an ensemble, each with LoRA's first weights and a data order of its own; 0: a plain run"""
-    also: tuple[str, ...] = ()
+    also: tuple[str, ...] = setting((), affects_style=False)
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
-    option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE)
+    option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
     """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
     per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
     also knows pmi: docs/evaluation.md"""
@@ -73,23 +80,27 @@ class RunConfig:
     """the base model"""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """the trained adapter"""
-    adapter: str | None = often(None)
+    adapter: str | None = often(None, place=True)
     """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodConfig = setting(default_factory=MethodConfig, affects_style=False)
     """the calibration term and its gate"""
+    anchor: AnchorConfig = setting(default_factory=AnchorConfig, affects_style=False, added=True)
+    """questions without answers on which a term holds every method; unset: none"""
     loss: LossConfig = field(default_factory=LossConfig)
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """optimisation"""
-    composition: CompositionConfig = field(default_factory=CompositionConfig)
+    composition: CompositionConfig = setting(default_factory=CompositionConfig, affects_style=False)
     """which of the fine-tuning rows are used, by what the model knows of them"""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig, affects_style=False)
     """scoring and metrics"""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    # On another mesh sums are taken in another order: what follows agrees to 1e-5, and not bit for
+    # bit.
+    mesh: MeshConfig = setting(default_factory=MeshConfig, affects_identity=False)
     """devices"""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """processes, where a run has several (one per host)"""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = setting(default_factory=CheckpointConfig, affects_identity=False)
     """what is saved while training"""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """the base of the knowledge world (task world without model.path)"""
@@ -113,6 +124,11 @@ class RunConfig:
             "option_score",
             "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
             " --option-score pmi",
+        )
+        check(
+            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
         )
         check_tasks(self.also, "also")
         self._check_also()
@@ -163,6 +179,10 @@ class RunConfig:
             methods[method.label if short[method.label] == 1 else method.full_label] = method
         return methods
 
+    def as_written(self) -> RunConfig:
+        """This run's config as its folder keeps it, a method alone being spelled out."""
+        return self if self.compare else self.for_method(self.method.resolve())
+
     def as_plain_finetuning(self) -> RunConfig:
         """This run's config as if `sft` were its only method."""
         return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])
@@ -171,37 +191,9 @@ class RunConfig:
         """This run's config as if `method` were its only one."""
         return replace(self, method=replace(method, name=None), compare=())
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint to be continued.
 
-        Places are no part of it: what lies there is compared by hash (runs/inputs.py).
-        """
-        identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
-        identity = without_places(identity)
-        # A run that stopped at an update that is not finite may go on without it: until there, it
-        # was the same run.
-        del identity["training"]["nonfinite"]
-        if self.data.shared_groups == "keep":
-            # Checkpoints of earlier releases have no such field.
-            del identity["data"]["shared_groups"]
-        return identity
-
-    def places(self) -> dict[str, str | None]:
-        """Return where base, rows and the first adapter lie, by dotted path."""
-        return {
-            "model.path": self.model.path,
-            "data.path": self.data.path,
-            "adapter": self.adapter,
-        }
-
-    def with_places_of(self, other: RunConfig) -> RunConfig:
-        """This config with base, rows and first adapter where `other` has them."""
-        return replace(
-            self,
-            model=replace(self.model, path=other.model.path),
-            data=replace(self.data, path=other.data.path),
-            adapter=other.adapter,
-        )
+# Checkpoints of earlier releases compared places.
+retire(*marked_paths(RunConfig, "place"))
 
 
 def check_seed(seed: int) -> None:
@@ -276,7 +268,7 @@ def _require_whole_run(folder: Path) -> None:
 
 def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
     """An adapter that a run starts from says itself how large it is and where it sits."""
-    retyped = sorted({"lora.rank", "lora.alpha", "lora.targets"} & loaded.explicit)
+    retyped = sorted(set(marked_paths(RunConfig, "of_adapter")) & loaded.explicit)
     if loaded.config.adapter is not None and retyped:
         raise UserError(
             f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
@@ -291,9 +283,9 @@ def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = T
     compares what lies there. Returns the config that the run was started with.
     """
     stored = read_config(folder, RunConfig)
-    require_same_identity(folder, stored.identity(), config.identity())
+    require_same_identity(folder, identity(stored), identity(config))
     if places_too:
-        require_same_identity(folder, stored.places(), config.places())
+        require_same_identity(folder, places(stored), places(config))
     return stored
 
 

@@ -14,10 +14,10 @@ from cogcalib_jax.data.packing import packed_batches
 from cogcalib_jax.engine.memory import Memory, device_limit, scoring_memory
 from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.runs.assemble import note_beyond_context
 from cogcalib_jax.runs.compiling import Programs, compile_seconds, scoring_programs
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_report import (
@@ -74,8 +74,9 @@ def dry_run_evaluation(config: EvalConfig) -> str:
     for model in models:
         _check(config, model, bases[model.reads_with], sets[model.reads_with])
     for reading, base in bases.items():
+        new_tokens = config.evaluation.open.max_new_tokens
         context = base.config.max_position_embeddings
-        note_beyond_context(context, sets[reading].values(), notes.append)
+        notes.extend(check_context(context, sets[reading].values(), new_tokens))
 
     tasks = next(iter(sets.values()))
     show_rows(report, tasks, notes)
@@ -108,7 +109,6 @@ def _check(config: EvalConfig, model: Evaluated, base: Outline, sets: Sets) -> N
     outline = base.model(model.lora, config.model, mesh)
     open_predictor(
         outline,
-        base.config.max_position_embeddings,
         Predictor(outline, mesh, config.evaluation),
         config.evaluation,
         config.data,

@@ -6,29 +6,19 @@ built. One pass that scores is compiled from shapes, to see how long that takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.memory import device_limit, update_memory
 from cogcalib_jax.engine.plan import BatchShape
-from cogcalib_jax.engine.step import SplitModel
-from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
-    encode_splits,
-    evaluation_sets,
-    note_beyond_context,
-    require_even_batches,
-    require_open_questions,
-    require_options_space,
-    require_true_labels,
     with_own_lora,
 )
 from cogcalib_jax.runs.compiling import (
@@ -51,10 +41,7 @@ from cogcalib_jax.runs.dry_report import (
     show_time,
 )
 from cogcalib_jax.runs.folder import choose_folder
-from cogcalib_jax.runs.open_questions import open_predictor
-from cogcalib_jax.runs.option_score import require_options
-from cogcalib_jax.runs.outline import Outline, outline_base
-from cogcalib_jax.runs.sampling import require_single_tokens
+from cogcalib_jax.runs.prepare import Prepared, prepare
 from cogcalib_jax.runs.workload import (
     METHOD_SECONDS,
     RUN_SECONDS,
@@ -65,11 +52,9 @@ from cogcalib_jax.runs.workload import (
     measure,
     pretraining,
 )
-from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
-from cogcalib_jax.training.loop import train_stream
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.loop import anchor_stream, train_stream
 
 PRETRAINING, STYLE = "pretraining of the base", "style adaptation"
 
@@ -82,11 +67,10 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     folder = choose_folder(config.run_dir, name, config.resume)
     config = with_own_lora(config)
     if config.resume:
-        written = config if config.compare else config.for_method(config.method.resolve())
         # What lies there is not read, so a place may be another one.
-        require_same_config(folder, written, places_too=False)
+        require_same_config(folder, config.as_written(), places_too=False)
     notes: list[str] = []
-    run = _plan(config, notes)
+    run = plan(config, notes.append)
     base, splits, sets = run.base, run.splits, run.sets
     share, by = config.composition.known_share, config.composition.by
 
@@ -115,47 +99,6 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     return report.text()
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A run that is not made."""
-
-    config: RunConfig
-    base: Outline
-    mesh: Mesh
-    splits: dict[str, EncodedSplit]
-    sets: dict[str, EncodedSplit]
-    """task -> test questions"""
-    model: SplitModel
-    """without an array"""
-    adapter: nnx.State
-    """likewise"""
-
-    @property
-    def methods(self) -> dict[str, MethodConfig]:
-        return self.config.resolved_methods()
-
-    @property
-    def trainable(self) -> Trainable:
-        """As a run has it, which decides batches and their padding."""
-        config = self.config
-        return Trainable(
-            model=self.model,
-            mesh=self.mesh,
-            training=config.training,
-            loss=config.loss,
-            checkpoint=config.checkpoint,
-            dropout=config.lora.dropout > 0,
-            seed=config.training_seed,
-            identity=config.identity(),
-        )
-
-    @property
-    def steps(self) -> dict[str, int]:
-        """Updates of each phase; of fine-tuning, for one method."""
-        training, rows = self.config.training, len(self.splits["train"])
-        return {"style": training.style_updates(rows), "train": training.finetune_steps(rows)}
-
-
 class Estimate(NamedTuple):
     """Seconds of a run's operations, and of nothing else; what they rest on: `show_time`."""
 
@@ -175,9 +118,9 @@ class Estimator:
         self._rates: dict[tuple[Any, ...], Rates] = {}
 
     def __call__(self, config: RunConfig) -> Estimate:
-        run = _plan(with_own_lora(config), [])
+        run = plan(config, lambda note: None)
         updates = _updates(run)
-        key = (run.base.config, run.mesh, config.model, run.splits["test"].is_open)
+        key = (run.base.config, run.assembled.mesh, config.model, run.splits["test"].is_open)
         if key not in self._rates:
             self._rates[key] = _rates(run, updates)
         rates = self._rates[key]
@@ -192,44 +135,25 @@ class Estimator:
         return Estimate(*before, methods, others)
 
 
-def _plan(config: RunConfig, notes: list[str]) -> _Planned:
-    """Everything of a run but its weights; `notes` gets what its data had to say."""
-    require_even_batches(config)
-    base = outline_base(
-        config.model, config.data, config.pretrain, config.seed, config.adapter, notes.append
+def plan(config: RunConfig, note: Callable[[str], None]) -> Prepared:
+    """Everything of a run but its weights; `note` gets what its data had to say."""
+    run = prepare(config, abstract=True, note=note)
+    if not config.composition.asks_the_world:
+        return run
+    every = run.trainer.splits["train"]
+    train = compose(
+        every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
     )
-    splits = encode_splits(config.data, base.tokenizer, config.seed, notes.append)
-    share, by = config.composition.known_share, config.composition.by
-    if share is not None and by == "world":
-        every = splits["train"]
-        splits["train"] = compose(
-            every, config.composition, lambda: known_to_the_world(every), config.data.split_seed
-        )
-    require_options_space(config, splits)
-    require_options(config.option_score, config.data.task, splits)
-    require_true_labels(config, splits["train"])
-    sets = evaluation_sets(config, base.tokenizer, splits["test"], notes.append)
-    require_open_questions(config, splits["train"])
-    require_single_tokens(config, [splits["train"], *sets.values()])
-    mesh = make_mesh(config.mesh)
-    model, adapter = base.parts(config.lora, config.model, mesh)
-    note_beyond_context(
-        base.config.max_position_embeddings, [*splits.values(), *sets.values()], notes.append
-    )
-    open_predictor(
-        model,
-        base.config.max_position_embeddings,
-        Predictor(model, mesh, config.evaluation),
-        config.evaluation,
-        config.data,
-        base.tokenizer,
-        [*splits.values(), *sets.values()],
-    )
-    return _Planned(config, base, mesh, splits, sets, model, adapter)
+    return replace(run, trainer=run.trainer.with_train_split(train))
 
 
-def _show_steps(report: Report, run: _Planned) -> None:
-    training, steps = run.config.training, run.steps
+def _steps(run: Prepared) -> dict[str, int]:
+    """Updates of each phase; of fine-tuning, for one method."""
+    return {"style": run.trainer.style_steps, "train": run.trainer.total_steps}
+
+
+def _show_steps(report: Report, run: Prepared) -> None:
+    training, steps = run.config.training, _steps(run)
     report.section("Updates")
     report.line(
         f"Style adaptation: {count(steps['style'], 'update')} of {training.batch_size} on"
@@ -241,6 +165,12 @@ def _show_steps(report: Report, run: _Planned) -> None:
         f"Fine-tuning: {count(steps['train'], 'update')} of {training.batch_size} on"
         f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {', '.join(run.methods)}."
     )
+    if (anchors := run.trainer.trainable.anchors) is not None:
+        anchor, questions = run.config.anchor, count(len(anchors.questions), "question")
+        report.line(
+            f"Each update is held on {anchor.rows_per_step} of {questions} without answers, by"
+            f" {anchor.term}."
+        )
     refits, validations = (
         len(pauses(every, steps["train"], training.epoch_ends(rows)))
         for every in (training.refit_every, training.validate_every)
@@ -263,39 +193,56 @@ def _show_steps(report: Report, run: _Planned) -> None:
         )
 
 
-def _updates(run: _Planned) -> dict[str, tuple[Work, Padding]]:
+def _updates(run: Prepared) -> dict[str, tuple[Work, Padding]]:
     """Phase -> its updates (of fine-tuning: for one method) and how they are padded."""
     config, workload = run.config, _workload(run)
     classes = max(_classes(run, config.loss, method) for method in run.methods.values())
-    trainable, found = run.trainable, {}
-    for name, steps in run.steps.items():
+    trainable, found = run.trainer.trainable, {}
+    for name, steps in _steps(run).items():
         if steps:
             split = run.splits[name]
             stream = train_stream(trainable, split, steps)
             found[name] = workload.updates(stream, split, steps, classes, config.model.remat)
+    if run.trainer.trainable.anchors is not None:
+        rows, length = _anchor_shape(run)
+        held = workload.update([length] * rows, rows, classes, config.model.remat)
+        work, padding = found["train"]
+        found["train"] = work + held * run.steps["train"], padding
     return found
 
 
-def _workload(run: _Planned) -> Workload:
+def _anchor_shape(run: Prepared) -> tuple[int, int]:
+    """Anchor rows of an update, and the length they are padded to."""
+    trainable = run.trainer.trainable
+    if trainable.anchors is None:
+        return 0, 0
+    return run.config.anchor.rows_per_step, anchor_stream(
+        trainable, trainable.anchors
+    ).padded_length
+
+
+def _workload(run: Prepared) -> Workload:
     return Workload(run.base.config, run.config.lora, run.config.evaluation)
 
 
-def _classes(run: _Planned, loss: LossConfig, method: MethodConfig) -> int:
+def _classes(run: Prepared, loss: LossConfig, method: MethodConfig) -> int:
     """Logits formed at a scored position."""
     options, spaces = run.splits["train"].options, (loss.space, method.build().term_space)
     return run.base.config.vocab_size if "vocab" in spaces else options
 
 
-def _show_cost(report: Report, run: _Planned) -> None:
+def _show_cost(report: Report, run: Prepared) -> None:
     config, training = run.config, run.config.training
     updates = _updates(run)
     longest = max(length for _, padding in updates.values() for length in padding.lengths)
     answer_tokens = max(run.splits[name].answer_tokens for name in updates)
-    dtype = config.model.jax_dtype(run.mesh)
-    shape = BatchShape(training.batch_size // training.accumulation, longest, answer_tokens)
+    dtype = config.model.jax_dtype(run.assembled.mesh)
+    held, length = _anchor_shape(run)
+    examples = (training.batch_size + held) // training.accumulation
+    shape = BatchShape(examples, max(longest, length), answer_tokens)
     memory = update_memory(
         run.base.config,
-        run.mesh,
+        run.assembled.mesh,
         lora=config.lora,
         shape=shape,
         dtype=dtype,
@@ -304,11 +251,11 @@ def _show_cost(report: Report, run: _Planned) -> None:
         attention=config.model.attention,
     )
     report.section("Memory")
-    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    devices = f"{run.assembled.mesh.size} x {run.assembled.mesh.devices.flat[0].device_kind}"
     basis = (
         f"{shape.examples} x {longest} tokens, {dtype.name}, remat {config.model.remat}, {devices}"
     )
-    show_memory(report, "An update", memory, device_limit(run.mesh), basis)
+    show_memory(report, "An update", memory, device_limit(run.assembled.mesh), basis)
 
     trainings = len(run.methods) + len(config.sampling_baselines)
     show_time(
@@ -321,10 +268,10 @@ def _show_cost(report: Report, run: _Planned) -> None:
     )
 
 
-def _programs(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Programs:
+def _programs(run: Prepared, updates: dict[str, tuple[Work, Padding]]) -> Programs:
     """What the run compiles: every training its updates anew, and the passes once for all."""
     config, splits = run.config, run.splits
-    style, train = (len(updates[name][1].lengths) if name in updates else 0 for name in run.steps)
+    style, train = (len(updates[name][1].lengths) if name in updates else 0 for name in _steps(run))
     baselines = set(config.sampling_baselines) - {"ensemble"}
     trainings = len(run.methods) + len(baselines)
     if "ensemble" in config.sampling_baselines:
@@ -334,21 +281,27 @@ def _programs(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Progra
     scored = [splits["validation"], splits["calibration"], probe, *run.sets.values()]
     passes = scoring_programs(scored) + loss_programs(splits["calibration"])
     seconds = compile_seconds(
-        run.model, run.adapter, run.mesh, config.evaluation, splits["calibration"]
+        run.assembled.model,
+        run.assembled.lora,
+        run.assembled.mesh,
+        config.evaluation,
+        splits["calibration"],
     )
     return Programs(style + train * trainings, passes, seconds)
 
 
-def _rates(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> Rates:
+def _rates(run: Prepared, updates: dict[str, tuple[Work, Padding]]) -> Rates:
     """Operations a second on this machine, in products as large as an update's."""
     config, training = run.config, run.config.training
     tokens = float(np.mean(updates["train"][1].lengths)) * training.batch_size
     answers = config.evaluation.batch_size if run.splits["test"].is_open else None
-    dtype = config.model.jax_dtype(run.mesh)
-    return measure(run.base.config, run.mesh, dtype, tokens / training.accumulation, answers)
+    dtype = config.model.jax_dtype(run.assembled.mesh)
+    return measure(
+        run.base.config, run.assembled.mesh, dtype, tokens / training.accumulation, answers
+    )
 
 
-def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tuple[str, Work]]:
+def _parts(run: Prepared, updates: dict[str, tuple[Work, Padding]]) -> list[tuple[str, Work]]:
     """All work of the run, in its order."""
     config, workload, splits = run.config, _workload(run), run.splits
     nothing = Work()
@@ -369,7 +322,7 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
         rows += 1 + len(run.methods.keys() & set(BEST_EPOCHS))
     parts.append(("evaluation on test questions", tests * rows))
     if "mc_dropout" in config.sampling_baselines:
-        again = config.lora.dropout == 0 or "sft" not in run.methods
+        again = config.lora.lora_dropout == 0 or "sft" not in run.methods
         train = (
             finetuning + _between(run, config.as_plain_finetuning().method) if again else nothing
         )
@@ -392,10 +345,10 @@ def _parts(run: _Planned, updates: dict[str, tuple[Work, Padding]]) -> list[tupl
     return parts
 
 
-def _between(run: _Planned, method: MethodConfig) -> Work:
+def _between(run: Prepared, method: MethodConfig) -> Work:
     """All that a method does beside updates, until its test questions."""
     config, workload, splits = run.config, _workload(run), run.splits
-    training, total = config.training, run.steps["train"]
+    training, total = config.training, _steps(run)["train"]
     ends = training.epoch_ends(len(splits["train"]))
     calibration = splits["calibration"]
     fit = workload.losses(calibration)

@@ -7,12 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, given_values, load_config, often, to_dict
+from cogcalib_jax.configlib import (
+    check,
+    given_values,
+    identity,
+    load_config,
+    marked_paths,
+    often,
+    setting,
+    to_dict,
+)
+from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.engine.config import require_same_identity, without_places
+from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.config import EvaluationConfig, check_calibrator
 from cogcalib_jax.evaluation.option_score import (
     DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
@@ -20,23 +30,16 @@ from cogcalib_jax.evaluation.option_score import (
     stored_option_score,
 )
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
-from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
-from cogcalib_jax.runs.config import NOT_IDENTITY, RunConfig, check_seed, check_tasks
-from cogcalib_jax.runs.stored import (
-    CHOICE_FILE,
-    read_choice,
-    read_config,
-    resume_command,
-    stored_config,
-)
+from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
+from cogcalib_jax.runs.stored import read_config, stored_config
+from cogcalib_jax.runs.trained_run import method_folders, read_trained_run
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.foreign import require_no_way_out
 
-BARE = "none"  # in the list of adapters: the base without one
-
-# Sizes of what a run trained on: no test question depends on them.
-_ONLY_TRAINING = ("data.train_rows", "data.style_fraction")
+STORED = "stored"
+"""Stands for the calibrator that an adapter's calibration.json holds."""
+BARE = "none"
+"""Stands in the list of adapters for the base without one."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class EvalConfig:
     """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
     by: tuple[str, ...] = often(())
     """fields of the questions, such as subject, whose values get numbers of their own"""
-    run_dir: str | None = often(None)
+    run_dir: str | None = often(None, affects_identity=False)
     """folder of the results; unset: runs/eval-N"""
-    resume: bool = often(False)
+    resume: bool = often(False, affects_identity=False)
     """continue the evaluation in run_dir: what is finished there is not done again"""
-    dry_run: bool = often(False)
+    dry_run: bool = often(False, affects_identity=False)
     """look at questions, precision, memory and time, print a report and stop: docs/dry_run.md"""
     adapter: tuple[str, ...] = often(())
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
@@ -75,6 +78,10 @@ class EvalConfig:
     option_score: ChosenOptionScore | None = often(None)
     """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
     the rule of the runs or adapters, else mean"""
+    calibrator: str | None = often(None)
+    """calibrator of the options' scores, fitted on each run's calibration split (temperature,
+    vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
+    none, but predict takes the stored one"""
     seed: int = 0
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,7 +90,7 @@ class EvalConfig:
     """the base model; path unset: each run's own"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """scoring and metrics"""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    mesh: MeshConfig = setting(default_factory=MeshConfig, affects_identity=False)
     """devices"""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """processes, where an evaluation has several (one per host)"""
@@ -136,7 +143,22 @@ class EvalConfig:
                 "model.path",
                 "must be none beside predictions, which are scored without a model",
             )
+        self._check_calibrator()
         self._check_predict()
+
+    def _check_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        for name in ("ensemble", "mc_passes", "predictions"):
+            check(not getattr(self, name), "calibrator", f"must be none beside {name}")
+        if self.calibrator == STORED:
+            return
+        check_calibrator(self.calibrator)
+        check(
+            bool(self.run),
+            "calibrator",
+            f"must be {STORED} or none without a run, on whose calibration split it is fitted",
+        )
 
     def _check_predict(self) -> None:
         if self.predict is None:
@@ -177,22 +199,6 @@ class EvalConfig:
         for name in names:
             check(not getattr(self, name), name, f"must be none beside {beside}")
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must be equal for an evaluation to be continued.
-
-        Base and rows may have moved: what is finished is compared by hash (runs/results.py).
-        """
-        identity = {k: v for k, v in to_dict(self).items() if k not in NOT_IDENTITY}
-        return without_places(identity) | {"adapter": list(self.adapter)}
-
-    def with_places_of(self, other: EvalConfig) -> EvalConfig:
-        """This config with base and rows where `other` has them."""
-        return replace(
-            self,
-            model=replace(self.model, path=other.model.path),
-            data=replace(self.data, path=other.data.path),
-        )
-
 
 def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
     """The config of `argv`: what it gives, laid over the settings of the first run it names.
@@ -218,6 +224,11 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
     loaded = load_config(
         EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
     )
+    if "evaluation.calibrator" in loaded.explicit:
+        raise UserError(
+            "command line: evaluation.calibrator is what training stores; expected none here. Use"
+            " --calibrator NAME"
+        )
     _require_agreement(runs, {*given, *loaded.explicit})
     config = loaded.config
     return replace(config, run=names, option_score=settled_option_score(config))
@@ -300,14 +311,9 @@ def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
 def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     """Dotted path -> value of all that decides what a run is asked, and how that is scored."""
 
-    def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            elif prefix + name not in _ONLY_TRAINING:
-                yield prefix + name, value
-
-    yield from leaves(to_dict(run.data), "data.")
+    data = to_dict(run.data)
+    for path in marked_paths(DataConfig, "affects_questions"):
+        yield f"data.{path}", get(data, path)
     yield "option_score", run.option_score
     # Stored rows are split by data.split_seed; only a world is another one for another seed.
     yield "seed", run.seed if run.data.task == "world" else None
@@ -319,82 +325,11 @@ def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
     return tuple(path for name in runs for path in method_folders(name, not ensemble))
 
 
-def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
-    """Return the run folder `name` itself, or those of all methods of a comparison.
-
-    best_epochs: whether best epochs that were kept are among them.
-    """
-    folder = Path(name)
-    config = _read_config(folder)
-    if not config.compare:
-        return (name,)
-    trained = [folder / key for key in config.resolved_methods()]
-    unfinished = [method.name for method in trained if not (method / "adapter").is_dir()]
-    if unfinished:
-        raise UserError(
-            f"{folder}: {', '.join(unfinished)} not finished; continue with"
-            f" {resume_command('train.py', folder)}, or name the finished methods"
-            f" ({folder}/METHOD)"
-        )
-    methods = [
-        place
-        for method in trained
-        for place in (method, folder / best_epoch_of(method.name))
-        if place == method or (best_epochs and (place / "adapter").is_dir())
-    ]
-    return tuple(map(str, methods))
-
-
-def read_trained_run(name: str) -> RunConfig:
-    """The config of a finished run of one method.
-
-    Raises UserError for a folder that is no run or not finished.
-    """
-    folder = Path(name)
-    config = _read_config(folder)
-    if not (folder / "adapter").is_dir():
-        raise UserError(
-            f"{folder}: no adapter, so its training is not finished; continue it with"
-            f" {resume_command('train.py', folder)}"
-        )
-    return config
-
-
-def _read_config(folder: Path) -> RunConfig:
-    file = folder / "config.yaml"
-    if not file.exists() and (folder / "eval.json").is_file():
-        if is_tempered(folder.name):
-            weights = folder.with_name(folder.name.removesuffix(tempered("")))
-            raise UserError(
-                f"{folder}: holds the answers of {weights} with its temperature; give that folder,"
-                " whose adapter/calibration.json has the temperature"
-            )
-        if folder.name in REFERENCES:
-            raise UserError(
-                f"{folder}: holds answers alone, for nothing was trained; for the base give"
-                " --model.path BASE --adapter none"
-            )
-        raise UserError(
-            f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
-            " train the method by itself with --training.keep best"
-        )
-    if not file.is_file():
-        raise UserError(
-            f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
-            " run, or of a comparison of methods"
-        )
-    require_no_way_out(folder, (file, folder / "adapter", folder / CHOICE_FILE))
-    config = read_config(folder, RunConfig)
-    if config.option_score == "auto" and not config.compare:
-        config = replace(config, option_score=read_choice(folder))
-    return config
-
-
 def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
     """Refuse to resume with another config, naming the first field that differs.
 
     Returns the config that the evaluation was started with.
     """
     stored = read_config(folder, EvalConfig)
-    require_same_identity(folder, stored.identity(), config.identity())
+    require_same_identity(folder, identity(stored), identity(config))
     return stored

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.configlib import command_line, program_words, to_yaml
+from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import lock_file, named, write_whole
@@ -100,10 +100,7 @@ def _lock(folder: Path) -> bool:
         lock_file(file)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            print(
-                f"warning: {folder}: this file system has no locks; start no second process there",
-                file=sys.stderr,
-            )
+            warn(f"{folder}: this file system has no locks; start no second process there")
         else:
             os.close(file)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):

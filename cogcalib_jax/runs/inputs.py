@@ -61,6 +61,8 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
     elif changed:
         what = f"rows differ (split {changed[0]})"
         given, option = config.data.path, "--data.path"
+        if changed[0] == "anchor":
+            what, given, option = "anchor rows differ", config.anchor.path, "--anchor.path"
     else:
         return True
     where = f"{option[2:]} = {given}" if given is not None else f"data.task = {config.data.task}"

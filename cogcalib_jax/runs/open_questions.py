@@ -27,7 +27,6 @@ NO_CALIBRATORS = Calibrators(
 
 def open_predictor(
     model: SplitModel,
-    context: int,
     predictor: Predictor,
     evaluation: EvaluationConfig,
     data: DataConfig,
@@ -36,25 +35,11 @@ def open_predictor(
 ) -> OpenPredictor | None:
     """What answers the open questions among `sets`, None where all have options.
 
-    Raises UserError, before anything slow, where an answer would not fit into the model's `context`
-    tokens or the tokenizer cannot write what is asked of it.
+    Raises UserError, before anything slow, where the tokenizer cannot write what is asked of it.
     """
-    lengths = [len(e.prompt_ids) for rows in sets if rows.is_open for e in rows]
-    if not lengths:
+    if not any(rows.is_open for rows in sets):
         return None
-    _require_room(context, max(lengths), evaluation.open.max_new_tokens)
     return OpenPredictor(model, evaluation, data, tokenizer, predictor)
-
-
-def _require_room(context: int, longest: int, new: int) -> None:
-    if longest + new <= context:
-        return
-    shorter = f"set --data.max-length to at most {context - new}, which cuts long passages, or "
-    raise UserError(
-        f"open questions: the longest prompt of {longest} tokens and an answer of up to {new}"
-        f" (evaluation.open.max_new_tokens) exceed the model's context of {context};"
-        f" {shorter if new < context else ''}lower --evaluation.open.max-new-tokens"
-    )
 
 
 def stored_calibrators(adapter: Path) -> Calibrators:

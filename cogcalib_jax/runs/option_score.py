@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from flax import nnx
@@ -15,14 +15,6 @@ from cogcalib_jax.evaluation.option_choice import Choice, choose_option_score
 from cogcalib_jax.evaluation.option_score import OptionScore
 from cogcalib_jax.runs.stored import CHOICE_FILE, read_choice
 from cogcalib_jax.training.finetune import Trainer
-
-
-def require_options(option_score: str, task: str, splits: Mapping[str, EncodedSplit]) -> None:
-    """Refuse to choose a rule for open questions (UserError)."""
-    if option_score == "auto" and any(rows.is_open for rows in splits.values()):
-        raise UserError(
-            f"option_score = auto: questions of {task} are open and have no options; leave it out"
-        )
 
 
 def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
 from cogcalib_jax.engine.step import SplitModel
@@ -16,9 +18,9 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.models.placement import require_cut
-from cogcalib_jax.runs.assemble import load_base_tokenizer, show_note
 from cogcalib_jax.training.pretrain import CONTEXT, base_architecture, base_place, corpus_ids
 from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config
 
@@ -30,6 +32,8 @@ class Outline:
     name: str
     config: DecoderConfig
     tokenizer: PreTrainedTokenizerBase
+    place: str | Path | None = None
+    """folder or Hub id; None of a world's that is not built yet"""
     corpus: list[list[int]] | None = None
     """token ids of the world that a run would pretrain it on first; None where it is there"""
 
@@ -68,16 +72,23 @@ def outline_base(
     changes. Raises UserError as reading them for a run does.
     """
     if model.path is not None:
-        tokenizer = load_base_tokenizer(model.path, adapter, note)
-        return Outline(model.path, read_config(model.path), tokenizer)
+        return read_outline(model.path, adapter, note)
     made, _, folder = base_place(data.world, pretrain, seed)
     if folder.is_dir():
-        tokenizer = load_base_tokenizer(folder, adapter, note)
-        return Outline("the world's base, which is built already", read_config(folder), tokenizer)
+        built = read_outline(folder, adapter, note)
+        return replace(built, name="the world's base, which is built already")
     words = build_tokenizer(made.config)
     return Outline(
         "the world's base, which is not built yet",
         base_architecture(pretrain, words),
         tokenizer_in_memory(made.config, CONTEXT),
-        corpus_ids(made, words),
+        corpus=corpus_ids(made, words),
     )
+
+
+def read_outline(
+    place: str | Path, adapter: str | None = None, note: Callable[[str], None] = show_note
+) -> Outline:
+    """The base in a folder or of a Hub id; adapter, note and errors: as of `outline_base`."""
+    tokenizer = load_base_tokenizer(place, adapter, note)
+    return Outline(str(place), read_config(place), tokenizer, place)

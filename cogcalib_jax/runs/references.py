@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from cogcalib_jax.configlib import command_line
+from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.protocols import CLEAN
@@ -24,7 +25,6 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.reporting.base_words import BASE_FILE, LETTERS, OPEN, TEXTS, base_words, read_base
 from cogcalib_jax.reporting.names import BASE, COMMONEST
 from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
-from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.method_run import Run, score, write_answers
 from cogcalib_jax.runs.open_questions import answering
 from cogcalib_jax.runs.results import require_numbers
@@ -54,7 +54,7 @@ def look_at_base(run: Run) -> None:
     first, *warnings = base_words(base)
     say(f"   {first}")
     for warning in warnings:
-        say(f"   warning: {warning}")
+        warn(warning)
 
 
 def _ask_base(run: Run) -> dict[str, Any]:

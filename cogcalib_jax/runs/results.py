@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def require_numbers(
     if isinstance(predictions, OpenPredictions):
         values = predictions.answers.logprobs + predictions.reference_logprobs
     else:
-        values = predictions.probs.sum(-1)
+        # A calibrator refuses such scores, without the names of the questions.
+        values = replace(predictions, calibrator=None).probs.sum(-1)
     lost = [e.id for e, value in zip(encoded, values, strict=True) if np.isnan(value)]
     if lost:
         raise UserError(

@@ -8,7 +8,7 @@ around it. BLoB trains such a distribution from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,9 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.configlib import identity, style_identity
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import single_token_options
 from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.kronecker import NoPosterior
 from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
@@ -28,9 +27,9 @@ from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.models.parameters import with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
-from cogcalib_jax.runs.config import MC_DROPOUT, RunConfig
+from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config
-from cogcalib_jax.runs.method_run import Run, score, train_method
+from cogcalib_jax.runs.method_run import Run, Start, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
 from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.finetune import make_trainer, style_phase
@@ -38,19 +37,17 @@ from cogcalib_jax.training.finetune import make_trainer, style_phase
 Predict = Callable[[EncodedSplit], Predictions]
 
 
-def sampling_rows(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None
-) -> dict[str, dict[str, Any]]:
+def sampling_rows(run: Run, start: Start, sft: nnx.State | None) -> dict[str, dict[str, Any]]:
     """Train and score the baselines that the comparison names, each into a folder of its name.
 
-    start: LoRA parameters after the run's style phase. sft: those of the comparison's plain
-    fine-tuning, None where it has none; what that can stand for is not trained again.
+    sft: LoRA parameters of the comparison's plain fine-tuning, None where it has none; what that
+    can stand for is not trained again.
     """
     baselines: dict[str, Callable[[Path], Predict]] = {
-        "mc_dropout": lambda folder: _mc_dropout(run, start, style_folder, sft, folder),
+        "mc_dropout": lambda folder: _mc_dropout(run, start, sft, folder),
         "ensemble": lambda folder: _ensemble(run, sft, folder),
-        "laplace_lora": lambda folder: _laplace_lora(run, start, style_folder, sft, folder),
-        "blob": lambda folder: _blob(run, start, style_folder, folder),
+        "laplace_lora": lambda folder: _laplace_lora(run, start, sft, folder),
+        "blob": lambda folder: _blob(run, start, folder),
     }
     rows = {}
     for name in run.config.sampling_baselines:
@@ -65,35 +62,23 @@ def sampling_rows(
     return rows
 
 
-def require_single_tokens(config: RunConfig, splits: Iterable[EncodedSplit]) -> None:
-    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
-    if "laplace_lora" in config.compare and not all(map(single_token_options, splits)):
-        raise UserError(
-            f"compare = laplace_lora: {config.data.task} has options of several tokens, or two that"
-            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
-            " letters (data.prompt letters)"
-        )
-
-
-def _mc_dropout(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
-) -> Predict:
+def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
     """From the start that all methods share; where those are trained with dropout, sft itself."""
     config = run.config.as_plain_finetuning()
-    dropout = config.lora.dropout or MC_DROPOUT
+    dropout = config.lora.lora_dropout or MC_DROPOUT
     passes = config.evaluation.mc_passes
     say(f"== mc_dropout: sft with dropout {dropout:g}, {passes} passes a question")
     model = run.assembled.model
-    if config.lora.dropout == 0:
-        config = replace(config, lora=replace(config.lora, dropout=dropout))
+    if config.lora.lora_dropout == 0:
+        config = replace(config, lora=replace(config.lora, lora_dropout=dropout))
         model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
     if sft is None or config.lora != run.config.lora:
         trainable = replace(
-            run.trainer.trainable, model=model, dropout=True, identity=config.identity()
+            run.trainer.trainable, model=model, dropout=True, identity=identity(config)
         )
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
-        sft = train_method(run, trainer, config, start, style_folder, folder).lora
+        sft = train_method(run, trainer, config, start, folder).lora
     predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation, config.option_score)
     return partial(predictor, sft, seed=config.seed)
 
@@ -114,22 +99,20 @@ def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
 def _member(run: Run, number: int, folder: Path) -> nnx.State:
     config = replace(run.config.as_plain_finetuning(), ensemble_member=number)
     write_config(folder, config)
-    trainable = replace(
-        run.trainer.trainable, seed=config.training_seed, identity=config.identity()
-    )
+    trainable = replace(run.trainer.trainable, seed=config.training_seed, identity=identity(config))
     trainer = replace(run.trainer, trainable=trainable)
-    start = style_phase(trainer, first_lora(config, run.assembled), folder / "style")
-    return train_method(run, trainer, config, start, folder / "style", folder).lora
+    lora = style_phase(
+        trainer, first_lora(config, run.assembled), folder / "style", style_identity(config)
+    )
+    return train_method(run, trainer, config, Start(lora, folder), folder).lora
 
 
-def _laplace_lora(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
-) -> Predict:
+def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
     """Around the comparison's sft; where there is none it is trained, from the shared start."""
     config = run.config.as_plain_finetuning()
     if sft is None:
         write_config(folder, config)
-        sft = train_method(run, run.trainer, config, start, style_folder, folder).lora
+        sft = train_method(run, run.trainer, config, start, folder).lora
     rows = run.trainer.splits["train"]
     say(f"== laplace_lora: a posterior around sft from {len(rows)} fine-tuning rows")
     model, mesh, evaluation = run.assembled.model, run.assembled.mesh, config.evaluation
@@ -144,26 +127,27 @@ def _laplace_lora(
     return partial(predictor, sft, fitted.posterior, seed=config.seed)
 
 
-def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predict:
+def _blob(run: Run, start: Start, folder: Path) -> Predict:
     """From the start that all methods share, with standard deviations beside A; validations look at
     its mean, and so does whoever loads the adapter."""
     config = run.config.as_plain_finetuning()
     evaluation, training = config.evaluation, config.training
     say(f"== blob: sft with a distribution over A, {evaluation.mc_passes} draws a question")
-    decoder = with_uncertainty(run.assembled.model.merge(start), config.training_seed)
-    model, start = split_model(decoder)
+    decoder = with_uncertainty(run.assembled.model.merge(start.lora), config.training_seed)
+    model, lora = split_model(decoder)
     rows = len(run.trainer.splits["train"])
+    prior = Prior(rows, training.batch_size, training.learning_rate)
     trainable = replace(
         run.trainer.trainable,
         model=model,
         dropout=True,
-        prior=Prior(rows, training.batch_size, training.learning_rate),
-        identity=config.identity() | {"blob": True},
+        prior=prior,
+        identity=identity(config) | prior.identity(),
     )
     trainer = make_trainer(
         trainable, evaluation, run.trainer.splits, option_score=config.option_score
     )
     write_config(folder, config)
-    trained = train_method(run, trainer, config, start, style_folder, folder)
+    trained = train_method(run, trainer, config, replace(start, lora=lora), folder)
     predictor = DropoutPredictor(model, run.assembled.mesh, evaluation, config.option_score)
     return partial(predictor, trained.lora, seed=config.seed)

@@ -35,6 +35,10 @@ class Prior:
     peak: float
     """of the run's learning rate, whose schedule the descent follows"""
 
+    def identity(self) -> dict[str, bool]:
+        """Return what tells the checkpoints of such a training from those of a plain one."""
+        return {"blob": True}
+
     @property
     def period(self) -> int:
         """Updates over which the whole divergence counts once: `100 n^(pi / gamma) / batch`, as

@@ -34,6 +34,11 @@ class CompositionConfig:
             check(0 <= share <= 1, "known_share", "must be from 0 to 1, natural, or unset")
 
     @property
+    def asks_the_world(self) -> bool:
+        """Whether the rows themselves must say what the base knows."""
+        return self.known_share is not None and self.by == "world"
+
+    @property
     def words(self) -> str:
         """How much is known, where `known_share` is set."""
         share = self.known_share

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cogcalib_jax.configlib import check, often
+from cogcalib_jax.configlib import check, often, setting
 
 LEARNING_RATES = "a number above 0 and at most a million"
 
@@ -15,17 +15,17 @@ LEARNING_RATES = "a number above 0 and at most a million"
 class TrainingConfig:
     """Optimisation of the LoRA parameters; the defaults follow the Laplace-LoRA line of work."""
 
-    epochs: float = often(3.0)
+    epochs: float = often(3.0, affects_style="style_steps")
     """passes over the fine-tuning split"""
-    max_steps: int | None = often(None)
+    max_steps: int | None = often(None, affects_style="style_steps")
     """stop fine-tuning after this many updates, whatever epochs says"""
     batch_size: int = often(8)
     """examples per update, over all devices and micro-batches"""
     accumulation: int = 1
     """micro-batches an update's examples are split into, to save memory"""
-    learning_rate: float = often(1e-4)
+    learning_rate: float = often(1e-4, affects_style="style_learning_rate")
     """peak learning rate of AdamW"""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = setting("linear", affects_style=False)
     """decay after the warm-up, down to zero at the last step"""
     warmup_fraction: float = 0.06
     """share of the updates over which the learning rate rises from zero"""
@@ -33,20 +33,21 @@ class TrainingConfig:
     """AdamW's decoupled weight decay on LoRA parameters"""
     clip_norm: float = 1.0
     """gradients of a larger global norm are scaled down to it"""
-    nonfinite: Literal["stop", "skip"] = "stop"
+    # A run that stopped at such an update may go on without it: until there, it was the same run.
+    nonfinite: Literal["stop", "skip"] = setting("stop", affects_identity=False)
     """an update whose loss or gradient is not finite: stop there, or skip it; five skipped in a row
     stop the run in any case"""
     style_steps: int | None = None
     """plain cross-entropy updates before the first threshold; unset: 5 % of the updates"""
     style_learning_rate: float | None = None
     """constant learning rate of style adaptation after its warm-up; unset: learning_rate"""
-    refit_every: int | None = None
+    refit_every: int | None = setting(None, affects_style=False)
     """updates between fits of the threshold; unset: once an epoch"""
-    validate_every: int | None = None
+    validate_every: int | None = setting(None, affects_style=False)
     """updates between validations and probes; unset: once an epoch"""
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["last", "best"] = setting("last", affects_style=False)
     """which adapter a run leaves: that of the last update, or of the lowest validation NLL"""
-    probe_rows: int = 512
+    probe_rows: int = setting(512, affects_style=False)
     """fine-tuning rows whose accuracy and confidence are followed over training; 0 for none"""
     log_every: int = 10
     """updates between lines of metrics.jsonl"""

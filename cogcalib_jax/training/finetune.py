@@ -25,12 +25,13 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gates import ThresholdFit
 from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
 from cogcalib_jax.training.optimizer import learning_rate_schedule
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
-from cogcalib_jax.training.start import start_beliefs
+from cogcalib_jax.training.start import start_beliefs, with_start
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,
@@ -40,21 +41,6 @@ from cogcalib_jax.training.validation import (
 )
 
 SFT = MethodConfig(name="sft").resolve()
-
-# What of a run's identity style adaptation never sees.
-_AFTER_STYLE = {
-    "": (
-        "method",
-        "compare",
-        "composition",
-        "evaluation",
-        "checkpoint",
-        "ensemble_members",
-        "also",
-        "option_score",
-    ),
-    "training": ("schedule", "refit_every", "validate_every", "probe_rows", "keep"),
-}
 
 
 @dataclass(frozen=True)
@@ -164,20 +150,15 @@ def make_trainer(
     )
 
 
-def style_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must have in common to share a style phase, from the identity of one."""
-    training = dict(identity["training"])
-    dropped = [*_AFTER_STYLE["training"]]
-    if training["style_steps"] is not None:
-        dropped += ["epochs", "max_steps"]
-    if training["style_learning_rate"] is not None:
-        dropped.append("learning_rate")
-    kept = {key: value for key, value in identity.items() if key not in _AFTER_STYLE[""]}
-    return kept | {"training": {k: v for k, v in training.items() if k not in dropped}}
+def style_phase(
+    trainer: Trainer, lora: nnx.State, folder: Path, identity: dict[str, Any] | None = None
+) -> nnx.State:
+    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format.
 
-
-def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
-    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format."""
+    identity: what a run must have in common to take up its checkpoints, as JSON: less than all of
+    a run, for another method, or another share of known rows, may start from the same style phase.
+    None: all of the trainer's.
+    """
     steps = trainer.style_steps
     if steps == 0:
         return lora
@@ -196,12 +177,12 @@ def style_phase(trainer: Trainer, lora: nnx.State, folder: Path) -> nnx.State:
         save_at=frozenset({steps}),
         folder=folder,
     )
-    # Another method, or another share of known rows, may start from the same style phase.
-    identity = style_identity(trainer.trainable.identity)
-    trainable = replace(trainer.trainable, identity=identity)
+    trainable = trainer.trainable
+    if identity is not None:
+        trainable = replace(trainable, identity=identity)
     # No threshold yet: nothing counts as known.
     progress = begin(trainable, phase, lora, float("-inf"), np.zeros(len(phase.encoded)))
-    journal = Journal(folder / "metrics.jsonl")
+    journal = trainable.storage.journal(folder / "metrics.jsonl")
     return run_phase(
         trainable, phase, progress, [journal], lambda progress, step: progress
     ).state.lora
@@ -214,13 +195,25 @@ def finetune(
     style_folder: Path,
     folder: Path,
     watch: Watch | None = None,
+    wrap: Callable[[nnx.State], Any] | None = None,
 ) -> FinetuneResult:
-    """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`."""
+    """Fine-tune `method` (resolved) from the style-adapted `start` into `folder`.
+
+    wrap: makes of LoRA parameters what callbacks are given as the model.
+    """
     trainable, training = trainer.trainable, trainer.trainable.training
     train, total, style_steps = trainer.splits["train"], trainer.total_steps, trainer.style_steps
     ends = training.epoch_ends(len(train))
     refit_at = pauses(training.refit_every, total, ends)
     validate_at = pauses(training.validate_every, total, ends)
+    built, batch_size, anchors = method.build(), trainer.evaluation.batch_size, trainable.anchors
+
+    def scratch(name: str) -> Callable[[], Path]:
+        return partial(trainable.storage.scratch, folder / name)
+
+    if anchors is not None:
+        place = scratch("start_anchor")
+        anchors = with_start(anchors, trainable, built.space, start, batch_size, place)
     phase = Phase(
         name="finetune",
         method=method,
@@ -232,28 +225,25 @@ def finetune(
         save_at=pauses(trainable.checkpoint.every, total, ends),
         pause_at=refit_at | validate_at,
         folder=folder,
-        start=start_beliefs(
-            trainable,
-            method.build(),
-            start,
-            train,
-            trainer.evaluation.batch_size,
-            folder / "start",
-        ),
+        start=start_beliefs(trainable, built, start, train, batch_size, scratch("start")),
+        anchors=anchors,
         first_step=style_steps,
     )
     first_fit, refits = trainer.refit(start), GATES.make(method.gate).refits
     labels = fixed_labels(trainer, method, start, first_fit.threshold)
     followed = _followed(trainer, start, first_fit.threshold)
-    journal, dynamics = Journal(folder / "metrics.jsonl"), Journal(folder / "dynamics.jsonl")
+    stored = trainable.storage.journal
+    journal, dynamics = stored(folder / "metrics.jsonl"), stored(folder / "dynamics.jsonl")
     journals = [journal, dynamics] + ([watch.journal] if watch else [])
 
     def record_fit(fit: ThresholdFit, step: int) -> None:
         journal.write(step=style_steps + step, phase="refit", **fit.record(), note=fit.note)
+        for callback in trainable.callbacks:
+            callback.on_threshold(ThresholdInfo(style_steps + step, fit.threshold, fit.record()))
 
     def pause(progress: Progress, step: int) -> Progress:
         if step == 0:
-            journal.begin(Journal(style_folder / "metrics.jsonl"))
+            journal.begin(stored(style_folder / "metrics.jsonl"))
             for one in journals[1:]:
                 one.begin()
             record_fit(first_fit, 0)
@@ -262,15 +252,21 @@ def finetune(
             record_fit(fit, step)
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
         if step == 0 or step in validate_at:
-            nll = validate(
+            epoch = step * training.batch_size / len(train)
+            numbers = validate(
                 partial(trainer.belief, progress.state.lora),
                 followed,
                 trainer.evaluation.bins,
                 style_steps + step,
-                step * training.batch_size / len(train),
+                epoch,
                 journal,
                 dynamics,
             )
+            nll = numbers.get("nll", float("nan"))
+            for callback in trainable.callbacks:
+                callback.on_validation(
+                    ValidationInfo(style_steps + step, epoch, numbers, progress.state.lora, wrap)
+                )
             for record in watch.records(progress.state.lora) if watch else ():
                 watch.journal.write(step=style_steps + step, **record)
             # The start is no candidate: a fine-tuned model is what was asked for.

@@ -1,4 +1,4 @@
-"""Append-only JSON lines about a run, readable at any moment and cut back on resume."""
+"""Append-only lines about a run, readable at any moment and cut back on resume."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ class Journal:
                     file.truncate(whole)
                     raise
 
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines; none where it was never written."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
     def size(self) -> int:
         """Bytes it has; 0 where it was never written."""
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -50,6 +56,33 @@ class Journal:
         content = earlier.path.read_bytes() if earlier is not None and earlier.size() else b""
         with whole_path(self.path) as partial:
             partial.write_bytes(content)
+
+
+class MemoryJournal(Journal):
+    """The same lines in memory; `path` is their name and no file."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, **record: Any) -> None:
+        self.records.append({key: _finite(value) for key, value in record.items()})
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines."""
+        return list(self.records)
+
+    def size(self) -> int:
+        """The number of lines."""
+        return len(self.records)
+
+    def cut_to(self, size: int) -> None:
+        """Drop what comes after the first `size` lines."""
+        del self.records[size:]
+
+    def begin(self, earlier: Journal | None = None) -> None:
+        """Start anew, with the lines of an earlier phase in memory or none."""
+        self.records = list(earlier.records) if isinstance(earlier, MemoryJournal) else []
 
 
 def _finite(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from cogcalib_jax.console import AnyBar
 from cogcalib_jax.engine.step import StepFaults, StepMetrics
+from cogcalib_jax.training.callbacks import Callback, StepInfo
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.faults import broken_update, require_tolerable
 from cogcalib_jax.training.journal import Journal
@@ -18,8 +20,15 @@ from cogcalib_jax.training.phase import Phase
 class StepLog:
     """Progress bar and metrics.jsonl, one update late so that host and device overlap."""
 
-    def __init__(self, journal: Journal, phase: Phase, training: TrainingConfig):
+    def __init__(
+        self,
+        journal: Journal,
+        phase: Phase,
+        training: TrainingConfig,
+        callbacks: Sequence[Callback] = (),
+    ):
         self._journal, self._phase, self._training = journal, phase, training
+        self._callbacks = callbacks
         self._pending: tuple[int, StepMetrics, jax.Array, int] | None = None
         self._since = time.perf_counter()
         self._steps_since = 0
@@ -43,7 +52,7 @@ class StepLog:
             return
         step, metrics, threshold, tokens = self._pending
         self._pending = None
-        scalars = metrics._asdict()
+        scalars = {name: value for name, value in metrics._asdict().items() if value is not None}
         faults = scalars.pop("faults")
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         skipped = values["skipped"] = int(values["skipped"])
@@ -53,6 +62,10 @@ class StepLog:
         self._steps_since += 1
         self._tokens_since += tokens
         bar.update()
+        # It follows the updates made; a skipped one shows what it would have had.
+        counted = step - skipped + broken
+        if self._callbacks:
+            self._tell(step, values, float(threshold), float(self._phase.schedule(counted)))
         last = step + 1 == self._phase.steps
         if (step + 1) % self._training.log_every and not last:
             return
@@ -66,8 +79,7 @@ class StepLog:
             phase=self._phase.name,
             **values,
             threshold=float(threshold),
-            # Follows the updates made; a skipped one shows what it would have had.
-            lr=float(self._phase.schedule(step - skipped + broken)),
+            lr=float(self._phase.schedule(counted)),
             examples_per_s=round(examples_per_s, 2),
             tokens_per_s=round(tokens_per_s, 1),
         )
@@ -76,9 +88,26 @@ class StepLog:
             f" {examples_per_s:.0f} examples/s" + (f", {skipped} skipped" if skipped else "")
         )
 
+    def _tell(self, step: int, values: dict[str, float], threshold: float, rate: float) -> None:
+        for callback in self._callbacks:
+            callback.on_step(
+                StepInfo(
+                    step=self._phase.first_step + step + 1,
+                    phase=self._phase.name,
+                    loss=values["loss"],
+                    ce=values["ce"],
+                    term=values["cal"],
+                    gated_fraction=values["gated_fraction"],
+                    known_fraction=values["known_fraction"],
+                    grad_norm=values["grad_norm"],
+                    learning_rate=rate,
+                    threshold=threshold,
+                )
+            )
+
     def _broken(self, step: int, faults: StepFaults, values: dict[str, float]) -> None:
         """A line for an update that changed nothing; UserError where the run ends with it."""
-        broken = broken_update(faults, self._phase)
+        broken = broken_update(faults, self._phase, values)
         self._journal.write(
             step=self._phase.first_step + step + 1,
             phase="nonfinite",

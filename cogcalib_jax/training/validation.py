@@ -84,9 +84,13 @@ def validate(
     epoch: float,
     journal: Journal,
     dynamics: Journal,
-) -> float:
-    """Follow every set; write metrics.jsonl and dynamics.jsonl; return the validation NLL."""
-    validation_nll = float("nan")
+) -> dict[str, float | None]:
+    """Follow every set; write metrics.jsonl and dynamics.jsonl.
+
+    Returns:
+        The numbers of the validation split; none if it is not followed.
+    """
+    validation: dict[str, float | None] = {}
     for one in followed:
         belief = believes(one.encoded)
         for group, rows in (("known", one.known), ("unknown", ~one.known)):
@@ -95,10 +99,9 @@ def validate(
                 record = {"n": int(rows.sum())} | _means(of_group)
                 dynamics.write(step=step, data=one.data, group=group, **record)
         if one.data == "validation":
-            record = quick_metrics(belief, bins)
-            journal.write(step=step, phase="validation", epoch=round(epoch, 4), **record)
-            validation_nll = record["nll"]
-    return validation_nll
+            validation = quick_metrics(belief, bins)
+            journal.write(step=step, phase="validation", epoch=round(epoch, 4), **validation)
+    return validation
 
 
 def _means(belief: Belief) -> dict[str, Any]:

@@ -7,15 +7,19 @@ only if it gives the base's ids, since the base's embedding is what the ids sele
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.weights.foreign import read_object
+from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hub import model_folder
 from cogcalib_jax.weights.tokenizer import WITHOUT_EMBEDDING, load_tokenizer
 
@@ -151,3 +155,44 @@ def _differences(
             " not the base's"
         )
     return notes
+
+
+def load_base_tokenizer(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    note: Callable[[str], None] = show_note,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, or of an adapter on it that has one of its own.
+
+    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
+    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
+    fail: JAX reads the last row in its place.
+    """
+    # First, since transformers reads config.json for a tokenizer, too, and says less of it.
+    rows = read_config(base).vocab_size
+    tokenizer = load_tokenizer(base)
+    _require_rows(base, tokenizer, rows)
+    if adapter is None:
+        return tokenizer
+    own = own_tokenizer(base, adapter, tokenizer, rows)
+    for text in own.notes:
+        note(text)
+    return own.tokenizer
+
+
+def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
+    prompt holds: many bases were given a padding token that way."""
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
+    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    used = [token for token in beyond if token not in special or token in roles or token in chat]
+    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
+        largest = max(beyond.values())
+        raise UserError(
+            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
+            " tokenizer that belongs to these weights"
+        )
+    # A row that holds one is refused.
+    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))

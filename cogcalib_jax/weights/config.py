@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ModelConfig:
     """The base model, which is never changed."""
 
-    path: str | None = often(None)
+    path: str | None = often(None, place=True)
     """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
     dtype: Literal["auto", "float32", "bfloat16"] = often("auto")
     """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""

@@ -24,7 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.lora_config import LoraConfig
@@ -116,7 +119,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     if tokenizer_key(base, adapter):
         rows = read_config(base).vocab_size
         for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}")
     tensors, deltas = _open(base, adapter, lora)
     untied = _unties(tensors, deltas)
     card = model_card(run, base_name, base, lora, argv, untied=untied)
@@ -137,6 +140,11 @@ def _write_calibration(adapter: Path, building: Path) -> None:
     """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
     stored = read_calibration(adapter)
     if stored is not None:
+        calibrator = stored.get("calibrator")
+        if calibrator is not None and Calibrator.from_json(calibrator).needs_start:
+            reason = "a mixture needs the start's scores, and merged weights are one model"
+            print(f"note: calibrator {calibrator[KIND]} is left out: {reason}", file=sys.stderr)
+            stored = stored | {"calibrator": None, "why_no_calibrator": reason}
         text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
         (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 

@@ -55,8 +55,8 @@ def model_card(
             {
                 "Base": f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else shown,
                 "Licence of the base": (licence or UNKNOWN_LICENCE) + licence_link,
-                "Adapter": f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on "
-                + ", ".join(lora.targets),
+                "Adapter": f"LoRA of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
+                + ", ".join(lora.target_modules),
             }
             | ({"Head": UNTIED} if untied else {})
             | _training_facts(run)

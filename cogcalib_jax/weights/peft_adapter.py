@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -81,14 +82,14 @@ def save_adapter(
     """
     if decoder.lora != lora_config:
         raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
-    alpha = lora_config.alpha
+    alpha = lora_config.lora_alpha
     raw = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base_name),
-        "r": lora_config.rank,
+        "r": lora_config.r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": lora_config.dropout,
+        "lora_dropout": lora_config.lora_dropout,
         "target_modules": [name for name in LORA_TARGETS if name in lora_config.modules],
         "bias": "none",
         "fan_in_fan_out": False,
@@ -109,6 +110,11 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
         text = json.dumps(raw, indent=2) + "\n"
         (building / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:
@@ -147,15 +153,15 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
             )
     try:
         config = LoraConfig(
-            rank=numbers["r"],
-            alpha=numbers["lora_alpha"],
-            targets=read_targets(raw, path),
-            dropout=numbers["lora_dropout"],
+            r=numbers["r"],
+            lora_alpha=numbers["lora_alpha"],
+            target_modules=read_targets(raw, path),
+            lora_dropout=numbers["lora_dropout"],
         )
     except FieldError as error:
         raise UserError(f"{path}: {error}") from error
     covers(raw, path)  # refuses what cannot be followed, before a base is loaded
-    _require_rank(folder, config.rank)
+    _require_rank(folder, config.r)
     return config
 
 
@@ -187,9 +193,9 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     different = [
         f"{name} is {theirs} but the model has {ours}"
         for name, theirs, ours in (
-            ("rank", stored.rank, built.rank),
-            ("alpha", stored.alpha, built.alpha),
-            ("targets", sorted(stored.modules), sorted(built.modules)),
+            ("r", stored.r, built.r),
+            ("lora_alpha", stored.lora_alpha, built.lora_alpha),
+            ("target_modules", sorted(stored.modules), sorted(built.modules)),
         )
         if theirs != ours
     ]

@@ -21,7 +21,7 @@ from tests.engine.tiny import (
 )
 
 ROWS = questions(5)
-ALL = replace(LORA, targets=("all-linear", "lm_head"))
+ALL = replace(LORA, target_modules=("all-linear", "lm_head"))
 
 
 def unit_directions(logits):

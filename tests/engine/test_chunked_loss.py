@@ -122,7 +122,7 @@ def test_options_spaces_are_the_same_in_chunks():
 
 def test_dropout_is_one_model_in_both_passes():
     """Cut by position, the gate is decided by the very NLL whose gradient is taken."""
-    decoder = tiny_decoder(lora=replace(LORA, dropout=0.5))
+    decoder = tiny_decoder(lora=replace(LORA, lora_dropout=0.5))
     batch, hidden, labels = inputs()
     run = quick_jit(
         lambda key: sums_and_gradient(

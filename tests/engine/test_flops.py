@@ -25,7 +25,7 @@ LLAMA3_8B = DecoderConfig(
     kv_heads=8,
     head_dim=128,
 )
-ATTENTION_ONLY = LoraConfig(rank=16, targets=("q_proj", "v_proj"))
+ATTENTION_ONLY = LoraConfig(r=16, target_modules=("q_proj", "v_proj"))
 
 
 def test_llama3_8b_by_its_published_size():
@@ -41,7 +41,7 @@ def test_llama3_8b_by_its_published_size():
 
 
 def test_shapes_are_those_of_the_decoder():
-    lora = LoraConfig(rank=3, targets=("all-linear",))
+    lora = LoraConfig(r=3, target_modules=("all-linear",))
     _, state = abstract_decoder(SMALL, lora, jnp.float32, one_device())
     shapes = {
         path[-2]: leaf.get_value().shape[1:]
@@ -54,7 +54,7 @@ def test_shapes_are_those_of_the_decoder():
 @pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("all-linear",), ("o_proj",)])
 def test_adapters_are_those_of_the_decoder(targets):
     """One token and one scored position: adapters are all that differs between two ranks."""
-    one, two = (LoraConfig(rank=rank, targets=targets) for rank in (1, 2))
+    one, two = (LoraConfig(r=rank, target_modules=targets) for rank in (1, 2))
     _, state = abstract_decoder(SMALL, one, jnp.float32, one_device())
     trained = sum(
         leaf.get_value().size

@@ -26,7 +26,7 @@ CONFIG = DecoderConfig(
     kv_heads=4,
     head_dim=8,
 )
-LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj"))
+LORA = LoraConfig(r=4, target_modules=("q_proj", "v_proj"))
 SHAPE = BatchShape(examples=16, tokens=64)
 
 

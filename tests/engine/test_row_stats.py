@@ -157,7 +157,7 @@ def test_chunks_are_computed_where_their_positions_lie():
 
 
 def test_dropout_on_the_head_is_drawn_per_position():
-    decoder = tiny_decoder(lora=replace(LORA, dropout=0.5))
+    decoder = tiny_decoder(lora=replace(LORA, lora_dropout=0.5))
     hidden, targets = positions(1)
     hidden, targets = np.repeat(hidden, 12, 0), np.repeat(targets, 12, 0)
     for chunk in (4, 128):

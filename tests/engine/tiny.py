@@ -32,7 +32,7 @@ TINY = DecoderConfig(
     bos_token_id=1,
     eos_token_id=2,
 )
-LORA = LoraConfig(rank=2, alpha=4, targets=("q_proj", "v_proj", "lm_head"))
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("q_proj", "v_proj", "lm_head"))
 
 
 def tiny_decoder(**options) -> Decoder:

@@ -54,7 +54,7 @@ def chosen(tmp_path_factory):
     options = {
         "config": folder / "empty.yaml", "model.path": base, "data.path": rows,
         "data.task": "custom", "data.prompt": "cloze", "compare": "sft", "run-dir": folder / "run",
-        "option-score": "auto", "lora.rank": 2, "training.max-steps": 2,
+        "option-score": "auto", "lora.r": 2, "training.max-steps": 2,
         "training.style-steps": 0, "training.probe-rows": 0, "training.batch-size": 8,
         "evaluation.resamples": 100,
     }  # fmt: skip

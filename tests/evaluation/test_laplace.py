@@ -31,8 +31,8 @@ SPLITS = {
     "test": TEST,
     "one token": type(TRAIN)([replace(ONE, prompt_ids=ONE.prompt_ids[:1])]),
 }
-HEAD = replace(LORA, targets=("lm_head",))
-ALL = replace(LORA, targets=("all-linear", "lm_head"))
+HEAD = replace(LORA, target_modules=("lm_head",))
+ALL = replace(LORA, target_modules=("all-linear", "lm_head"))
 FULL = 64  # more than any side is wide
 CONFIG = EvaluationConfig(batch_size=16, resamples=100)
 

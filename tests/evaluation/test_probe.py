@@ -16,7 +16,7 @@ def predictions(logprobs, tokens):
 
 
 def lora_of(targets):
-    decoder = small_decoder(lora=LoraConfig(rank=2, targets=targets))
+    decoder = small_decoder(lora=LoraConfig(r=2, target_modules=targets))
     return nnx.state(decoder, nnx.LoRAParam)
 
 

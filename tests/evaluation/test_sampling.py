@@ -234,7 +234,7 @@ def test_seeds_of_dropout_differ_by_their_sampling_noise():
 def test_dropout_is_changed_in_a_copy_that_shares_its_arrays():
     decoder = tiny_decoder(lora=LORA)
     changed = with_dropout(decoder, 0.5)
-    assert (decoder.lm_head.dropout, changed.lm_head.dropout) == (LORA.dropout, 0.5)
+    assert (decoder.lm_head.dropout, changed.lm_head.dropout) == (LORA.lora_dropout, 0.5)
     assert changed.layers.self_attn.q_proj.dropout == 0.5
     assert changed.lm_head.weight[...] is decoder.lm_head.weight[...]
     x = jnp.ones((1, TINY.hidden_size))

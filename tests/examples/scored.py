@@ -40,7 +40,7 @@ CHAT = (
     "{{ bos_token }}{% for message in messages %}<{{ message.role }}>\n{{ message.content }}</>\n"
     "{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
-LORA = LoraConfig(rank=2, alpha=3, targets=("q_proj", "down_proj", "lm_head"))
+LORA = LoraConfig(r=2, lora_alpha=3, target_modules=("q_proj", "down_proj", "lm_head"))
 SHOT = {"question": "Is it {hot}?", "choices": ["yes", "no"], "answer": 1}
 QUESTIONS = [
     {"question": "Which {letter} is it?", "choices": ["this", "that {choice}", "né 日"]},

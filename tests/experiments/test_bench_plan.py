@@ -241,7 +241,7 @@ def test_on_a_tpu_the_head_is_gathered_once_and_logits_never_travel(tmp_path):
     config = planned("--shape", str(file), "--topology", "v5e:2x2", "--mesh", "fsdp=4")
     targets = ("q_proj", "lm_head")
     config = replace(
-        config, tokens=64, answer_tokens=64, lora=replace(config.lora, rank=2, targets=targets)
+        config, tokens=64, answer_tokens=64, lora=replace(config.lora, r=2, target_modules=targets)
     )
     (attempt,) = plan(config)[1]
     head, logits = 8192 * 32 * 2, 128 * 8192 * 4

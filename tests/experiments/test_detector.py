@@ -139,13 +139,13 @@ def test_a_finished_seed_is_not_run_again_and_a_begun_one_goes_on(command, finis
     (finished / "seed-1" / NUMBERS).unlink()
     labels = (finished / "seed-1" / LABELS).stat().st_mtime_ns
     seen = []
-    prepare = detector_module.prepare
+    open_run = detector_module.open_run
 
     def watched(config, *rest):
         seen.append(config.seed)
-        return prepare(config, *rest)
+        return open_run(config, *rest)
 
-    monkeypatch.setattr(detector_module, "prepare", watched)
+    monkeypatch.setattr(detector_module, "open_run", watched)
     main(command[0])
     assert seen == [1]
     assert (finished / "seed-1" / LABELS).stat().st_mtime_ns == labels

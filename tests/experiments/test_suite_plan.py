@@ -83,7 +83,7 @@ def test_products_of_one_model_are_measured_once(base, monkeypatch):
 def test_an_estimate_leaves_nothing_of_a_run_out(base):
     estimator = Estimator()
     parts = estimator(base)
-    run = dry_run._plan(base, [])
+    run = dry_run.plan(base, lambda note: None)
     (rates,) = estimator._rates.values()
     together = sum(rates.seconds(work) for _, work in dry_run._parts(run, dry_run._updates(run)))
     assert parts.style + sum(parts.methods.values()) + parts.others == pytest.approx(together)

@@ -119,7 +119,7 @@ def test_the_command_writes_what_was_tried_and_a_preset_that_runs(tuned):
 
 
 def test_what_is_finished_is_not_trained_again(command, tuned, monkeypatch):
-    monkeypatch.setattr(trying, "prepare", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(trying, "open_run", lambda *_: pytest.fail("trained again"))
     before = contents(tuned, "tune*") | contents(tuned, "*.yaml")
     main([*command, "--out", str(tuned)])
     assert contents(tuned, "tune*") | contents(tuned, "*.yaml") == before
@@ -162,8 +162,8 @@ def test_more_candidates_cost_only_their_own_training(command, tuned, capsys):
 
 
 def test_a_folder_of_another_config_is_refused(command, tuned):
-    with pytest.raises(UserError, match="lora.rank is 4"):
-        main([*command, "--lora.rank", "4", "--out", str(tuned)])
+    with pytest.raises(UserError, match="lora.r is 4"):
+        main([*command, "--lora.r", "4", "--out", str(tuned)])
 
 
 def test_a_damaged_belief_is_named(command, tuned, tmp_path):

@@ -13,7 +13,7 @@ from cogcalib_jax.models.parameters import abstract_decoder, logical_axes, rando
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.models.small import QUICK, SMALL, forward, one_device, small_decoder, tokens
 
-EVERYWHERE = LoraConfig(rank=2, alpha=3.0, targets=("all-linear", "lm_head"))
+EVERYWHERE = LoraConfig(r=2, lora_alpha=3.0, target_modules=("all-linear", "lm_head"))
 
 
 def loss_and_gradient(decoder, ids, dropout_key=None):
@@ -86,7 +86,7 @@ def test_option_logits_are_columns_of_the_logits(decoder):
 
 def test_a_tied_head_is_the_embedding_and_its_adapter_leaves_the_embedding_alone():
     config = replace(SMALL, tie_word_embeddings=True)
-    tied = small_decoder(config, lora=LoraConfig(targets=("lm_head",)))
+    tied = small_decoder(config, lora=LoraConfig(target_modules=("lm_head",)))
     plain = small_decoder(config)
     assert tied.lm_head.weight is None
     hidden, logits = forward(tied, tokens())
@@ -109,7 +109,7 @@ def test_a_window_hides_what_lies_before_it():
 
 
 def test_dropout_is_a_function_of_the_key_and_off_without_one():
-    lora = replace(EVERYWHERE, dropout=0.5)
+    lora = replace(EVERYWHERE, lora_dropout=0.5)
     model = small_decoder(lora=lora)
     ids = tokens()
 
@@ -132,7 +132,7 @@ def test_every_layer_and_projection_drops_inputs_of_its_own(monkeypatch):
         return mask
 
     monkeypatch.setattr(jax.random, "bernoulli", recorded)
-    lora = LoraConfig(rank=2, targets=("q_proj", "v_proj", "up_proj"), dropout=0.5)
+    lora = LoraConfig(r=2, target_modules=("q_proj", "v_proj", "up_proj"), lora_dropout=0.5)
     model = small_decoder(lora=lora)
     forward(model, tokens(), dropout_key=jax.random.key(0))
     jax.effects_barrier()

@@ -91,7 +91,7 @@ def test_any_token_may_be_named_a_stop_without_compiling_again(decoder, generate
 
 def test_new_lora_parameters_do_not_compile_again():
     """As an evaluation has them: a decoder taken apart, put together again for each adapter."""
-    made = small_decoder(ENDLESS, lora=LoraConfig(rank=2, targets=("q_proj", "lm_head")))
+    made = small_decoder(ENDLESS, lora=LoraConfig(r=2, target_modules=("q_proj", "lm_head")))
     graphdef, lora, frozen = nnx.split(made, nnx.LoRAParam, ...)
 
     def tokens(lora):

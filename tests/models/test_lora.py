@@ -16,7 +16,7 @@ def layer(lora=None, dtype=jnp.float32, stack=(), **options):
 
 
 def test_fresh_adapters_begin_as_in_peft():
-    made = layer(LoraConfig(rank=64), stack=(2,))
+    made = layer(LoraConfig(r=64), stack=(2,))
     a = np.asarray(made.lora_A[...])
     assert a.shape == (2, 64, 400)
     assert made.lora_B.shape == (2, 6, 64)
@@ -27,7 +27,7 @@ def test_fresh_adapters_begin_as_in_peft():
 
 
 def test_the_update_is_alpha_over_rank_times_b_a():
-    made = layer(LoraConfig(rank=4, alpha=6.0), bias=True)
+    made = layer(LoraConfig(r=4, lora_alpha=6.0), bias=True)
     made.lora_B[...] = jax.random.normal(jax.random.key(1), (6, 4))
     x = np.random.RandomState(0).standard_normal((3, 400)).astype(np.float32)
     merged = made.weight[...] + 1.5 * made.lora_B[...] @ made.lora_A[...]
@@ -42,7 +42,7 @@ def test_adapters_stay_in_float32_on_a_bfloat16_base():
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
-    made = layer(LoraConfig(rank=1, dropout=0.25))
+    made = layer(LoraConfig(r=1, lora_dropout=0.25))
     made.lora_A[...] = jnp.ones((1, 400))
     x = jnp.ones((500, 400))
     assert np.all(made.lora_input(x, None) == 400)
@@ -53,7 +53,7 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 
 
 def test_an_uncertain_a_is_drawn_with_its_variance_and_anew_for_every_input():
-    made = layer(UncertainLora(rank=3))
+    made = layer(UncertainLora(r=3))
     root = np.asarray(made.lora_A_root[...])
     assert root.shape == (3, 400)
     assert 0.05 / np.sqrt(2) <= root.min() < root.max() <= 0.05
@@ -74,17 +74,19 @@ def test_an_uncertain_a_is_drawn_with_its_variance_and_anew_for_every_input():
 
 
 def test_all_linear_is_the_seven_projections_without_the_head():
-    assert LoraConfig(targets=("all-linear",)).modules == set(LAYER_PROJECTIONS)
-    both = LoraConfig(targets=("all-linear", "lm_head")).modules
+    assert LoraConfig(target_modules=("all-linear",)).modules == set(LAYER_PROJECTIONS)
+    both = LoraConfig(target_modules=("all-linear", "lm_head")).modules
     assert both == {*LAYER_PROJECTIONS, "lm_head"}
 
 
 def test_a_target_that_matches_nothing_is_refused_with_the_names_there_are():
     with pytest.raises(FieldError, match="query_key matches none.*q_proj.*lm_head, all-linear"):
-        LoraConfig(targets=("q_proj", "query_key"))
+        LoraConfig(target_modules=("q_proj", "query_key"))
 
 
-@pytest.mark.parametrize("values", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}])
+@pytest.mark.parametrize(
+    "values", [{"r": 0}, {"lora_alpha": 0.0}, {"lora_dropout": 1.0}, {"target_modules": ()}]
+)
 def test_values_out_of_range_are_refused_by_field(values):
     with pytest.raises(FieldError, match=next(iter(values))):
         LoraConfig(**values)

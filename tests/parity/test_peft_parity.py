@@ -68,7 +68,7 @@ def our_logits(decoder):
 
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
 def test_peft_gives_our_logits_for_our_adapter(base, targets, tmp_path):
-    lora = LoraConfig(rank=3, alpha=7.0, targets=targets)
+    lora = LoraConfig(r=3, lora_alpha=7.0, target_modules=targets)
     decoder = randomised(load_decoder(base.folder, lora=lora, mesh=one_device()))
     save_adapter(tmp_path / "adapter", decoder, lora, base.folder)
     with warnings.catch_warnings():
@@ -82,7 +82,9 @@ def test_peft_gives_our_logits_for_our_adapter(base, targets, tmp_path):
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
 def test_we_give_pefts_logits_for_its_adapter(base, targets, tmp_path):
     names = (
-        "all-linear" if targets == ("all-linear",) else list(LoraConfig(targets=targets).modules)
+        "all-linear"
+        if targets == ("all-linear",)
+        else list(LoraConfig(target_modules=targets).modules)
     )
     config = peft.LoraConfig(
         r=4,
@@ -98,8 +100,8 @@ def test_we_give_pefts_logits_for_its_adapter(base, targets, tmp_path):
         model = peft.get_peft_model(torch_model(base.raw), config)
         model.save_pretrained(tmp_path)
     lora = read_lora_config(tmp_path)
-    assert (lora.rank, lora.alpha) == (4, 6)
-    assert lora.modules == LoraConfig(targets=targets).modules
+    assert (lora.r, lora.lora_alpha) == (4, 6)
+    assert lora.modules == LoraConfig(target_modules=targets).modules
     decoder = load_decoder(base.folder, lora=lora, mesh=one_device())
     before = our_logits(decoder)
     load_adapter(tmp_path, decoder)
@@ -135,7 +137,7 @@ def test_we_read_what_peft_reads_of_an_adapter_on_some_layers(base, settings, tm
 
 
 def test_fresh_adapters_have_pefts_distribution(base):
-    lora = LoraConfig(rank=64, targets=("down_proj",))
+    lora = LoraConfig(r=64, target_modules=("down_proj",))
     decoder = load_decoder(base.folder, lora=lora, mesh=one_device())
     model = peft.get_peft_model(
         torch_model(base.raw),

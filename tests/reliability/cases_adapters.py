@@ -22,7 +22,7 @@ def _pickled_adapter(place: Place) -> list[str]:
 
 def _start_from(place: Place) -> list[str]:
     argv = place.train("--adapter", "adapter")
-    at = argv.index("--lora.rank")
+    at = argv.index("--lora.r")
     return argv[:at] + argv[at + 2 :]
 
 

@@ -73,7 +73,7 @@ COMMAND_LINES = [
     Case("an infinite number", options("--training.learning-rate", "inf")),
     Case("a negative size", options("--training.batch-size", "-8")),
     Case("a weight that is infinite", options("--method.weight", "inf")),
-    Case("a rank that no memory holds", options("--lora.rank", "1000000000000")),
+    Case("a rank that no memory holds", options("--lora.r", "1000000000000")),
     Case("a batch that no memory holds", options("--training.batch-size", "1000000000000")),
     Case(
         "resamples that no time is enough for",

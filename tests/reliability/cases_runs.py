@@ -128,7 +128,7 @@ RUNS = [
     ),
     Case("a run folder that holds something", _fill_new),
     Case("a run folder below a file", _below_a_file),
-    Case("resuming another config", _resume(None, "--lora.alpha", "3")),
+    Case("resuming another config", _resume(None, "--lora.lora-alpha", "3")),
     Case("resuming a run without its config.yaml", _resume(lambda r: _remove(r / "config.yaml"))),
     Case(
         "resuming a run whose command.txt is not UTF-8",

@@ -19,7 +19,7 @@ def write_good(folder: Path) -> Path:
     """Folders `base`, `adapter` and `run` (finished but for its results) in `folder`."""
     with chdir(folder):  # so that paths in files are relative
         base = write_base(folder / "base").relative_to(folder)
-        lora = LoraConfig(rank=2, targets=("q_proj", "v_proj"))
+        lora = LoraConfig(r=2, target_modules=("q_proj", "v_proj"))
         save_adapter(folder / "adapter", small_decoder(read_config(base), lora=lora), lora, base)
         argv = arguments(base, Path("run"), "--method.name", "sft")
         loaded = load_config(

@@ -104,7 +104,7 @@ def test_the_page_holds_the_commands_and_configs_of_every_run(study, page):
 
 def test_conditions_that_differ_in_more_than_the_share_make_no_curve(study, tmp_path):
     first, second, third = study.conditions
-    other = replace(third, settings=(*third.settings, "lora.rank=2"))
+    other = replace(third, settings=(*third.settings, "lora.r=2"))
     mixed = replace(study, conditions=(first, second, other))
     folder = study.folder
     (folder / "plots" / "ratio.png").unlink(missing_ok=True)

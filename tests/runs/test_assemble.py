@@ -6,23 +6,14 @@ import re
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
+from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.data.world import WorldConfig
 from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.runs import assemble
-from cogcalib_jax.runs.assemble import (
-    encode_splits,
-    evaluation_sets,
-    load_base_tokenizer,
-    require_even_batches,
-    require_true_labels,
-)
+from cogcalib_jax.runs.assemble import encode_splits, evaluation_sets
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig
-from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
@@ -71,29 +62,6 @@ def test_an_unused_special_token_needs_no_row_of_the_embedding(token, in_chat, f
         encode_split("test", [row], tokenizer, config)
 
 
-def rows(extra):
-    example = Example(id="1", question="q", choices=("a", "b"), answer=0, extra=extra)
-    return EncodedSplit([Encoded("1", "q", (" a", " b"), (1,), ((2,), (3,)), 0, example)])
-
-
-def test_the_oracle_gate_is_refused_where_no_row_says_what_is_known():
-    oracle = RunConfig(method=MethodConfig(term="ls", gate="oracle"))
-    require_true_labels(oracle, rows({"known": True}))
-    with pytest.raises(UserError, match="method.gate = oracle"):
-        require_true_labels(oracle, rows({}))
-    require_true_labels(RunConfig(method=MethodConfig(name="cols")), rows({}))
-
-
-def test_batches_that_devices_cannot_share_evenly_are_refused():
-    """The tests' eight devices: micro-batches of 4 cannot be spread over data = 8."""
-    halves = TrainingConfig(batch_size=8, accumulation=2)
-    with pytest.raises(UserError, match="= 4: cannot be spread over 8 devices"):
-        require_even_batches(RunConfig(training=halves))
-    require_even_batches(RunConfig(training=halves, mesh=MeshConfig(tensor=2)))
-    with pytest.raises(UserError, match="does not fit 8 device"):
-        require_even_batches(RunConfig(mesh=MeshConfig(tensor=3)))
-
-
 def test_a_config_that_names_data_but_no_base_is_refused():
     with pytest.raises(UserError, match="model.path"):
         RunConfig(data=DataConfig(task="openbookqa"))
@@ -138,15 +106,3 @@ def test_what_a_run_also_answers_stands_beside_its_own_questions(tmp_path):
 def test_what_cannot_be_answered_beside_a_run_is_refused(also, message):
     with pytest.raises(UserError, match=f"also: {message}"):
         RunConfig(also=also)
-
-
-def test_open_questions_are_not_answered_beside_options(tmp_path, monkeypatch):
-    save_tokenizer(WORLD, tmp_path, max_length=256)
-    tokenizer = load_tokenizer(tmp_path)
-    config = RunConfig(data=DataConfig(world=WORLD), also=("nq_open",))
-    splits = encode_splits(config.data, tokenizer, config.seed)
-    question = Example(id="1", question="who", choices=("oslo",), answer=0, aliases=("oslo",))
-    monkeypatch.setattr(assemble, "load_test", lambda data, seed, group: ((question,), ()))
-    monkeypatch.setattr(assemble, "extra_examples", lambda data, seed: {})
-    with pytest.raises(UserError, match="also = nq_open: only one of it and world has open"):
-        evaluation_sets(config, tokenizer, splits["test"])

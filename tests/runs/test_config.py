@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib import FieldError, identity, load_config
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 
 
@@ -69,9 +70,9 @@ def test_a_comparison_names_terms_and_gates_of_their_own(load):
 
 
 def test_where_a_run_lies_is_no_part_of_what_it_is(load):
-    one = load("--run-dir", "a").identity()
-    assert one == load("--run-dir", "b", "--resume").identity()
-    assert one != load("--run-dir", "a", "--seed", "1").identity()
+    one = identity(load("--run-dir", "a"))
+    assert one == identity(load("--run-dir", "b", "--resume"))
+    assert one != identity(load("--run-dir", "a", "--seed", "1"))
 
 
 def test_another_task_needs_a_base(load):
@@ -95,3 +96,18 @@ def test_a_member_of_an_ensemble_differs_in_its_training_alone(load):
     with pytest.raises(UserError, match="ensemble_member"):
         load("--ensemble-member", "1")
     assert load("--ensemble-member", "1", "--method.name", "sft").ensemble_member == 1
+
+
+def test_the_calibrator_of_a_run_is_checked_with_its_settings():
+    with pytest.raises(FieldError, match="calibrator: must be a calibrator: .*did you mean platt"):
+        EvaluationConfig(calibrator="plat")
+    with pytest.raises(FieldError, match="l2 is -1; expected a number of at least 0"):
+        EvaluationConfig(calibrator="vector(l2=-1)")
+    assert EvaluationConfig(calibrator="vector(l2=0.1)").calibrator == "vector(l2=0.1)"
+
+
+def test_a_checkpoint_of_an_earlier_release_is_one_of_the_default_calibrator():
+    plain = RunConfig()
+    assert "calibrator" not in identity(plain)["evaluation"]
+    other = replace(plain, evaluation=EvaluationConfig(calibrator="platt"))
+    assert identity(other)["evaluation"]["calibrator"] == "platt"

@@ -92,7 +92,7 @@ def custom(base, rows, *more):
         "mesh.data": 1,
         "mesh.fsdp": 4,
         "mesh.tensor": 2,
-        "lora.targets": "q_proj,v_proj",
+        "lora.target_modules": "q_proj,v_proj",
     }
     return [str(x) for key, value in options.items() for x in (f"--{key}", value)] + [*more]
 

@@ -9,10 +9,11 @@ from cogcalib_jax.configlib import from_yaml, load_config, to_yaml
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation, read_trained_run
+from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 from cogcalib_jax.runs.evaluate import evaluate_run
 from cogcalib_jax.runs.questions import test_questions as read_questions
 from cogcalib_jax.runs.results import read_results
+from cogcalib_jax.runs.trained_run import read_trained_run
 from tests.runs.small_base import WORLD, arguments, write_base
 
 BASE = ("--model.path", "base")
@@ -118,7 +119,7 @@ def test_runs_that_were_asked_differently_are_not_evaluated_together(run):
 
 def test_runs_may_differ_in_what_they_trained_on_and_in_seed(run):
     first = str(run("a", **OPENBOOKQA))
-    less = str(run("b", **OPENBOOKQA, **{"data.train_rows": "99", "seed": "1", "lora.rank": "2"}))
+    less = str(run("b", **OPENBOOKQA, **{"data.train_rows": "99", "seed": "1", "lora.r": "2"}))
     assert load("--run", first, less).run == (first, less)
 
 

@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 
 import train
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import run_main
 from cogcalib_jax.evaluation.kronecker import NoPosterior
 from cogcalib_jax.runs import sampling
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.sampling import require_single_tokens
 from tests.engine.quick import quick_compilation
-from tests.engine.tiny import questions
 from tests.runs.small_base import arguments, write_base
 
-OPTIONS = ("--lora.dropout", "0", "--compare", "sft,laplace_lora")
+OPTIONS = ("--lora.lora-dropout", "0", "--compare", "sft,laplace_lora")
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -87,18 +84,9 @@ def test_a_resumed_comparison_fits_again_only_what_is_not_there(
 
 def test_without_sft_it_is_trained_as_sft_would_be(comparison, base, tmp_path):
     run = tmp_path / "run"
-    options = ("--lora.dropout", "0", "--compare", "ls,laplace_lora")
+    options = ("--lora.lora-dropout", "0", "--compare", "ls,laplace_lora")
     assert run_main(train.main, arguments(base, run, *options)) == 0
     assert {"ls", "laplace_lora"} <= set(read(run / "comparison.json"))
     alone, beside = run / "laplace_lora", comparison / "laplace_lora"
     assert (alone / ADAPTER).read_bytes() == (comparison / "sft" / ADAPTER).read_bytes()
     np.testing.assert_allclose(probs(alone), probs(beside), atol=1e-6)
-
-
-def test_options_of_several_tokens_are_refused_in_words():
-    config = RunConfig(compare=("sft", "laplace_lora"))
-    single, several = questions(3), questions(3, tokens=3)
-    require_single_tokens(config, [single, single])
-    require_single_tokens(RunConfig(compare=("sft",)), [several])
-    with pytest.raises(UserError, match="compare = laplace_lora: .* several tokens.* leave it out"):
-        require_single_tokens(config, [single, several])

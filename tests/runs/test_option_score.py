@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import load_config, to_yaml
+from cogcalib_jax.configlib import identity, load_config, to_yaml
 from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.option_score import stored_option_score
-from cogcalib_jax.runs.answer import fitted_temperature
+from cogcalib_jax.runs.answer import predicting_calibrator
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.runs.option_score import require_prefix, settle_option_score
@@ -98,13 +98,13 @@ def test_old_runs_keep_their_rule_without_a_word(old, rule, tmp_path, capsys):
 
 
 def test_old_checkpoints_belong_to_the_run_they_were_made_by(tmp_path):
-    now = replace(config(), option_score="sum").identity()
+    now = identity(replace(config(), option_score="sum"))
     old = json.loads(json.dumps(now))
     del old["option_score"]
     old["evaluation"]["normalisation"] = "sum"
     require_same_identity(tmp_path, old, now)
     with pytest.raises(UserError, match="option_score is 'mean' but it was started with 'sum'"):
-        require_same_identity(tmp_path, old, config().identity())
+        require_same_identity(tmp_path, old, identity(config()))
 
 
 def test_runs_with_different_rules_are_compared_only_by_a_given_one(tmp_path):
@@ -157,11 +157,11 @@ def test_adapters_with_different_rules_need_a_given_one(tmp_path):
 def test_a_temperature_belongs_to_the_rule_it_was_fitted_by(tmp_path, capsys):
     fitted = {"value": 1.5, "rows": 40}
     folder = adapter(tmp_path / "a", option_score="mean", temperature=fitted)
-    assert fitted_temperature(str(folder), "mean") == 1.5
-    assert fitted_temperature(str(folder), "sum") == 1.0
+    assert predicting_calibrator(str(folder), "mean").calibrator.temperature_ == 1.5
+    assert predicting_calibrator(str(folder), "sum") is None
     assert "no fitted temperature for option_score sum" in capsys.readouterr().err
     old = adapter(tmp_path / "old", normalisation="sum", temperature=fitted)
-    assert fitted_temperature(str(old), "sum") == 1.5
+    assert predicting_calibrator(str(old), "sum").calibrator.temperature_ == 1.5
 
 
 def test_damaged_names_of_rules_count_as_none():

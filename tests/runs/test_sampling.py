@@ -16,7 +16,7 @@ from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import Killed, lines
 
 COMPARE = ("--compare", "sft,mc_dropout,ensemble,blob", "--ensemble-members", "3")
-OPTIONS = ("--lora.dropout", "0", "--evaluation.mc-passes", "4", *COMPARE)
+OPTIONS = ("--lora.lora-dropout", "0", "--evaluation.mc-passes", "4", *COMPARE)
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -163,7 +163,7 @@ def test_methods_trained_with_dropout_lend_their_sft(base, comparison, tmp_path)
     options = (
         "--compare",
         "sft,mc_dropout",
-        "--lora.dropout",
+        "--lora.lora-dropout",
         "0.3",
         "--evaluation.mc-passes",
         "2",
@@ -175,7 +175,7 @@ def test_methods_trained_with_dropout_lend_their_sft(base, comparison, tmp_path)
 
 def test_without_sft_the_first_member_is_trained_as_sft_would_be(base, comparison, tmp_path):
     run = tmp_path / "run"
-    options = ("--lora.dropout", "0", "--compare", "ls,ensemble", "--ensemble-members", "2")
+    options = ("--lora.lora-dropout", "0", "--compare", "ls,ensemble", "--ensemble-members", "2")
     assert run_main(train.main, arguments(base, run, *options)) == 0
     assert list(read(run / "comparison.json")) == [
         *("base", "commonest_answer", "ls", "ls_temperature", "ensemble")

@@ -15,14 +15,14 @@ from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.train import prepare
+from cogcalib_jax.runs.train import open_run
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.peft_adapter import save_adapter
 from tests.models.small import small_decoder
 from tests.runs.small_base import arguments, write_base
 
-LORA = LoraConfig(rank=3, alpha=5.0, targets=("k_proj", "lm_head"))
+LORA = LoraConfig(r=3, lora_alpha=5.0, target_modules=("k_proj", "lm_head"))
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def adapter(base, tmp_path):
 
 def command(base, run_dir, adapter, *more):
     options = arguments(base, run_dir, "--adapter", str(adapter), *more)
-    at = options.index("--lora.rank")
+    at = options.index("--lora.r")
     return options[:at] + options[at + 2 :]
 
 
 def test_a_run_starts_from_the_adapters_values_and_settings(base, adapter, tmp_path):
     argv = command(base, tmp_path / "run", adapter)
-    run = prepare(load_config(RunConfig, argv, prog="", description="").config, "x", argv)
-    assert run.config.lora == LoraConfig(3, 5.0, LORA.targets, dropout=0.1)
+    run = open_run(load_config(RunConfig, argv, prog="", description="").config, "x", argv)
+    assert run.config.lora == LoraConfig(3, 5.0, LORA.target_modules, lora_dropout=0.1)
     decoder = small_decoder(read_config(base), lora=LORA)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -60,9 +60,9 @@ def test_a_run_starts_from_the_adapters_values_and_settings(base, adapter, tmp_p
     assert (written.lora, written.adapter) == (run.config.lora, str(adapter))
 
 
-@pytest.mark.parametrize("retyped", ["rank", "alpha", "targets"])
+@pytest.mark.parametrize("retyped", ["r", "lora_alpha", "target_modules"])
 def test_its_settings_cannot_be_retyped(base, adapter, tmp_path, retyped, capsys):
-    value = "q_proj" if retyped == "targets" else "3"
+    value = "q_proj" if retyped == "target_modules" else "3"
     argv = command(base, tmp_path / "run", adapter, f"--lora.{retyped}", value)
     assert run_main(train.main, argv) == 2
     assert f"--lora.{retyped} has no meaning beside --adapter" in capsys.readouterr().err

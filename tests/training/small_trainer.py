@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 @cache
 def model():
-    return split_model(tiny_decoder(lora=replace(LORA, dropout=0.2)))
+    return split_model(tiny_decoder(lora=replace(LORA, lora_dropout=0.2)))
 
 
 @cache

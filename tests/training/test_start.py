@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def beliefs(spec, space, folder, **options):
     method = MethodConfig(term=spec, gate="all", space=space).build()
     return start_beliefs(
-        trainer().trainable, method, lora(), splits()["train"], 8, folder, **options
+        trainer().trainable, method, lora(), splits()["train"], 8, lambda: folder, **options
     )
 
 

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.runs.assemble import load_base_tokenizer
 from cogcalib_jax.weights.adapter_tokenizer import (
     combined_files,
+    load_base_tokenizer,
     own_tokenizer,
     tokenizer_files,
     tokenizer_key,

@@ -91,7 +91,7 @@ def test_any_stored_dtype_becomes_the_dtype_asked_for(folder, stored, wanted):
 
 def test_lora_begins_as_the_seed_says_and_in_float32(folder):
     def lora(seed):
-        options = {"lora": LoraConfig(rank=2), "dtype": "bfloat16", "mesh": one_device()}
+        options = {"lora": LoraConfig(r=2), "dtype": "bfloat16", "mesh": one_device()}
         decoder = load_decoder(folder, seed=seed, **options)
         return parameters(decoder)["layers", "self_attn", "q_proj", "lora_A"]
 

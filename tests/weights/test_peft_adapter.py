@@ -15,7 +15,9 @@ from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config, save_adapter
 from tests.models.small import SMALL, one_device, small_decoder
 
-LORA = LoraConfig(rank=3, alpha=4.5, targets=("q_proj", "down_proj", "lm_head"), dropout=0.1)
+LORA = LoraConfig(
+    r=3, lora_alpha=4.5, target_modules=("q_proj", "down_proj", "lm_head"), lora_dropout=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_settings_come_from_the_file(folder):
 @pytest.mark.parametrize(
     ("targets", "modules"),
     [
-        ("all-linear", LoraConfig(targets=("all-linear",)).modules),
+        ("all-linear", LoraConfig(target_modules=("all-linear",)).modules),
         (["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"], {"q_proj"}),
     ],
 )
@@ -160,7 +162,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(folder, changes, s
 
 
 def test_another_rank_alpha_or_targets_are_all_named(folder):
-    lora = LoraConfig(rank=2, alpha=16.0, targets=("q_proj",))
+    lora = LoraConfig(r=2, lora_alpha=16.0, target_modules=("q_proj",))
     with pytest.raises(UserError, match="rank is 3 .* 2; alpha is 4.5 .* 16.0; targets is"):
         load_adapter(folder, small_decoder(lora=lora))
 
@@ -203,7 +205,7 @@ def test_a_vocabulary_that_was_resized_for_training_is_named_as_such(folder, nam
 
 
 def test_a_copy_of_the_head_beside_an_adapter_elsewhere_is_compared(tmp_path):
-    lora = LoraConfig(rank=2, targets=("q_proj",))
+    lora = LoraConfig(r=2, target_modules=("q_proj",))
     model = small_decoder(lora=lora)
     save_adapter(tmp_path / "adapter", model, lora, "org/base")
     copies = {

@@ -12,7 +12,7 @@ from cogcalib_jax.data.batching import eval_batches
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.engine.forward import completion_logprob
-from cogcalib_jax.engine.packed import packed_logprobs
+from cogcalib_jax.engine.options import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.models.decoder import Decoder
@@ -27,7 +27,7 @@ ROWS = questions(14, tokens=4)
 # Three worked examples before every question, longer than the windows below.
 SHOTS = tuple(np.random.default_rng(1).integers(3, VOCAB, 9).tolist())
 FEW_SHOT = EncodedSplit(replace(e, prompt_ids=SHOTS + e.prompt_ids) for e in ROWS[:6])
-EVERYWHERE = LoraConfig(rank=2, alpha=3.0, targets=("all-linear", "lm_head"))
+EVERYWHERE = LoraConfig(r=2, lora_alpha=3.0, target_modules=("all-linear", "lm_head"))
 # Biases, norms of queries and keys, and a window in one layer of two.
 FLAGS = replace(SMALL, vocab_size=VOCAB)
 MODELS = {
@@ -35,7 +35,7 @@ MODELS = {
     "windows, biases, qk_norm": (FLAGS, EVERYWHERE),
     "tied, windows everywhere": (
         replace(FLAGS, tie_word_embeddings=True, sliding_windows=(4, 4), qk_norm=False),
-        LoraConfig(targets=("v_proj",)),
+        LoraConfig(target_modules=("v_proj",)),
     ),
     "yarn": (
         replace(TINY, rope=RopeConfig(type="yarn", factor=4.0, original_max_position_embeddings=8)),

@@ -1,0 +1,283 @@
+"""What every calibrator has: fit and transform as in scikit-learn, JSON in and out, and a name."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.metrics.rows import (
+    FloatArray,
+    IntArray,
+    InvalidRows,
+    check_answers,
+    check_scores,
+)
+from cogcalib_jax.registry import Registry
+
+log = logging.getLogger(__name__)
+
+KIND = "calibrator"
+"""The key of the name in JSON."""
+
+
+@dataclass(frozen=True)
+class OptionRows:
+    """Checked scores of `n` questions with up to `k` options, as a calibrator works with them."""
+
+    scores: FloatArray
+    """[n, k] float64: log-probabilities in nats, up to a constant a row; absent options are -inf"""
+    labels: IntArray | None = None
+    """[n] int64: index of the right option; None where nothing is fitted"""
+    start_scores: FloatArray | None = None
+    """like `scores`, of the start; only for calibrators that need it"""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[n, k] bool: which options exist."""
+        return np.isfinite(self.scores)
+
+    def of_labels(self, values: FloatArray) -> FloatArray:
+        """Return the entries [n] of `values` [n, k] that belong to the right options."""
+        assert self.labels is not None
+        return values[np.arange(len(values)), self.labels]
+
+
+class Calibrator(ABC):
+    """A map from option scores to probabilities that is fitted on labelled, held-out questions.
+
+    Subclass it, add settings as fields with defaults, name in `fitted` what a fit finds, and
+    register it with `register_calibrator`. A subclass may define `check(self)`, which raises
+    ValueError for settings out of range.
+
+    Scores are log-probabilities of the options, in nats; a constant that is added to a row changes
+    nothing. Attributes that end in `_` exist after `fit`.
+    """
+
+    needs_start: ClassVar[bool] = False
+    """whether it needs `start_scores`: a second pass with the start's adapter"""
+    needs_classes: ClassVar[bool] = False
+    """whether option i must mean the same in every row: one list of options for all questions"""
+    fitted: ClassVar[Mapping[str, int]] = {}
+    """attributes that `fit` finds, each with its number of axes: 0 for a float, else float64"""
+
+    converged_: bool
+    """False where the best value was not reached; `warning` says what that means"""
+    n_rows_: int
+    """rows it was fitted on"""
+
+    @abstractmethod
+    def _fit(self, rows: OptionRows) -> bool:
+        """Set what `fitted` names from `rows`, which have labels; return whether it converged."""
+
+    @abstractmethod
+    def _transform(self, rows: OptionRows) -> FloatArray:
+        """Return probabilities [n, k] float64, 0 where there is no option."""
+
+    def _check_fitted(self) -> None:  # noqa: B027 - most have nothing to check
+        """Raise ValueError if what `fitted` names, read from JSON, cannot be applied."""
+
+    @property
+    def warning(self) -> str | None:
+        """The sentence that a user must read before using it; None for an ordinary fit."""
+        if self.converged_:
+            return None
+        return f"{self.name}: the fit on {self.n_rows_:,} calibration questions did not converge"
+
+    @property
+    def name(self) -> str:
+        """The registered name, or that of a class that is not registered."""
+        cls = type(self)
+        return next((entry.name for entry in CALIBRATORS if entry.cls is cls), cls.__name__)
+
+    def fit(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        start_scores: ArrayLike | None = None,
+    ) -> Self:
+        """Fit it on held-out questions, and return it.
+
+        Args:
+            scores: `[n, k]` float, log-probabilities of options in nats, up to a constant a row.
+            labels: `[n]` int, index of the right option.
+            mask: `[n, k]` bool, which options exist, or their numbers `[n]`; None: all of them.
+            start_scores: `[n, k]` float, scores of the start, if `needs_start`; else not looked at.
+
+        Raises:
+            InvalidRows: arrays of other shapes, scores that are not finite, labels of no option.
+            UserError: rows that it cannot be fitted on.
+        """
+        return self._fitted_on(self._rows(scores, labels, mask, start_scores))
+
+    def transform(
+        self,
+        scores: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        start_scores: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Return probabilities `[n, k]` float64, 0 where `mask` is False; arguments as for `fit`.
+
+        Raises:
+            ValueError: it is not fitted.
+            InvalidRows: as `fit`.
+            UserError: what was fitted gives no numbers, as a file that was changed may.
+        """
+        self._require_fitted()
+        return self._probabilities(self._transform, self._rows(scores, None, mask, start_scores))
+
+    __call__ = transform
+
+    def fit_transform(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        start_scores: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Fit it, and return `transform` of the same rows."""
+        self.fit(scores, labels, mask=mask, start_scores=start_scores)
+        return self.transform(scores, mask=mask, start_scores=start_scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `{"calibrator": NAME, setting: ..., fitted_: ...}`, which `from_json` reads back.
+
+        Raises ValueError if it is not fitted, or its class not registered.
+        """
+        self._require_fitted()
+        if self.name not in CALIBRATORS:
+            raise ValueError(f"{self.name} is not registered; use register_calibrator first")
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {key: getattr(self, key) for key in (*self.fitted, "converged_", "n_rows_")}
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}
+        return {KIND: self.name, **settings, **plain}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Calibrator:
+        """Return the calibrator that `to_json` wrote; it transforms to the very same numbers.
+
+        Raises:
+            UserError: an unknown name, or keys or values that no calibrator of that name has.
+        """
+        if not isinstance(stored, Mapping):
+            raise UserError(f"{KIND} is {stored!r:.40}; expected an object; fit it again")
+        name = stored.get(KIND)
+        if not isinstance(name, str) or name not in CALIBRATORS:
+            raise UserError(
+                f"{KIND} is {name!r:.40}; expected one of {', '.join(CALIBRATORS.names())};"
+                " register its class first, if it is your own"
+            )
+        cls = CALIBRATORS[name].cls
+        settings = {field.name: type(field.default) for field in fields(cls)}
+        kinds = settings | dict(cls.fitted) | {"converged_": bool, "n_rows_": int}
+        values = {key: value for key, value in stored.items() if key != KIND}
+        if values.keys() != kinds.keys():
+            raise UserError(
+                f"{KIND} {name} has {', '.join(values):.200}; expected {', '.join(kinds)}; fit it"
+                " again"
+            )
+        read = {key: _value(name, key, value, kinds[key]) for key, value in values.items()}
+        made = CALIBRATORS.make(cls(**{key: read.pop(key) for key in settings}))
+        for key, value in read.items():
+            setattr(made, key, value)
+        try:
+            made._check_fitted()
+        except ValueError as error:
+            raise UserError(f"{KIND} {name}: {error}; fit it again") from error
+        return made
+
+    def _fitted_on(self, rows: Any) -> Self:
+        if check := getattr(self, "check", None):
+            check()
+        self.converged_ = bool(self._fit(rows))
+        self.n_rows_ = len(rows.scores)
+        if self.warning is not None:
+            log.warning("%s", self.warning)
+        return self
+
+    def _probabilities(self, function: Callable[[Any], FloatArray], rows: Any) -> FloatArray:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            probs = function(rows)
+        if not np.isfinite(probs).all():
+            raise UserError(
+                f"{KIND} {self.name} gives no probabilities (not a number) for these scores; fit it"
+                " again"
+            )
+        return probs
+
+    def _require_fitted(self) -> None:
+        if not hasattr(self, "n_rows_"):
+            raise ValueError(f"{type(self).__name__} is not fitted; call fit(scores, labels) first")
+
+    def _rows(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike | None,
+        mask: ArrayLike | None,
+        start_scores: ArrayLike | None,
+    ) -> OptionRows:
+        checked = check_scores(scores, "scores", mask)
+        start = None
+        if self.needs_start:
+            if start_scores is None:
+                raise InvalidRows(
+                    f"start_scores is None; expected {list(checked.shape)} numbers, for"
+                    f" {self.name} mixes the model with its start; score the start, too"
+                )
+            shape = np.shape(start_scores)
+            if shape != checked.shape:
+                raise InvalidRows(f"start_scores has shape {shape}: expected {checked.shape}")
+            start = check_scores(start_scores, "start_scores", mask)
+        answers = None
+        if labels is not None:
+            answers = check_answers(labels, np.isfinite(checked), "labels")
+        return OptionRows(checked, answers, start)
+
+    def _require_width(self, rows: OptionRows, width: int) -> None:
+        """Raise InvalidRows unless the rows have as many options as the fitted ones."""
+        if rows.scores.shape[1] != width:
+            raise InvalidRows(
+                f"scores has {rows.scores.shape[1]} options: expected {width}, as {self.name} was"
+                " fitted on"
+            )
+
+
+CALIBRATORS: Registry[Calibrator] = Registry("calibrator", fitted=True)
+register_calibrator = CALIBRATORS.register
+
+
+def refuse_without_mistake(name: str, rows: int) -> UserError:
+    """The error for rows that are all answered right, where no finite fit exists."""
+    return UserError(
+        f"{name}: all {rows} calibration questions are answered correctly, so the best temperature"
+        " is 0; use a larger calibration split (data.calibration_rows)"
+    )
+
+
+def _value(name: str, key: str, value: Any, kind: type | int) -> Any:
+    """A stored setting of type `kind`, or a fitted number or array of `kind` axes."""
+    if isinstance(kind, int):
+        wanted = "finite numbers" if kind else "a finite number"
+        try:
+            array = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            array = np.array(np.nan)
+        good = array.ndim == kind and np.isfinite(array).all() and not isinstance(value, bool | str)
+        read = array if kind else float(array.flat[0]) if array.size else None
+    else:
+        wanted = kind.__name__
+        whole = kind is float and type(value) is int
+        good, read = type(value) is kind or whole, float(value) if whole else value
+    if not good:
+        raise UserError(f"{KIND} {name}: {key} is {value!r:.40}; expected {wanted}; fit it again")
+    return read

@@ -1,0 +1,262 @@
+"""A task in memory: questions in five splits, each with the way it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self, SupportsIndex, overload
+
+import numpy as np
+
+from cogcalib_jax.console import say
+from cogcalib_jax.data.config import CHAT, DataConfig
+from cogcalib_jax.data.example import BadRow, Example
+from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.prompts import Template
+from cogcalib_jax.data.questions import read_questions
+from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.errors import UserError
+
+IN_MEMORY = "rows in memory"
+
+
+class Frame(Protocol):
+    """What is asked of a pandas DataFrame."""
+
+    columns: Any
+
+    def to_dict(self, orient: str) -> Any: ...
+
+
+RowSource = str | Path | Frame | Iterable[Mapping[str, Any]]
+"""A file (CSV, TSV, JSON, JSON lines, Parquet; text also with gzip), a pandas DataFrame, a
+`datasets.Dataset`, or an iterable of dicts"""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How questions become prompts."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(task="custom", path=IN_MEMORY))
+    shots: tuple[Example, ...] = ()
+    """solved questions before every prompt"""
+    template: Template | None = None
+    """the prompt itself; None: the one that `data` names"""
+
+
+def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
+    """Return how the questions were asked that a `calibration.json` was fitted on.
+
+    Its template holds the solved questions of a few-shot prompt already.
+    """
+    pieces = {
+        name: tuple(piece) if isinstance(piece, list) else piece
+        for name, piece in calibration["prompt"].items()
+    }
+    is_chat = calibration["chat_template_sha256"] is not None
+    data = DataConfig(
+        task="custom",
+        path=IN_MEMORY,
+        prompt=CHAT if is_chat else "auto",
+        max_length=calibration["max_length"],
+    )
+    return Prompting(data, template=Template(**pieces))
+
+
+class Examples(tuple[Example, ...]):
+    """Questions of one split, and how they are asked; a slice is asked in the same way."""
+
+    split: str
+    prompting: Prompting
+
+    @classmethod
+    def of(cls, rows: Iterable[Example], split: str, prompting: Prompting) -> Self:
+        """Return `rows` with the way they are asked."""
+        made = cls(rows)
+        made.split, made.prompting = split, prompting
+        return made
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Example | Examples:
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            return Examples.of(found, self.split, self.prompting)
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions in five splits that share no question and no group.
+
+    Style adaptation uses `style`, fine-tuning `train`; the threshold and calibrators are fitted on
+    `calibration`, choices are made on `validation`, and results are measured on `test`.
+    """
+
+    name: str
+    style: Examples
+    train: Examples
+    calibration: Examples
+    validation: Examples
+    test: Examples
+    notes: tuple[str, ...] = ()
+    """what was left out of the rows and why, a line each"""
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: RowSource,
+        *,
+        validation: RowSource | None = None,
+        test: RowSource | None = None,
+        prompt: str | Template = "auto",
+        columns: Mapping[str, str | Sequence[str]] | None = None,
+        name: str = "custom",
+        seed: int = 0,
+        **settings: Any,
+    ) -> Task:
+        """Split your own rows.
+
+        Args:
+            rows: training rows. Each has a question, choices (none for open questions) and an
+                answer, in the columns that people use (docs/tasks.md).
+            validation: rows of that split; None: 15 % of `rows`, at most 500.
+            test: rows of that split; None: 20 % of `rows`, at most 2,000.
+            prompt: the name of a prompt (letters, cloze, qa, chat ...), auto, or a `Template`.
+            columns: field -> column, or columns, if they have other names than usual:
+                `{"question": "stem", "choices": ["A", "B"], "answer": "key"}`.
+            name: what messages call the task.
+            seed: decides which rows go where.
+            settings: further fields of `DataConfig`, such as few_shot, max_length,
+                calibration_rows, validation_rows, test_rows, train_rows, on_bad_row.
+
+        Raises:
+            UserError: rows that cannot be read or used, with their place; too few of them.
+        """
+        given = {"train": rows, "validation": validation, "test": test}
+        stored = {
+            split: stored_source(source, split)
+            for split, source in given.items()
+            if source is not None
+        }
+        named = () if columns is None else tuple(_column(*item) for item in columns.items())
+        config = _config("custom", IN_MEMORY, prompt, seed, columns=named or None, **settings)
+        return _task(name, config, prompt, seed, stored)
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | Path,
+        *,
+        prompt: str | Template = "auto",
+        seed: int = 0,
+        **settings: Any,
+    ) -> Task:
+        """Split the rows of a file, or of a folder with train, validation and test files.
+
+        Arguments and errors as for `from_rows`.
+        """
+        config = _config("custom", str(path), prompt, seed, **settings)
+        return _task(Path(path).stem, config, prompt, seed)
+
+    @classmethod
+    def from_hub(
+        cls,
+        name: str,
+        *,
+        path: str | Path | None = None,
+        prompt: str | Template = "auto",
+        seed: int = 0,
+        **settings: Any,
+    ) -> Task:
+        """Load a task that docs/tasks.md lists, such as "openbookqa", or the made-up "world".
+
+        path: a folder with its rows in the Hub's schema; None: the Hugging Face Hub. Other
+        arguments and errors as for `from_rows`.
+        """
+        config = _config(name, None if path is None else str(path), prompt, seed, **settings)
+        return _task(name, config, prompt, seed)
+
+
+def stored_source(source: RowSource, name: str) -> Stored:
+    """Return the rows of `source`, each with its place for messages.
+
+    Raises:
+        UserError: a file that cannot be read, or a source without rows.
+    """
+    if isinstance(source, str | Path):
+        stored = stored_rows([Path(source)], str(source))
+    else:
+        if hasattr(source, "to_dict") and hasattr(source, "columns"):
+            # A table marks what is missing in several ways (NaN, NA, NaT); here it is None.
+            source = source.astype(object).where(source.notna(), None).to_dict("records")
+        rows = [Row(f"{name} row {n}", n, _content(row)) for n, row in enumerate(source, start=1)]
+        stored = Stored(rows, f"{name} rows")
+    if not stored.rows:
+        raise UserError(f"{stored.source}: there are none; expected at least one. Give more rows")
+    return stored
+
+
+def questions_of(source: RowSource, prompting: Prompting) -> Examples:
+    """Return questions whose answers nobody has to know; their `answer` means nothing.
+
+    Raises:
+        UserError: a row that cannot be used, with its place.
+    """
+    questions, _ = read_questions(stored_source(source, "questions"), {})
+    return Examples.of([one.example for one in questions], "questions", prompting)
+
+
+def are_examples(rows: Any) -> bool:
+    """Return whether `rows` are a task's questions, and no rows that are to be read."""
+    if isinstance(rows, Examples):
+        return True
+    listed = isinstance(rows, Sequence) and not isinstance(rows, str)
+    return listed and all(isinstance(row, Example) for row in rows)
+
+
+def _content(row: Any) -> Mapping[str, Any] | BadRow:
+    if not isinstance(row, Mapping):
+        return BadRow(f"must be a dict of columns, is a {type(row).__name__}")
+    return {key: _plain(value) for key, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return what Parquet and pandas hold as arrays and NumPy scalars as Python has it."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _column(field: str, names: str | Sequence[str]) -> str:
+    return f"{field}={names if isinstance(names, str) else '+'.join(names)}"
+
+
+def _config(
+    task: str, path: str | None, prompt: str | Template, seed: int, **settings: Any
+) -> DataConfig:
+    word = prompt if isinstance(prompt, str) else "auto"
+    try:
+        return DataConfig(task=task, path=path, prompt=word, split_seed=seed, **settings)
+    except TypeError as error:
+        raise UserError(f"Task: {error}; expected a field of DataConfig") from error
+
+
+def _task(
+    name: str,
+    config: DataConfig,
+    prompt: str | Template,
+    seed: int,
+    stored: Mapping[str, Stored] | None = None,
+) -> Task:
+    splits = load_splits(config, seed, stored)
+    template = prompt if isinstance(prompt, Template) else None
+    prompting = Prompting(config, splits.shots, template)
+    for note in filter(None, (splits.read, *splits.notes)):
+        say(f"   {note}")
+    made = {split: Examples.of(rows, split, prompting) for split, rows in splits.items()}
+    return Task(name, **made, notes=splits.notes)

@@ -1,0 +1,400 @@
+"""A language model that answers questions with probabilities, with or without a LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.console import show_note
+from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.task import (
+    Examples,
+    Prompting,
+    RowSource,
+    are_examples,
+    questions_of,
+    stored_prompting,
+)
+from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.base_model import BaseModel, load_base_model, split_base
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.context import check_context
+from cogcalib_jax.evaluation.open_config import OpenConfig
+from cogcalib_jax.evaluation.open_ended import OpenPredictions
+from cogcalib_jax.evaluation.option_score import (
+    DEFAULT_OPTION_SCORE,
+    OptionScore,
+    stored_option_score,
+)
+from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
+from cogcalib_jax.machines import MeshConfig
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Remat
+from cogcalib_jax.models.generate import SamplingConfig, generate
+from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.parameters import merge_lora
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.stored_run import read_stored_run
+from cogcalib_jax.weights.base_hash import read_calibration
+from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_weights import save_decoder
+from cogcalib_jax.weights.peft_adapter import read_lora_config, save_adapter
+
+
+class Answer(NamedTuple):
+    """What a model answers to one question."""
+
+    answer: str
+    """the most probable choice"""
+    confidence: float
+    """its probability"""
+    probs: dict[str, float]
+    """the probability of each choice"""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A causal language model from Hugging Face files, with or without a LoRA adapter.
+
+    A model never changes: methods that change something return another model, which shares the
+    arrays. Make one with `from_pretrained`, or take it from the result of `finetune`.
+    """
+
+    base: BaseModel
+    lora: nnx.State
+    """LoRA parameters; without leaves where the model was loaded without `lora` and `adapter`"""
+    prompting: Prompting = field(default_factory=Prompting)
+    """how questions are asked that do not say it themselves"""
+    option_score: OptionScore = DEFAULT_OPTION_SCORE
+    """the rule by which options of several tokens are scored (docs/evaluation.md)"""
+    calibrator: Calibrator | None = None
+    """what `predict` and `ask` map scores to probabilities with; None: a softmax"""
+    start: Model | None = None
+    """the model in which fine-tuning began, for calibrators that mix it in"""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        lora: LoraConfig | None = None,
+        dtype: str = "auto",
+        mesh: MeshConfig | Mesh | None = None,
+        remat: Remat = "none",
+        attention: str = "xla",
+        seed: int = 0,
+    ) -> Model:
+        """Load a model in Hugging Face layout.
+
+        Args:
+            name_or_path: a local folder or a Hub id.
+            adapter: a folder with a LoRA adapter in PEFT's layout. The prompt, the scoring rule and
+                the calibrator of its `calibration.json` are used, if it has one.
+            lora: a fresh adapter of this form, to be trained; None: none, or `adapter`'s.
+            dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on a CPU.
+            mesh: how devices share the work; None: each reads other examples.
+            remat: what the backward pass computes again to save memory (docs/scaling.md).
+            attention: "xla", "cudnn" or "splash".
+            seed: decides the first values of a fresh adapter.
+
+        Raises:
+            UserError: files that are missing, damaged or of an unknown family; an adapter of
+                another base.
+        """
+        settings = ModelConfig(str(name_or_path), dtype, remat, attention)
+        if adapter is not None and lora is not None:
+            raise UserError(
+                f"lora is given beside adapter = {adapter}; expected one of them. Leave lora out:"
+                " the adapter says its own rank, alpha and modules"
+            )
+        mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig())
+        if adapter is not None:
+            lora = read_lora_config(adapter)
+        model = cls(*load_base_model(settings, mesh, lora, adapter, seed))
+        return model if adapter is None else model._with_stored(Path(adapter))
+
+    @classmethod
+    def from_run(
+        cls, folder: str | Path, *, base: str | Path | None = None, **settings: Any
+    ) -> Model:
+        """Load what `cogcalib train` left: base, adapter, prompt, scoring rule and calibrator.
+
+        Args:
+            folder: of one method, such as runs/NAME-N/cols.
+            base: where the base lies now; None: where it lay.
+            settings: dtype, mesh, remat and attention, as for `from_pretrained`.
+
+        Raises:
+            UserError: a folder that is no finished run; as `from_pretrained`.
+        """
+        folder = Path(folder)
+        run = read_stored_run(folder)
+        place = run.base() if base is None else base
+        return cls.from_pretrained(place, adapter=folder / "adapter", **settings)
+
+    def _with_stored(self, adapter: Path) -> Model:
+        """Return this model with the prompt, the scoring rule and the calibrator that lie beside
+        its adapter."""
+        stored = read_calibration(adapter)
+        if stored is None:
+            return self
+        calibrator = stored.get("calibrator")
+        return replace(
+            self,
+            prompting=stored_prompting(stored),
+            option_score=stored_option_score(stored) or DEFAULT_OPTION_SCORE,
+            calibrator=None if calibrator is None else Calibrator.from_json(calibrator),
+        )
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's sizes."""
+        return self.base.decoder.config
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the base, or the adapter's own."""
+        return self.base.tokenizer
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.base.mesh
+
+    @property
+    def lora_config(self) -> LoraConfig | None:
+        """The form of the adapter; None without one."""
+        return self.base.decoder.lora
+
+    def with_lora(self, lora: nnx.State) -> Model:
+        """Return this model with other LoRA parameters, of the same form."""
+        return replace(self, lora=lora)
+
+    def with_calibrator(self, calibrator: Calibrator | None) -> Model:
+        """Return this model with another calibrator for `predict` and `ask`; None: a softmax."""
+        return replace(self, calibrator=calibrator)
+
+    def without_adapter(self) -> Model:
+        """Return the base alone, without calibrator: its adapter adds nothing."""
+        off = jax.tree.map(jnp.zeros_like, self.lora)
+        return replace(self, lora=off, calibrator=None, start=None)
+
+    def encode(self, examples: Examples | Sequence[Example]) -> EncodedSplit:
+        """Return the questions as token ids.
+
+        Raises:
+            UserError: a question that does not fit or cannot be told from another.
+        """
+        found = isinstance(examples, Examples)
+        asked = examples.prompting if found else self.prompting
+        name = examples.split if found else "questions"
+        encoded, notes = encode_split(
+            name, examples, self.tokenizer, asked.data, asked.shots, asked.template
+        )
+        context = check_context(self.config.max_position_embeddings, [encoded], 0)
+        for note in (*notes, *context):
+            show_note(note)
+        return encoded
+
+    def predict(
+        self,
+        examples: Examples | Sequence[Example] | RowSource,
+        *,
+        batch_size: int = 32,
+        option_score: OptionScore | None = None,
+        calibrator: Calibrator | None = None,
+    ) -> Predictions:
+        """Return the probability of every option of every question.
+
+        Args:
+            examples: a split of a `Task`; or rows of your own without a known answer (a file, a
+                DataFrame, dicts with question and choices).
+            batch_size: questions computed at a time.
+            option_score: "mean", "sum", "chars" or "pmi"; None: the model's own rule.
+            calibrator: takes the place of the model's own one.
+
+        Raises:
+            UserError: rows that cannot be read; open questions, which `answer` answers.
+        """
+        settings = (batch_size, option_score, calibrator)
+        if are_examples(examples):
+            return self._predict(self.encode(examples), *settings)
+        asked = questions_of(examples, self.prompting)
+        found = self._predict(self.encode(asked), *settings)
+        return replace(found, answers=np.full_like(found.answers, UNKNOWN))
+
+    def _predict(
+        self,
+        encoded: EncodedSplit,
+        batch_size: int = 32,
+        option_score: OptionScore | None = None,
+        calibrator: Calibrator | None = None,
+    ) -> Predictions:
+        if encoded.is_open:
+            raise UserError(
+                "predict: the questions are open; expected questions with choices. Use answer"
+            )
+        calibrator = calibrator or self.calibrator
+        score = self.base.predictor(batch_size, option_score or self.option_score)
+        if isinstance(calibrator, TemperatureScaler):
+            predictions = score(self.lora, encoded, calibrator.temperature_)
+        else:
+            predictions = score(self.lora, encoded)
+            if calibrator is not None:
+                start = self._start_scores(encoded, calibrator, batch_size, option_score)
+                predictions = replace(predictions, calibrator=calibrator, start_scores=start)
+        return replace(predictions, encoded=encoded)
+
+    def _start_scores(
+        self,
+        encoded: EncodedSplit,
+        calibrator: Calibrator,
+        batch_size: int,
+        option_score: OptionScore | None,
+    ) -> Any:
+        if not calibrator.needs_start:
+            return None
+        if self.start is None:
+            raise UserError(
+                f"calibrator is {calibrator.name}, which mixes in the start; expected a model that"
+                " knows its start, as the result of finetune does. Use another calibrator"
+            )
+        scores = self.base.predictor(batch_size, option_score or self.option_score)
+        return scores(self.start.lora, encoded).option_scores
+
+    def ask(self, question: str, choices: Sequence[str], *, passage: str = "") -> Answer:
+        """Return the answer to one question, with the probability of each choice.
+
+        Raises:
+            UserError: choices that are equal or cannot be told apart.
+        """
+        row = {"question": question, "choices": list(choices)}
+        predictions = self.predict([row | ({"passage": passage} if passage else {})])
+        probs = dict(zip(choices, predictions.probs[0].tolist(), strict=True))
+        chosen = choices[int(predictions.predicted[0])]
+        return Answer(chosen, probs[chosen], probs)
+
+    def answer(
+        self,
+        examples: Examples,
+        *,
+        max_new_tokens: int = 32,
+        samples: int = 0,
+        p_true: bool = False,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> OpenPredictions:
+        """Return the answers to open questions, written greedily, and how sure the model seems.
+
+        Args:
+            examples: a split of a task of open questions.
+            max_new_tokens: most tokens of an answer.
+            samples: sampled answers for the confidence "agreement"; 0: none.
+            p_true: whether to ask the model if its answer is right, for the confidence "p_true".
+            batch_size: questions answered at a time.
+            seed: of the samples.
+
+        Raises:
+            UserError: questions with choices, which `predict` answers; prompts that leave no room.
+        """
+        encoded = self.encode(examples)
+        if not encoded.is_open:
+            raise UserError(
+                "answer: the questions have choices; expected open questions. Use predict"
+            )
+        check_context(self.config.max_position_embeddings, [encoded], max_new_tokens)
+        settings = OpenConfig(max_new_tokens=max_new_tokens, samples=samples, p_true=p_true)
+        evaluation = EvaluationConfig(batch_size=batch_size, open=settings)
+        write = self.base.open_predictor(examples.prompting.data, evaluation)
+        return write(self.lora, encoded, seed=seed)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Return what the model writes after each prompt, without the prompt.
+
+        Args:
+            prompts: texts; special tokens are added as the tokenizer does.
+            max_new_tokens: most tokens of each continuation.
+            temperature: 0 takes the likeliest token each time; else logits are divided by it.
+            top_p: sample from the likeliest tokens that together reach this probability.
+            seed: of the sampling.
+
+        Raises:
+            UserError: a prompt that leaves no room in the model's context.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling = SamplingConfig(max_new_tokens, temperature, top_p)
+        ids = [self.tokenizer(text)["input_ids"] for text in texts]
+        written = generate(self.base.split.merge(self.lora), ids, sampling, seed=seed)
+        return [self.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in written]
+
+    def calibrate(
+        self,
+        examples: Examples,
+        calibrator: str | Calibrator = "temperature",
+        *,
+        batch_size: int = 32,
+        option_score: OptionScore | None = None,
+    ) -> Calibrator:
+        """Return a calibrator that is fitted on labelled questions the model was not trained on.
+
+        Args:
+            examples: the calibration split of a task.
+            calibrator: a name (temperature, vector, platt, isotonic, mixture, linear_mixture), with
+                settings if wanted, as in "vector(l2=0.1)"; or one of your own.
+            batch_size, option_score: as for `predict`.
+
+        Raises:
+            UserError: questions on which it cannot be fitted.
+        """
+        made = CALIBRATORS.make(calibrator)
+        encoded = self.encode(examples)
+        scored = replace(self, calibrator=None)._predict(encoded, batch_size, option_score)
+        if made.needs_classes and len({row.completion_ids for row in encoded}) > 1:
+            raise UserError(
+                f"calibrator is {made.name}; expected one list of options for all questions. Use"
+                " another calibrator, or a prompt whose options are letters"
+            )
+        start = self._start_scores(encoded, made, batch_size, option_score)
+        return made.fit(scored.option_scores, scored.answers, mask=scored.mask, start_scores=start)
+
+    def merge_and_unload(self) -> Model:
+        """Return a model without adapter whose weights hold it, in the base's dtype."""
+        decoder = merge_lora(self.base.split.merge(self.lora))
+        base, lora = split_base(self.base.name, decoder, self.tokenizer)
+        return replace(self, base=base, lora=lora, start=None)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter in PEFT's layout, or a model without one in Hugging Face layout.
+
+        The tokenizer comes with it.
+
+        Raises:
+            UserError: a folder that cannot be written.
+        """
+        folder = Path(folder)
+        decoder = self.base.split.merge(self.lora)
+        if self.lora_config is None:
+            save_decoder(decoder, folder)
+        else:
+            save_adapter(folder, decoder, self.lora_config, self.base.name)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,193 @@
+"""Which models, rows, methods, losses and devices fit together: the rest is refused here.
+
+Nothing here needs a folder, a weight or a config of a whole run. Whoever trains asks before
+anything slow: `check_mesh` before a base is built or rows are read, `check_compatible` before
+weights are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.context import check_context
+from cogcalib_jax.method.anchor import AnchorConfig
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.registries import GATES
+from cogcalib_jax.sharding import require_even
+from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
+from cogcalib_jax.training.config import TrainingConfig
+
+LINEAR_IN_OPTIONS = "laplace_lora"
+"""the averaging baseline whose posterior is linear in the logits of options"""
+
+
+def check_mesh(
+    mesh: Mesh,
+    training: TrainingConfig,
+    evaluation: EvaluationConfig,
+    anchor: AnchorConfig | None = None,
+) -> None:
+    """Refuse batches that the devices of `mesh` cannot share evenly (UserError)."""
+    micro_batch = training.batch_size // training.accumulation
+    require_even("training.batch_size / training.accumulation", micro_batch, mesh)
+    if anchor is not None and anchor.path is not None:
+        anchors = anchor.rows_per_step // training.accumulation
+        require_even("anchor.rows_per_step / training.accumulation", anchors, mesh)
+    require_even("evaluation.batch_size", evaluation.batch_size, mesh)
+
+
+def check_compatible(
+    splits: Mapping[str, EncodedSplit],
+    methods: Iterable[MethodConfig],
+    loss: LossConfig,
+    *,
+    data_name: str,
+    option_score: str = "mean",
+    averaged: Collection[str] = (),
+    sets: Mapping[str, EncodedSplit] | None = None,
+    composition: CompositionConfig | None = None,
+    context: int | None = None,
+    new_tokens: int = 0,
+) -> tuple[str, ...]:
+    """Refuse what cannot be trained together, and return notes for the person who watches.
+
+    Args:
+        splits: name -> encoded rows; `train` is among them.
+        methods: the resolved methods that are trained.
+        loss: the loss that all of them share.
+        data_name: what messages call the rows, usually the name of the task.
+        option_score: the rule by which options are scored, or auto.
+        averaged: names of the baselines that average the probabilities of options.
+        sets: name -> encoded questions that are answered in the end.
+        composition: which of the fine-tuning rows are used; None: all of them.
+        context: tokens that the model was made for; None: the model is not known yet.
+        new_tokens: most tokens of a generated answer.
+
+    Raises:
+        UserError: the first of them that does not fit the others.
+    """
+    methods, sets, train = tuple(methods), sets or {}, splits["train"]
+    _require_options_space(splits, methods, loss, data_name)
+    if option_score == "auto" and any(rows.is_open for rows in splits.values()):
+        raise UserError(
+            f"option_score = auto: questions of {data_name} are open and have no options; leave it"
+            " out"
+        )
+    _require_shared_classes(train, methods, data_name)
+    _require_known_rows(train, methods, composition, data_name)
+    _require_one_kind(train, sets, data_name)
+    _require_open_questions(train, loss, averaged, data_name)
+    if LINEAR_IN_OPTIONS in averaged:
+        _require_single_tokens([train, *sets.values()], data_name)
+    if context is None:
+        return ()
+    return check_context(context, [*splits.values(), *sets.values()], new_tokens)
+
+
+def _require_options_space(
+    splits: Mapping[str, EncodedSplit],
+    methods: Sequence[MethodConfig],
+    loss: LossConfig,
+    data_name: str,
+) -> None:
+    """Options space reads one token for each option."""
+    if loss.space == "options":
+        field = "loss.space"
+    elif any(method.build().term_space == "options" for method in methods):
+        field = "method.space"
+    else:
+        return
+    for name, rows in splits.items():
+        if rows.single_token_options:
+            continue
+        if rows.is_open:
+            raise UserError(
+                f"{field} = options: questions of {data_name} are open and have no options; use"
+                " vocab"
+            )
+        raise UserError(
+            f"{field} = options: {data_name} ({name}) has options of several tokens, or two that"
+            " share one, with this tokenizer; use vocab, or a prompt whose options are letters"
+            " (data.prompt letters)"
+        )
+
+
+def _require_shared_classes(
+    train: EncodedSplit, methods: Sequence[MethodConfig], data_name: str
+) -> None:
+    """A term that compares classes over questions needs classes that mean the same in all."""
+    for method in methods:
+        built = method.build()
+        if built.term is None or not (built.term.needs_classes or built.term.per == "batch"):
+            continue
+        if built.space != "options":
+            raise UserError(
+                f"method.space is {built.space}; expected options for term {method.term}, which"
+                " compares classes over questions. Set --method.space options"
+            )
+        lists = {row.completion_ids for row in train}
+        if built.term.needs_classes and len(lists) > 1:
+            raise UserError(
+                f"method.term is {method.term}; expected one list of options for all questions, and"
+                f" {data_name} has {len(lists):,} lists. Use another term, or a prompt whose"
+                " options are letters (--data.prompt letters) with as many options in every row"
+            )
+
+
+def _require_known_rows(
+    train: EncodedSplit,
+    methods: Sequence[MethodConfig],
+    composition: CompositionConfig | None,
+    data_name: str,
+) -> None:
+    """The oracle gate needs rows that say what the base knows, as only the world's do."""
+    asks = any(GATES.make(method.gate).labelled_by == "world" for method in methods)
+    if asks and not all("known" in row.example.extra for row in train):
+        raise UserError(
+            f"method.gate = oracle: rows of {data_name} do not say what the base knows; use"
+            " it with task world, or the gate frozen_labels"
+        )
+    if composition is not None and composition.asks_the_world:
+        known_to_the_world(train)
+
+
+def _require_one_kind(
+    train: EncodedSplit, sets: Mapping[str, EncodedSplit], data_name: str
+) -> None:
+    """Open questions are answered in another way than questions with options."""
+    for name, rows in sets.items():
+        if rows and rows.is_open != train.is_open:
+            raise UserError(
+                f"also = {name}: only one of it and {data_name} has open questions, which are"
+                " answered in another way; evaluate it with eval.py --run"
+            )
+
+
+def _require_open_questions(
+    train: EncodedSplit, loss: LossConfig, averaged: Collection[str], data_name: str
+) -> None:
+    """Exact match is of generated answers, and averages over members are over options."""
+    if loss.correct == "exact_match" and not train.is_open:
+        raise UserError(
+            f"loss.correct = exact_match: questions of {data_name} have options; use argmax"
+        )
+    if train.is_open and averaged:
+        raise UserError(
+            f"compare = {', '.join(averaged)}: averages the probabilities of options, and questions"
+            f" of {data_name} are open; leave it out"
+        )
+
+
+def _require_single_tokens(sets: Iterable[EncodedSplit], data_name: str) -> None:
+    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
+    if not all(rows.single_token_options for rows in sets):
+        raise UserError(
+            f"compare = {LINEAR_IN_OPTIONS}: {data_name} has options of several tokens, or two that"
+            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
+            " letters (data.prompt letters)"
+        )

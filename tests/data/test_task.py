@@ -1,0 +1,108 @@
+"""A task in memory is split as the same rows in a file are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogcalib_jax.data.prompts import PROMPTS
+from cogcalib_jax.data.task import Examples, Task
+from cogcalib_jax.errors import UserError
+from tests.library import SIZES, rows, task
+
+SPLITS = ("style", "train", "calibration", "validation", "test")
+
+
+def questions(made: Task) -> dict[str, list[tuple]]:
+    return {
+        split: [(e.question, e.choices, e.answer) for e in getattr(made, split)] for split in SPLITS
+    }
+
+
+def test_rows_in_memory_are_split_as_rows_of_a_file_are(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    assert questions(task()) == questions(Task.from_path(file, prompt="letters", **SIZES))
+    assert questions(task()) == questions(Task.from_rows(file, prompt="letters", **SIZES))
+
+
+def test_splits_share_no_question_and_the_seed_decides_who_goes_where():
+    made, other = task(), task(seed=1)
+    asked = [question for split in questions(made).values() for question, *_ in split]
+    assert sorted(asked) == sorted(row["question"] for row in rows())
+    assert {s: len(getattr(made, s)) for s in SPLITS[2:]} == {
+        "calibration": 16, "validation": 8, "test": 12,
+    }  # fmt: skip
+    assert questions(made) != questions(other)
+
+
+def test_a_table_of_pandas_and_a_datasets_table_are_rows():
+    pandas = pytest.importorskip("pandas")
+    import datasets
+
+    table = pandas.DataFrame(rows())
+    table["choices"] = table["choices"].map(np.array)  # as Parquet is read
+    assert questions(Task.from_rows(table, prompt="letters", **SIZES)) == questions(task())
+    table = datasets.Dataset.from_list(list(rows()))
+    assert questions(Task.from_rows(table, prompt="letters", **SIZES)) == questions(task())
+
+
+def test_what_a_table_lacks_is_no_value():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(rows()).assign(passage=[None, *["It rained."] * (len(rows()) - 1)])
+    table.loc[1, "passage"] = float("nan")
+    made = Task.from_rows(table, prompt="letters", **SIZES)
+    found = {e.question: e.passage for split in SPLITS for e in getattr(made, split)}
+    assert found["Box 0?"] == found["Box 1?"] == "" and found["Box 2?"] == "It rained."
+
+
+def test_splits_of_ones_own_are_kept():
+    made = Task.from_rows(rows()[:60], validation=rows()[60:70], test=rows()[70:])
+    assert [e.question for e in made.test] == [row["question"] for row in rows()[70:]]
+    assert len(made.validation) == 10
+
+
+def test_columns_of_other_names_are_named():
+    renamed = [{"stem": r["question"], "key": r["answer"], "options": r["choices"]} for r in rows()]
+    columns = {"question": "stem", "answer": "key", "choices": "options"}
+    assert questions(Task.from_rows(renamed, prompt="letters", columns=columns, **SIZES)) == (
+        questions(task())
+    )
+
+
+def test_a_slice_is_asked_in_the_same_way():
+    test = task().test
+    assert isinstance(test[:3], Examples) and test[:3].prompting is test.prompting
+    assert test[0].question == list(test)[0].question
+
+
+def test_a_prompt_of_ones_own_is_kept_with_the_questions():
+    assert task().test.prompting.template is None
+    made = Task.from_rows(rows(), prompt=PROMPTS["cloze"], **SIZES)
+    assert made.test.prompting.template == PROMPTS["cloze"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([{"question": "Q?", "choices": ["a"], "answer": 0}] * 3, "train row 1: "),
+        ([["Q?", "a"]], "must be a dict of columns, is a list"),
+        ([], "there are none; expected at least one"),
+        ([{"question": "Q?", "choices": ["a", "b"], "answer": "c"}], "train row 1: answer 'c'"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named_by_their_place(given, told):
+    with pytest.raises(UserError, match=told):
+        Task.from_rows(given)
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="few_shots"):
+        task(few_shots=3)
+
+
+def test_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task()
+    assert not list(Path().iterdir())

@@ -1,0 +1,153 @@
+"""A model in memory: probabilities, answers, adapters in and out."""
+
+import json
+
+import numpy as np
+import pytest
+
+import cogcalib_jax as cc
+from cogcalib_jax.evaluation.predict import Predictor
+from tests.engine.quick import quick_compilation
+from tests.examples.scored import QUESTIONS, scored
+from tests.library import LORA, ONE, rows, task, write_base
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_base(folder / "base")
+    with quick_compilation(folder / "compiled"):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    """A model whose adapter changes what the base says."""
+    made = cc.Model.from_pretrained(place / "base", lora=LORA, mesh=ONE)
+    rng = np.random.default_rng(0)
+    import jax
+
+    noise = jax.tree.map(lambda x: x + rng.normal(0, 0.5, x.shape).astype(x.dtype), made.lora)
+    return made.with_lora(noise)
+
+
+def test_probabilities_are_those_of_the_predictor_and_sum_to_one(model):
+    test = task().test
+    found = model.predict(test)
+    encoded = model.encode(test)
+    wanted = Predictor(model.base.split, model.mesh, cc.EvaluationConfig())(model.lora, encoded)
+    np.testing.assert_array_equal(found.probs, wanted.probs)
+    np.testing.assert_allclose(found.probs.sum(-1), 1, atol=1e-6)
+    assert found.labels.tolist() == [e.answer for e in test]
+    assert [row["id"] for row in found.to_rows()] == [e.id for e in test]
+
+
+def test_one_question_gets_the_answer_that_a_split_of_it_gets(model):
+    row = rows()[5]
+    answer = model.ask(row["question"], row["choices"])
+    found = model.predict([{key: row[key] for key in ("question", "choices")}])
+    assert answer.answer == row["choices"][found.predicted[0]]
+    np.testing.assert_allclose(list(answer.probs.values()), found.probs[0], atol=1e-6)
+    assert answer.confidence == max(answer.probs.values())
+
+
+def test_rows_without_known_answers_are_not_scored(model):
+    found = model.predict([{"question": "Box 1?", "choices": ["a", "b"]}])
+    with pytest.raises(ValueError, match="answers"):
+        _ = found.correct
+
+
+def test_the_base_is_what_is_left_without_the_adapter(place, model):
+    base = cc.Model.from_pretrained(place / "base", mesh=ONE)
+    test = task().test
+    alone = model.without_adapter().predict(test).probs
+    np.testing.assert_allclose(alone, base.predict(test).probs, atol=1e-6)
+    assert np.abs(alone - model.predict(test).probs).max() > 1e-3
+
+
+def test_a_calibrator_is_fitted_and_applied(model):
+    made = task()
+    calibrator = model.calibrate(made.calibration, "temperature")
+    plain, scaled = model.predict(made.test), model.predict(made.test, calibrator=calibrator)
+    wanted = calibrator.transform(plain.option_scores, mask=plain.mask)
+    np.testing.assert_allclose(scaled.probs, wanted, atol=1e-12)
+    kept = model.with_calibrator(calibrator).predict(made.test)
+    np.testing.assert_array_equal(kept.probs, scaled.probs)
+    again = cc.Calibrator.from_json(json.loads(json.dumps(calibrator.to_json())))
+    np.testing.assert_array_equal(model.predict(made.test, calibrator=again).probs, scaled.probs)
+    vector = model.calibrate(made.calibration, "vector")
+    assert model.predict(made.test, calibrator=vector).probs.shape == plain.probs.shape
+
+
+def test_a_merged_model_says_what_its_adapter_said(model):
+    merged = model.merge_and_unload()
+    assert merged.lora_config is None
+    test = task().test
+    np.testing.assert_allclose(merged.predict(test).probs, model.predict(test).probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_is_saved_is_loaded_again(place, model, tmp_path, merged):
+    if merged:
+        model.merge_and_unload().save_pretrained(tmp_path / "out")
+        again = cc.Model.from_pretrained(tmp_path / "out", mesh=ONE)
+    else:
+        model.save_pretrained(tmp_path / "out")
+        again = cc.Model.from_pretrained(place / "base", adapter=tmp_path / "out", mesh=ONE)
+    test = task().test
+    np.testing.assert_allclose(again.predict(test).probs, model.predict(test).probs, atol=1e-5)
+
+
+def test_text_is_continued(model):
+    one, other = model.generate(["Box", "Box 7"], max_new_tokens=5)
+    assert [one] == model.generate("Box", max_new_tokens=5) and isinstance(other, str)
+    sampled = {model.generate("Box", temperature=2.0, seed=s)[0] for s in range(4)}
+    assert len(sampled) > 1
+
+
+def test_open_questions_are_answered_and_not_predicted(model):
+    open_rows = [{"question": f"Box {i}?", "answer": f"b{i}"} for i in range(40)]
+    made = cc.Task.from_rows(open_rows, calibration_rows=8, validation_rows=4, test_rows=4)
+    found = model.answer(made.test, max_new_tokens=4)
+    assert len(found.answers.texts) == 4
+    assert set(found.confidences) == {"sequence", "length_normalised"}
+    with pytest.raises(cc.UserError, match="Use answer"):
+        model.predict(made.test)
+    with pytest.raises(cc.UserError, match="Use predict"):
+        model.answer(task().test)
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda m: m.ask("Q?", ["a", "a"]), "two of its choices are equal"),
+        (lambda m: m.ask("Q?", ["a"]), "choice"),
+        (lambda m: m.calibrate(task().calibration, "warmth"), "calibrator is 'warmth'; expected"),
+        (lambda m: m.predict(task().test, calibrator=cc.LogitMixture()), "start"),
+        (lambda m: m.calibrate(task().calibration, "mixture"), "knows its start"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(model, ask, told):
+    with pytest.raises((cc.UserError, ValueError), match=told) as caught:
+        ask(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_and_a_fresh_one_contradict_each_other(place):
+    with pytest.raises(cc.UserError, match="expected one of them"):
+        cc.Model.from_pretrained(place / "base", adapter=place, lora=LORA)
+
+
+def test_the_folder_of_a_run_gives_its_model(tmp_path):
+    run = scored(tmp_path, "letters", "sum", few_shot=1)
+    to_yaml = {"model": {"path": str(run.folder / "base")}, "seed": 0}
+    (tmp_path / "config.yaml").write_text(json.dumps(to_yaml))  # JSON is YAML
+    model = cc.Model.from_run(tmp_path, mesh=ONE)
+    assert model.option_score == "sum"
+    found = model.with_calibrator(None).predict(
+        [{k: v for k, v in row.items() if v is not None} for row in QUESTIONS]
+    )
+    np.testing.assert_allclose(found.probs, run.predictions.probs, atol=1e-6)
+    assert found.encoded[2].prompt == run.encoded[2].prompt
+    with pytest.raises(cc.UserError, match="expected the folder of a method"):
+        cc.Model.from_run(tmp_path / "base")
