@@ -11,7 +11,7 @@ import lazy_loader
 # Only its tokenizers are used here: the advice to install PyTorch would be a run's first line.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-# On a CPU, jaxlib 0.10.2 compiles some fused reductions wrongly: with an axis of directions in front
+# On CPUs, jaxlib 0.10.2 compiles some fused reductions wrongly: with an axis of directions in front
 # (a vmapped gradient), all but the first come out wrong, without a word. Neither the version before
 # nor the ones after do (tests/test_xla.py).
 if version("jaxlib") == "0.10.2":
