@@ -207,7 +207,7 @@ def _updates(run: Prepared) -> dict[str, tuple[Work, Padding]]:
         rows, length = _anchor_shape(run)
         held = workload.update([length] * rows, rows, classes, config.model.remat)
         work, padding = found["train"]
-        found["train"] = work + held * run.steps["train"], padding
+        found["train"] = work + held * _steps(run)["train"], padding
     return found
 
 

@@ -20,6 +20,7 @@ NEITHER = """
 """
 NOT_STYLE = """
     compare ensemble_members also option_score
+    anchor.path anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
     training.schedule training.refit_every training.validate_every training.keep
@@ -94,7 +95,8 @@ def own_rows(**data):
 
 def test_places_move_together():
     config = own_rows()
-    assert places(config) == {"data.path": "rows", "model.path": "base", "adapter": "a"}
+    wanted = {"data.path": "rows", "model.path": "base", "adapter": "a", "anchor.path": None}
+    assert places(config) == wanted
     moved = replace(
         own_rows(max_length=99),
         data=DataConfig(task="custom", path="there"),
