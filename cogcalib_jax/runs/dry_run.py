@@ -207,7 +207,7 @@ def _updates(run: Prepared) -> dict[str, tuple[Work, Padding]]:
         rows, length = _anchor_shape(run)
         held = workload.update([length] * rows, rows, classes, config.model.remat)
         work, padding = found["train"]
-        found["train"] = work + held * run.steps["train"], padding
+        found["train"] = work + held * _steps(run)["train"], padding
     return found
 
 
@@ -216,9 +216,8 @@ def _anchor_shape(run: Prepared) -> tuple[int, int]:
     trainable = run.trainer.trainable
     if trainable.anchors is None:
         return 0, 0
-    return run.config.anchor.rows_per_step, anchor_stream(
-        trainable, trainable.anchors
-    ).padded_length
+    stream = anchor_stream(trainable, trainable.anchors)
+    return run.config.anchor.rows_per_step, stream.padded_length
 
 
 def _workload(run: Prepared) -> Workload:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import train
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib import identity, load_config
 from cogcalib_jax.data.world import build_splits
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.config import RunConfig
@@ -102,11 +102,11 @@ def test_a_dry_run_reads_them_and_says_how_many_hold_an_update(base, splits, tmp
 
 
 def test_a_run_without_them_is_identified_as_before_there_were_any(base, tmp_path):
-    def identity(*more):
+    def identified(*more):
         argv = arguments(base, tmp_path / "run", *more)
-        return load_config(RunConfig, argv, prog="", description="").config.identity()
+        return identity(load_config(RunConfig, argv, prog="", description="").config)
 
-    assert "anchor" not in identity()
-    held = identity("--anchor.path", "a.csv")["anchor"]
+    assert "anchor" not in identified()
+    held = identified("--anchor.path", "a.csv")["anchor"]
     assert held == {"rows_per_step": 8, "term": "kl", "weight": None}
-    assert held == identity("--anchor.path", "b.csv")["anchor"]
+    assert held == identified("--anchor.path", "b.csv")["anchor"]

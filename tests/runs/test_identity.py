@@ -21,13 +21,14 @@ NEITHER = """
 # anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """
     compare ensemble_members also option_score
+    anchor.path anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
-    method.reduction anchor.path anchor.rows_per_step anchor.term anchor.weight
+    method.reduction
     training.schedule training.refit_every training.validate_every training.keep
     training.probe_rows composition.known_share composition.by
     evaluation.batch_size evaluation.mc_passes evaluation.members_at_once evaluation.bins
-    evaluation.resamples evaluation.calibrator evaluation.open.max_new_tokens
-    evaluation.open.samples evaluation.open.temperature evaluation.open.p_true
+    evaluation.resamples evaluation.open.max_new_tokens evaluation.open.samples
+    evaluation.open.temperature evaluation.open.p_true
 """
 BOTH = """
     seed ensemble_member
@@ -95,12 +96,8 @@ def own_rows(**data):
 
 def test_places_move_together():
     config = own_rows()
-    assert places(config) == {
-        "data.path": "rows",
-        "model.path": "base",
-        "adapter": "a",
-        "anchor.path": None,
-    }
+    wanted = {"data.path": "rows", "model.path": "base", "adapter": "a", "anchor.path": None}
+    assert places(config) == wanted
     moved = replace(
         own_rows(max_length=99),
         data=DataConfig(task="custom", path="there"),
