@@ -70,6 +70,7 @@ def test_a_run_leaves_what_its_contract_says(cols):
         assert together[0] == 1 and 1 not in together[1:]
 
 
+@pytest.mark.slow
 def test_its_config_repeats_it(cols, base, tmp_path):
     command = ["--config", str(cols / "config.yaml"), "--run-dir", str(tmp_path / "again")]
     assert run_main(train.main, command) == 0
@@ -90,6 +91,7 @@ def killed_after_an_epoch(command, monkeypatch):
         run_main(train.main, command)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch, capsys):
     """Elsewhere, and told no more than the run's folder: even eval.json has the same bytes."""
     monkeypatch.chdir(tmp_path)
@@ -104,6 +106,7 @@ def test_killed_and_resumed_is_the_same_run(cols, base, tmp_path, monkeypatch, c
     assert differences(tmp_path / "run", cols) == []
 
 
+@pytest.mark.slow
 def test_a_base_that_moved_is_known_by_its_weights(cols, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(cols, "run")
@@ -130,11 +133,13 @@ def test_a_base_that_moved_is_known_by_its_weights(cols, base, tmp_path, monkeyp
     assert not (tmp_path / "run/eval.json").exists()
 
 
+@pytest.mark.slow
 def test_a_method_of_a_comparison_is_not_resumed_by_itself(comparison, capsys):
     command = f"python train.py --resume --run-dir {comparison}"
     refused(["--resume", "--run-dir", str(comparison / "cols")], f"go on with {command}", capsys)
 
 
+@pytest.mark.slow
 def test_resumed_on_another_mesh_it_agrees(cols, base, tmp_path, monkeypatch):
     """Begun on eight parts of the batch, ended on parameters in four and heads in two."""
     run = tmp_path / "run"
@@ -331,6 +336,7 @@ def one_answer(tmp_path):
     return ["--data.task", "custom", "--data.path", str(file), "--data.prompt", "cloze"]
 
 
+@pytest.mark.slow
 def test_a_temperature_that_cannot_be_fitted_is_a_warning(base, tmp_path, capsys):
     run = tmp_path / "run"
     command = arguments(base, run)

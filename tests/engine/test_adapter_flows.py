@@ -57,7 +57,9 @@ def jacobians(decoder, batch):
     return named
 
 
-@pytest.mark.parametrize("lora", [LORA, ALL], ids=["q, v, head", "everywhere"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(LORA, marks=pytest.mark.slow), ALL], ids=["q, v, head", "everywhere"]
+)
 def test_their_product_is_the_jacobian_of_the_option_logits(lora):
     decoder, batch = tiny_decoder(lora=lora), one_batch(ROWS)
     _, _, flows = flows_of(decoder, batch)

@@ -369,7 +369,7 @@ def test_terms_that_see_the_gate_or_the_start_are_the_same_in_chunks():
         assert_equal_to(got, results[2])
 
 
-@pytest.mark.parametrize("top", [5, VOCAB])
+@pytest.mark.parametrize("top", [pytest.param(5, marks=pytest.mark.slow), VOCAB])
 def test_the_divergence_is_of_coarsened_distributions_and_full_at_the_whole_vocabulary(top):
     decoder = tiny_decoder()
     batch, hidden, labels = inputs(tokens=1)

@@ -54,7 +54,9 @@ def both(mesh, remat):
     return estimated, compiled.memory_analysis()
 
 
-@pytest.mark.parametrize("remat", ["none", "layer", "dots"])
+@pytest.mark.parametrize(
+    "remat", ["none", *(pytest.param(r, marks=pytest.mark.slow) for r in ("layer", "dots"))]
+)
 def test_an_update_takes_what_was_estimated(remat):
     estimated, measured = both(one_device(), remat)
     activations = estimated.stored + estimated.working + estimated.logits
@@ -64,6 +66,7 @@ def test_an_update_takes_what_was_estimated(remat):
     assert given == pytest.approx(measured.argument_size_in_bytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_it():
     """Batch over 4, heads, MLP and vocabulary over 2."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))

@@ -33,7 +33,13 @@ def whole(trained, other, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("broken", "call"), [("_score", 1), ("_score", 2), ("write_predictions", 3), ("write_json", 6)]
+    ("broken", "call"),
+    [
+        ("_score", 1),
+        pytest.param("_score", 2, marks=pytest.mark.slow),
+        pytest.param("write_predictions", 3, marks=pytest.mark.slow),
+        pytest.param("write_json", 6, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
     whole, trained, other, tmp_path, monkeypatch, capsys, broken, call

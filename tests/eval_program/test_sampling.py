@@ -34,6 +34,7 @@ def probs(folder, field="option_probs"):
     return np.array([row[field] for row in lines(folder / PREDICTIONS)])
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_runs_is_one_result_the_mean_of_theirs(
     trained, stronger, ensemble, tmp_path
 ):

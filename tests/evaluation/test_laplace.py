@@ -191,6 +191,7 @@ def test_one_row_of_one_token_gives_every_matrix_its_exact_block():
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * wanted.max())
 
 
+@pytest.mark.slow
 def test_twice_the_rows_are_twice_the_curvature_whatever_the_batch():
     once, double = fitted(LORA, 3), fitted(LORA, 3, 64, "twice")
     assert double.evidence.log_likelihood == pytest.approx(2 * once.evidence.log_likelihood)
@@ -201,6 +202,7 @@ def test_twice_the_rows_are_twice_the_curvature_whatever_the_batch():
         np.testing.assert_allclose(other, 2 * block.curvature, rtol=1e-3, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     structure, parameters = model(LORA, mesh)

@@ -73,7 +73,7 @@ def same(got: Predictions, wanted: Predictions, atol: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-@pytest.mark.parametrize("option_score", ["mean", "pmi"])
+@pytest.mark.parametrize("option_score", ["mean", pytest.param("pmi", marks=pytest.mark.slow)])
 def test_an_ensemble_is_numpys_mean_over_separately_evaluated_members(kind, option_score):
     got = ensemble(option_score=option_score)(members(), SPLITS[kind])
     alone = [plain(kind, k, option_score) for k in range(3)]
@@ -93,7 +93,7 @@ def test_an_ensemble_is_numpys_mean_over_separately_evaluated_members(kind, opti
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_how_many_members_go_together_changes_nothing(kind, at_once):
     together = ensemble()(members(), SPLITS[kind])
     same(ensemble(members_at_once=at_once)(members(), SPLITS[kind]), together)
@@ -161,6 +161,7 @@ def test_eval_json_says_how_many_were_averaged(over):
     }
 
 
+@pytest.mark.slow
 def test_the_base_is_held_once_for_all_members():
     """Arguments: one base and the members' adapters. Temporaries: activations, no bases."""
     model, lora = tiny_model()
@@ -181,12 +182,12 @@ def test_the_base_is_held_once_for_all_members():
     assert size[8].temp_size_in_bytes - size[1].temp_size_in_bytes < 2 * base
 
 
-@pytest.mark.parametrize("kind", SPLITS)
+@pytest.mark.parametrize("kind", ["single", pytest.param("several", marks=pytest.mark.slow)])
 def test_without_dropout_all_passes_are_the_plain_model(kind):
     same(dropped(0.0)(members()[0], SPLITS[kind], 0), plain(kind), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SPLITS)
+@pytest.mark.parametrize("kind", ["single", pytest.param("several", marks=pytest.mark.slow)])
 def test_dropout_depends_on_the_question_and_on_nothing_beside_it(kind):
     """Another batch size, another padding and other neighbours: the same prediction."""
     predictor, lora, rows = dropped(), members()[0], SPLITS[kind]

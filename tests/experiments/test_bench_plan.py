@@ -110,6 +110,7 @@ def test_collectives_and_the_floor_are_in_the_figures(estimate):
     assert 0 < figures["at_most"]["mfu"] < 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_changed_until_it_does(shape, monkeypatch):
     """The compiler is made to refuse until layers are computed again and one example is left."""
     config = planned("--shape", shape, "--topology", "h100:2", "--training.batch-size", "8")

@@ -67,6 +67,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_number_is_scikit_learns_of_what_was_written_down(finished):
     results = rows_of(finished / "results.jsonl")
     assert {(r["seed"], r["method"]) for r in results} == {(1, "sft"), (1, "cols")}
@@ -210,6 +211,7 @@ def learnt(memorised):
     return read_watched(memorised, "sft")
 
 
+@pytest.mark.slow
 def test_memorised_questions_no_longer_show_what_was_known(learnt):
     trained = learnt[TRAINED]
     first, last = trained.moments[0], trained.moments[-1]

@@ -126,6 +126,7 @@ def test_other_tasks_show_solved_questions_of_the_style_split_and_new_ones_each_
     assert len(set(seen)) == knownness.PROMPTS
 
 
+@pytest.mark.slow
 def test_open_questions_are_answered_and_matched(monkeypatch):
     monkeypatch.setattr(knownness, "PROMPTS", 2)
     made, rows = open_run(), open_rows()

@@ -61,6 +61,7 @@ def finished(preset, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_one_tidy_table_holds_every_cell_method_and_task(finished):
     lines = (finished / "out" / "results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

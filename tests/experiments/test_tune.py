@@ -106,6 +106,7 @@ def contents(folder, pattern):
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.glob(pattern)}
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_was_tried_and_a_preset_that_runs(tuned):
     text = (tuned / "tune.md").read_text()
     for name in ("sft, 2 epochs", "sft, best epoch", "cols, weight 0.5"):

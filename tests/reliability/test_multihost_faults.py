@@ -56,6 +56,7 @@ def last_line(process):
     return process.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_pair_whose_coordinator_was_killed_goes_on_bit_for_bit(base, place):
     killed, whole, cache = place / "killed", place / "whole", place / "cache"
     plan = {"commands": [command(base, killed)], "die_before": [0, 5]}

@@ -30,6 +30,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("killed")
 
 
+@pytest.mark.slow
 def test_stopped_at_any_moment_and_resumed_is_the_run_that_was_not(place):
     words = [*command(write_base(place / "base")), "--method.name", "cols"]
     compiled = place / "compiled"

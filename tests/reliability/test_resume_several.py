@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.multihost import together
 from tests.reliability.resumed import differences
 from tests.runs.small_base import arguments, write_base
@@ -12,6 +14,7 @@ def command(base, folder, *more):
     return ["train", *arguments(base, folder, *options, *more)]
 
 
+@pytest.mark.slow
 def test_both_processes_stop_after_one_update_and_go_on_bit_for_bit(tmp_path):
     base, cache = write_base(tmp_path / "base"), tmp_path / "cache"
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"

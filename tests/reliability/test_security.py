@@ -232,6 +232,7 @@ def private_run(tmp_path_factory):
 WITH_PATHS = ("config.yaml", "adapter_config.json")
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_holds_a_token_or_the_name_of_its_user(private_run):
     files = [file for file in private_run.rglob("*") if file.is_file()]
     names = {file.name for file in files}

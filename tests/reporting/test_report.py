@@ -262,6 +262,7 @@ def test_markup_from_data_is_shown_and_not_run(tmp_path):
     assert all("onerror" not in attrs for _, attrs in page.tags)
 
 
+@pytest.mark.slow
 def test_reporting_again_changes_nothing(tmp_path):
     run = single_run(tmp_path / "run")
     first = write_report(run), read_bytes(run)

@@ -62,6 +62,7 @@ def test_it_is_a_row_derived_from_sft(comparison):
     assert "Laplace-LoRA: probabilities averaged over 10,000 draws" in page
 
 
+@pytest.mark.slow
 def test_a_resumed_comparison_fits_again_only_what_is_not_there(
     comparison, base, tmp_path, monkeypatch, capsys
 ):
@@ -82,6 +83,7 @@ def test_a_resumed_comparison_fits_again_only_what_is_not_there(
     assert "laplace_lora" not in read(run / "comparison.json")
 
 
+@pytest.mark.slow
 def test_without_sft_it_is_trained_as_sft_would_be(comparison, base, tmp_path):
     run = tmp_path / "run"
     options = ("--lora.lora-dropout", "0", "--compare", "ls,laplace_lora")

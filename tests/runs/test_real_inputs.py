@@ -78,6 +78,7 @@ def test_a_real_llama_checkpoint_on_openbookqa(realdata, tmp_path, capsys):
     assert "cannot be encoded" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_qwen_shape_in_shards_with_its_own_tokenizer(realdata, tmp_path):
     """Qwen2.5-0.5B but for width and depth: its vocabulary, heads, biases, tied embeddings."""
     raw = json.loads((CONFIGS / "models" / "qwen2.5-0.5b.json").read_text())

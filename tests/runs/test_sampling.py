@@ -110,6 +110,7 @@ def test_blob_trains_a_distribution_from_the_shared_start_and_leaves_its_mean(co
     assert np.abs(probs(sft) - probs(blob)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_killed_within_a_member_and_resumed_is_the_same_comparison(
     comparison, base, tmp_path, monkeypatch
 ):
@@ -158,6 +159,7 @@ def test_killed_within_a_member_and_resumed_is_the_same_comparison(
         assert (run / member).read_bytes() == (comparison / member).read_bytes()
 
 
+@pytest.mark.slow
 def test_methods_trained_with_dropout_lend_their_sft(base, comparison, tmp_path):
     run = tmp_path / "run"
     options = (
@@ -173,6 +175,7 @@ def test_methods_trained_with_dropout_lend_their_sft(base, comparison, tmp_path)
     assert np.abs(probs(run / "mc_dropout") - probs(run / "sft")).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_without_sft_the_first_member_is_trained_as_sft_would_be(base, comparison, tmp_path):
     run = tmp_path / "run"
     options = ("--lora.lora-dropout", "0", "--compare", "ls,ensemble", "--ensemble-members", "2")

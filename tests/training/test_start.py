@@ -53,6 +53,7 @@ def test_large_arrays_lie_in_files_and_are_the_same(tmp_path):
     assert same_bits(in_memory, on_disk)
 
 
+@pytest.mark.slow
 def test_kl_to_the_start_holds_the_model_where_it_was(tmp_path):
     """Its first value is zero, for the model is the start; a large weight keeps it smaller."""
     made = replace(trainer(), trainable=replace(trainer().trainable, dropout=False))
