@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
-from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_prompting, stored_source
-from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.data.tokenization import encode_split, template_of
 from cogcalib_jax.engine.step import SplitModel, StepFunction
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -41,7 +42,8 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.stored_run import read_stored_run
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.weights.adapter_card import write_card
+from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.weights.base_hash import read_calibration, require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder, save_decoder
@@ -436,7 +438,8 @@ class Model:
         return replace(self, base=base, lora=state, start=None)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's layout, or a model without one in Hugging Face layout.
+        """Write the adapter in PEFT's layout with a model card, or a model without one in Hugging
+        Face layout.
 
         The tokenizer comes with it.
 
@@ -447,9 +450,27 @@ class Model:
         decoder = self.base.split.merge(self.lora)
         if self.lora_config is None:
             save_decoder(decoder, folder)
+            self.tokenizer.save_pretrained(folder)
+            return
+        save_adapter(folder, decoder, self.lora_config, self.base.name)
+        if self.tokenizer.name_or_path == self.base.name:
+            copy_tokenizer(self.base.name, None, folder)
         else:
-            save_adapter(folder, decoder, self.lora_config, self.base.name)
-        self.tokenizer.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        template, calibrator = self._template(), self.calibrator
+        asked = {
+            "prompt": template and asdict(template),
+            "option_score": self.option_score,
+            "calibrator": calibrator and calibrator.to_json(),
+        }
+        write_card(folder, self.base.name, self.lora_config, asked)
+
+    def _template(self) -> Template | None:
+        """Return the template of all prompts; None if it depends on the questions."""
+        asked = self.prompting
+        if asked.template is not None or asked.data.prompt in ("auto", CHAT):
+            return asked.template
+        return template_of(asked.data, self.tokenizer, asked.shots, is_open=False)
 
 
 def _are_examples(rows: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,11 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
 from cogcalib_jax.runs.results import Predict, has_results, read_results, write_results
+from cogcalib_jax.runs.tracking import tracked
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.training.validation import Belief, options_belief
-from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files
+from cogcalib_jax.weights.adapter_card import write_card
+from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
 
@@ -65,7 +66,15 @@ def train_method(
     plain = method.term == "none"
     updates = count(trainer.total_steps, "update")
     say(f"== {method.label}: {'no term' if plain else term}, {updates}")
-    result = finetune(trainer, method, start, style_folder, folder)
+    result = tracked(
+        run.folder,
+        config,
+        run.base,
+        trainer,
+        style_folder,
+        folder,
+        lambda trainer: finetune(trainer, method, start, style_folder, folder),
+    )
     keep_adapter(run, trainer, config, result.lora, folder)
     return result
 
@@ -78,7 +87,7 @@ def keep_adapter(
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
     adapter = folder / "adapter"
     save_adapter(adapter, decoder, config.lora, run.base)
-    _keep_tokenizer(config.adapter, adapter)
+    _keep_tokenizer(run.base, config.adapter, adapter)
     predictions = _on_calibration_split(trainer, lora)
     write_calibration(
         adapter,
@@ -93,6 +102,7 @@ def keep_adapter(
     warning = from_main(lambda: stored_temperature(adapter).warning)
     if warning is not None:
         warn(f"{folder.name}: {warning}")
+    write_card(adapter, run.base, config.lora, run=folder)
 
 
 def keep_best_epoch(run: Run, config: RunConfig, result: FinetuneResult, folder: Path) -> None:
@@ -106,11 +116,8 @@ def keep_best_epoch(run: Run, config: RunConfig, result: FinetuneResult, folder:
 
 
 @main_only
-def _keep_tokenizer(start: str | None, adapter: Path) -> None:
-    """Copy the tokenizer of the adapter that the run started from beside the new adapter."""
-    if start is not None:
-        for name, file in tokenizer_files(Path(start)).items():
-            shutil.copyfile(file, adapter / name)
+def _keep_tokenizer(base: str | Path, start: str | None, adapter: Path) -> None:
+    copy_tokenizer(base, start, adapter)
 
 
 def _probe(
@@ -148,7 +155,9 @@ def score_adapter(
         predict = answering(
             trainer.answers, lora, run.config.seed, lambda: stored_calibrators(adapter)
         )
-        return {folder.name: score(run, folder, predict)}
+        rows = {folder.name: score(run, folder, predict)}
+        write_card(adapter, run.base, run.config.lora, run=folder, results=[folder])
+        return rows
     scored: dict[int, Predictions] = {}
 
     def both(encoded: EncodedSplit) -> Predictions:
@@ -162,6 +171,8 @@ def score_adapter(
     rows = {folder.name: score(run, folder, plain)}
     if temperature is not None:
         rows[tempered.name] = score(run, tempered, both)
+    results = [folder] if temperature is None else [folder, tempered]
+    write_card(adapter, run.base, run.config.lora, run=folder, results=results)
     return rows
 
 
