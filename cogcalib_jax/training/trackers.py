@@ -143,8 +143,9 @@ class TensorBoardTracker(Tracker):
     def _begin(self, name: str, settings: dict[str, Any]) -> None:
         self._writer = self._library.SummaryWriter(self._log_dir)
         plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
-        # "." is this folder itself: tensorboardX would make another one.
-        self._writer.add_hparams(plain, {}, name=".")
+        # Its `add_hparams` would put them into a folder, and so a run, of their own.
+        for summary in import_module("tensorboardX.summary").hparams(plain, {}):
+            self._writer.file_writer.add_summary(summary)
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
         for name, number in numbers.items():
