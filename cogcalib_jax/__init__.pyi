@@ -33,6 +33,7 @@ from .method.terms import register_term as register_term
 from .model import Answer as Answer
 from .model import Model as Model
 from .models.lora import LoraConfig as LoraConfig
+from .reporting.diagram import reliability_diagram as reliability_diagram
 from .sharding import MeshConfig as MeshConfig
 from .training.callbacks import Callback as Callback
 from .training.callbacks import CheckpointInfo as CheckpointInfo

@@ -130,8 +130,12 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """Within the block, print on stderr what the package logs, from level INFO on."""
+    """Within the block, print on stderr what the package logs, from level INFO on; once, also in
+    blocks within blocks."""
     logger, handler = logging.getLogger(__package__), _Lines()
+    if any(isinstance(other, _Lines) for other in logger.handlers):
+        yield
+        return
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -197,4 +197,4 @@ def _answers(
     """Return what writes answers to open questions; None for questions with choices."""
     if not splits["train"].is_open:
         return None
-    return model.open_predictor(task.train.prompting.data, evaluation)
+    return model.base.open_predictor(task.train.prompting.data, evaluation)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,57 +16,39 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
-from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.prompts import Template
-from cogcalib_jax.data.questions import read_questions
-from cogcalib_jax.data.task import Examples, Prompting, RowSource, stored_prompting, stored_source
-from cogcalib_jax.data.tokenization import encode_split, template_of
-from cogcalib_jax.engine.step import SplitModel, StepFunction
+from cogcalib_jax.data.task import (
+    Examples,
+    Prompting,
+    RowSource,
+    are_examples,
+    questions_of,
+    stored_prompting,
+)
+from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.base_model import BaseModel, load_base_model, split_base
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.open_config import OpenConfig
-from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.evaluation.open_ended import OpenPredictions
 from cogcalib_jax.evaluation.option_score import (
     DEFAULT_OPTION_SCORE,
     OptionScore,
     stored_option_score,
 )
-from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.stored_run import read_stored_run
-from cogcalib_jax.weights.adapter_card import write_card
-from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
-from cogcalib_jax.weights.base_hash import read_calibration, require_trained_on
+from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_weights import load_decoder, save_decoder
-from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config, save_adapter
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model on its devices, and what was compiled for it; models with other adapters share
-    it."""
-
-    name: str
-    """Hub id or folder"""
-    decoder: Decoder
-    """its structure; the arrays that count are `split.frozen`"""
-    split: SplitModel
-    mesh: Mesh
-    tokenizer: PreTrainedTokenizerBase
-    steps: dict[Hashable, StepFunction] = field(default_factory=dict)
-    """jitted updates, by all that they close over"""
-    predictors: dict[Hashable, Predictor] = field(default_factory=dict)
-    """scorers by their batch size"""
+from cogcalib_jax.weights.hf_weights import save_decoder
+from cogcalib_jax.weights.peft_adapter import read_lora_config
 
 
 class Answer(NamedTuple):
@@ -88,7 +70,7 @@ class Model:
     arrays. Make one with `from_pretrained`, or take it from the result of `finetune`.
     """
 
-    base: Base
+    base: BaseModel
     lora: nnx.State
     """LoRA parameters; without leaves where the model was loaded without `lora` and `adapter`"""
     prompting: Prompting = field(default_factory=Prompting)
@@ -130,9 +112,7 @@ class Model:
             UserError: files that are missing, damaged or of an unknown family; an adapter of
                 another base.
         """
-        settings = ModelConfig(
-            path=str(name_or_path), dtype=dtype, remat=remat, attention=attention
-        )
+        settings = ModelConfig(str(name_or_path), dtype, remat, attention)
         if adapter is not None and lora is not None:
             raise UserError(
                 f"lora is given beside adapter = {adapter}; expected one of them. Leave lora out:"
@@ -141,22 +121,7 @@ class Model:
         mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig())
         if adapter is not None:
             lora = read_lora_config(adapter)
-            require_trained_on(Path(adapter), model_folder(name_or_path))
-        tokenizer = load_base_tokenizer(name_or_path, adapter)
-        decoder = load_decoder(
-            name_or_path,
-            lora=lora,
-            dtype=settings.jax_dtype(mesh),
-            mesh=mesh,
-            seed=seed,
-            remat=remat,
-            attention=attention,
-        )
-        if adapter is not None:
-            load_adapter(adapter, decoder)
-        graphdef, state, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-        base = Base(str(name_or_path), decoder, SplitModel(graphdef, frozen), mesh, tokenizer)
-        model = cls(base, state)
+        model = cls(*load_base_model(settings, mesh, lora, adapter, seed))
         return model if adapter is None else model._with_stored(Path(adapter))
 
     @classmethod
@@ -263,9 +228,10 @@ class Model:
             UserError: rows that cannot be read; open questions, which `answer` answers.
         """
         settings = (batch_size, option_score, calibrator)
-        if _are_examples(examples):
+        if are_examples(examples):
             return self._predict(self.encode(examples), *settings)
-        found = self._predict(self.encode(self._questions(examples)), *settings)
+        asked = questions_of(examples, self.prompting)
+        found = self._predict(self.encode(asked), *settings)
         return replace(found, answers=np.full_like(found.answers, UNKNOWN))
 
     def _predict(
@@ -280,7 +246,7 @@ class Model:
                 "predict: the questions are open; expected questions with choices. Use answer"
             )
         calibrator = calibrator or self.calibrator
-        score = self._predictor(batch_size, option_score or self.option_score)
+        score = self.base.predictor(batch_size, option_score or self.option_score)
         if isinstance(calibrator, TemperatureScaler):
             predictions = score(self.lora, encoded, calibrator.temperature_)
         else:
@@ -304,21 +270,8 @@ class Model:
                 f"calibrator is {calibrator.name}, which mixes in the start; expected a model that"
                 " knows its start, as the result of finetune does. Use another calibrator"
             )
-        scores = self.start._predictor(batch_size, option_score or self.option_score)
+        scores = self.base.predictor(batch_size, option_score or self.option_score)
         return scores(self.start.lora, encoded).option_scores
-
-    def _predictor(self, batch_size: int, option_score: OptionScore) -> Predictor:
-        made, base = self.base.predictors, self.base
-        if batch_size not in made:
-            config = EvaluationConfig(batch_size=batch_size)
-            made[batch_size] = Predictor(base.split, base.mesh, config)
-        return made[batch_size].scored_by(option_score)
-
-    def _questions(self, source: RowSource) -> Examples:
-        """Return rows whose answers are not known, read as the usual columns say."""
-        questions, _ = read_questions(stored_source(source, "questions"), {})
-        examples = [question.example for question in questions]
-        return Examples.of(examples, "questions", self.prompting)
 
     def ask(self, question: str, choices: Sequence[str], *, passage: str = "") -> Answer:
         """Return the answer to one question, with the probability of each choice.
@@ -363,13 +316,8 @@ class Model:
         check_context(self.config.max_position_embeddings, [encoded], max_new_tokens)
         settings = OpenConfig(max_new_tokens=max_new_tokens, samples=samples, p_true=p_true)
         evaluation = EvaluationConfig(batch_size=batch_size, open=settings)
-        write = self.open_predictor(examples.prompting.data, evaluation)
+        write = self.base.open_predictor(examples.prompting.data, evaluation)
         return write(self.lora, encoded, seed=seed)
-
-    def open_predictor(self, data: DataConfig, evaluation: EvaluationConfig) -> OpenPredictor:
-        """Return what writes answers to open questions, for any LoRA parameters of this form."""
-        scorer = self._predictor(evaluation.batch_size, DEFAULT_OPTION_SCORE)
-        return OpenPredictor(self.base.split, evaluation, data, self.tokenizer, scorer)
 
     def generate(
         self,
@@ -431,11 +379,8 @@ class Model:
     def merge_and_unload(self) -> Model:
         """Return a model without adapter whose weights hold it, in the base's dtype."""
         decoder = merge_lora(self.base.split.merge(self.lora))
-        graphdef, state, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-        base = replace(
-            self.base, decoder=decoder, split=SplitModel(graphdef, frozen), steps={}, predictors={}
-        )
-        return replace(self, base=base, lora=state, start=None)
+        base, lora = split_base(self.base.name, decoder, self.tokenizer)
+        return replace(self, base=base, lora=lora, start=None)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's layout with a model card, or a model without one in Hugging
@@ -447,37 +392,10 @@ class Model:
             UserError: a folder that cannot be written.
         """
         folder = Path(folder)
-        decoder = self.base.split.merge(self.lora)
         if self.lora_config is None:
-            save_decoder(decoder, folder)
+            save_decoder(self.base.split.merge(self.lora), folder)
             self.tokenizer.save_pretrained(folder)
             return
-        save_adapter(folder, decoder, self.lora_config, self.base.name)
-        if self.tokenizer.name_or_path == self.base.name:
-            copy_tokenizer(self.base.name, None, folder)
-        else:
-            self.tokenizer.save_pretrained(folder)
-        template, calibrator = self._template(), self.calibrator
-        asked = {
-            "prompt": template and asdict(template),
-            "option_score": self.option_score,
-            "calibrator": calibrator and calibrator.to_json(),
-        }
-        write_card(folder, self.base.name, self.lora_config, asked)
-
-    def _template(self) -> Template | None:
-        """Return the template of all prompts; None if it depends on the questions."""
-        asked = self.prompting
-        if asked.template is not None or asked.data.prompt in ("auto", CHAT):
-            return asked.template
-        return template_of(asked.data, self.tokenizer, asked.shots, is_open=False)
-
-
-def _are_examples(rows: Any) -> bool:
-    if isinstance(rows, Examples):
-        return True
-    return (
-        isinstance(rows, Sequence)
-        and not isinstance(rows, str)
-        and all(isinstance(row, Example) for row in rows)
-    )
+        self.base.save_adapter(
+            folder, self.lora, self.prompting, self.option_score, self.calibrator
+        )

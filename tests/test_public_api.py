@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,12 @@ def test_every_public_name_has_a_docstring(name):
         own = inspect.getmembers(thing, inspect.isfunction)
         bare = [n for n, f in own if not n.startswith("_") and not inspect.getdoc(f)]
         assert not bare, f"{name}: {bare}"
+
+
+def test_every_public_name_stands_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    missing = [name for name in NAMES if f"::: cogcalib_jax.{name}\n" not in page]
+    assert missing == ["Method"] and "heading: Method\n" in page
 
 
 def test_importing_it_brings_no_jax():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, SupportsIndex, overload
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import CHAT, DataConfig
@@ -15,7 +16,9 @@ from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.prompts import Template
+from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.data.tokenization import template_of
 from cogcalib_jax.errors import UserError
 
 IN_MEMORY = "rows in memory"
@@ -43,6 +46,12 @@ class Prompting:
     """solved questions before every prompt"""
     template: Template | None = None
     """the prompt itself; None: the one that `data` names"""
+
+    def fixed_template(self, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+        """Return the template of every prompt; None if it depends on the questions."""
+        if self.template is not None or self.data.prompt in ("auto", CHAT):
+            return self.template
+        return template_of(self.data, tokenizer, self.shots, is_open=False)
 
 
 def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
@@ -200,6 +209,24 @@ def stored_source(source: RowSource, name: str) -> Stored:
     if not stored.rows:
         raise UserError(f"{stored.source}: there are none; expected at least one. Give more rows")
     return stored
+
+
+def questions_of(source: RowSource, prompting: Prompting) -> Examples:
+    """Return questions whose answers nobody has to know; their `answer` means nothing.
+
+    Raises:
+        UserError: a row that cannot be used, with its place.
+    """
+    questions, _ = read_questions(stored_source(source, "questions"), {})
+    return Examples.of([one.example for one in questions], "questions", prompting)
+
+
+def are_examples(rows: Any) -> bool:
+    """Return whether `rows` are a task's questions, and no rows that are to be read."""
+    if isinstance(rows, Examples):
+        return True
+    listed = isinstance(rows, Sequence) and not isinstance(rows, str)
+    return listed and all(isinstance(row, Example) for row in rows)
 
 
 def _content(row: Any) -> Mapping[str, Any] | BadRow:

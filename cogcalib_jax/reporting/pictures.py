@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.metrics import ece_noise_floor, reliability_bins, risk_coverage
+from cogcalib_jax.metrics import risk_coverage
 from cogcalib_jax.reporting.canvas import project_style, save
+from cogcalib_jax.reporting.diagram import reliability_panel
 from cogcalib_jax.reporting.findings import results_of
 from cogcalib_jax.reporting.html import Picture
 from cogcalib_jax.reporting.names import (
@@ -156,18 +157,8 @@ def _place(run: Run, name: str) -> Path:
 
 def _answers(method: Method, task: str, look: Look, bins: int) -> Answers:
     p = method.predictions[task]
-
-    def mean(rows: np.ndarray) -> float | None:
-        return float(p.confidence[rows].mean()) if rows.any() else None
-
-    return Answers(
-        name=short_name(method.key),
-        look=look,
-        bins=reliability_bins(p.confidence, p.correct, bins=bins),
-        band=ece_noise_floor(p.confidence, bins=bins, clusters=p.clusters).band,
-        metrics=method.metrics[task],
-        sure_right=mean(p.correct),
-        sure_wrong=mean(~p.correct),
+    return reliability_panel(
+        method.key, look, p.confidence, p.correct, method.metrics[task], bins, p.clusters
     )
 
 

@@ -1,0 +1,132 @@
+"""A base model on its devices, and what was compiled for it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.task import Prompting
+from cogcalib_jax.engine.step import SplitModel, StepFunction
+from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.open_ended import OpenPredictor
+from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.weights.adapter_card import write_card
+from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
+from cogcalib_jax.weights.base_hash import require_trained_on
+from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.weights.hf_weights import load_decoder
+from cogcalib_jax.weights.hub import model_folder
+from cogcalib_jax.weights.peft_adapter import load_adapter, save_adapter
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base model with room for adapters of one form, which share its arrays and programs."""
+
+    name: str
+    """Hub id or folder"""
+    decoder: Decoder
+    """its structure; the arrays that count are `split.frozen`"""
+    split: SplitModel
+    mesh: Mesh
+    tokenizer: PreTrainedTokenizerBase
+    steps: dict[Hashable, StepFunction] = field(default_factory=dict)
+    """jitted updates, by all that they close over"""
+    predictors: dict[int, Predictor] = field(default_factory=dict)
+    """scorers of options, by their batch size"""
+
+    def predictor(self, batch_size: int, option_score: OptionScore) -> Predictor:
+        """Return what scores options by a rule, for any LoRA parameters of this form."""
+        if batch_size not in self.predictors:
+            config = EvaluationConfig(batch_size=batch_size)
+            self.predictors[batch_size] = Predictor(self.split, self.mesh, config)
+        return self.predictors[batch_size].scored_by(option_score)
+
+    def open_predictor(self, data: DataConfig, evaluation: EvaluationConfig) -> OpenPredictor:
+        """Return what writes answers to open questions, for any LoRA parameters of this form."""
+        scorer = self.predictor(evaluation.batch_size, DEFAULT_OPTION_SCORE)
+        return OpenPredictor(self.split, evaluation, data, self.tokenizer, scorer)
+
+    def save_adapter(
+        self,
+        folder: Path,
+        lora: nnx.State,
+        prompting: Prompting,
+        option_score: OptionScore,
+        calibrator: Calibrator | None,
+    ) -> None:
+        """Write LoRA parameters of this form in PEFT's layout, with the tokenizer and a card that
+        says how the adapter is asked.
+
+        Raises:
+            UserError: a folder that cannot be written.
+        """
+        decoder = self.split.merge(lora)
+        save_adapter(folder, decoder, decoder.lora, self.name)
+        if self.tokenizer.name_or_path == self.name:
+            copy_tokenizer(self.name, None, folder)
+        else:  # that of another adapter, or of the user
+            self.tokenizer.save_pretrained(folder)
+        template = prompting.fixed_template(self.tokenizer)
+        asked = {
+            "prompt": template and asdict(template),
+            "option_score": option_score,
+            "calibrator": calibrator and calibrator.to_json(),
+        }
+        write_card(folder, self.name, decoder.lora, asked)
+
+
+def split_base(
+    name: str, decoder: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> tuple[BaseModel, nnx.State]:
+    """Return a decoder as a base, and its LoRA parameters (without leaves if it has none)."""
+    graphdef, lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    return BaseModel(name, decoder, SplitModel(graphdef, frozen), decoder.mesh, tokenizer), lora
+
+
+def load_base_model(
+    settings: ModelConfig,
+    mesh: Mesh,
+    lora: LoraConfig | None,
+    adapter: str | Path | None,
+    seed: int,
+) -> tuple[BaseModel, nnx.State]:
+    """Load a base onto the mesh, with the LoRA parameters of an adapter or fresh ones.
+
+    Args:
+        settings: where the base lies, and how it is held; `path` is set.
+        mesh: the devices.
+        lora: the form of the adapter; None: no adapter.
+        adapter: folder of an adapter of this form; None: fresh parameters, drawn from `seed`.
+        seed: see `adapter`.
+
+    Raises:
+        UserError: files that are missing, damaged or of an unknown family; an adapter of another
+            base.
+    """
+    base = str(settings.path)
+    if adapter is not None:
+        require_trained_on(Path(adapter), model_folder(base))
+    tokenizer = load_base_tokenizer(base, adapter)
+    decoder = load_decoder(
+        base,
+        lora=lora,
+        dtype=settings.jax_dtype(mesh),
+        mesh=mesh,
+        seed=seed,
+        remat=settings.remat,
+        attention=settings.attention,
+    )
+    if adapter is not None:
+        load_adapter(adapter, decoder)
+    return split_base(base, decoder, tokenizer)
