@@ -43,3 +43,6 @@ from .training.callbacks import StepInfo as StepInfo
 from .training.callbacks import ThresholdInfo as ThresholdInfo
 from .training.callbacks import ValidationInfo as ValidationInfo
 from .training.config import TrainingConfig as TrainingConfig
+from .training.trackers import MlflowTracker as MlflowTracker
+from .training.trackers import TensorBoardTracker as TensorBoardTracker
+from .training.trackers import WandbTracker as WandbTracker

@@ -19,7 +19,7 @@ from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import OptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
-from cogcalib_jax.training.callbacks import Callback, StartInfo
+from cogcalib_jax.training.callbacks import Callback, StartInfo, told
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
@@ -140,20 +140,14 @@ def finetune(
     trainer = make_trainer(
         trainable, evaluation, splits, _answers(model, task, splits, evaluation), rule
     )
-    for callback in callbacks:
-        callback.on_start(
-            StartInfo(
-                rows=len(splits["train"]),
-                style_steps=trainer.style_steps,
-                steps=trainer.total_steps,
-                method=resolved.label,
-                config=settings,
-            )
-        )
-    made = _run(model, trainer, resolved, folder, task)
-    for callback in callbacks:
-        callback.on_end(made)
-    return made
+    start = StartInfo(
+        rows=len(splits["train"]),
+        style_steps=trainer.style_steps,
+        steps=trainer.total_steps,
+        method=resolved.label,
+        config=settings,
+    )
+    return told(callbacks, start, lambda: _run(model, trainer, resolved, folder, task))
 
 
 def _run(

@@ -49,7 +49,7 @@ from cogcalib_jax.training.stored_run import read_stored_run
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import save_decoder
-from cogcalib_jax.weights.peft_adapter import read_lora_config, save_adapter
+from cogcalib_jax.weights.peft_adapter import read_lora_config
 
 
 class Answer(NamedTuple):
@@ -384,7 +384,8 @@ class Model:
         return replace(self, base=base, lora=lora, start=None)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's layout, or a model without one in Hugging Face layout.
+        """Write the adapter in PEFT's layout with a model card, or a model without one in Hugging
+        Face layout.
 
         The tokenizer comes with it.
 
@@ -392,9 +393,10 @@ class Model:
             UserError: a folder that cannot be written.
         """
         folder = Path(folder)
-        decoder = self.base.split.merge(self.lora)
         if self.lora_config is None:
-            save_decoder(decoder, folder)
-        else:
-            save_adapter(folder, decoder, self.lora_config, self.base.name)
-        self.tokenizer.save_pretrained(folder)
+            save_decoder(self.base.split.merge(self.lora), folder)
+            self.tokenizer.save_pretrained(folder)
+            return
+        self.base.save_adapter(
+            folder, self.lora, self.prompting, self.option_score, self.calibrator
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, SupportsIndex, overload
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import CHAT, DataConfig
@@ -17,6 +18,7 @@ from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.data.tokenization import template_of
 from cogcalib_jax.errors import UserError
 
 IN_MEMORY = "rows in memory"
@@ -44,6 +46,12 @@ class Prompting:
     """solved questions before every prompt"""
     template: Template | None = None
     """the prompt itself; None: the one that `data` names"""
+
+    def fixed_template(self, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+        """Return the template of every prompt; None if it depends on the questions."""
+        if self.template is not None or self.data.prompt in ("auto", CHAT):
+            return self.template
+        return template_of(self.data, tokenizer, self.shots, is_open=False)
 
 
 def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.calibration import Calibrator
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.task import Prompting
 from cogcalib_jax.engine.step import SplitModel, StepFunction
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
@@ -18,12 +20,13 @@ from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionSco
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.weights.adapter_card import write_card
+from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.peft_adapter import load_adapter
+from cogcalib_jax.weights.peft_adapter import load_adapter, save_adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,34 @@ class BaseModel:
         """Return what writes answers to open questions, for any LoRA parameters of this form."""
         scorer = self.predictor(evaluation.batch_size, DEFAULT_OPTION_SCORE)
         return OpenPredictor(self.split, evaluation, data, self.tokenizer, scorer)
+
+    def save_adapter(
+        self,
+        folder: Path,
+        lora: nnx.State,
+        prompting: Prompting,
+        option_score: OptionScore,
+        calibrator: Calibrator | None,
+    ) -> None:
+        """Write LoRA parameters of this form in PEFT's layout, with the tokenizer and a card that
+        says how the adapter is asked.
+
+        Raises:
+            UserError: a folder that cannot be written.
+        """
+        decoder = self.split.merge(lora)
+        save_adapter(folder, decoder, decoder.lora, self.name)
+        if self.tokenizer.name_or_path == self.name:
+            copy_tokenizer(self.name, None, folder)
+        else:  # that of another adapter, or of the user
+            self.tokenizer.save_pretrained(folder)
+        template = prompting.fixed_template(self.tokenizer)
+        asked = {
+            "prompt": template and asdict(template),
+            "option_score": option_score,
+            "calibrator": calibrator and calibrator.to_json(),
+        }
+        write_card(folder, self.name, decoder.lora, asked)
 
 
 def split_base(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class RunConfig:
     """continue the run in run_dir from its newest checkpoint"""
     dry_run: bool = often(False, affects_identity=False)
     """look at data, precision, memory and time, print a report and stop: docs/dry_run.md"""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = often((), affects_identity=False)
+    """trackers that keep the numbers of training, too, in METHOD/tracking (extra `trackers`)"""
     compare: tuple[str, ...] = often((), affects_style=False)
     """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
     wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
@@ -130,6 +133,7 @@ class RunConfig:
             "anchor.rows_per_step",
             f"must be a multiple of training.accumulation ({self.training.accumulation})",
         )
+        check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
         check_tasks(self.also, "also")
         self._check_also()
         check_entries(self.compare, "compare", SAMPLING_BASELINES)

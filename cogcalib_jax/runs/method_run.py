@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,11 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
 from cogcalib_jax.runs.results import Predict, has_results, read_results, write_results
+from cogcalib_jax.runs.tracking import tracked
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.training.validation import Belief, options_belief
-from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files
+from cogcalib_jax.weights.adapter_card import write_card
+from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
@@ -89,7 +90,15 @@ def train_method(
     if not from_main((start.adapter / CALIBRATION_FILE).is_file):
         _save(run, trainer, config, start.lora, start.adapter)
         _write_calibration(run, trainer, config, start.adapter, None)
-    result = finetune(trainer, method, start.lora, start.style, folder)
+    result = tracked(
+        run.folder,
+        config,
+        run.base,
+        trainer,
+        start.style,
+        folder,
+        lambda trainer: finetune(trainer, method, start.lora, start.style, folder),
+    )
     keep_adapter(run, trainer, config, start, result.lora, folder)
     return result
 
@@ -108,14 +117,15 @@ def keep_adapter(
         predictions = with_start(predictions, first)
     _write_calibration(run, trainer, config, adapter, predictions, probe, start.adapter)
     for warning in from_main(lambda: _warnings(adapter)):
-        say(f"   warning: {folder.name}: {warning}")
+        warn(f"{folder.name}: {warning}")
+    write_card(adapter, run.base, config.lora, run=folder)
 
 
 def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapter: Path) -> None:
     # A PEFT adapter has no distributions: of one it holds the mean.
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
     save_adapter(adapter, decoder, config.lora, run.base)
-    _keep_tokenizer(config.adapter, adapter)
+    _keep_tokenizer(run.base, config.adapter, adapter)
 
 
 def _write_calibration(
@@ -164,11 +174,8 @@ def keep_best_epoch(
 
 
 @main_only
-def _keep_tokenizer(start: str | None, adapter: Path) -> None:
-    """Copy the tokenizer of the adapter that the run started from beside the new adapter."""
-    if start is not None:
-        for name, file in tokenizer_files(Path(start)).items():
-            shutil.copyfile(file, adapter / name)
+def _keep_tokenizer(base: str | Path, start: str | None, adapter: Path) -> None:
+    copy_tokenizer(base, start, adapter)
 
 
 def _probe(
@@ -206,7 +213,9 @@ def score_adapter(
         predict = answering(
             trainer.answers, lora, run.config.seed, lambda: stored_calibrators(adapter)
         )
-        return {folder.name: score(run, folder, predict)}
+        rows = {folder.name: score(run, folder, predict)}
+        write_card(adapter, run.base, run.config.lora, run=folder, results=[folder])
+        return rows
     scored: dict[int, Predictions] = {}
 
     def both(encoded: EncodedSplit) -> Predictions:
@@ -220,6 +229,8 @@ def score_adapter(
     rows = {folder.name: score(run, folder, plain)}
     if temperature is not None:
         rows[tempered.name] = score(run, tempered, both)
+    results = [folder] if temperature is None else [folder, tempered]
+    write_card(adapter, run.base, run.config.lora, run=folder, results=results)
     return rows
 
 

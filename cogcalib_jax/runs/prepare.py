@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.distributed import require_agreement
+from cogcalib_jax.distributed import from_main, require_agreement
 from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.evaluate import data_hash
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
@@ -32,6 +32,7 @@ from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.inputs import may_have_moved
 from cogcalib_jax.runs.open_questions import open_predictor
 from cogcalib_jax.runs.outline import Outline, outline_base, read_outline
+from cogcalib_jax.runs.tracking import require_trackers
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
@@ -80,6 +81,7 @@ def prepare(
         UserError: whatever can be told before a weight is read, and then a base or an adapter
             that does not fit.
     """
+    from_main(lambda: require_trackers(config.track))
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
     mesh = make_mesh(config.mesh)

@@ -6,12 +6,14 @@ a caller overrides what it needs. An exception in a callback ends the fine-tunin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,21 @@ class Callback:
 
     def on_end(self, result: Any) -> None:
         """Hear of the end; `result` is the `FinetuneResult` that `finetune` returns."""
+
+    def on_failure(self, error: BaseException) -> None:
+        """Hear that no `on_end` will come: of an error, or Ctrl-C; it is raised again then."""
+
+
+def told(callbacks: Sequence[Callback], start: StartInfo, work: Callable[[], ResultT]) -> ResultT:
+    """Return what `work` gives; tell callbacks of its start, and of its end or its failure."""
+    try:
+        for callback in callbacks:
+            callback.on_start(start)
+        result = work()
+    except BaseException as error:
+        for callback in callbacks:
+            callback.on_failure(error)
+        raise
+    for callback in callbacks:
+        callback.on_end(result)
+    return result

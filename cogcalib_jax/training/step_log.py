@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +18,22 @@ from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.faults import broken_update, require_tolerable
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.phase import Phase
+
+
+def step_info(line: Mapping[str, Any]) -> StepInfo:
+    """Return what callbacks hear of an update whose line of metrics.jsonl is `line`."""
+    names = {"cal": "term", "lr": "learning_rate"}
+    told = {names.get(name, name): value for name, value in line.items()}
+    # JSON has no numbers that are not finite.
+    missing = {"threshold": -math.inf}
+    return StepInfo(
+        **{
+            field.name: missing.get(field.name, math.nan)
+            if told[field.name] is None
+            else told[field.name]
+            for field in fields(StepInfo)
+        }
+    )
 
 
 class StepLog:
@@ -89,21 +108,10 @@ class StepLog:
         )
 
     def _tell(self, step: int, values: dict[str, float], threshold: float, rate: float) -> None:
+        line = {"step": self._phase.first_step + step + 1, "phase": self._phase.name, **values}
+        info = step_info(line | {"threshold": threshold, "lr": rate})
         for callback in self._callbacks:
-            callback.on_step(
-                StepInfo(
-                    step=self._phase.first_step + step + 1,
-                    phase=self._phase.name,
-                    loss=values["loss"],
-                    ce=values["ce"],
-                    term=values["cal"],
-                    gated_fraction=values["gated_fraction"],
-                    known_fraction=values["known_fraction"],
-                    grad_norm=values["grad_norm"],
-                    learning_rate=rate,
-                    threshold=threshold,
-                )
-            )
+            callback.on_step(info)
 
     def _broken(self, step: int, faults: StepFaults, values: dict[str, float]) -> None:
         """A line for an update that changed nothing; UserError where the run ends with it."""

@@ -68,6 +68,22 @@ def combined_files(base: Path, adapter: Path) -> dict[str, Path]:
     return files | own
 
 
+def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) -> None:
+    """Copy the tokenizer that an adapter was trained with into the adapter's folder.
+
+    Byte for byte: an adapter with the base's own files is one without a tokenizer of its own.
+
+    Args:
+        base: folder or Hub id of the base.
+        start: folder of an adapter whose tokenizer is used instead, as far as it has one.
+        adapter: the folder.
+    """
+    folder = model_folder(base, weights=False)
+    files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))
+    for name, file in files.items():
+        shutil.copyfile(file, adapter / name)
+
+
 def tokenizer_key(base: str | Path, adapter: str | Path | None) -> str:
     """A hash of the adapter's tokenizer files; empty if they change nothing in the base's."""
     own = {} if adapter is None else tokenizer_files(Path(adapter))
@@ -75,12 +91,16 @@ def tokenizer_key(base: str | Path, adapter: str | Path | None) -> str:
         return ""
     theirs = tokenizer_files(model_folder(base, weights=False))
     contents = {name: path.read_bytes() for name, path in sorted(own.items())}
-    if all(name in theirs and theirs[name].read_bytes() == data for name, data in contents.items()):
-        return ""
+    # Files that the base has as well: a tokenizer is the same with and without them.
+    changed = {
+        name: data
+        for name, data in contents.items()
+        if name not in theirs or theirs[name].read_bytes() != data
+    }
     digest = hashlib.sha256()
-    for name, data in contents.items():
+    for name, data in changed.items():
         digest.update(f"{name} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
+    return digest.hexdigest() if changed else ""
 
 
 def own_tokenizer(

@@ -1,4 +1,5 @@
 """The README.md of a merged model: what it is made of, and how well its confidence was measured.
+That of an adapter (adapter_card.py) shares its parts.
 
 It says what the files at hand say, and "unknown" where they say nothing. Names of folders, which
 may hold those of people, are left out.
@@ -22,6 +23,7 @@ from cogcalib_jax.weights.foreign import damage
 from cogcalib_jax.weights.hub import public_name
 
 UNKNOWN_LICENCE = "unknown: see the base"
+NOT_MEASURED = "Not measured on this adapter by the tool that wrote this card."
 UNTIED = (
     "a tensor of its own (`lm_head.weight`, `tie_word_embeddings` false). The base's head is its"
     " embedding; the adapter changes the head alone"
@@ -45,22 +47,11 @@ def model_card(
     named, and its folder. argv: the merge's arguments. untied: whether the merge gave the head a
     tensor of its own. Raises UserError for damaged files.
     """
-    shown = public_name(base_name)
-    licence, licence_link = _licence(base)
-    hub_id = base_name if shown == base_name and "/" in base_name else None
+    facts = base_facts(base_name, base, lora)
     sections = [
-        _front_matter(hub_id, licence),
-        f"# {shown}, fine-tuned with LoRA and merged",
-        _facts(
-            {
-                "Base": f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else shown,
-                "Licence of the base": (licence or UNKNOWN_LICENCE) + licence_link,
-                "Adapter": f"LoRA of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
-                + ", ".join(lora.target_modules),
-            }
-            | ({"Head": UNTIED} if untied else {})
-            | _training_facts(run)
-        ),
+        front_matter("transformers", base_name, base),
+        f"# {public_name(base_name)}, fine-tuned with LoRA and merged",
+        fact_list(facts | ({"Head": UNTIED} if untied else {}) | training_facts(run)),
         "## Calibration",
         _calibration(run),
         "## Commands",
@@ -70,14 +61,14 @@ def model_card(
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[str]:
+def reading(file: Path) -> Iterator[str]:
     """The file's text, and a word for what one that was cut off or edited by hand lacks."""
     try:
         yield file.read_text(encoding="utf-8")
     except (*DAMAGED, yaml.YAMLError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); give --adapter its adapter instead of --run, for a"
-            " card without its numbers"
+            f"{file}: damaged ({damage(error)}); put it back from a copy, or merge its adapter with"
+            " --adapter instead of --run, for a card without its numbers"
         ) from error
 
 
@@ -86,13 +77,35 @@ def without_folders(command: str) -> str:
     return _FOLDERS.sub(".../", command)
 
 
-def _front_matter(hub_id: str | None, licence: str | None) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["calibration", "lora"]}
+def front_matter(library: str, base_name: str, base: Path) -> str:
+    """The metadata that the Hub reads.
+
+    library: what loads the model. base_name, base: as for `model_card`.
+    """
+    hub_id, (licence, _) = _hub_id(base_name), _licence(base)
+    fields: dict[str, Any] = {"library_name": library, "tags": ["calibration", "lora"]}
     if hub_id:
         fields["base_model"] = hub_id
     if licence:
         fields["license"] = licence
     return f"---\n{yaml.safe_dump(fields, sort_keys=True)}---"
+
+
+def base_facts(base_name: str, base: Path, lora: LoraConfig) -> dict[str, str]:
+    """What the adapter is trained on, and its form."""
+    hub_id, (licence, link) = _hub_id(base_name), _licence(base)
+    return {
+        "Base": f"[{hub_id}](https://huggingface.co/{hub_id})"
+        if hub_id
+        else public_name(base_name),
+        "Licence of the base": (licence or UNKNOWN_LICENCE) + link,
+        "Adapter": f"LoRA of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
+        + ", ".join(lora.target_modules),
+    }
+
+
+def _hub_id(base_name: str) -> str | None:
+    return base_name if public_name(base_name) == base_name and "/" in base_name else None
 
 
 def _licence(base: Path) -> tuple[str | None, str]:
@@ -114,14 +127,16 @@ def _licence(base: Path) -> tuple[str | None, str]:
     return None, link
 
 
-def _facts(facts: dict[str, str]) -> str:
+def fact_list(facts: dict[str, str]) -> str:
+    """A line for each fact, its name in bold."""
     return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
 
 
-def _training_facts(run: Path | None) -> dict[str, str]:
+def training_facts(run: Path | None) -> dict[str, str]:
+    """Data, method and threshold, as the files of a run folder say."""
     if run is None:
         return {"Data, method, threshold": "unknown: merged from an adapter without its run"}
-    with _reading(run / "config.yaml") as text:
+    with reading(run / "config.yaml") as text:
         config = yaml.safe_load(text)
         data, method = config["data"], config["method"]
         facts = {
@@ -141,7 +156,7 @@ def _training_facts(run: Path | None) -> dict[str, str]:
 
 def _threshold(run: Path) -> str:
     """The last threshold that was fitted."""
-    with _reading(run / "metrics.jsonl") as text:
+    with reading(run / "metrics.jsonl") as text:
         fits = [fit for fit in map(json.loads, text.splitlines()) if fit["phase"] == "refit"]
         if not fits:
             return "unknown: none in metrics.jsonl"
@@ -157,27 +172,42 @@ def _threshold(run: Path) -> str:
 
 def _calibration(run: Path | None) -> str:
     if run is None or not (run / "eval.json").is_file():
-        return "Not measured on this adapter by the tool that merged it."
-    with _reading(run / "config.yaml") as text:
+        return NOT_MEASURED
+    measured = "Measured on test questions with base and adapter, before they were merged."
+    return "\n".join([f"{measured} {ece_words(run)}", "", *test_table(run), *_scored_by(run)])
+
+
+def ece_words(run: Path) -> str:
+    """What the ECE and its floor are."""
+    with reading(run / "config.yaml") as text:
         bins = yaml.safe_load(text)["evaluation"]["bins"]
+    return (
+        f"ECE with {bins} equal-width bins; its floor is the ECE (mean, 95th percentile) that a"
+        " perfectly calibrated model with these confidences would show for as many questions."
+    )
+
+
+def test_table(folder: Path) -> list[str]:
+    """Lines with the numbers of `eval.json`."""
     lines = [
-        "Measured on test questions with base and adapter, before they were merged. ECE with"
-        f" {bins} equal-width bins; its floor is the ECE (mean, 95th percentile) that a perfectly"
-        " calibrated model with these confidences would show for as many questions.",
-        "",
         "| task | space | n | accuracy | ECE | floor | NLL | Brier | AUROC |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    rules = []
-    with _reading(run / "eval.json") as text:
+    with reading(folder / "eval.json") as text:
         for task, metrics in json.loads(text).items():
             if task != "provenance":
                 lines += _rows(task, metrics)
-                rules.append(metrics.get("option_score"))
-    names = ", ".join(f"`{rule}`" for rule in dict.fromkeys(filter(None, rules)))
-    if names:
-        lines += ["", f"Options are scored by the rule {names} of cogcalib_jax's `option_score`."]
-    return "\n".join(lines)
+    return lines
+
+
+def _scored_by(run: Path) -> list[str]:
+    with reading(run / "eval.json") as text:
+        tasks = [numbers for task, numbers in json.loads(text).items() if task != "provenance"]
+    rules = dict.fromkeys(filter(None, (numbers.get("option_score") for numbers in tasks)))
+    names = ", ".join(f"`{rule}`" for rule in rules)
+    if not names:
+        return []
+    return ["", f"Options are scored by the rule {names} of cogcalib_jax's `option_score`."]
 
 
 def _rows(task: str, metrics: dict[str, Any]) -> Iterator[str]:
@@ -187,19 +217,20 @@ def _rows(task: str, metrics: dict[str, Any]) -> Iterator[str]:
     for space, values in spaces.items():
         floor = values["ece_noise_floor"]
         cells = [task, space, f"{metrics['n']:,}"]
-        cells += [_number(values[key]) for key in ("accuracy", "ece")]
-        cells.append(f"{_number(floor['mean'])}, {_number(floor['p95'])}")
-        cells += [_number(values[key]) for key in ("nll", "brier", "auroc")]
+        cells += [number(values[key]) for key in ("accuracy", "ece")]
+        cells.append(f"{number(floor['mean'])}, {number(floor['p95'])}")
+        cells += [number(values[key]) for key in ("nll", "brier", "auroc")]
         yield f"| {' | '.join(cells)} |"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number as tables show it."""
     return "none" if value is None else f"{value:.3f}"
 
 
 def _commands(run: Path | None, argv: Sequence[str]) -> str:
     commands = [command_line("python", "-m", "cogcalib_jax.weights.merge", *argv)]
     if run is not None and (run / "eval.json").is_file():
-        with _reading(run / "eval.json") as text:
+        with reading(run / "eval.json") as text:
             commands.insert(0, str(json.loads(text)["provenance"]["command"]))
     return "\n".join(f"    {without_folders(command)}" for command in commands)
