@@ -10,7 +10,7 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator
-from cogcalib_jax.console import say
+from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.evaluation.open_ended import Answers
