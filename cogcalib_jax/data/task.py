@@ -47,11 +47,11 @@ class Prompting:
     template: Template | None = None
     """the prompt itself; None: the one that `data` names"""
 
-    def fixed_template(self, tokenizer: PreTrainedTokenizerBase) -> Template | None:
-        """Return the template of every prompt; None if it depends on the questions."""
-        if self.template is not None or self.data.prompt in ("auto", CHAT):
-            return self.template
-        return template_of(self.data, tokenizer, self.shots, is_open=False)
+    def with_options(self, tokenizer: PreTrainedTokenizerBase) -> Template:
+        """Return the template of every prompt of questions with choices, solved ones included."""
+        if self.template is None:
+            return template_of(self.data, tokenizer, self.shots, is_open=False)
+        return self.template.after(self.shots) if self.shots else self.template
 
 
 def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:

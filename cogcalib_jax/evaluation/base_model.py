@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flax import nnx
@@ -14,7 +14,9 @@ from cogcalib_jax.calibration import Calibrator
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
 from cogcalib_jax.engine.step import SplitModel, StepFunction
+from cogcalib_jax.evaluation.calibration_file import fitted_elsewhere, how_asked
 from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
@@ -22,7 +24,7 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.weights.adapter_card import write_card
 from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
-from cogcalib_jax.weights.base_hash import require_trained_on
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder
@@ -65,25 +67,27 @@ class BaseModel:
         option_score: OptionScore,
         calibrator: Calibrator | None,
     ) -> None:
-        """Write LoRA parameters of this form in PEFT's layout, with the tokenizer and a card that
-        says how the adapter is asked.
+        """Write LoRA parameters of this form in PEFT's layout, with the tokenizer, a
+        `calibration.json` that says how the adapter is asked, and a card.
 
         Raises:
-            UserError: a folder that cannot be written.
+            UserError: a folder that cannot be written, or a calibrator that one adapter alone
+                cannot apply.
         """
+        fitted = fitted_elsewhere(calibrator)
         decoder = self.split.merge(lora)
         save_adapter(folder, decoder, decoder.lora, self.name)
         if self.tokenizer.name_or_path == self.name:
             copy_tokenizer(self.name, None, folder)
         else:  # that of another adapter, or of the user
             self.tokenizer.save_pretrained(folder)
-        template = prompting.fixed_template(self.tokenizer)
-        asked = {
-            "prompt": template and asdict(template),
-            "option_score": option_score,
-            "calibrator": calibrator and calibrator.to_json(),
-        }
-        write_card(folder, self.name, decoder.lora, asked)
+        template = prompting.with_options(self.tokenizer)
+        stored = how_asked(
+            *(folder, self.name, decoder.lora, prompting.data, template),
+            *(self.tokenizer, option_score),
+        )
+        write_json(folder / CALIBRATION_FILE, stored | fitted)
+        write_card(folder, self.name, decoder.lora)
 
 
 def split_base(

@@ -19,13 +19,13 @@ from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
+from cogcalib_jax.evaluation.calibration_file import WHY_NONE
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
 from cogcalib_jax.evaluation.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
-from cogcalib_jax.runs.calibration import WHY_NONE
 from cogcalib_jax.runs.calibrators import (
     ModelCalibrator,
     asked_calibrator,

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.data.chat import chat_hash
-from cogcalib_jax.data.config import CHAT
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.tokenization import prompt_prefix
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import VERSIONED, write_json
+from cogcalib_jax.evaluation.calibration_file import OPTIONS, START_HASH, WHY_NONE, how_asked
+from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.open_results import fit_calibrators, to_json
 from cogcalib_jax.evaluation.posthoc import STORED, fit_calibrator, fit_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, HASH_OF, base_hash
-from cogcalib_jax.weights.hub import model_folder, public_name
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
 from cogcalib_jax.weights.peft_adapter import adapter_hash
 
 NO_OPTIONS = (
@@ -32,11 +27,6 @@ NO_OPTIONS = (
     " isotonic map take its place"
 )
 NOT_ALONE = "this adapter is the start of a run, which is not calibrated; mixtures take its scores"
-# Entries of calibration.json that belong to its calibrator.
-WHY_NONE = "why_no_calibrator"
-OPTIONS = "calibrator_options"
-ADAPTER_HASH = "adapter_sha256"
-START_HASH = "start_adapter_sha256"
 
 
 def write_calibration(
@@ -60,41 +50,22 @@ def write_calibration(
     results. probe: a question with its scores, from `choose_probe`; None for open questions.
     start_adapter: folder of the start's adapter, which is named by its hash.
     """
-    has_options = not calibration.is_open
     spec = config.evaluation.calibrator
-    write_json(
-        adapter / CALIBRATION_FILE,
-        {
-            "prompt": asdict(calibration.template),
-            "prefix_ids": prompt_prefix(config.data, tokenizer),
-            "protocol": config.data.protocol,
-            "few_shot": config.data.few_shot,
-            "chat_template_sha256": chat_hash(tokenizer) if config.data.prompt == CHAT else None,
-            "open_answers": _open_answers(predictions, config),
-            "completions": "one token" if calibration.single_token_options else "several tokens",
-            "max_length": config.data.max_length,
-            "option_score": config.option_score if has_options else None,
-            "pmi_prefix_ids": calibration.pmi_prefix_ids,
-            "space": {
-                "loss": config.loss.space,
-                "method": method.build().term_space,
-            },
-            "temperature": _temperature(predictions) | {"rows": len(calibration)},
-            **_calibrator(predictions, spec),
-            OPTIONS: _shared_options(spec, calibration),
-            ADAPTER_HASH: from_main(lambda: adapter_hash(adapter)),
-            START_HASH: from_main(lambda: start_adapter and adapter_hash(start_adapter)),
-            "adapter_touches_head": "lm_head" in config.lora.modules,
-            "merged": False,
-            "probe": probe,
-            "base": {
-                "name": public_name(base),
-                "hash": base_hash(model_folder(base)),
-                "hash_of": HASH_OF,
-            },
-            "versions": {name: version(name) for name in VERSIONED},
-        },
+    rule = None if calibration.is_open else config.option_score
+    asked = how_asked(
+        adapter, base, config.lora, config.data, calibration.template, tokenizer, rule
     )
+    fitted = {
+        "open_answers": _open_answers(predictions, config),
+        "completions": "one token" if calibration.single_token_options else "several tokens",
+        "space": {"loss": config.loss.space, "method": method.build().term_space},
+        "temperature": _temperature(predictions) | {"rows": len(calibration)},
+        **_calibrator(predictions, spec),
+        OPTIONS: _shared_options(spec, calibration),
+        START_HASH: from_main(lambda: start_adapter and adapter_hash(start_adapter)),
+        "probe": probe,
+    }
+    write_json(adapter / CALIBRATION_FILE, asked | fitted)
 
 
 def _calibrator(predictions: Predictions | Answers | None, spec: str) -> dict[str, Any]:

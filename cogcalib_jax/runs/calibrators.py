@@ -13,6 +13,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.calibration_file import ADAPTER_HASH, OPTIONS, START_HASH
 from cogcalib_jax.evaluation.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
 from cogcalib_jax.evaluation.posthoc import (
@@ -23,7 +24,6 @@ from cogcalib_jax.evaluation.posthoc import (
 )
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.reporting.words import count
-from cogcalib_jax.runs.calibration import ADAPTER_HASH, OPTIONS, START_HASH
 from cogcalib_jax.runs.eval_config import STORED, EvalConfig
 from cogcalib_jax.runs.evaluated import Evaluated
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
