@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.tokenization import encode_split
@@ -24,10 +25,10 @@ from cogcalib_jax.evaluation.option_score import OptionScore
 from cogcalib_jax.evaluation.posthoc import fit_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.reporting.tables import Table, as_markdown
-from cogcalib_jax.runs.assemble import load_base_tokenizer, say
 from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import Evaluated, evaluated_models
+from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 
 RULES: tuple[OptionScore, ...] = ("mean", "sum", "chars", "pmi")
 HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     rows: list[tuple[str, ...]] = []
     for model in models:
         say(f"== {model.name}: {model.words}")
-        predict = predict_function(load(config, model, splits.values()), model)
+        predict, _ = predict_function(load(config, model, splits.values()), model)
         rows += rows_of(model.name, predict(splits["calibration"]), predict(splits["test"]), config)
     note = f"n = {len(splits['test']):,} test questions; T = 1: no temperature."
     print(as_markdown(Table(HEADER, tuple(rows), note)))
