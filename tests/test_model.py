@@ -1,5 +1,6 @@
 """A model in memory: probabilities, answers, adapters in and out."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -151,3 +152,26 @@ def test_the_folder_of_a_run_gives_its_model(tmp_path):
     assert found.encoded[2].prompt == run.encoded[2].prompt
     with pytest.raises(cc.UserError, match="expected the folder of a method"):
         cc.Model.from_run(tmp_path / "base")
+
+
+def test_a_saved_adapter_says_how_it_is_asked_and_calibrated(place, model, tmp_path):
+    made = task()
+    calibrator = model.calibrate(made.calibration, "platt")
+    asked = dataclasses.replace(
+        model, prompting=made.test.prompting, option_score="sum", calibrator=calibrator
+    )
+    asked.save_pretrained(tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert stored["calibrator"] == calibrator.to_json() and stored["temperature"]["value"] is None
+    again = cc.Model.from_pretrained(place / "base", adapter=tmp_path / "out", mesh=ONE)
+    assert again.option_score == "sum"
+    row = {key: rows()[3][key] for key in ("question", "choices")}
+    np.testing.assert_allclose(again.predict([row]).probs, asked.predict([row]).probs, atol=1e-5)
+    assert again.predict([row]).encoded[0].prompt == asked.predict([row]).encoded[0].prompt
+
+
+def test_what_one_adapter_cannot_apply_is_not_saved_with_it(model, tmp_path):
+    mixed = model.with_calibrator(cc.LogitMixture())
+    with pytest.raises(cc.UserError, match="needs the start's scores"):
+        mixed.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
