@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
 from cogcalib_jax.engine.step import SplitModel, StepFunction
@@ -20,8 +21,10 @@ from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.weights.adapter_card import write_card
 from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, require_trained_on
@@ -105,6 +108,19 @@ def load_base_model(
     adapter: str | Path | None,
     seed: int,
 ) -> tuple[BaseModel, nnx.State]:
+    """Load a base with its tokenizer; arguments and errors as for `load_on_mesh`."""
+    tokenizer = load_base_tokenizer(str(settings.path), adapter)
+    decoder = load_on_mesh(settings, mesh, lora, adapter, seed)
+    return split_base(str(settings.path), decoder, tokenizer)
+
+
+def load_on_mesh(
+    settings: ModelConfig,
+    mesh: Mesh,
+    lora: LoraConfig | None,
+    adapter: str | Path | None,
+    seed: int,
+) -> Decoder:
     """Load a base onto the mesh, with the LoRA parameters of an adapter or fresh ones.
 
     Args:
@@ -118,19 +134,23 @@ def load_base_model(
         UserError: files that are missing, damaged or of an unknown family; an adapter of another
             base.
     """
-    base = str(settings.path)
+    base, dtype = str(settings.path), settings.jax_dtype(mesh)
     if adapter is not None:
         require_trained_on(Path(adapter), model_folder(base))
-    tokenizer = load_base_tokenizer(base, adapter)
     decoder = load_decoder(
         base,
         lora=lora,
-        dtype=settings.jax_dtype(mesh),
+        dtype=dtype,
         mesh=mesh,
         seed=seed,
         remat=settings.remat,
         attention=settings.attention,
     )
+    device, kernel = mesh.devices.flat[0].device_kind, attention_words(settings.attention)
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    say(f"   {device}, mesh {shape}, {dtype.name}, attention {kernel}")
+    for note in placement_notes(decoder.config, mesh):
+        say(f"   {note}")
     if adapter is not None:
         load_adapter(adapter, decoder)
-    return split_base(base, decoder, tokenizer)
+    return decoder

@@ -20,22 +20,18 @@ from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.distributed import require_agreement, start_processes
 from cogcalib_jax.engine.step import SplitModel, split_model
-from cogcalib_jax.machines import DistributedConfig, MeshConfig
-from cogcalib_jax.models.attention import attention_words
+from cogcalib_jax.evaluation.base_model import load_on_mesh
+from cogcalib_jax.machines import DistributedConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
-from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.phase import AnchorRows, Trainable
 from cogcalib_jax.training.pretrain import ensure_base
 from cogcalib_jax.training.pretrain_config import PretrainConfig
-from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_weights import load_decoder
-from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
+from cogcalib_jax.weights.peft_adapter import read_lora_config
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -141,11 +137,8 @@ def with_own_lora(config: RunConfig) -> RunConfig:
 
 def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
     """Load the base onto the mesh, with the LoRA parameters of `config.adapter` or fresh ones."""
-    if config.adapter is not None:
-        require_trained_on(Path(config.adapter), model_folder(base))
-    mesh, decoder = load_on_mesh(config.model, config.mesh, lora, base, config.training_seed)
-    if config.adapter is not None:
-        load_adapter(config.adapter, decoder)
+    mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(base))
+    decoder = load_on_mesh(settings, mesh, lora, config.adapter, config.training_seed)
     return Assembled(mesh, *split_model(decoder))
 
 
@@ -156,33 +149,6 @@ def first_lora(config: RunConfig, assembled: Assembled) -> nnx.State:
     decoder = assembled.decoder
     _, abstract = abstract_decoder(decoder.config, config.lora, decoder.dtype, assembled.mesh)
     return random_lora(decoder.config, config.lora, abstract, config.training_seed)
-
-
-def load_on_mesh(
-    model: ModelConfig,
-    mesh_config: MeshConfig,
-    lora: LoraConfig | None,
-    base: str | Path,
-    seed: int,
-) -> tuple[Mesh, Decoder]:
-    """The mesh, and the base on it; with fresh LoRA parameters where `lora` is given."""
-    mesh = make_mesh(mesh_config)
-    dtype = model.jax_dtype(mesh)
-    decoder = load_decoder(
-        base,
-        lora=lora,
-        dtype=dtype,
-        mesh=mesh,
-        seed=seed,
-        remat=model.remat,
-        attention=model.attention,
-    )
-    device = mesh.devices.flat[0].device_kind
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    say(f"   {device}, mesh {shape}, {dtype.name}, attention {attention_words(model.attention)}")
-    for note in placement_notes(decoder.config, mesh):
-        say(f"   {note}")
-    return mesh, decoder
 
 
 def make_trainable(

@@ -15,6 +15,7 @@ from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.base_model import load_on_mesh
 from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.evaluate import data_hash, write_json
 from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
@@ -24,7 +25,7 @@ from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.runs.assemble import load_on_mesh, with_processes
+from cogcalib_jax.runs.assemble import with_processes
 from cogcalib_jax.runs.calibrators import (
     FILE,
     ModelCalibrator,
@@ -63,6 +64,7 @@ from cogcalib_jax.runs.results import (
     write_results,
 )
 from cogcalib_jax.runs.stored import resume_command
+from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.peft_adapter import load_adapter
 
@@ -217,7 +219,8 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     """
     rule = settled_option_score(config)
     require_prefix(rule, sets)
-    mesh, decoder = load_on_mesh(config.model, config.mesh, model.lora, model.base, config.seed)
+    mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(model.base))
+    decoder = load_on_mesh(settings, mesh, model.lora, None, config.seed)
     graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
     split = SplitModel(graphdef, frozen)
     predictor = Predictor(split, mesh, config.evaluation, rule)
