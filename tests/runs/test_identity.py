@@ -15,7 +15,7 @@ from cogcalib_jax.weights.config import ModelConfig
 
 # Every field of a run, by what depends on it.
 NEITHER = """
-    run_dir resume dry_run adapter data.path model.path training.nonfinite
+    run_dir resume dry_run track adapter data.path model.path training.nonfinite
     mesh.data mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep checkpoint.keep_best
 """
 NOT_STYLE = """
