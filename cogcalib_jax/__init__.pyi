@@ -9,13 +9,14 @@ from .calibration import PlattScaler as PlattScaler
 from .calibration import TemperatureScaler as TemperatureScaler
 from .calibration import VectorScaler as VectorScaler
 from .calibration import register_calibrator as register_calibrator
+from .compile_cache import enable_compile_cache as enable_compile_cache
 from .configlib import FieldError as FieldError
 from .data.config import DataConfig as DataConfig
 from .data.example import Example as Example
 from .data.prompts import Template as Template
 from .data.task import Examples as Examples
 from .data.task import Task as Task
-from .engine.checkpoint import CheckpointConfig as CheckpointConfig
+from .engine.config import CheckpointConfig as CheckpointConfig
 from .errors import UserError as UserError
 from .evaluation.config import EvaluationConfig as EvaluationConfig
 from .evaluation.open_ended import OpenPredictions as OpenPredictions
@@ -23,6 +24,7 @@ from .evaluation.predictions import Predictions as Predictions
 from .finetuning import FinetuneResult as FinetuneResult
 from .finetuning import Method as Method
 from .finetuning import finetune as finetune
+from .machines import MeshConfig as MeshConfig
 from .method.config import LossConfig as LossConfig
 from .method.gates import Gate as Gate
 from .method.gates import GateInputs as GateInputs
@@ -32,9 +34,8 @@ from .method.terms import Term as Term
 from .method.terms import register_term as register_term
 from .model import Answer as Answer
 from .model import Model as Model
-from .models.lora import LoraConfig as LoraConfig
+from .models.lora_config import LoraConfig as LoraConfig
 from .reporting.diagram import reliability_diagram as reliability_diagram
-from .sharding import MeshConfig as MeshConfig
 from .training.callbacks import Callback as Callback
 from .training.callbacks import CheckpointInfo as CheckpointInfo
 from .training.callbacks import StartInfo as StartInfo

@@ -5,9 +5,9 @@ decisions, meet in the same collective operations, and fail alike. What happens 
 folder, writing, printing) the main process does alone: functions that only write are `main_only`,
 and what is read from files that a run writes comes `from_main`.
 
-Where a process fails alone, it tells the others (`ending_together`), which end then. One that is
-killed is missed by its heartbeats: JAX's runtime aborts the others, and what watches over each of
-them (supervision.py) says so.
+Where a process fails alone, it tells the others (`_tell`), which end then. One that is killed is
+missed by its heartbeats: JAX's runtime aborts the others, and what watches over each of them
+(supervision.py) says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,8 +31,8 @@ from jax._src.distributed import global_state  # there is no public way to its k
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from cogcalib_jax.configlib import check
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, on_failure
+from cogcalib_jax.machines import DistributedConfig
 from cogcalib_jax.supervision import LOST_PEER, continue_in_child
 
 Arguments = ParamSpec("Arguments")
@@ -55,44 +54,6 @@ _ending = threading.Event()
 _barriers = count()
 _working_alone = False
 _heartbeat_seconds = 0
-
-
-@dataclass(frozen=True)
-class DistributedConfig:
-    """How the processes of a run find one another; all unset: there is one."""
-
-    coordinator: str | None = None
-    """address of process 0 as host:port, the same for all"""
-    processes: int | None = None
-    """how many processes there are, the same for all"""
-    process: int | None = None
-    """the number of this one, from 0"""
-    auto: bool = False
-    """take all three from the cluster: TPU pods, Slurm, Open MPI"""
-    heartbeat_seconds: int = 100
-    """a process that is not heard of for so long is lost, and the others end"""
-
-    def __post_init__(self) -> None:
-        given = [x for x in (self.coordinator, self.processes, self.process) if x is not None]
-        check(
-            len(given) in (0, 3),
-            "coordinator",
-            "must be given together with processes and process (or auto alone)",
-        )
-        check(not (self.auto and given), "auto", "must be alone: the cluster says the rest")
-        check(
-            10 <= self.heartbeat_seconds <= 86400,
-            "heartbeat_seconds",
-            "must be an integer from 10 (less is lost in a busy network) to 86400",
-        )
-        if given:
-            check(":" in self.coordinator, "coordinator", "must be host:port")
-            check(self.processes >= 1, "processes", "must be an integer of at least 1")
-            check(
-                0 <= self.process < self.processes,
-                "process",
-                f"must be from 0 to {self.processes - 1}",
-            )
 
 
 def start_processes(config: DistributedConfig) -> None:
@@ -126,6 +87,7 @@ def start_processes(config: DistributedConfig) -> None:
             " distributed.coordinator, .processes and .process, or leave it out"
         ) from error
     link.tell_processes(global_state.process_id, global_state.num_processes)
+    on_failure(_tell)
     listener = threading.Thread(target=_listen, name="failures", daemon=True)
     listener.start()
     # Before JAX takes leave of the others, which it registered to do earlier.
@@ -137,23 +99,11 @@ def _stop(listener: threading.Thread) -> None:
     listener.join(GRACE_SECONDS)
 
 
-def ending_together(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`main` of a program that tells the other processes where it fails: they would wait for it in
-    their next collective, for as long as its heartbeats go on."""
-
-    @functools.wraps(main)
-    def told(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return main(*args, **kwargs)
-        except BaseException as error:
-            if is_one_of_several():
-                _tell(error)
-            raise
-
-    return told
-
-
 def _tell(error: BaseException) -> None:
+    """Tell the other processes that this one fails: they would wait for it in their next
+    collective, for as long as its heartbeats go on."""
+    if not is_one_of_several():
+        return
     if _BROKEN_COLLECTIVE.search(str(error)):
         # Because another process went away: the runtime, or that process, says which one.
         time.sleep(_heartbeat_seconds + GRACE_SECONDS)

@@ -10,6 +10,7 @@ went away. Every other exception is a bug of this project and keeps its tracebac
 """
 
 import errno
+import functools
 import logging
 import os
 import select
@@ -62,6 +63,32 @@ def refusal(error: OSError) -> str | None:
     file = error.filename if error.filename2 is None else error.filename2
     where = f"{file}: " if file is not None else ""
     return f"{where}{error.strerror}; {_REFUSED[error.errno]}"
+
+
+_on_failure: list[Callable[[BaseException], None]] = []
+
+
+def on_failure(tell: Callable[[BaseException], None]) -> None:
+    """Call `tell` with what ends the program early; see `telling_others`."""
+    _on_failure.append(tell)
+
+
+def telling_others(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int | None]:
+    """`main` of a program that tells whoever asked (`on_failure`) what ends it early.
+
+    Other processes of a run ask: they would wait for this one in their next collective.
+    """
+
+    @functools.wraps(main)
+    def told(argv: list[str]) -> int | None:
+        try:
+            return main(argv)
+        except BaseException as error:
+            for tell in _on_failure:
+                tell(error)
+            raise
+
+    return told
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -140,6 +167,8 @@ def log_lines() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # A program says itself whose calibrator it is that did not fit.
+    logging.getLogger(f"{__package__}.calibration").setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,26 @@ except ImportError:  # Windows
 # Libraries in Rust and C++ have no OSError, but keep its number in their text: safetensors writes
 # "(os error 28)", TensorStore "[os_error_code='28']" or "[OS error 28: ...]".
 _NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
+
+
+def user_cache(variables: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
+    """Return the folder for what can be made again: $COGCALIB_CACHE, or one in the user's cache.
+
+    That lies where the platform has it: $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on
+    macOS, %LOCALAPPDATA% on Windows. The folder need not exist.
+
+    variables, platform: of the environment, and as `sys.platform` names it.
+    """
+    if own := variables.get("COGCALIB_CACHE"):
+        return Path(own).expanduser()
+    home = Path.home()
+    if platform == "win32":
+        root = Path(variables.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif platform == "darwin":
+        root = home / "Library" / "Caches"
+    else:
+        root = Path(variables.get("XDG_CACHE_HOME") or home / ".cache")
+    return root / "cogcalib_jax"
 
 
 @contextmanager

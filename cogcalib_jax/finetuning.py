@@ -11,7 +11,7 @@ from typing import Any
 
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
+from cogcalib_jax.engine.config import CheckpointConfig
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash

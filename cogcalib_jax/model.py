@@ -38,12 +38,13 @@ from cogcalib_jax.evaluation.option_score import (
     stored_option_score,
 )
 from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
+from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import merge_lora
-from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.stored_run import read_stored_run
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig

@@ -12,9 +12,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, fields
+from importlib import import_module
 from typing import Any, Generic, TypeVar
-
-import jax
 
 from cogcalib_jax.errors import UserError
 
@@ -50,12 +49,24 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """Dataclasses by name: frozen ones, unless they keep what is fitted beside their settings."""
 
-    def __init__(self, kind: str, *, fitted: bool = False) -> None:
+    def __init__(self, kind: str, *, module: str | None = None, fitted: bool = False) -> None:
+        """Begin without entries.
+
+        Args:
+            kind: what an entry is called in messages: "term", "gate", "calibrator".
+            module: defines the project's own entries; imported when a name is first looked up.
+            fitted: whether values are fitted to data: such classes are neither frozen nor pytrees.
+        """
         self.kind = kind
-        """what an entry is called in messages: "term", "gate", "calibrator" """
         self.fitted = fitted
-        """whether its values are fitted to data: such classes are neither frozen nor pytrees"""
-        self._entries: dict[str, Entry[T]] = {}
+        self._module = module
+        self._registered: dict[str, Entry[T]] = {}
+
+    @property
+    def _entries(self) -> dict[str, Entry[T]]:
+        if self._module is not None:
+            import_module(self._module)
+        return self._registered
 
     def register(self, name: str, *, label: str, **facts: Any) -> Callable[[type[T]], type[T]]:
         """Return a decorator that registers a class under `name`.
@@ -89,10 +100,13 @@ class Registry(Generic[T]):
                 cls = dataclass(frozen=not self.fitted, eq=not self.fitted)(cls)
             _require_settings(cls, frozen=not self.fitted)
             if not self.fitted:
+                # Imported here: names and specs are read without it.
+                import jax
+
                 numbers = [f.name for f in fields(cls) if _type_of(f) is float]
                 others = [f.name for f in fields(cls) if _type_of(f) is not float]
                 jax.tree_util.register_dataclass(cls, data_fields=numbers, meta_fields=others)
-            self._entries[name] = Entry(name, cls, label, facts)
+            self._registered[name] = Entry(name, cls, label, facts)
             return cls
 
         return add

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cogcalib_jax.configlib import check
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.machines import MeshConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -34,25 +33,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "rank": (),
 }
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """How many devices each kind of parallelism uses; the product is the number of devices."""
-
-    data: int = -1
-    """copies of the model that read different examples; -1 takes the devices that are left"""
-    fsdp: int = 1
-    """devices over which each copy's weights are spread, gathered layer by layer"""
-    tensor: int = 1
-    """devices that share every matrix product (heads, MLP and vocabulary are cut)"""
-
-    def __post_init__(self) -> None:
-        check(
-            self.data == -1 or self.data >= 1, "data", "must be at least 1, or -1 for what is left"
-        )
-        check(self.fsdp >= 1, "fsdp", "must be an integer of at least 1")
-        check(self.tensor >= 1, "tensor", "must be an integer of at least 1")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -14,6 +14,10 @@ line one JSON object is printed:
                     log-probability of the same text without the question
     tempered_probs  the same with the scores divided by the temperature that was fitted on the run's
                     calibration questions; null if none could be fitted, or for another rule
+    calibrated_probs
+                    by the calibrator of the run: tempered_probs, unless --evaluation.calibrator
+                    named another one. It may be vector, platt or isotonic; a mixture is refused,
+                    for it needs the scores of a second adapter. null as above
 
 Prompts are scored whole. (A run cuts the middle out of a passage that makes a prompt longer than
 calibration.json's max_length.) Needs torch, transformers and peft alone.
@@ -21,12 +25,15 @@ calibration.json's max_length.) Needs torch, transformers and peft alone.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from string import ascii_uppercase
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+KINDS = ("temperature", "vector", "platt", "isotonic")
 
 
 def prompt_and_completions(template, row):
@@ -112,9 +119,70 @@ def option_scores(model, rule, calibration, prompt_ids, completion_ids, completi
     return logprobs
 
 
-def probabilities(scores, temperature):
-    """Softmax over the options' scores."""
-    return torch.softmax(scores / temperature, -1).tolist()
+def calibrated(calibration, scores, completions):
+    """Probabilities by the calibrator that calibration.json stores; None if it stores none."""
+    stored = stored_calibrator(calibration)
+    if stored is None:
+        return None
+    if stored["calibrator"] == "temperature":
+        return softmax([score / stored["temperature_"] for score in scores])
+    highest = max(scores)
+    total = highest + math.log(sum(math.exp(score - highest) for score in scores))
+    logs = [score - total for score in scores]
+    if stored["calibrator"] == "vector":
+        if completions != calibration["calibrator_options"]:
+            raise SystemExit(
+                f"calibrator is vector, fitted on the options {calibration['calibrator_options']};"
+                f" expected the same, and a question has {completions}. Use another calibrator"
+            )
+        parts = zip(stored["scale_"], logs, stored["bias_"], strict=True)
+        return softmax([scale * log + bias for scale, log, bias in parts])
+    if len(scores) == 1:
+        return [1.0]
+    # platt and isotonic map the likeliest option; the others share the rest as before.
+    top = logs.index(max(logs))
+    mapped = {"platt": platt, "isotonic": isotonic}[stored["calibrator"]](stored, logs[top])
+    others = softmax([-math.inf if i == top else score for i, score in enumerate(scores)])
+    return [mapped if i == top else (1 - mapped) * share for i, share in enumerate(others)]
+
+
+def stored_calibrator(calibration):
+    """The stored calibrator, a temperature alone in files of earlier releases; None if none."""
+    if "calibrator" in calibration:
+        stored = calibration["calibrator"]
+    else:
+        value = calibration["temperature"]["value"]
+        stored = value and {"calibrator": "temperature", "temperature_": value}
+    if stored is not None and stored["calibrator"] not in KINDS:
+        raise SystemExit(
+            f"calibrator is {stored['calibrator']}; expected {', '.join(KINDS)}: a mixture needs"
+            " the start's adapter, too. Use eval.py, or --evaluation.calibrator temperature"
+        )
+    return stored
+
+
+def platt(stored, log):
+    """sigmoid(slope x log-odds + intercept) of a log-probability."""
+    log = min(log, -1e-7)
+    score = stored["slope_"] * (log - math.log(-math.expm1(log))) + stored["intercept_"]
+    return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def isotonic(stored, log):
+    """The stored line between knots at a probability; constant beyond them."""
+    x, knots, values = math.exp(log), stored["knots_"], stored["values_"]
+    if x <= knots[0] or x >= knots[-1]:
+        return values[0] if x <= knots[0] else values[-1]
+    i = next(i for i, knot in enumerate(knots) if knot > x)
+    part = (x - knots[i - 1]) / (knots[i] - knots[i - 1])
+    return values[i - 1] + part * (values[i] - values[i - 1])
+
+
+def softmax(scores):
+    """Probabilities of scores."""
+    highest = max(scores)
+    weights = [math.exp(score - highest) for score in scores]
+    return [weight / sum(weights) for weight in weights]
 
 
 def chosen(choices, probs):
@@ -141,6 +209,7 @@ def main(argv=None):
     rows = read_rows(arguments.questions)
 
     calibration = json.loads((arguments.adapter / "calibration.json").read_text())
+    stored_calibrator(calibration)  # refuses a mixture before the work
     adapter = json.loads((arguments.adapter / "adapter_config.json").read_text())
     base = arguments.base or adapter["base_model_name_or_path"]
     # An adapter may bring a tokenizer of its own, with other special tokens around a text.
@@ -158,14 +227,15 @@ def main(argv=None):
     for row in rows:
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
         ids = token_ids(tokenizer, calibration["prefix_ids"], prompt, completions)
-        scores = option_scores(model, rule, calibration, *ids, completions)
-        probs = probabilities(scores, 1.0)
-        tempered = None if temperature is None else probabilities(scores, temperature)
+        scores = option_scores(model, rule, calibration, *ids, completions).tolist()
+        probs = softmax(scores)
+        tempered = None if temperature is None else softmax([s / temperature for s in scores])
         answer = {
             "question": row["question"],
             "prediction": chosen(row["choices"], probs),
             "option_probs": probs,
             "tempered_probs": tempered,
+            "calibrated_probs": calibrated(calibration, scores, completions) if fitted else None,
         }
         print(json.dumps(answer, ensure_ascii=False))
 

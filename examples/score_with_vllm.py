@@ -6,8 +6,8 @@
         --questions FILE.jsonl --model merged/ [--url http://localhost:8000]
 
 A line of FILE: {"question": "...", "choices": ["...", "..."], "passage": "..."}; the passage may be
-absent. For each line one JSON object with option_probs and tempered_probs is printed; they mean
-what they mean in score_with_transformers.py. Needs nothing but Python.
+absent. For each line one JSON object with option_probs, tempered_probs and calibrated_probs is
+printed; they mean what they mean in score_with_transformers.py. Needs nothing but Python.
 
 Why not the list of likeliest tokens. The usual way, to generate one token and look the options up
 in its top log-probabilities, is cut off: a server returns at most --max-logprobs of them (20 unless
@@ -42,6 +42,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from string import ascii_uppercase
+
+KINDS = ("temperature", "vector", "platt", "isotonic")
 
 
 def prompt_and_completions(template, row):
@@ -171,9 +173,67 @@ def check_probe(url, model, probe, special, tolerance):
     )
 
 
-def probabilities(scores, temperature):
-    """Softmax over the options' scores."""
-    scores = [score / temperature for score in scores]
+def calibrated(calibration, scores, completions):
+    """Probabilities by the calibrator that calibration.json stores; None if it stores none."""
+    stored = stored_calibrator(calibration)
+    if stored is None:
+        return None
+    if stored["calibrator"] == "temperature":
+        return softmax([score / stored["temperature_"] for score in scores])
+    highest = max(scores)
+    total = highest + math.log(sum(math.exp(score - highest) for score in scores))
+    logs = [score - total for score in scores]
+    if stored["calibrator"] == "vector":
+        if completions != calibration["calibrator_options"]:
+            raise SystemExit(
+                f"calibrator is vector, fitted on the options {calibration['calibrator_options']};"
+                f" expected the same, and a question has {completions}. Use another calibrator"
+            )
+        parts = zip(stored["scale_"], logs, stored["bias_"], strict=True)
+        return softmax([scale * log + bias for scale, log, bias in parts])
+    if len(scores) == 1:
+        return [1.0]
+    # platt and isotonic map the likeliest option; the others share the rest as before.
+    top = logs.index(max(logs))
+    mapped = {"platt": platt, "isotonic": isotonic}[stored["calibrator"]](stored, logs[top])
+    others = softmax([-math.inf if i == top else score for i, score in enumerate(scores)])
+    return [mapped if i == top else (1 - mapped) * share for i, share in enumerate(others)]
+
+
+def stored_calibrator(calibration):
+    """The stored calibrator, a temperature alone in files of earlier releases; None if none."""
+    if "calibrator" in calibration:
+        stored = calibration["calibrator"]
+    else:
+        value = calibration["temperature"]["value"]
+        stored = value and {"calibrator": "temperature", "temperature_": value}
+    if stored is not None and stored["calibrator"] not in KINDS:
+        raise SystemExit(
+            f"calibrator is {stored['calibrator']}; expected {', '.join(KINDS)}: a mixture needs"
+            " the start's adapter, too. Use eval.py, or --evaluation.calibrator temperature"
+        )
+    return stored
+
+
+def platt(stored, log):
+    """sigmoid(slope x log-odds + intercept) of a log-probability."""
+    log = min(log, -1e-7)
+    score = stored["slope_"] * (log - math.log(-math.expm1(log))) + stored["intercept_"]
+    return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def isotonic(stored, log):
+    """The stored line between knots at a probability; constant beyond them."""
+    x, knots, values = math.exp(log), stored["knots_"], stored["values_"]
+    if x <= knots[0] or x >= knots[-1]:
+        return values[0] if x <= knots[0] else values[-1]
+    i = next(i for i, knot in enumerate(knots) if knot > x)
+    part = (x - knots[i - 1]) / (knots[i] - knots[i - 1])
+    return values[i - 1] + part * (values[i] - values[i - 1])
+
+
+def softmax(scores):
+    """Probabilities of scores."""
     highest = max(scores)
     weights = [math.exp(score - highest) for score in scores]
     return [weight / sum(weights) for weight in weights]
@@ -204,6 +264,7 @@ def main(argv=None):
 
     calibration = json.loads(arguments.calibration.read_text())
     temperature = calibration["temperature"]["value"]
+    stored_calibrator(calibration)  # refuses a mixture before the work
     special = calibration["chat_template_sha256"] is None
     require_merged_head(arguments.calibration, calibration)
     if probe := calibration.get("probe"):
@@ -214,12 +275,14 @@ def main(argv=None):
         prompt, completions = prompt_and_completions(calibration["prompt"], row)
         found = option_logprobs(arguments.url, arguments.model, prompt, completions, special)
         scores = option_scores(stored_rule(calibration), *found, completions)
-        probs = probabilities(scores, 1.0)
+        tempered = None if temperature is None else softmax([s / temperature for s in scores])
+        probs = softmax(scores)
         answer = {
             "question": row["question"],
             "prediction": chosen(row["choices"], probs),
             "option_probs": probs,
-            "tempered_probs": None if temperature is None else probabilities(scores, temperature),
+            "tempered_probs": tempered,
+            "calibrated_probs": calibrated(calibration, scores, completions),
         }
         print(json.dumps(answer, ensure_ascii=False))
 

@@ -1,6 +1,7 @@
 """Settings every test relies on; they must stand before jax is imported for the first time."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Eight simulated devices, so that every sharding is tested on any machine. Only the CPU: results
@@ -10,6 +11,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What one test compiles serves the others, in all workers and in the programs they start: these
+# inherit the variables. The folder is the tests' own, and goes with them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="cogcalib-tests-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest  # noqa: E402
 

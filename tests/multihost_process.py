@@ -23,14 +23,13 @@ from jax.experimental import multihost_utils
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.distributed import (
     DistributedConfig,
-    ending_together,
     from_main,
     is_main,
     require_agreement,
     start_processes,
 )
 from cogcalib_jax.engine.checkpoint import leaf_checksums
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import UserError, run_main, telling_others
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
 from cogcalib_jax.weights import safetensors_files
 from cogcalib_jax.weights.hf_weights import load_decoder
@@ -168,4 +167,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(ending_together(main)))
+    sys.exit(run_main(telling_others(main)))

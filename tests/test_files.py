@@ -5,12 +5,13 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.files import named, whole_file, write_whole
+from cogcalib_jax.files import named, user_cache, whole_file, write_whole
 from tests.conftest import REPOSITORY
 
 
@@ -90,3 +91,18 @@ def test_a_limit_of_the_operating_system_leaves_nothing_half_written(tmp_path):
         assert line.startswith("error: a.json") and "File too large; allow larger files" in line
         assert os.listdir(folder) == left
     assert (tmp_path / "journal/a.jsonl").read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "folder"),
+    [
+        ("linux", {}, "~/.cache/cogcalib_jax"),
+        ("linux", {"XDG_CACHE_HOME": "/fast"}, "/fast/cogcalib_jax"),
+        ("darwin", {"XDG_CACHE_HOME": "/fast"}, "~/Library/Caches/cogcalib_jax"),
+        ("win32", {}, "~/AppData/Local/cogcalib_jax"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/cogcalib_jax"),
+        ("win32", {"COGCALIB_CACHE": "~/mine"}, "~/mine"),
+    ],
+)
+def test_what_can_be_made_again_lies_in_the_users_cache(platform, variables, folder):
+    assert user_cache(variables, platform) == Path(folder).expanduser()

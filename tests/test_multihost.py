@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 import train
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.distributed import DistributedConfig
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.machines import DistributedConfig
 from tests.engine.quick import quick_compilation
 from tests.multihost import together
 from tests.runs.small_base import arguments, write_base

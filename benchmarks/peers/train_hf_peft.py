@@ -49,8 +49,8 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     from cogcalib_jax.engine.step import init_state
     from cogcalib_jax.runs.assemble import assemble_model, make_trainable
     from cogcalib_jax.sharding import shard_batch
-    from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
     from cogcalib_jax.training.loop import jit_step
+    from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
     from cogcalib_jax.weights.peft_adapter import save_adapter
 
     assembled = assemble_model(config, config.lora, config.model.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -130,9 +130,10 @@ class Calibrator(ABC):
         Raises:
             ValueError: it is not fitted.
             InvalidRows: as `fit`.
+            UserError: what was fitted gives no numbers, as a file that was changed may.
         """
         self._require_fitted()
-        return self._transform(self._rows(scores, None, mask, start_scores))
+        return self._probabilities(self._transform, self._rows(scores, None, mask, start_scores))
 
     __call__ = transform
 
@@ -169,12 +170,12 @@ class Calibrator(ABC):
             UserError: an unknown name, or keys or values that no calibrator of that name has.
         """
         if not isinstance(stored, Mapping):
-            raise UserError(f"{KIND} is {stored!r}; expected an object; fit it again")
+            raise UserError(f"{KIND} is {stored!r:.40}; expected an object; fit it again")
         name = stored.get(KIND)
         if not isinstance(name, str) or name not in CALIBRATORS:
             raise UserError(
-                f"{KIND} is {name!r}; expected one of {', '.join(CALIBRATORS.names())}; register"
-                " its class first, if it is your own"
+                f"{KIND} is {name!r:.40}; expected one of {', '.join(CALIBRATORS.names())};"
+                " register its class first, if it is your own"
             )
         cls = CALIBRATORS[name].cls
         settings = {field.name: type(field.default) for field in fields(cls)}
@@ -182,7 +183,8 @@ class Calibrator(ABC):
         values = {key: value for key, value in stored.items() if key != KIND}
         if values.keys() != kinds.keys():
             raise UserError(
-                f"{KIND} {name} has {', '.join(values)}; expected {', '.join(kinds)}; fit it again"
+                f"{KIND} {name} has {', '.join(values):.200}; expected {', '.join(kinds)}; fit it"
+                " again"
             )
         read = {key: _value(name, key, value, kinds[key]) for key, value in values.items()}
         made = CALIBRATORS.make(cls(**{key: read.pop(key) for key in settings}))
@@ -202,6 +204,16 @@ class Calibrator(ABC):
         if self.warning is not None:
             log.warning("%s", self.warning)
         return self
+
+    def _probabilities(self, function: Callable[[Any], FloatArray], rows: Any) -> FloatArray:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            probs = function(rows)
+        if not np.isfinite(probs).all():
+            raise UserError(
+                f"{KIND} {self.name} gives no probabilities (not a number) for these scores; fit it"
+                " again"
+            )
+        return probs
 
     def _require_fitted(self) -> None:
         if not hasattr(self, "n_rows_"):
@@ -267,5 +279,5 @@ def _value(name: str, key: str, value: Any, kind: type | int) -> Any:
         whole = kind is float and type(value) is int
         good, read = type(value) is kind or whole, float(value) if whole else value
     if not good:
-        raise UserError(f"{KIND} {name}: {key} is {value!r}; expected {wanted}; fit it again")
+        raise UserError(f"{KIND} {name}: {key} is {value!r:.40}; expected {wanted}; fit it again")
     return read

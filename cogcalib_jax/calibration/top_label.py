@@ -79,7 +79,7 @@ class TopLabelCalibrator(Calibrator):
         if np.ndim(scores) != 1:
             return super().transform(scores, mask=mask, start_scores=start_scores)
         self._require_fitted()
-        return self._map(_check_logprobs(scores))
+        return self._probabilities(self._map, _check_logprobs(scores))
 
     __call__ = transform
 

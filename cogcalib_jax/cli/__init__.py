@@ -12,7 +12,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import NamedTuple
 
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.compile_cache import HELP, without_option
+from cogcalib_jax.errors import UserError, run_main, telling_others
 
 
 class Command(NamedTuple):
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise UserError(f"command is {argv[0]!r}; expected one of {', '.join(COMMANDS)}")
-    _ending_together(load(argv[0]))(argv[1:])
+    load(argv[0])(argv[1:])
 
 
 def load(name: str) -> Callable[[list[str]], None]:
@@ -65,24 +66,21 @@ def load(name: str) -> Callable[[list[str]], None]:
 
 def run() -> None:
     """Run `main` as a program: the entry point of the console command."""
-    sys.exit(run_main(main))
+    sys.exit(run_program(main))
 
 
 def run_program(program: Callable[[list[str]], None]) -> int:
-    """Return the exit code of `program`, run with the command line of this process."""
-    return run_main(_ending_together(program))
+    """Return the exit code of `program`, run with the command line of this process.
 
-
-def _ending_together(program: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    # Imported here: it brings JAX, without which help and version are there at once.
-    from cogcalib_jax.distributed import ending_together
-
-    return ending_together(program)
+    `--no-compile-cache` is an option of every program, which it does not see.
+    """
+    return run_main(telling_others(program), without_option(sys.argv[1:]))
 
 
 def _help() -> str:
     rows = "\n".join(f"  {name:8}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: cogcalib COMMAND [OPTIONS]\n\nCalibrated LoRA fine-tuning of language models.\n\n"
-        f"commands (each with --help):\n{rows}\n\nexamples:\n{EXAMPLES}"
+        f"commands (each with --help):\n{rows}\n\nof every command:\n"
+        f"  {HELP}\n\nexamples:\n{EXAMPLES}"
     )

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from cogcalib_jax.cli.presets import with_preset_file
-from cogcalib_jax.distributed import from_main, is_main
+from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import UserError, plain_text
-from cogcalib_jax.runs.answer import answer_questions
-from cogcalib_jax.runs.dry_eval import dry_run_evaluation
-from cogcalib_jax.runs.eval_config import load_evaluation
-from cogcalib_jax.runs.evaluate import evaluate_run
-from cogcalib_jax.runs.evaluation_text import evaluation_text
-from cogcalib_jax.runs.score_file import score_predictions
+from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 
 EXAMPLES = """\
   cogcalib eval --run runs/world-0
@@ -34,11 +29,25 @@ Other options: cogcalib eval --help."""
 
 def main(argv: list[str]) -> None:
     """Evaluate, answer or score what `argv` asks for, and print the numbers."""
-    description = f"{__doc__}\n\n{EXAMPLES}"
+    description = f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}"
     config = load_evaluation(with_preset_file(argv), prog="eval.py", description=description)
+    _evaluate(config, argv)
+
+
+def _evaluate(config: EvalConfig, argv: list[str]) -> None:
+    # Imported here: they bring JAX, which help and a refused option need not wait for.
+    from cogcalib_jax.distributed import from_main, is_main
+    from cogcalib_jax.runs.answer import answer_questions
+    from cogcalib_jax.runs.dry_eval import dry_run_evaluation
+    from cogcalib_jax.runs.evaluate import evaluate_run
+    from cogcalib_jax.runs.evaluation_text import evaluation_text
+    from cogcalib_jax.runs.score_file import score_predictions
+
     if config.dry_run:
         print(plain_text(dry_run_evaluation(config)))
-    elif config.predict is not None:
+        return
+    enable_compile_cache()
+    if config.predict is not None:
         print(plain_text(answer_questions(config)))
     elif config.predictions is not None:
         print(plain_text(evaluation_text(config, score_predictions(config, argv))))

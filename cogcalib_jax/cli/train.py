@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.distributed import from_main, is_main
+from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import plain_text
-from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.runs.config import load_training
-from cogcalib_jax.runs.dry_run import dry_run_training
-from cogcalib_jax.runs.folder import resumable, resume_command
-from cogcalib_jax.runs.train import PROGRAM, train_run
+from cogcalib_jax.runs.config import PROGRAM, RunConfig, load_training
+from cogcalib_jax.runs.stored import resume_command
 
 EXAMPLES = """\
   cogcalib train
@@ -23,12 +20,24 @@ def main(argv: list[str]) -> None:
     config, name = load_training(
         with_preset_file(argv),
         prog=PROGRAM,
-        description=f"{__doc__}\n\n{EXAMPLES}",
+        description=f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}",
         default_preset=find_preset(DEFAULT),
     )
+    _train(config, name, argv)
+
+
+def _train(config: RunConfig, name: str, argv: list[str]) -> None:
+    # Imported here: they bring JAX, which help and a refused option need not wait for.
+    from cogcalib_jax.distributed import from_main, is_main
+    from cogcalib_jax.reporting.report import write_report
+    from cogcalib_jax.runs.dry_run import dry_run_training
+    from cogcalib_jax.runs.folder import resumable
+    from cogcalib_jax.runs.train import train_run
+
     if config.dry_run:
         print(plain_text(dry_run_training(config, name)))
         return
+    enable_compile_cache()
     folder = train_run(config, name, argv)
     with resumable(folder, resume_command(PROGRAM, folder)):
         report = from_main(lambda: write_report(folder))

@@ -88,7 +88,8 @@ def _part(config: Any, wanted: Callable[[Field, Any], bool]) -> dict[str, Any]:
 
 
 def _in_identity(field: Field, owner: Any) -> bool:
-    untouched = field.added and getattr(owner, field.name) == field.default
+    default = field.kind() if field.is_section else field.default
+    untouched = field.added and getattr(owner, field.name) == default
     return field.affects_identity and not field.place and not untouched
 
 

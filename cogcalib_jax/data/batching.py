@@ -4,6 +4,8 @@ Padded lengths come from a few buckets chosen once, and every other axis is fixe
 split, so a split compiles once per bucket. Which rows a training batch holds: stream.py.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,30 +27,36 @@ class StartBelief(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Numpy arrays of one batch: B rows of T input tokens, A answer positions, K options."""
+    """Numpy arrays of one batch: B rows of T input tokens, A scored positions, K options.
+
+    Rows without answers (anchors) have one position, where an answer would begin.
+    """
 
     input_ids: np.ndarray
-    """[B, T] int32: prompt and completion without its last token, right-padded with 0"""
+    """[B, T] int32: prompt and completion without its last token, right-padded with 0; without an
+    answer the prompt alone"""
     lengths: np.ndarray
     """[B] int32: real tokens of each row of input_ids"""
     positions: np.ndarray
     """[B, A] int32: index of the hidden state that predicts each target"""
-    targets: np.ndarray
-    """[B, A] int32: tokens of the completion"""
-    loss_mask: np.ndarray
-    """[B, A] float32: 1 where a target is real"""
+    targets: np.ndarray | None
+    """[B, A] int32: tokens of the completion; None in rows without answers"""
+    loss_mask: np.ndarray | None
+    """[B, A] float32: 1 where a target is real; None in rows without answers"""
     option_ids: np.ndarray
     """[B, K] int32: the options' tokens; K = 0 where any option of the split has several"""
     option_mask: np.ndarray
     """[B, K] float32: 1 where an option exists"""
-    answer: np.ndarray
-    """[B] int32: index of the right option"""
+    answer: np.ndarray | None
+    """[B] int32: index of the right option; None in rows without answers"""
     row: np.ndarray
     """[B] int32: index of the example in its split"""
     weight: np.ndarray
     """[B] float32: 0 for a row that only fills the batch (a copy of a real one)"""
     start: StartBelief | None = None
     """only for a term that asks for it"""
+    anchor: Batch | None = None
+    """the second part: rows without answers, as many as a step or micro-batch takes of them"""
 
 
 def eval_batches(
@@ -63,6 +71,20 @@ def eval_batches(
     for rows in _by_length(split.lengths, batch_size):
         picks = [(row, split[row].answer) for row in rows]
         yield make_batch(split, picks, batch_size, buckets, split.answer_tokens)
+
+
+def question_batches(
+    encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
+) -> Iterator[Batch]:
+    """Every row once without its answer, shortest first; the last batch is filled up."""
+    split = EncodedSplit.of(encoded)
+    for rows in _by_length(prompt_lengths(split), batch_size):
+        yield make_questions(split, rows, batch_size, buckets)
+
+
+def prompt_lengths(encoded: Sequence[Encoded]) -> np.ndarray:
+    """[rows] int32: tokens of each prompt."""
+    return np.array([len(e.prompt_ids) for e in encoded], np.int32)
 
 
 def option_batches(
@@ -102,14 +124,11 @@ def make_batch(
     picks = [*picks, *[picks[-1]] * (batch_size - len(picks))]
     sequences = [split[row].prompt_ids + split[row].completion_ids[option] for row, option in picks]
     lengths = np.array([len(ids) - 1 for ids in sequences], np.int32)
-    option_axis = split.options if split.single_token_options else 0
 
     input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
     positions = np.zeros((batch_size, answer_axis), np.int32)
     targets = np.zeros((batch_size, answer_axis), np.int32)
     loss_mask = np.zeros((batch_size, answer_axis), np.float32)
-    option_ids = np.zeros((batch_size, option_axis), np.int32)
-    option_mask = np.zeros((batch_size, option_axis), np.float32)
     for i, ((row, option), ids) in enumerate(zip(picks, sequences, strict=True)):
         example = split[row]
         input_ids[i, : lengths[i]] = ids[:-1]
@@ -118,10 +137,7 @@ def make_batch(
         targets[i, :n] = completion
         positions[i, :n] = np.arange(len(ids) - n - 1, len(ids) - 1)
         loss_mask[i, :n] = 1.0
-        if option_axis:
-            k = len(example.completion_ids)
-            option_ids[i, :k] = [ids[0] for ids in example.completion_ids]
-            option_mask[i, :k] = 1.0
+    option_ids, option_mask = _options(split, [row for row, _ in picks])
     return Batch(
         input_ids=input_ids,
         lengths=lengths,
@@ -134,6 +150,44 @@ def make_batch(
         row=np.array([row for row, _ in picks], np.int32),
         weight=weight,
     )
+
+
+def make_questions(
+    split: EncodedSplit, rows: Sequence[int], batch_size: int, buckets: Sequence[int]
+) -> Batch:
+    """The batch of `rows` without their answers, filled up with copies of the last one."""
+    weight = np.zeros(batch_size, np.float32)
+    weight[: len(rows)] = 1.0
+    rows = [*rows, *[rows[-1]] * (batch_size - len(rows))]
+    lengths = prompt_lengths([split[row] for row in rows])
+    input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
+    for i, row in enumerate(rows):
+        input_ids[i, : lengths[i]] = split[row].prompt_ids
+    option_ids, option_mask = _options(split, rows)
+    return Batch(
+        input_ids=input_ids,
+        lengths=lengths,
+        positions=lengths[:, None] - 1,
+        targets=None,
+        loss_mask=None,
+        option_ids=option_ids,
+        option_mask=option_mask,
+        answer=None,
+        row=np.array(rows, np.int32),
+        weight=weight,
+    )
+
+
+def _options(split: EncodedSplit, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """`option_ids` and `option_mask` of a batch of `rows`."""
+    shape = len(rows), split.options if split.single_token_options else 0
+    option_ids, option_mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    if shape[1]:
+        for i, row in enumerate(rows):
+            k = len(split[row].completion_ids)
+            option_ids[i, :k] = [ids[0] for ids in split[row].completion_ids]
+            option_mask[i, :k] = 1.0
+    return option_ids, option_mask
 
 
 def _bucket(length: int, buckets: Sequence[int]) -> int:

@@ -80,6 +80,11 @@ class Encoded:
     answer: int
     example: Example
 
+    @property
+    def characters(self) -> tuple[int, ...]:
+        """Unicode code points of each completion without outer white space."""
+        return tuple(len(text.strip()) for text in self.completions)
+
 
 def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:
     """Whether no completion `[tokens]` begins with all of another one.

@@ -4,13 +4,17 @@ Facts are from the two repositories named at each; docs/protocols.md says what i
 is reproduced and what is not. The training recipes are presets, configs/protocols/.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.data.prompts import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CLEAN = "clean"
 # Replaced by the EOS of tokenizers of the Llama 2 kind: the published code sets `add_eos_token`,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.data.formats import FileRows, Row, first_line, read_file
 from cogcalib_jax.data.split_files import refuse_missing_split
 from cogcalib_jax.errors import UserError
@@ -43,6 +42,8 @@ def read_hub(
     if load is None:
         # Imported here: it takes about a second, and the world and local files do without.
         import datasets
+
+        from cogcalib_jax.console import quiet_downloads
 
         quiet_downloads(datasets)
         load = datasets.load_dataset

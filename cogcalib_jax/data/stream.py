@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cogcalib_jax.data.batching import Batch, length_buckets, make_batch
+from cogcalib_jax.data.batching import (
+    Batch,
+    length_buckets,
+    make_batch,
+    make_questions,
+    prompt_lengths,
+)
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
 # Share of real tokens from which on batches need no more order. Rows are drawn from windows of a
@@ -20,7 +26,38 @@ WINDOWS = (64, 128, 256, 512, 1024)
 MAX_SHAPES = 12
 
 
-class TrainStream:
+class _Endless:
+    """Row numbers of batches, one permutation of a split after the other."""
+
+    def __init__(self, rows: int, seed: int, batch_size: int):
+        """Raises ValueError for a split without rows."""
+        if not rows:
+            raise ValueError("a training batch needs at least one row")
+        self._count, self._seed, self._size = rows, seed, batch_size
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows(self, step: int) -> list[int]:
+        """Row numbers of the batch of `step`."""
+        n = self._count
+        first = step * self._size
+        return [
+            int(self._order(position // n)[position % n])
+            for position in range(first, first + self._size)
+        ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Row numbers `[rows]` of an epoch. Two epochs meet in one batch, so two are kept."""
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = self._arranged(epoch)
+        return self._orders[epoch]
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TrainStream(_Endless):
     """Batches of a split, one permutation of it after the other.
 
     Every row occurs exactly once per epoch; a batch may hold the end of one epoch and the start of
@@ -39,30 +76,17 @@ class TrainStream:
     ):
         """max_shapes: most padded lengths, each of which is compiled; multiple: of which each of
         them is a multiple. Raises ValueError for a split without rows."""
-        if not encoded:
-            raise ValueError("a training batch needs at least one row")
+        super().__init__(len(encoded), seed, batch_size)
         self._split = EncodedSplit.of(encoded)
         self._lengths = np.array(
             [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in self._split], np.int32
         )
-        self._seed = seed
-        self._size = batch_size
-        self._orders: dict[int, np.ndarray] = {}
         for window in (0, *WINDOWS):
             self._window = window // batch_size * batch_size
             self._orders.clear()
             self.buckets = self._fit_buckets(max_shapes, multiple)
             if self._real_share() >= WANTED_REAL_TOKENS:
                 break
-
-    def rows(self, step: int) -> list[int]:
-        """Row numbers of the batch of `step`."""
-        n = len(self._split)
-        first = step * self._size
-        return [
-            int(self._order(position // n)[position % n])
-            for position in range(first, first + self._size)
-        ]
 
     def padded_length(self, step: int) -> int:
         """Tokens every row of the batch of `step` is padded to."""
@@ -82,14 +106,6 @@ class TrainStream:
         picks = [(row, self._split[row].answer) for row in rows]
         buckets, answer_axis = (self.padded_length(step),), self._split.answer_tokens
         return make_batch(self._split, picks, len(picks), buckets, answer_axis)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Row numbers `[rows]` of an epoch. Two epochs meet in one batch, so two are kept."""
-        if epoch not in self._orders:
-            while len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = self._arranged(epoch)
-        return self._orders[epoch]
 
     def _arranged(self, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
@@ -129,3 +145,37 @@ class TrainStream:
         order = self._order(0)
         sizes = np.minimum(self._size, len(order) - np.arange(0, len(order), self._size))
         return float(self._lengths.sum() / (padded * sizes).sum())
+
+
+class AnchorStream(_Endless):
+    """Batches of questions without answers, in an order of their own.
+
+    All are padded to one length: each further one would compile the update anew for every padded
+    length of the training rows.
+    """
+
+    def __init__(
+        self, encoded: Sequence[Encoded], seed: int, batch_size: int, *, multiple: int = 1
+    ):
+        """multiple: of which the padded length is a multiple. Raises ValueError for a split without
+        rows."""
+        super().__init__(len(encoded), seed, batch_size)
+        self._split = EncodedSplit.of(encoded)
+        self._lengths = prompt_lengths(self._split)
+        (self.padded_length,) = length_buckets(self._lengths, 1, multiple)
+
+    def real_tokens(self, step: int) -> int:
+        """Tokens that the questions of `step` have, padding left out."""
+        return int(self._lengths[self.rows(step)].sum())
+
+    def batch(self, step: int, part: Sequence[int]) -> Batch:
+        """Those questions of `step` that `part` (positions in its batch) names."""
+        rows = self.rows(step)
+        return make_questions(
+            self._split, [rows[position] for position in part], len(part), (self.padded_length,)
+        )
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        # The last number tells this order from that of as many training rows.
+        entropy = np.random.SeedSequence([self._seed, epoch, 1])
+        return np.random.Generator(np.random.Philox(entropy)).permutation(self._count)

@@ -16,14 +16,12 @@ Of several processes the main one alone writes, and decides what is read; the ot
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
@@ -33,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cogcalib_jax.configlib import check, with_new_names, without_retired
+from cogcalib_jax.configlib import without_retired
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import (
     from_main,
@@ -41,6 +39,7 @@ from cogcalib_jax.distributed import (
     is_one_of_several,
     require_agreement,
 )
+from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity
 from cogcalib_jax.engine.manifest import (
     DamageError,
     file_checksums,
@@ -57,22 +56,6 @@ STATE = "state"
 NAME = re.compile(r"(\d+)(-stopped)?")
 # What Orbax raises over files it cannot read.
 UNREADABLE = (ValueError, KeyError, OSError)
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When training state is saved and how much of it is kept."""
-
-    every: int | None = None
-    """steps between checkpoints; unset means at the end of each epoch"""
-    keep: int = 2
-    """checkpoints kept, newest first"""
-    keep_best: bool = False
-    """also keep the one of the lowest validation NLL, where a validation falls on a checkpoint"""
-
-    def __post_init__(self) -> None:
-        check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
-        check(self.keep >= 1, "keep", "must be an integer of at least 1")
 
 
 class Restored(NamedTuple):
@@ -356,25 +339,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to resume what was started with other settings, naming the first that differs."""
-    # Through JSON, as stored ones went: tuples become lists.
-    stored, wanted = json.loads(json.dumps([stored, wanted]))
-    stored = with_new_names(stored)
-
-    def differences(a: Any, b: Any, path: str) -> list[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            return [
-                line
-                for key in sorted(a.keys() | b.keys())
-                for line in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-            ]
-        return [] if a == b else [f"{path} is {b!r} but it was started with {a!r}"]
-
-    different = differences(stored, wanted, "")
-    if different:
-        raise UserError(
-            f"{folder}: cannot resume: {different[0]}; use the original value or another --run-dir"
-        )

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.engine.forward import losses_at
+from cogcalib_jax.engine.forward import losses_at, term_without_target
 from cogcalib_jax.engine.row_stats import CHUNK, position_stats
-from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.gates import GateInputs
 from cogcalib_jax.method.loss import LossSums, example_mean, gate_weights, gated_loss
+from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.terms import Term
 from cogcalib_jax.models.head import Head
 
 # (chunk of rows, its hidden states, head, dropout key) -> (scalar, whatever else is wanted)
@@ -87,6 +89,33 @@ def batch_loss(
     return _by_position(
         head, hidden, rows, method, loss, threshold, gate_key, dropout_key, parts, chunk
     )
+
+
+def anchor_sum(
+    head: Head,
+    hidden: jax.Array,
+    batch: Batch,
+    term: Term,
+    space: Space,
+    dropout_key: jax.Array | None,
+    parts: int = 1,
+    chunk: int = CHUNK,
+) -> jax.Array:
+    """Return the sum of `term` over rows without answers, in nats; its gradient reaches `hidden`
+    and the head's adapter.
+
+    hidden: `[batch, 1, d]`, where answers would begin; parts, chunk: see `batch_loss`.
+    """
+
+    def total(batch: Batch, hidden: jax.Array, head: Head, key: jax.Array | None) -> Any:
+        values = term_without_target(head, hidden, batch, term, space, key)
+        return jnp.sum(values * batch.weight), None
+
+    local = batch.row.shape[0] // parts
+    if local <= chunk:
+        return total(batch, hidden, head, dropout_key)[0]
+    size = parts * _largest_divisor(local, chunk)
+    return _with_slope(total, batch, hidden, head, dropout_key, size)[0]
 
 
 def _by_position(

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch, StartBelief
-from cogcalib_jax.engine.row_stats import CHUNK, RowStats, row_stats
-from cogcalib_jax.method.config import LossConfig, Method, Space
+from cogcalib_jax.engine.row_stats import CHUNK, RowStats, coarsened, row_stats
+from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.loss import example_mean
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.head import Head
@@ -79,8 +80,7 @@ def losses_at(
     needs_gate = term is not None and term.needs_gate
     options: Rows | None = None
     if "options" in (loss.space, term_space):
-        logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
-        options = Rows(logits, batch.answer, batch.option_mask)
+        options = _option_rows(head, hidden, batch, dropout_key)
         if term is not None and term.needs_start and term_space == "options":
             options = options._replace(start=batch.start.log_p[:, 0])
 
@@ -97,10 +97,7 @@ def losses_at(
         nll = example_mean(stats.nll, batch.loss_mask, loss)
         correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
     else:
-        masked = options.masked
-        answer_logit = jnp.take_along_axis(masked, batch.answer[:, None], -1)[:, 0]
-        nll = jax.nn.logsumexp(masked, -1) - answer_logit
-        correct = jnp.argmax(masked, -1) == batch.answer
+        nll, correct = over_options(options)
 
     cal = None
     values = gate(nll) if needs_gate else None
@@ -113,8 +110,49 @@ def losses_at(
     return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
 
 
+def _option_rows(
+    head: Head, hidden: jax.Array, batch: Batch, dropout_key: jax.Array | None
+) -> Rows:
+    """The questions of `batch` over their single-token options."""
+    logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+    return Rows(logits, batch.answer, batch.option_mask)
+
+
+def over_options(options: Rows) -> tuple[jax.Array, jax.Array]:
+    """Return the NLL in nats and the correctness (bool) of questions, `[batch]` each, by the
+    softmax over their options."""
+    masked = options.masked
+    answer_logit = jnp.take_along_axis(masked, options.target[:, None], -1)[:, 0]
+    nll = jax.nn.logsumexp(masked, -1) - answer_logit
+    return nll, jnp.argmax(masked, -1) == options.target
+
+
+def term_without_target(
+    head: Head,
+    hidden: jax.Array,
+    batch: Batch,
+    term: Term,
+    space: Space,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Return `term` of rows without answers, `[batch]` nats, where their answers would begin.
+
+    hidden: `[batch, 1, d]` there; all rows' logits over the vocabulary exist at once.
+    """
+    if space == "options":
+        rows = _option_rows(head, hidden, batch, dropout_key)
+        if term.needs_start:
+            rows = rows._replace(start=batch.start.log_p[:, 0])
+        return term(rows)
+    rows = Rows(head.logits(hidden[:, 0], dropout_key), None)
+    if term.needs_start:
+        rows = coarsened(rows, jax.tree.map(lambda x: x[:, 0], batch.start))
+    return term(rows)
+
+
 def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> StartBelief:
-    """Return what `decoder`, the start, believes of the right answers' positions.
+    """Return what `decoder`, the start, believes at the scored positions: of the right answer's
+    tokens, or where the answer of a row without one would begin.
 
     space: that of the term which compares with it; top: tokens kept over the vocabulary.
     """
@@ -132,7 +170,7 @@ def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> Star
         return StartBelief(values, ids, jax.nn.logsumexp(others, -1))
 
     flat = jax.lax.map(at, hidden.reshape(-1, hidden.shape[-1]), batch_size=CHUNK)
-    return jax.tree.map(lambda x: x.reshape(*batch.targets.shape, *x.shape[1:]), flat)
+    return jax.tree.map(lambda x: x.reshape(*batch.positions.shape, *x.shape[1:]), flat)
 
 
 def option_logprobs(

@@ -21,7 +21,7 @@ from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.engine.row_stats import CHUNK
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import batch_parts
 

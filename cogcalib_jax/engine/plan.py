@@ -28,7 +28,7 @@ from cogcalib_jax.engine.step import (
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.models.placement import require_cut
 from cogcalib_jax.sharding import named_sharding

@@ -77,12 +77,14 @@ def coarsened(rows: Rows, start: StartBelief) -> Rows:
     top = jnp.take_along_axis(rows.logits, start.ids, -1) - log_z
     others = jnp.put_along_axis(rows.logits, start.ids, MASKED_LOGIT, -1, inplace=False)
     rest = jax.nn.logsumexp(others, -1, keepdims=True) - log_z
-    is_target = start.ids == rows.target[..., None]
-    k = start.ids.shape[-1]
+    target = rows.target
+    if target is not None:
+        is_target = start.ids == target[..., None]
+        target = jnp.where(is_target.any(-1), jnp.argmax(is_target, -1), start.ids.shape[-1])
     exists = (start.rest[..., None] > MASKED_LOGIT / 2).astype(jnp.float32)
     return rows._replace(
         logits=jnp.concatenate([top, rest], -1),
-        target=jnp.where(is_target.any(-1), jnp.argmax(is_target, -1), k),
+        target=target,
         mask=jnp.concatenate([jnp.ones_like(top), exists], -1),
         start=jnp.concatenate([start.log_p, start.rest[..., None]], -1),
     )

@@ -21,11 +21,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.engine.chunked_loss import batch_loss
+from cogcalib_jax.engine.chunked_loss import anchor_sum, batch_loss
 from cogcalib_jax.engine.forward import scored_hidden
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.method.loss import Faults, LossSums
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts
 
@@ -91,6 +92,8 @@ class StepMetrics(NamedTuple):
     """batches of the phase skipped so far, this one included: no mean"""
     faults: StepFaults
     """no scalars"""
+    anchor: jax.Array | None = None
+    """mean of the anchor's term over the step's anchor rows, unweighted; None without such rows"""
 
 
 StepFunction = Callable[
@@ -128,6 +131,20 @@ def batch_sums(
     )
 
 
+def batch_anchor(
+    decoder: Decoder, batch: Batch, method: Method, key: jax.Array, dropout: bool
+) -> jax.Array:
+    """Return the sum of the anchor's term over the anchor rows of one micro-batch, in nats; `key`
+    is the micro-batch's."""
+    # Not 0 or 1: those are the keys that `batch_sums` splits off.
+    dropout_key = jax.random.fold_in(key, 2) if dropout else None
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    return anchor_sum(
+        decoder.head(), hidden, batch, method.anchor.term, method.space, head_key, parts
+    )
+
+
 def make_train_step(
     model: SplitModel,
     optimizer: optax.GradientTransformation,
@@ -141,6 +158,7 @@ def make_train_step(
     `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
     gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
     and 4 x 2 are the same update where nothing is drawn (dropout draws once a micro-batch).
+    Where `batches` has anchor rows, `method.anchor` adds its weight times their mean term.
     """
 
     def step(
@@ -152,33 +170,50 @@ def make_train_step(
         method: Method,
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
+        anchors = batches.anchor
+        if anchors is not None:
+            anchor_rows = jnp.sum(anchors.weight)
+            # The gradient of sums is divided by the number of examples in the end.
+            anchor_share = method.anchor.weight * jnp.sum(batches.weight) / anchor_rows
+
         def loss_sum(lora: nnx.State, batch: Batch, labels: jax.Array, key: jax.Array):
             decoder = nnx.merge(model.graphdef, lora, frozen)
-            sums = batch_sums(decoder, batch, labels, method, loss, threshold, key, dropout)
-            return sums.loss, sums
+            examples = batch._replace(anchor=None)
+            sums = batch_sums(decoder, examples, labels, method, loss, threshold, key, dropout)
+            if anchors is None:
+                return sums.loss, (sums, None)
+            held = batch_anchor(decoder, batch.anchor, method, key, dropout)
+            return sums.loss + anchor_share * held, (sums, held)
 
         def add_micro_batch(carry, micro):
-            gradient, sums = jax.grad(loss_sum, has_aux=True)(state.lora, *micro)
-            added = (gradient, sums._replace(faults=None))
+            gradient, (sums, held) = jax.grad(loss_sum, has_aux=True)(state.lora, *micro)
+            added = (gradient, sums._replace(faults=None), held)
             return jax.tree.map(jnp.add, carry, added), sums.faults
 
         keys = jax.random.split(jax.random.fold_in(key, state.step), labels.shape[0])
         zero = (
             jax.tree.map(jnp.zeros_like, state.lora),
             LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields[:-1]), faults=None),
+            None if anchors is None else jnp.zeros((), jnp.float32),
         )
         if labels.shape[0] == 1:
             # A loop of one would only hide the body from XLA's fusion.
-            (gradient, sums), faults = add_micro_batch(
+            (gradient, sums, held), faults = add_micro_batch(
                 zero, jax.tree.map(lambda x: x[0], (batches, labels, keys))
             )
         else:
-            (gradient, sums), faults = jax.lax.scan(add_micro_batch, zero, (batches, labels, keys))
+            (gradient, sums, held), faults = jax.lax.scan(
+                add_micro_batch, zero, (batches, labels, keys)
+            )
         examples = jnp.maximum(sums.examples, 1.0)
         gradient = jax.tree.map(lambda g: g / examples, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
         lora = optax.apply_updates(state.lora, updates)
         mean_loss, grad_norm = sums.loss / examples, optax.tree.norm(gradient)
+        anchor = None
+        if anchors is not None:
+            anchor = held / anchor_rows
+            mean_loss = mean_loss + method.anchor.weight * anchor
         # The norm is not finite where any part of the gradient is not; clipping needs it anyway.
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         lora, opt_state = jax.tree.map(
@@ -197,6 +232,7 @@ def make_train_step(
             grad_norm=grad_norm,
             skipped=skipped.astype(jnp.float32),
             faults=StepFaults(*jax.tree.map(jnp.ravel, (batches.row, faults)), in_a_row),
+            anchor=anchor,
         )
         return TrainState(state.step + 1, lora, opt_state, skipped, in_a_row), metrics
 

@@ -19,7 +19,7 @@ from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.weights.adapter_card import write_card
 from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.weights.base_hash import require_trained_on

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cogcalib_jax.configlib import check, often
+from cogcalib_jax.configlib import FieldError, check, often, setting
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.open_config import OpenConfig
+
+DEFAULT_CALIBRATOR = "temperature"
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,15 @@ class EvaluationConfig:
     """equal-width bins of the expected calibration error"""
     resamples: int = 1000
     """bootstrap resamples of intervals and simulated draws of the noise floor"""
+    calibrator: str = setting(DEFAULT_CALIBRATOR, added=True)
+    """what an adapter stores for --predict, fitted on the calibration split: temperature, vector,
+    platt, isotonic, mixture, linear_mixture, with settings if wanted (docs/evaluation.md)"""
     open: OpenConfig = field(default_factory=OpenConfig)
     """answers to open questions"""
 
     def __post_init__(self) -> None:
         check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
+        check_calibrator(self.calibrator)
         check(self.mc_passes >= 1, "mc_passes", "must be an integer of at least 1")
         check(
             self.members_at_once is None or self.members_at_once >= 1,
@@ -37,3 +44,16 @@ class EvaluationConfig:
         check(
             100 <= self.resamples <= 10**6, "resamples", f"must be an integer from 100 to {10**6}"
         )
+
+
+def check_calibrator(spec: str) -> None:
+    """Raise FieldError for the field `calibrator` unless `spec` names one and its settings."""
+    # The default is one, and a config of nothing else is read without JAX and SciPy.
+    if spec == DEFAULT_CALIBRATOR:
+        return
+    from cogcalib_jax.calibration import CALIBRATORS
+
+    try:
+        CALIBRATORS.make(spec)
+    except UserError as error:
+        raise FieldError("calibrator", f"must be a calibrator: {error}") from error

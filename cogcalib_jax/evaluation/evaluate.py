@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -51,6 +52,8 @@ def task_metrics(
     metrics["single_token_options"] = bool(predictions.tokens.max() <= 1)
     if predictions.temperature != 1.0:
         metrics["temperature"] = predictions.temperature
+    if predictions.calibrator is not None:
+        metrics["calibrator"] = CALIBRATORS.spec(predictions.calibrator)
     if predictions.averaged is not None:
         metrics[predictions.averaged.over] = predictions.averaged.count
     return metrics

@@ -47,14 +47,13 @@ def score_options(
     Raises:
         ValueError: the rule needs what was not given.
     """
-    if rule == "sum":
-        return logprobs
-    if rule == "mean":
-        return logprobs / np.maximum(tokens, 1)
-    if rule == "chars" and characters is not None:
-        return logprobs / np.maximum(characters, 1)
     if rule == "pmi" and priors is not None:
         return logprobs - priors
+    if rule in ("sum", "mean") or (rule == "chars" and characters is not None):
+        # Imported here: it brings JAX, and configs read the names of rules without.
+        from cogcalib_jax.engine.options import per_length
+
+        return per_length(rule, logprobs, tokens, characters)
     raise ValueError(f"option_score = {rule}: these predictions lack what the rule needs")
 
 

@@ -1,21 +1,24 @@
-"""Post-hoc calibration: temperature scaling, a strong and simple rival of training-time methods."""
+"""Post-hoc calibration: calibrators on predictions, and as `calibration.json` stores them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from cogcalib_jax.calibration import Calibrator, TemperatureScaler
-from cogcalib_jax.calibration.scaling import bound_warning
+from cogcalib_jax.calibration.base import KIND
+from cogcalib_jax.calibration.scaling import at_bound, bound_warning
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.foreign import damage
 
 Fitted = TypeVar("Fitted", bound=Calibrator)
+STORED = "calibrator"
+"""the entry of calibration.json that holds a calibrator, or null"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,47 @@ def stored_temperature(adapter: Path) -> FittedTemperature | None:
     if value is not None and not 0 < value < np.inf:
         raise UserError(f"{file}: temperature is {value}; expected a positive number. Train again")
     return fitted
+
+
+def stored_calibrator(adapter: Path) -> Calibrator | None:
+    """Read the calibrator in an adapter's `calibration.json`; None if it stores none.
+
+    Files of earlier releases store a temperature alone. Raises UserError for a damaged file.
+    """
+    content = read_calibration(adapter) or {}
+    if STORED in content:
+        stored = content[STORED]
+    else:
+        fitted = stored_temperature(adapter)
+        stored = None
+        if fitted is not None and fitted.value is not None:
+            stored = {KIND: "temperature", "temperature_": fitted.value}
+            stored |= {"converged_": not at_bound(fitted.value), "n_rows_": fitted.rows}
+    try:
+        return None if stored is None else Calibrator.from_json(stored)
+    except UserError as error:
+        raise UserError(f"{adapter / CALIBRATION_FILE}: damaged ({error})") from error
+
+
+def with_calibrator(
+    predictions: Predictions, calibrator: Calibrator | None, start: Predictions | None = None
+) -> Predictions:
+    """Return `predictions` with the probabilities of `calibrator`; None: the model's own.
+
+    start: the start's predictions of the same questions, for a calibrator that needs them.
+    """
+    if isinstance(calibrator, TemperatureScaler):
+        return replace(predictions, temperature=calibrator.temperature_)
+    if calibrator is None:
+        return predictions
+    return replace(with_start(predictions, start), calibrator=calibrator)
+
+
+def with_start(predictions: Predictions, start: Predictions | None) -> Predictions:
+    """Return `predictions` with the option scores of `start` beside their own, if there is one."""
+    if start is None:
+        return predictions
+    return replace(predictions, start_scores=start.option_scores)
 
 
 def fit_temperature(predictions: Predictions) -> float:

@@ -15,7 +15,7 @@ from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, opti
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.data.packing import packed_batches
 from cogcalib_jax.data.tokenization import single_token_options
-from cogcalib_jax.engine.packed import packed_logprobs
+from cogcalib_jax.engine.options import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig
@@ -93,7 +93,7 @@ def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
 def option_characters(encoded: Sequence[Encoded]) -> np.ndarray:
     """[n, k] int: Unicode code points of each completion without outer white space, 0 where there
     is no option."""
-    return _for_each_option([[len(text.strip()) for text in e.completions] for e in encoded])
+    return _for_each_option([e.characters for e in encoded])
 
 
 def _for_each_option(numbers: Sequence[Sequence[int]]) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.engine.forward import completion_logprob, option_logprobs, row_by_row
-from cogcalib_jax.engine.packed import packed_logprobs
+from cogcalib_jax.engine.options import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from cogcalib_jax.cli import run_program
 from cogcalib_jax.cli.presets import find_preset
+from cogcalib_jax.compile_cache import enable_compile_cache
 from cogcalib_jax.configlib import command_line, load_config
-from cogcalib_jax.errors import UserError, plain_text, run_main
+from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.experiments.before_work import goes_on, require_folder, require_writable
 from cogcalib_jax.experiments.detector import detector
 from cogcalib_jax.experiments.suite import SuiteConfig, cells, run_cells
@@ -23,11 +25,10 @@ def _suite_file(word: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if argv[:1] == ["tune"]:
-        print(plain_text(tune(argv[1:])))
-        return
-    if argv[:1] == ["detector"]:
-        print(plain_text(detector(argv[1:])))
+    commands = {"tune": tune, "detector": detector}
+    if argv and argv[0] in commands:
+        enable_compile_cache()
+        print(plain_text(commands[argv[0]](argv[1:])))
         return
     if not argv or (argv[0].startswith("-") and argv[0] not in ("--help", "-h")):
         raise UserError(
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
     if config.dry_run:
         print(plain_text(plan_text(planned)))
         return
+    enable_compile_cache()
     require_folder(folder, "--folder")
     if config.out is not None:
         require_writable(Path(config.out), "--out")
@@ -67,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_program(main))

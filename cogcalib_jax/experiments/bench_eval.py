@@ -29,7 +29,7 @@ from cogcalib_jax.experiments.before_work import refuse_meaningless, require_wri
 from cogcalib_jax.experiments.bench_train import Phases
 from cogcalib_jax.experiments.timing import Estimate, median
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.runs.assemble import assemble_model, base_path
 from cogcalib_jax.runs.config import RunConfig

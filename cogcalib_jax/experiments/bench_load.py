@@ -26,8 +26,9 @@ from cogcalib_jax.configlib import check, load_config, to_dict
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.experiments.before_work import require_writable
+from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.hub import model_folder, public_name

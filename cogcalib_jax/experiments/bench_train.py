@@ -36,8 +36,8 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.reporting.tables import Table, as_text
 from cogcalib_jax.runs.config import RunConfig, check_entries
 from cogcalib_jax.runs.prepare import prepare
-from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
+from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.phase import Trainable
 
 WARMUP = 5

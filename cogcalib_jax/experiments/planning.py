@@ -32,7 +32,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import batch_parts, make_mesh
-from cogcalib_jax.training.config import learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.pretrain import base_architecture
 from cogcalib_jax.weights.hf_config import from_hf, read_config
 

@@ -23,7 +23,7 @@ from cogcalib_jax.files import write_whole
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.config import RunConfig, require_same_config
-from cogcalib_jax.runs.folder import CONFIG_FILE, read_config
+from cogcalib_jax.runs.stored import CONFIG_FILE, read_config
 from cogcalib_jax.runs.train import composed, open_run
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief

@@ -34,8 +34,7 @@ from cogcalib_jax.experiments.suite import share_compiled_steps
 from cogcalib_jax.experiments.trying import Trial, read_trial, require_same_trials, train_missing
 from cogcalib_jax.experiments.tune_plan import trials_text
 from cogcalib_jax.files import whole_file, write_whole
-from cogcalib_jax.method.gates import GATES
-from cogcalib_jax.method.terms import TERMS
+from cogcalib_jax.method.registries import GATES, TERMS
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import holding_locks, lock_folder
 

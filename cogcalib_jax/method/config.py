@@ -1,6 +1,7 @@
 """A method: a term, its weight and space, and the gate that chooses its examples.
 
-`MethodConfig` is a method as a preset spells it; `Method` is what the training step works with.
+`MethodConfig` is a method as a preset spells it; `Method` (method.py) is what the training step
+works with.
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
-
-import jax
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cogcalib_jax.configlib import FieldError, check, often
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.gates import GATES, Gate
-from cogcalib_jax.method.terms import TERMS, Term
+from cogcalib_jax.method.registries import GATES, TERMS
 from cogcalib_jax.registry import split_outside, split_spec
+
+if TYPE_CHECKING:
+    from cogcalib_jax.method.method import Method
 
 T = TypeVar("T")
 Space = Literal["vocab", "options"]
@@ -30,34 +31,6 @@ GATED = "co"
 """before a term's name it means the adaptive gate, as in the paper's CoLS"""
 PRIOR = "prior"
 """prior(E): label smoothing by E towards the start's belief"""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method as the training step takes it: a pytree whose numbers are leaves.
-
-    Methods that differ in numbers only share one compiled step.
-    """
-
-    term: Term | None
-    """None: plain cross-entropy"""
-    gate: Gate
-    weight: float | jax.Array
-    """weight of the term beside cross-entropy"""
-    space: Space
-    """the classes the term sees: the whole vocabulary, or the question's options"""
-    normalise: bool
-    """whether an added term's loss is divided by one plus the weight that the example received"""
-
-    @property
-    def term_space(self) -> Space | None:
-        """The space of the term; None without a term."""
-        return None if self.term is None else self.space
-
-
-jax.tree_util.register_dataclass(
-    Method, data_fields=["term", "gate", "weight"], meta_fields=["space", "normalise"]
-)
 
 
 @dataclass(frozen=True)
@@ -179,6 +152,9 @@ class MethodConfig:
 
     def build(self) -> Method:
         """Return the method as the training step takes it."""
+        # Imported here: it brings JAX, and a config is read without.
+        from cogcalib_jax.method.method import Method
+
         resolved = self.resolve()
         return Method(
             term=None if resolved.term == NONE else TERMS.make(resolved.term),

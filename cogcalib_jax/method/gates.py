@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogcalib_jax.registry import Registry
+from cogcalib_jax.method.registries import GATES
 
 
 class GateInputs(NamedTuple):
@@ -62,7 +62,6 @@ class Gate:
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
 
-GATES: Registry[Gate] = Registry("gate")
 register_gate = GATES.register
 
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.method.config import LossConfig, Method
+from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.method.gates import GateInputs
+from cogcalib_jax.method.method import Method
 
 
 class Faults(NamedTuple):

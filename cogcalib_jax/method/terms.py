@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.registry import Registry
+from cogcalib_jax.method.registries import TERMS
 
 # Absent classes get this logit: exp underflows to an exact zero while, unlike with -inf, every
 # product and gradient stays finite.
@@ -31,8 +31,9 @@ class Rows(NamedTuple):
 
     logits: jax.Array
     """`[..., classes]` float32, as the head gave them"""
-    target: jax.Array
-    """`[...]` int32: the class of the right answer"""
+    target: jax.Array | None
+    """`[...]` int32: the class of the right answer; None for rows without one (anchors), of which
+    only terms without `needs_target` are asked"""
     mask: jax.Array | None = None
     """`[..., classes]`: 1 for classes that exist; None if all do"""
     gate: jax.Array | None = None
@@ -63,7 +64,9 @@ class Rows(NamedTuple):
     @property
     def is_target(self) -> jax.Array:
         """`[..., classes]` bool. A comparison and no gather: a vocabulary that is cut over devices
-        stays cut."""
+        stays cut. Raises ValueError for rows without targets."""
+        if self.target is None:
+            raise ValueError("these rows have no target; expected a term without needs_target")
         return jnp.arange(self.logits.shape[-1]) == self.target[..., None]
 
     def of_target(self, values: jax.Array) -> jax.Array:
@@ -91,6 +94,8 @@ class Term:
     per: ClassVar[Literal["row", "batch"]] = "row"
     """row: numbers `[...]`, each from its own row; batch: one number from all rows"""
     default_weight: ClassVar[float] = 0.1
+    needs_target: ClassVar[bool] = True
+    """whether it looks at `Rows.target`; one that does not can hold anchor rows"""
     needs_gate: ClassVar[bool] = False
     """whether it looks at `Rows.gate`"""
     needs_start: ClassVar[bool] = False
@@ -104,7 +109,6 @@ class Term:
         raise NotImplementedError(f"{type(self).__name__} defines no __call__")
 
 
-TERMS: Registry[Term] = Registry("term")
 register_term = TERMS.register
 
 
@@ -128,6 +132,7 @@ class LabelSmoothing(Term):
     """
 
     reduction: str = "mean"
+    needs_target = False
 
     def check(self) -> None:
         _require_reduction(self.reduction)
@@ -147,6 +152,7 @@ class MarginSmoothing(Term):
 
     margin: float = 10.0
     reduction: str = "mean"
+    needs_target = False
 
     def check(self) -> None:
         _require_at_least_zero("margin", self.margin)
@@ -167,6 +173,7 @@ class ConfidencePenalty(Term):
     """
 
     reduction: str = "sum"
+    needs_target = False
 
     def check(self) -> None:
         _require_reduction(self.reduction)
@@ -262,6 +269,7 @@ class StartKL(Term):
 
     top: int = 128
     default_weight = 1.0
+    needs_target = False
     needs_start = True
 
     def check(self) -> None:

@@ -25,7 +25,8 @@ from cogcalib_jax.models.attention import (
 )
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.head import Head
-from cogcalib_jax.models.lora import LAYER_PROJECTIONS, Linear, LoraConfig, normal_param
+from cogcalib_jax.models.lora import Linear, normal_param
+from cogcalib_jax.models.lora_config import LAYER_PROJECTIONS, LoraConfig
 from cogcalib_jax.models.rope import rotate, rotation
 from cogcalib_jax.models.splash import splash_attention
 from cogcalib_jax.sharding import named_sharding

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora import LoraConfig, UncertainLora
+from cogcalib_jax.models.lora_config import LoraConfig, UncertainLora
 from cogcalib_jax.sharding import named_sharding
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.reporting.names import short_name, split_key
 from cogcalib_jax.reporting.records import Method, Run, keeps_best
 from cogcalib_jax.reporting.words import count

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.loading import load_shots, load_splits
 from cogcalib_jax.data.questions import Question, load_questions
@@ -19,11 +20,18 @@ from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
-from cogcalib_jax.evaluation.posthoc import stored_temperature
+from cogcalib_jax.evaluation.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.metrics import top_label
 from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
+from cogcalib_jax.runs.calibration import WHY_NONE
+from cogcalib_jax.runs.calibrators import (
+    ModelCalibrator,
+    asked_calibrator,
+    calibrator_words,
+    stored_for,
+)
 from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
@@ -52,14 +60,22 @@ def answer_questions(config: EvalConfig) -> str:
     encoded, notes = encode_split("questions", examples, tokenizer, config.data, shots)
     for note in notes:
         say(f"   note: {note}")
-    temperature = fitted_temperature(model.adapter, settled_option_score(config))
-    predict = predict_function(load(config, model, [encoded]), model)
-    cut = _cut(config, predict, tokenizer, temperature)
+    rule = settled_option_score(config)
+    if config.calibrator is None:
+        asked = predicting_calibrator(model.adapter, rule)
+    else:
+        asked = asked_calibrator(config, model, tokenizer, rule)
+    if asked is not None:
+        asked.require(encoded)
+    predict, calibrator = predict_function(load(config, model, [encoded]), model, asked)
+    if calibrator is not None and config.calibrator is not None:
+        say(f"   {calibrator_words(calibrator.calibrator)}")
+    cut = _cut(config, predict, tokenizer)
 
     predictions = predict(encoded)
     require_numbers(predictions, encoded, model.words)
     asked = {question.where: question for question in questions}
-    rows = _rows([asked[e.id] for e in encoded], predictions, temperature, cut.below)
+    rows = _rows([asked[e.id] for e in encoded], predictions, cut.below)
     _write(out, rows)
     answered = sum(row["answered"] for row in rows)
     left = f", {len(rows) - answered:,} left open" if answered < len(rows) else ""
@@ -67,29 +83,38 @@ def answer_questions(config: EvalConfig) -> str:
     return "\n".join([*sentences, f"{answered:,} answered{left}: {out}"])
 
 
-def fitted_temperature(adapter: str | None, option_score: OptionScore) -> float:
-    """Return what option scores are divided by; 1 if no temperature is stored with the adapter, or
-    one that was fitted to scores by another rule."""
-    fitted = None if adapter is None else stored_temperature(Path(adapter))
-    if fitted is None:
+def predicting_calibrator(adapter: str | None, option_score: OptionScore) -> ModelCalibrator | None:
+    """Return the calibrator stored with the adapter, and say so; None if none is, or one that was
+    fitted to scores by another rule."""
+    content = None if adapter is None else read_calibration(Path(adapter))
+    if content is None:
         say("   no fitted temperature: confidences are the model's own")
-        return 1.0
-    fitted_by = stored_option_score(read_calibration(Path(adapter)) or {})
+        return None
+    fitted_by = stored_option_score(content)
+    calibrator = stored_calibrator(Path(adapter))
     if fitted_by not in (None, option_score):
+        kind = "temperature" if calibrator is None else calibrator.name
         say(
-            f"   no fitted temperature for option_score {option_score} (that of"
+            f"   no fitted {kind} for option_score {option_score} (that of"
             f" {adapter}/{CALIBRATION_FILE} is for {fitted_by}): confidences are the model's own"
         )
-        return 1.0
-    if fitted.warning is not None:
-        warn(fitted.warning)
-    if fitted.value is None:
-        return 1.0
+        return None
+    if calibrator is None:
+        fitted = stored_temperature(Path(adapter))
+        reason = content.get(WHY_NONE) or (fitted and fitted.why_none)
+        kind = "temperature" if fitted is None or fitted.value is None else "calibrator"
+        warn(f"no {kind} was fitted: {str(reason).removeprefix('temperature: ')}")
+        return None
+    if calibrator.warning is not None:
+        warn(calibrator.warning)
+    what = f"by calibrator {CALIBRATORS.spec(calibrator)}"
+    if isinstance(calibrator, TemperatureScaler):
+        what = f"at temperature {calibrator.temperature_:.3f}"
     say(
-        f"   confidences at temperature {fitted.value:.3f}, fitted on"
-        f" {count(fitted.rows, 'held-out question')} ({adapter}/{CALIBRATION_FILE})"
+        f"   confidences {what}, fitted on {count(calibrator.n_rows_, 'held-out question')}"
+        f" ({adapter}/{CALIBRATION_FILE})"
     )
-    return fitted.value
+    return stored_for(Path(adapter), option_score)
 
 
 @dataclass(frozen=True)
@@ -106,10 +131,9 @@ def _cut(
     config: EvalConfig,
     predict: Predict,
     tokenizer: PreTrainedTokenizerBase,
-    temperature: float,
 ) -> _Cut:
     """The cut-off, from the validation split where a target is given; and what the calibration
-    split, where no more than the temperature was fitted, says of the accuracy beyond it."""
+    split, where no more than the calibrator was fitted, says of the accuracy beyond it."""
     if config.abstain_below is None and config.target_accuracy is None:
         return _Cut(0.0)
     splits = load_splits(config.data, config.seed)
@@ -121,7 +145,7 @@ def _cut(
                 f"{config.run[0]}: its held-out questions are open and say nothing of those with"
                 " options; leave out --abstain-below and --target-accuracy"
             )
-        scored = replace(predict(encoded), temperature=temperature)
+        scored = predict(encoded)
         _, confidence, correct = top_label(scored.probs, scored.mask, scored.answers)
         return confidence, correct
 
@@ -166,10 +190,11 @@ def _promise(expected: ExpectedAccuracy | None, task: str) -> str:
 
 
 def _rows(
-    questions: Sequence[Question], predictions: Predictions, temperature: float, below: float
+    questions: Sequence[Question], predictions: Predictions, below: float
 ) -> list[dict[str, Any]]:
     """One JSON object a question."""
-    raw, calibrated = predictions.probs, replace(predictions, temperature=temperature).probs
+    raw = replace(predictions, temperature=1.0, calibrator=None).probs
+    calibrated = predictions.probs
     rows = []
     for i, (_, example) in enumerate(questions):
         options = len(example.choices)

@@ -18,21 +18,19 @@ from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.tokenization import encode_split
-from cogcalib_jax.distributed import (
-    DistributedConfig,
-    require_agreement,
-    start_processes,
-)
+from cogcalib_jax.distributed import require_agreement, start_processes
 from cogcalib_jax.engine.step import SplitModel, split_model
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, random_lora
 from cogcalib_jax.models.placement import placement_notes
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training.phase import Trainable
-from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.phase import AnchorRows, Trainable
+from cogcalib_jax.training.pretrain import ensure_base
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.base_hash import require_trained_on
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_weights import load_decoder
@@ -187,7 +185,9 @@ def load_on_mesh(
     return mesh, decoder
 
 
-def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
+def make_trainable(
+    config: RunConfig, assembled: Assembled, anchors: AnchorRows | None = None
+) -> Trainable:
     """What all phases of a run share, from its config and its model."""
     return Trainable(
         model=assembled.model,
@@ -198,4 +198,5 @@ def make_trainable(config: RunConfig, assembled: Assembled) -> Trainable:
         dropout=config.lora.lora_dropout > 0,
         seed=config.training_seed,
         identity=identity(config),
+        anchors=anchors,
     )

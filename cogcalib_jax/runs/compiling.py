@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from cogcalib_jax.data.batching import length_buckets
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
-from cogcalib_jax.engine.packed import packed_logprobs
+from cogcalib_jax.engine.options import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.evaluation.config import EvaluationConfig

@@ -25,20 +25,21 @@ from cogcalib_jax.configlib import (
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import CheckpointConfig, require_same_identity
+from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
-from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.runs.folder import CONFIG_FILE, read_config, resume_command, stored_config
-from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.pretrain import PretrainConfig
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.config import ModelConfig
 
+PROGRAM = "train.py"
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
 SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
 # Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
@@ -86,6 +87,8 @@ class RunConfig:
     """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
     method: MethodConfig = setting(default_factory=MethodConfig, affects_style=False)
     """the calibration term and its gate"""
+    anchor: AnchorConfig = setting(default_factory=AnchorConfig, affects_style=False, added=True)
+    """questions without answers on which a term holds every method; unset: none"""
     loss: LossConfig = field(default_factory=LossConfig)
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -126,6 +129,11 @@ class RunConfig:
             " --option-score pmi",
         )
         check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
+        check(
+            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
+        )
         check_tasks(self.also, "also")
         self._check_also()
         check_entries(self.compare, "compare", SAMPLING_BASELINES)
@@ -258,7 +266,7 @@ def _require_whole_run(folder: Path) -> None:
     if whole.compare and folder.name in (*whole.resolved_methods(), *whole.sampling_baselines):
         raise UserError(
             f"{folder}: is a part of the comparison {parent}; go on with"
-            f" {resume_command('train.py', parent)}"
+            f" {resume_command(PROGRAM, parent)}"
         )
 
 

@@ -42,7 +42,7 @@ from cogcalib_jax.runs.outline import Outline, outline_base
 from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.workload import METHOD_SECONDS, Workload, measure
 from cogcalib_jax.sharding import batch_parts, make_mesh
-from cogcalib_jax.training.pretrain import PretrainConfig
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 
 Sets = Mapping[str, EncodedSplit]
 """task -> its questions as token ids"""

@@ -16,7 +16,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.memory import device_limit, update_memory
 from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.reporting.words import count, percent
 from cogcalib_jax.runs.assemble import (
     with_own_lora,
@@ -54,7 +54,7 @@ from cogcalib_jax.runs.workload import (
 )
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
-from cogcalib_jax.training.loop import train_stream
+from cogcalib_jax.training.loop import anchor_stream, train_stream
 
 PRETRAINING, STYLE = "pretraining of the base", "style adaptation"
 
@@ -165,6 +165,12 @@ def _show_steps(report: Report, run: Prepared) -> None:
         f"Fine-tuning: {count(steps['train'], 'update')} of {training.batch_size} on"
         f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {', '.join(run.methods)}."
     )
+    if (anchors := run.trainer.trainable.anchors) is not None:
+        anchor, questions = run.config.anchor, count(len(anchors.questions), "question")
+        report.line(
+            f"Each update is held on {anchor.rows_per_step} of {questions} without answers, by"
+            f" {anchor.term}."
+        )
     refits, validations = (
         len(pauses(every, steps["train"], training.epoch_ends(rows)))
         for every in (training.refit_every, training.validate_every)
@@ -197,7 +203,21 @@ def _updates(run: Prepared) -> dict[str, tuple[Work, Padding]]:
             split = run.splits[name]
             stream = train_stream(trainable, split, steps)
             found[name] = workload.updates(stream, split, steps, classes, config.model.remat)
+    if run.trainer.trainable.anchors is not None:
+        rows, length = _anchor_shape(run)
+        held = workload.update([length] * rows, rows, classes, config.model.remat)
+        work, padding = found["train"]
+        found["train"] = work + held * _steps(run)["train"], padding
     return found
+
+
+def _anchor_shape(run: Prepared) -> tuple[int, int]:
+    """Anchor rows of an update, and the length they are padded to."""
+    trainable = run.trainer.trainable
+    if trainable.anchors is None:
+        return 0, 0
+    stream = anchor_stream(trainable, trainable.anchors)
+    return run.config.anchor.rows_per_step, stream.padded_length
 
 
 def _workload(run: Prepared) -> Workload:
@@ -216,7 +236,9 @@ def _show_cost(report: Report, run: Prepared) -> None:
     longest = max(length for _, padding in updates.values() for length in padding.lengths)
     answer_tokens = max(run.splits[name].answer_tokens for name in updates)
     dtype = config.model.jax_dtype(run.assembled.mesh)
-    shape = BatchShape(training.batch_size // training.accumulation, longest, answer_tokens)
+    held, length = _anchor_shape(run)
+    examples = (training.batch_size + held) // training.accumulation
+    shape = BatchShape(examples, max(longest, length), answer_tokens)
     memory = update_memory(
         run.base.config,
         run.assembled.mesh,

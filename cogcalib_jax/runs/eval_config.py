@@ -20,25 +20,24 @@ from cogcalib_jax.configlib import (
 from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.distributed import DistributedConfig
-from cogcalib_jax.engine.checkpoint import require_same_identity
+from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.evaluation.config import EvaluationConfig, check_calibrator
 from cogcalib_jax.evaluation.option_score import (
     DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
     OptionScore,
     stored_option_score,
 )
-from cogcalib_jax.reporting.names import REFERENCES, best_epoch_of, is_tempered, tempered
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
-from cogcalib_jax.runs.folder import read_config, resume_command, stored_config
-from cogcalib_jax.runs.option_score import CHOICE_FILE, read_choice
-from cogcalib_jax.sharding import MeshConfig
+from cogcalib_jax.runs.stored import read_config, stored_config
+from cogcalib_jax.runs.trained_run import method_folders, read_trained_run
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.foreign import require_no_way_out
 
+STORED = "stored"
+"""Stands for the calibrator that an adapter's calibration.json holds."""
 BARE = "none"
 """Stands in the list of adapters for the base without one."""
 
@@ -79,6 +78,10 @@ class EvalConfig:
     option_score: ChosenOptionScore | None = often(None)
     """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
     the rule of the runs or adapters, else mean"""
+    calibrator: str | None = often(None)
+    """calibrator of the options' scores, fitted on each run's calibration split (temperature,
+    vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
+    none, but predict takes the stored one"""
     seed: int = 0
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -132,17 +135,30 @@ class EvalConfig:
             "must be none beside ensemble: each averages over models of its own",
         )
         if self.predictions is not None:
-            self._require_unset(
-                "predictions", "run", "adapter", "task", "predict", "resume", "dry_run"
-            )
-            self._require_unset("predictions", "ensemble", "mc_passes")
+            self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            self._require_unset("predictions", "dry_run", "ensemble", "mc_passes")
             self._require_one_process("predictions")
             check(
                 self.model.path is None,
                 "model.path",
                 "must be none beside predictions, which are scored without a model",
             )
+        self._check_calibrator()
         self._check_predict()
+
+    def _check_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        for name in ("ensemble", "mc_passes", "predictions"):
+            check(not getattr(self, name), "calibrator", f"must be none beside {name}")
+        if self.calibrator == STORED:
+            return
+        check_calibrator(self.calibrator)
+        check(
+            bool(self.run),
+            "calibrator",
+            f"must be {STORED} or none without a run, on whose calibration split it is fitted",
+        )
 
     def _check_predict(self) -> None:
         if self.predict is None:
@@ -208,6 +224,11 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
     loaded = load_config(
         EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
     )
+    if "evaluation.calibrator" in loaded.explicit:
+        raise UserError(
+            "command line: evaluation.calibrator is what training stores; expected none here. Use"
+            " --calibrator NAME"
+        )
     _require_agreement(runs, {*given, *loaded.explicit})
     config = loaded.config
     return replace(config, run=names, option_score=settled_option_score(config))
@@ -302,77 +323,6 @@ def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
     """Return the run folders of an evaluation, a comparison's methods in its place."""
     # Of an ensemble each training is one member: its best epoch is no training of its own.
     return tuple(path for name in runs for path in method_folders(name, not ensemble))
-
-
-def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
-    """Return the run folder `name` itself, or those of all methods of a comparison.
-
-    best_epochs: whether best epochs that were kept are among them.
-    """
-    folder = Path(name)
-    config = _read_config(folder)
-    if not config.compare:
-        return (name,)
-    trained = [folder / key for key in config.resolved_methods()]
-    unfinished = [method.name for method in trained if not (method / "adapter").is_dir()]
-    if unfinished:
-        raise UserError(
-            f"{folder}: {', '.join(unfinished)} not finished; continue with"
-            f" {resume_command('train.py', folder)}, or name the finished methods"
-            f" ({folder}/METHOD)"
-        )
-    methods = [
-        place
-        for method in trained
-        for place in (method, folder / best_epoch_of(method.name))
-        if place == method or (best_epochs and (place / "adapter").is_dir())
-    ]
-    return tuple(map(str, methods))
-
-
-def read_trained_run(name: str) -> RunConfig:
-    """The config of a finished run of one method.
-
-    Raises UserError for a folder that is no run or not finished.
-    """
-    folder = Path(name)
-    config = _read_config(folder)
-    if not (folder / "adapter").is_dir():
-        raise UserError(
-            f"{folder}: no adapter, so its training is not finished; continue it with"
-            f" {resume_command('train.py', folder)}"
-        )
-    return config
-
-
-def _read_config(folder: Path) -> RunConfig:
-    file = folder / "config.yaml"
-    if not file.exists() and (folder / "eval.json").is_file():
-        if is_tempered(folder.name):
-            weights = folder.with_name(folder.name.removesuffix(tempered("")))
-            raise UserError(
-                f"{folder}: holds the answers of {weights} with its temperature; give that folder,"
-                " whose adapter/calibration.json has the temperature"
-            )
-        if folder.name in REFERENCES:
-            raise UserError(
-                f"{folder}: holds answers alone, for nothing was trained; for the base give"
-                " --model.path BASE --adapter none"
-            )
-        raise UserError(
-            f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
-            " train the method by itself with --training.keep best"
-        )
-    if not file.is_file():
-        raise UserError(
-            f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
-            " run, or of a comparison of methods"
-        )
-    require_no_way_out(folder, (file, folder / "adapter", folder / CHOICE_FILE))
-    config = read_config(folder, RunConfig)
-    if config.option_score == "auto" and not config.compare:
-        config = replace(config, option_score=read_choice(folder))
-    return config
 
 
 def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:

@@ -25,6 +25,12 @@ from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.runs.assemble import load_on_mesh, with_processes
+from cogcalib_jax.runs.calibrators import (
+    FILE,
+    ModelCalibrator,
+    asked_calibrator,
+    calibrator_words,
+)
 from cogcalib_jax.runs.eval_config import (
     EvalConfig,
     require_same_evaluation,
@@ -37,7 +43,6 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
-    resume_command,
     take_up,
     write_config,
 )
@@ -57,6 +62,7 @@ from cogcalib_jax.runs.results import (
     require_same_origin,
     write_results,
 )
+from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.peft_adapter import load_adapter
 
@@ -91,8 +97,9 @@ def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     several = len(models) > 1
     places = {model.name: folder / model.name if several else folder for model in models}
     todo = [model for model in models if not _is_done(places[model.name], model, sets)]
+    calibrators = _calibrators(config, todo, sets)
     for group in by_base(todo):
-        _evaluate_group(config, folder, group, places, sets, argv)
+        _evaluate_group(config, folder, group, places, sets, calibrators, argv)
     if several:
         results = {model.name: read_results(places[model.name]) for model in models}
         write_json(folder / COMPARISON, results)
@@ -104,13 +111,16 @@ def _evaluate_group(
     models: Sequence[Evaluated],
     places: Mapping[str, Path],
     sets: Mapping[tuple[str, str], Sets],
+    calibrators: Mapping[str, ModelCalibrator],
     argv: list[str],
 ) -> None:
     """Evaluate models that share a base, which is in memory for as long as this takes.
 
     places: name -> folder of the model's results. sets: `Evaluated.reads_with` -> question sets.
+    calibrators: name -> what its scores go through.
     """
     loaded = load(config, models[0], sets[models[0].reads_with].values())
+    answered = {m.name: predict_function(loaded, m, calibrators.get(m.name)) for m in models}
     # Only now: until here a mistake leaves nothing behind.
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
@@ -118,10 +128,14 @@ def _evaluate_group(
         write_config(folder, config)
     for model in models:
         say(f"== {model.name}: {model.words}")
+        predict, calibrator = answered[model.name]
+        if calibrator is not None:
+            write_json(places[model.name] / FILE, calibrator.calibrator.to_json())
+            say(f"   {calibrator_words(calibrator.calibrator)}")
         write_results(
             places[model.name],
             sets[model.reads_with],
-            predict_function(loaded, model),
+            predict,
             config.evaluation,
             config.seed,
             command,
@@ -130,6 +144,24 @@ def _evaluate_group(
             weights=model.weights(),
             started=lambda task: say(f"   {task}"),
         )
+
+
+def _calibrators(
+    config: EvalConfig, models: Sequence[Evaluated], sets: Mapping[tuple[str, str], Sets]
+) -> dict[str, ModelCalibrator]:
+    """Name -> the calibrator that is asked for, before any model is loaded."""
+    if config.calibrator is None:
+        return {}
+    asked = {}
+    for model in models:
+        tokenizer = load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None)
+        rule = settled_option_score(config)
+        one = asked_calibrator(config, model, tokenizer, rule)
+        assert one is not None
+        for encoded in sets[model.reads_with].values():
+            one.require(encoded)
+        asked[model.name] = one
+    return asked
 
 
 def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
@@ -208,28 +240,39 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     return Loaded(decoder, predictor, answers, config.seed, sampled, together)
 
 
-def _parameters(loaded: Loaded, model: Evaluated) -> nnx.State:
-    """LoRA parameters of `model`, none of the bare base; those returned before stay as they are."""
-    if model.adapter is not None:
-        load_adapter(model.adapter, loaded.decoder)
+def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
+    """LoRA parameters of `adapter`, none of the bare base; those returned before stay as they
+    are."""
+    if adapter is not None:
+        load_adapter(adapter, loaded.decoder)
     _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
     return jax.tree.map(lambda leaf: leaf, lora)
 
 
-def predict_function(loaded: Loaded, model: Evaluated) -> Predict:
-    """From questions to predictions of `model`, whose base `loaded` holds."""
+def predict_function(
+    loaded: Loaded, model: Evaluated, calibrator: ModelCalibrator | None = None
+) -> tuple[Predict, ModelCalibrator | None]:
+    """From questions to predictions of `model`, whose base `loaded` holds, and the calibrator they
+    go through, fitted."""
     if model.members:
-        return partial(loaded.together, [_parameters(loaded, one) for one in model.members])
-    lora, calibrators = _parameters(loaded, model), NO_CALIBRATORS
+        members = [_parameters(loaded, one.adapter) for one in model.members]
+        return partial(loaded.together, members), None
+    lora, open_maps = _parameters(loaded, model.adapter), NO_CALIBRATORS
     if model.adapter is not None:
-        calibrators = stored_calibrators(Path(model.adapter))
+        open_maps = stored_calibrators(Path(model.adapter))
     if loaded.sampled is not None:
-        return partial(loaded.sampled, lora, seed=loaded.seed)
+        return partial(loaded.sampled, lora, seed=loaded.seed), None
+    if calibrator is not None:
+        score, first = partial(loaded.predictor, lora), None
+        if calibrator.start is not None:
+            first = partial(loaded.predictor, _parameters(loaded, calibrator.start))
+        calibrator = calibrator.fitted(score, first)
+        return partial(calibrator, score=score, score_start=first), calibrator
 
     def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
         if encoded.is_open:
             assert loaded.answers is not None  # `load` was told of these questions
-            return answering(loaded.answers, lora, loaded.seed, lambda: calibrators)(encoded)
+            return answering(loaded.answers, lora, loaded.seed, lambda: open_maps)(encoded)
         return loaded.predictor(lora, encoded)
 
-    return predict
+    return predict, None

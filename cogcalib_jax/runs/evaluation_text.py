@@ -5,13 +5,17 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from cogcalib_jax.evaluation.posthoc import stored_temperature
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.evaluation.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.reporting.evaluations import COMPARISON, results_text, write_comparison
 from cogcalib_jax.reporting.names import best_epoch_of, long_name
-from cogcalib_jax.reporting.words import TEXT_WIDTH
-from cogcalib_jax.runs.eval_config import BARE, EvalConfig, read_trained_run
+from cogcalib_jax.reporting.words import TEXT_WIDTH, count
+from cogcalib_jax.runs.calibrators import FILE as CALIBRATOR
+from cogcalib_jax.runs.eval_config import BARE, EvalConfig
 from cogcalib_jax.runs.results import FILE, read_results
+from cogcalib_jax.runs.trained_run import read_trained_run
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
+from cogcalib_jax.weights.foreign import read_object
 
 
 def evaluation_text(config: EvalConfig, folder: Path) -> str:
@@ -23,7 +27,7 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
             f"{comparison}\n\nThe same: {folder / COMPARISON}.md, .csv and .json\n"
             f"Every answer: {folder / 'MODEL' / 'predictions'}"
         )
-    text = f"{_whose(config)}:\n\n{results_text(read_results(folder))}\n\n"
+    text = f"{_whose(config)}{_calibrated(folder)}:\n\n{results_text(read_results(folder))}\n\n"
     notes = [textwrap.fill(line, TEXT_WIDTH) for line in _temperature(config)]
     text += "".join(f"{note}\n\n" for note in notes)
     text += f"All numbers: {folder / FILE}"
@@ -32,8 +36,19 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     return text
 
 
+def _calibrated(folder: Path) -> str:
+    file = folder / CALIBRATOR
+    if not file.is_file():
+        return ""
+    calibrator = Calibrator.from_json(read_object(file, ""))
+    rows = count(calibrator.n_rows_, "calibration question")
+    return f", calibrated by {CALIBRATORS.spec(calibrator)} fitted on {rows}"
+
+
 def _temperature(config: EvalConfig) -> list[str]:
-    """Say that the table is without the temperature that `--predict` uses, if there is one."""
+    """Say that the table is without the calibrator that `--predict` uses, if there is one."""
+    if config.calibrator is not None:
+        return []
     adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)
     if config.ensemble or config.mc_passes or len(adapters) != 1 or adapters[0] == BARE:
         return []
@@ -42,10 +57,14 @@ def _temperature(config: EvalConfig) -> list[str]:
         return []
     if fitted.value is None:
         return [f"Warning: {fitted.warning}."]
+    calibrator, file = stored_calibrator(Path(adapters[0])), f"{adapters[0]}/{CALIBRATION_FILE}"
     told = (
         "These are the model's own confidences. --predict divides the scores by the temperature"
-        f" {fitted.value:.3g}, as {adapters[0]}/{CALIBRATION_FILE} says."
+        f" {fitted.value:.3g}, as {file} says."
     )
+    if calibrator is not None and not isinstance(calibrator, TemperatureScaler):
+        spec = CALIBRATORS.spec(calibrator)
+        told = f"These are the model's own confidences. --predict applies the {spec} of {file}."
     return [told] if fitted.warning is None else [told, f"Warning: {fitted.warning}."]
 
 

@@ -13,7 +13,7 @@ from cogcalib_jax.engine.manifest import MANIFEST, DamageError, read_manifest
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.folder import INPUTS_FILE
+from cogcalib_jax.runs.stored import INPUTS_FILE
 from cogcalib_jax.weights.base_hash import base_hash
 from cogcalib_jax.weights.foreign import read_object
 from cogcalib_jax.weights.hub import model_folder
@@ -61,6 +61,8 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
     elif changed:
         what = f"rows differ (split {changed[0]})"
         given, option = config.data.path, "--data.path"
+        if changed[0] == "anchor":
+            what, given, option = "anchor rows differ", config.anchor.path, "--anchor.path"
     else:
         return True
     where = f"{option[2:]} = {given}" if given is not None else f"data.task = {config.data.task}"

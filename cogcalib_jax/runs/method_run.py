@@ -9,18 +9,25 @@ from typing import Any
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.console import say, warn
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator
+from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.evaluation.open_ended import Answers
-from cogcalib_jax.evaluation.posthoc import stored_temperature
+from cogcalib_jax.evaluation.posthoc import (
+    stored_calibrator,
+    stored_temperature,
+    with_calibrator,
+    with_start,
+)
 from cogcalib_jax.evaluation.predictions import Predictions, write_rows
 from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled
-from cogcalib_jax.runs.calibration import write_calibration
+from cogcalib_jax.runs.calibration import WHY_NONE, write_calibration
+from cogcalib_jax.runs.calibrators import START
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
@@ -30,6 +37,7 @@ from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.training.validation import Belief, options_belief
 from cogcalib_jax.weights.adapter_card import write_card
 from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer
+from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.peft_adapter import save_adapter
 
 
@@ -48,47 +56,87 @@ class Run:
     """task -> test questions"""
 
 
-def train_method(
-    run: Run,
-    trainer: Trainer,
-    config: RunConfig,
-    start: nnx.State,
-    style_folder: Path,
-    folder: Path,
-) -> FinetuneResult:
-    """Fine-tune the one method of `config` into `folder` and write its adapter.
+@dataclass(frozen=True)
+class Start:
+    """The model in which fine-tuning begins."""
 
-    trainer: the run's, or one that differs in seed or dropout as `config` does. start: LoRA
-    parameters after the style phase, whose journal is in `style_folder`.
+    lora: nnx.State
+    """LoRA parameters after the style phase"""
+    folder: Path
+    """holds `style/`, the journal of that phase, and `start_adapter/`"""
+
+    @property
+    def style(self) -> Path:
+        return self.folder / "style"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / START
+
+
+def train_method(
+    run: Run, trainer: Trainer, config: RunConfig, start: Start, folder: Path
+) -> FinetuneResult:
+    """Fine-tune the one method of `config` into `folder` and write its adapter, and the start's
+    unless it is there.
+
+    trainer: the run's, or one that differs in seed or dropout as `config` does.
     """
     method = config.method.resolve()
     term = f"term {method.term} on {method.gate}, weight {method.weight:g}"
     plain = method.term == "none"
     updates = count(trainer.total_steps, "update")
     say(f"== {method.label}: {'no term' if plain else term}, {updates}")
+    if not from_main((start.adapter / CALIBRATION_FILE).is_file):
+        _save(run, trainer, config, start.lora, start.adapter)
+        _write_calibration(run, trainer, config, start.adapter, None)
     result = tracked(
         run.folder,
         config,
         run.base,
         trainer,
-        style_folder,
+        start.style,
         folder,
-        lambda trainer: finetune(trainer, method, start, style_folder, folder),
+        lambda trainer: finetune(trainer, method, start.lora, start.style, folder),
     )
-    keep_adapter(run, trainer, config, result.lora, folder)
+    keep_adapter(run, trainer, config, start, result.lora, folder)
     return result
 
 
 def keep_adapter(
-    run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, folder: Path
+    run: Run, trainer: Trainer, config: RunConfig, start: Start, lora: nnx.State, folder: Path
 ) -> None:
-    """Write `adapter/` with its `calibration.json`, and warn about a temperature that is none."""
+    """Write `adapter/` with its `calibration.json`, and warn about a calibrator that is none."""
+    adapter = folder / "adapter"
+    _save(run, trainer, config, lora, adapter)
+    predictions = _on_calibration_split(trainer, lora)
+    probe = _probe(trainer, config, lora, predictions)
+    calibrator = CALIBRATORS.make(config.evaluation.calibrator)
+    if calibrator.needs_start and isinstance(predictions, Predictions):
+        first = trainer.predictor(start.lora, trainer.splits["calibration"])
+        predictions = with_start(predictions, first)
+    _write_calibration(run, trainer, config, adapter, predictions, probe, start.adapter)
+    for warning in from_main(lambda: _warnings(adapter)):
+        say(f"   warning: {folder.name}: {warning}")
+    write_card(adapter, run.base, config.lora, run=folder)
+
+
+def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapter: Path) -> None:
     # A PEFT adapter has no distributions: of one it holds the mean.
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
-    adapter = folder / "adapter"
     save_adapter(adapter, decoder, config.lora, run.base)
     _keep_tokenizer(run.base, config.adapter, adapter)
-    predictions = _on_calibration_split(trainer, lora)
+
+
+def _write_calibration(
+    run: Run,
+    trainer: Trainer,
+    config: RunConfig,
+    adapter: Path,
+    predictions: Predictions | Answers | None,
+    probe: dict[str, Any] | None = None,
+    start_adapter: Path | None = None,
+) -> None:
     write_calibration(
         adapter,
         config,
@@ -97,22 +145,32 @@ def keep_adapter(
         run.tokenizer,
         trainer.splits["calibration"],
         predictions,
-        _probe(trainer, config, lora, predictions),
+        probe,
+        start_adapter,
     )
-    warning = from_main(lambda: stored_temperature(adapter).warning)
-    if warning is not None:
-        warn(f"{folder.name}: {warning}")
-    write_card(adapter, run.base, config.lora, run=folder)
 
 
-def keep_best_epoch(run: Run, config: RunConfig, result: FinetuneResult, folder: Path) -> None:
+def _warnings(adapter: Path) -> list[str]:
+    """What a user must read about the temperature and the calibrator of `calibration.json`."""
+    found = [stored_temperature(adapter).warning]
+    content, calibrator = read_calibration(adapter), stored_calibrator(adapter)
+    if calibrator is not None:
+        found.append(calibrator.warning)
+    elif found[0] is None:
+        found.append(f"no calibrator was fitted: {content[WHY_NONE]}")
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def keep_best_epoch(
+    run: Run, config: RunConfig, start: Start, result: FinetuneResult, folder: Path
+) -> None:
     """Make `folder` a run folder of the parameters at the lowest validation NLL.
 
     Its config is the one that would train them alone (`training.keep best`).
     """
     alone = replace(config, training=replace(config.training, keep="best"))
     write_config(folder, alone)
-    keep_adapter(run, run.trainer, alone, result.best_lora, folder)
+    keep_adapter(run, run.trainer, alone, start, result.best_lora, folder)
 
 
 @main_only
@@ -137,7 +195,7 @@ def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | An
 
 
 def score_adapter(
-    run: Run, folder: Path, tempered: Path, lora: nnx.State
+    run: Run, folder: Path, tempered: Path, start: Start, lora: nnx.State
 ) -> dict[str, dict[str, Any]]:
     """Score the test sets with `lora`, whose adapter lies in `folder`, and keep its answers to the
     validation questions there.
@@ -150,7 +208,7 @@ def score_adapter(
     """
     adapter, trainer = folder / "adapter", run.trainer
     temperature = _temperature(adapter)
-    write_validation(run, folder, lora, temperature or 1.0)
+    _write_validation(run, folder, start, lora)
     if trainer.answers is not None:
         predict = answering(
             trainer.answers, lora, run.config.seed, lambda: stored_calibrators(adapter)
@@ -176,12 +234,22 @@ def score_adapter(
     return rows
 
 
+def _stored_calibrator(adapter: Path) -> Calibrator | None:
+    def read() -> dict[str, Any] | None:
+        stored = stored_calibrator(adapter)
+        return stored and stored.to_json()
+
+    stored = from_main(read)
+    return stored and Calibrator.from_json(stored)
+
+
 def _temperature(adapter: Path) -> float | None:
     return from_main(lambda: stored_temperature(adapter).value)
 
 
-def write_validation(run: Run, folder: Path, lora: nnx.State, temperature: float = 1.0) -> None:
-    """Keep in `validation.jsonl` how the validation questions are answered, unless it is there.
+def _write_validation(run: Run, folder: Path, start: Start, lora: nnx.State) -> None:
+    """Keep in `validation.jsonl` how --predict would answer the validation questions, unless it is
+    there.
 
     The recommendation is chosen from these files. For open questions the reference answer is
     followed, as during training.
@@ -191,7 +259,10 @@ def write_validation(run: Run, folder: Path, lora: nnx.State, temperature: float
     if not validation or from_main(file.is_file):
         return
     if trainer.answers is None:
-        scored = replace(trainer.predictor(lora, validation), temperature=temperature)
+        calibrator = _stored_calibrator(folder / "adapter")
+        needs_start = calibrator is not None and calibrator.needs_start
+        first = trainer.predictor(start.lora, validation) if needs_start else None
+        scored = with_calibrator(trainer.predictor(lora, validation), calibrator, first)
         write_answers(file, validation, options_belief(scored))
     else:
         write_answers(file, validation, trainer.belief(lora, validation))

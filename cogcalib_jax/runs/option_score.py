@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
@@ -14,11 +12,9 @@ from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.evaluate import write_json
 from cogcalib_jax.evaluation.option_choice import Choice, choose_option_score
-from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
+from cogcalib_jax.evaluation.option_score import OptionScore
+from cogcalib_jax.runs.stored import CHOICE_FILE, read_choice
 from cogcalib_jax.training.finetune import Trainer
-from cogcalib_jax.weights.foreign import damage
-
-CHOICE_FILE = "option_score.json"
 
 
 def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> None:
@@ -46,7 +42,7 @@ def settle_option_score(
         seed: of the bootstrap over questions.
     """
     if from_main((folder / CHOICE_FILE).is_file):
-        rule = read_choice(folder)
+        rule = from_main(lambda: read_choice(folder))
         return rule, f"option_score: {rule}, as it was chosen when the run was started"
     choice = choose_option_score(
         trainer.predictor(start, trainer.splits["calibration"]),
@@ -55,21 +51,6 @@ def settle_option_score(
     )
     write_json(folder / CHOICE_FILE, choice.record())
     return choice.option_score, _line(choice)
-
-
-def read_choice(folder: Path) -> OptionScore:
-    """Return the rule that a run with `option_score: auto` chose (UserError if it has none)."""
-    file = folder / CHOICE_FILE
-    try:
-        content: dict[str, Any] = json.loads(from_main(lambda: file.read_text(encoding="utf-8")))
-        rule = stored_option_score(content)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({damage(error)}); put it back from a copy, or train again"
-        ) from error
-    if rule is None:
-        raise UserError(f"{file}: names no rule; put it back from a copy, or train again")
-    return rule
 
 
 def _line(choice: Choice) -> str:

@@ -15,16 +15,11 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
 from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.models.placement import require_cut
-from cogcalib_jax.training.pretrain import (
-    CONTEXT,
-    PretrainConfig,
-    base_architecture,
-    base_place,
-    corpus_ids,
-)
+from cogcalib_jax.training.pretrain import CONTEXT, base_architecture, base_place, corpus_ids
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.hf_config import read_config

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, require_agreement
+from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.evaluate import data_hash
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.runs.anchors import load_anchors
 from cogcalib_jax.runs.assemble import (
     Assembled,
     assemble_model,
@@ -25,6 +27,7 @@ from cogcalib_jax.runs.assemble import (
     make_trainable,
     with_own_lora,
 )
+from cogcalib_jax.runs.calibrators import require_calibrator
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.inputs import may_have_moved
 from cogcalib_jax.runs.open_questions import open_predictor
@@ -33,6 +36,7 @@ from cogcalib_jax.runs.tracking import require_trackers
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
+from cogcalib_jax.training.phase import Trainable
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Prepared:
     sets: dict[str, EncodedSplit]
     """task -> test questions"""
     hashes: dict[str, str]
-    """split -> hash of its rows"""
+    """split, or "anchor" -> hash of its rows"""
 
     @property
     def methods(self) -> dict[str, MethodConfig]:
@@ -81,7 +85,7 @@ def prepare(
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
     mesh = make_mesh(config.mesh)
-    check_mesh(mesh, config.training, config.evaluation)
+    check_mesh(mesh, config.training, config.evaluation, config.anchor)
     with may_have_moved(config.model.path, "--model.path", config.resume):
         base = _outline(config, abstract, note)
     with may_have_moved(config.data.path, "--data.path", config.resume):
@@ -89,6 +93,7 @@ def prepare(
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
+    require_calibrator(config.evaluation, config.data.task, splits["calibration"])
     notes = check_compatible(
         splits,
         config.resolved_methods().values(),
@@ -101,15 +106,22 @@ def prepare(
         context=base.config.max_position_embeddings,
         new_tokens=config.evaluation.open.max_new_tokens,
     )
-    for text in notes:
+    with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
+        measured = [splits["calibration"], splits["validation"], *sets.values()]
+        anchors = load_anchors(config, base.tokenizer, measured, note)
+    if anchors is not None:
+        hashes["anchor"] = anchors.data_hash
+        require_agreement("anchor", lambda: hashes["anchor"])
+        notes += check_context(base.config.max_position_embeddings, [anchors.questions], 0)
+    for text in dict.fromkeys(notes):
         note(text)
     if abstract:
         assembled = Assembled(mesh, *base.parts(config.lora, config.model, mesh))
     else:
         assembled = assemble_model(config, config.lora, base.place)
-    return Prepared(
-        config, base, assembled, _trainer(config, base, assembled, splits, sets), sets, hashes
-    )
+    trainable = make_trainable(config, assembled, anchors)
+    trainer = _trainer(config, base, trainable, splits, sets)
+    return Prepared(config, base, assembled, trainer, sets, hashes)
 
 
 def _outline(config: RunConfig, abstract: bool, note: Callable[[str], None]) -> Outline:
@@ -124,13 +136,13 @@ def _outline(config: RunConfig, abstract: bool, note: Callable[[str], None]) -> 
 def _trainer(
     config: RunConfig,
     base: Outline,
-    assembled: Assembled,
+    trainable: Trainable,
     splits: dict[str, EncodedSplit],
     sets: dict[str, EncodedSplit],
 ) -> Trainer:
     answers = open_predictor(
-        assembled.model,
-        Predictor(assembled.model, assembled.mesh, config.evaluation),
+        trainable.model,
+        Predictor(trainable.model, trainable.mesh, config.evaluation),
         config.evaluation,
         config.data,
         base.tokenizer,
@@ -138,5 +150,4 @@ def _trainer(
     )
     rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
     training = {name: rows for name, rows in splits.items() if name != "test"}
-    trainable = make_trainable(config, assembled)
     return make_trainer(trainable, config.evaluation, training, answers, rule)

@@ -13,7 +13,7 @@ import numpy as np
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.repeats import question_clusters
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.engine.checkpoint import require_same_identity
+from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json

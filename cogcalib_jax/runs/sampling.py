@@ -29,7 +29,7 @@ from cogcalib_jax.models.parameters import with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
 from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config
-from cogcalib_jax.runs.method_run import Run, score, train_method
+from cogcalib_jax.runs.method_run import Run, Start, score, train_method
 from cogcalib_jax.runs.results import has_results, read_results
 from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.finetune import make_trainer, style_phase
@@ -37,19 +37,17 @@ from cogcalib_jax.training.finetune import make_trainer, style_phase
 Predict = Callable[[EncodedSplit], Predictions]
 
 
-def sampling_rows(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None
-) -> dict[str, dict[str, Any]]:
+def sampling_rows(run: Run, start: Start, sft: nnx.State | None) -> dict[str, dict[str, Any]]:
     """Train and score the baselines that the comparison names, each into a folder of its name.
 
-    start: LoRA parameters after the run's style phase. sft: those of the comparison's plain
-    fine-tuning, None where it has none; what that can stand for is not trained again.
+    sft: LoRA parameters of the comparison's plain fine-tuning, None where it has none; what that
+    can stand for is not trained again.
     """
     baselines: dict[str, Callable[[Path], Predict]] = {
-        "mc_dropout": lambda folder: _mc_dropout(run, start, style_folder, sft, folder),
+        "mc_dropout": lambda folder: _mc_dropout(run, start, sft, folder),
         "ensemble": lambda folder: _ensemble(run, sft, folder),
-        "laplace_lora": lambda folder: _laplace_lora(run, start, style_folder, sft, folder),
-        "blob": lambda folder: _blob(run, start, style_folder, folder),
+        "laplace_lora": lambda folder: _laplace_lora(run, start, sft, folder),
+        "blob": lambda folder: _blob(run, start, folder),
     }
     rows = {}
     for name in run.config.sampling_baselines:
@@ -64,9 +62,7 @@ def sampling_rows(
     return rows
 
 
-def _mc_dropout(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
-) -> Predict:
+def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
     """From the start that all methods share; where those are trained with dropout, sft itself."""
     config = run.config.as_plain_finetuning()
     dropout = config.lora.lora_dropout or MC_DROPOUT
@@ -82,7 +78,7 @@ def _mc_dropout(
         )
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
-        sft = train_method(run, trainer, config, start, style_folder, folder).lora
+        sft = train_method(run, trainer, config, start, folder).lora
     predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation, config.option_score)
     return partial(predictor, sft, seed=config.seed)
 
@@ -105,20 +101,18 @@ def _member(run: Run, number: int, folder: Path) -> nnx.State:
     write_config(folder, config)
     trainable = replace(run.trainer.trainable, seed=config.training_seed, identity=identity(config))
     trainer = replace(run.trainer, trainable=trainable)
-    start = style_phase(
+    lora = style_phase(
         trainer, first_lora(config, run.assembled), folder / "style", style_identity(config)
     )
-    return train_method(run, trainer, config, start, folder / "style", folder).lora
+    return train_method(run, trainer, config, Start(lora, folder), folder).lora
 
 
-def _laplace_lora(
-    run: Run, start: nnx.State, style_folder: Path, sft: nnx.State | None, folder: Path
-) -> Predict:
+def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
     """Around the comparison's sft; where there is none it is trained, from the shared start."""
     config = run.config.as_plain_finetuning()
     if sft is None:
         write_config(folder, config)
-        sft = train_method(run, run.trainer, config, start, style_folder, folder).lora
+        sft = train_method(run, run.trainer, config, start, folder).lora
     rows = run.trainer.splits["train"]
     say(f"== laplace_lora: a posterior around sft from {len(rows)} fine-tuning rows")
     model, mesh, evaluation = run.assembled.model, run.assembled.mesh, config.evaluation
@@ -133,14 +127,14 @@ def _laplace_lora(
     return partial(predictor, sft, fitted.posterior, seed=config.seed)
 
 
-def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predict:
+def _blob(run: Run, start: Start, folder: Path) -> Predict:
     """From the start that all methods share, with standard deviations beside A; validations look at
     its mean, and so does whoever loads the adapter."""
     config = run.config.as_plain_finetuning()
     evaluation, training = config.evaluation, config.training
     say(f"== blob: sft with a distribution over A, {evaluation.mc_passes} draws a question")
-    decoder = with_uncertainty(run.assembled.model.merge(start), config.training_seed)
-    model, start = split_model(decoder)
+    decoder = with_uncertainty(run.assembled.model.merge(start.lora), config.training_seed)
+    model, lora = split_model(decoder)
     rows = len(run.trainer.splits["train"])
     prior = Prior(rows, training.batch_size, training.learning_rate)
     trainable = replace(
@@ -154,6 +148,6 @@ def _blob(run: Run, start: nnx.State, style_folder: Path, folder: Path) -> Predi
         trainable, evaluation, run.trainer.splits, option_score=config.option_score
     )
     write_config(folder, config)
-    trained = train_method(run, trainer, config, start, style_folder, folder)
+    trained = train_method(run, trainer, config, replace(start, lora=lora), folder)
     predictor = DropoutPredictor(model, run.assembled.mesh, evaluation, config.option_score)
     return partial(predictor, trained.lora, seed=config.seed)

@@ -21,29 +21,33 @@ from cogcalib_jax.reporting.names import best_epoch_of, tempered
 from cogcalib_jax.reporting.recommendation import THE_RUN
 from cogcalib_jax.reporting.records import TEMPERED
 from cogcalib_jax.runs.assemble import with_processes
-from cogcalib_jax.runs.config import BEST_EPOCHS, RunConfig, require_same_config
+from cogcalib_jax.runs.config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
     choose_folder,
     holding_locks,
     make_folder,
     original_command,
     resumable,
-    resume_command,
     take_up,
     write_config,
 )
 from cogcalib_jax.runs.inputs import hash_inputs, require_same_inputs, write_inputs
-from cogcalib_jax.runs.method_run import Run, keep_best_epoch, score_adapter, train_method
+from cogcalib_jax.runs.method_run import (
+    Run,
+    Start,
+    keep_best_epoch,
+    score_adapter,
+    train_method,
+)
 from cogcalib_jax.runs.option_score import settle_option_score
 from cogcalib_jax.runs.prepare import prepare
 from cogcalib_jax.runs.recommend import recommend, simplest_first
 from cogcalib_jax.runs.references import look_at_base, reference_rows
 from cogcalib_jax.runs.sampling import sampling_rows
+from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, style_phase
 from cogcalib_jax.weights.folders import whole_folder
-
-PROGRAM = "train.py"
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
@@ -63,23 +67,23 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
 def _train_and_score(run: Run, style: Path | None) -> None:
     config = run.config
     look_at_base(run)
-    style_folder = run.folder / "style"
     if style is not None:
-        from_main(partial(_take_over, style, style_folder))
+        from_main(partial(_take_over, style, run.folder / "style"))
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
-    start = style_phase(run.trainer, run.assembled.lora, style_folder, style_identity(config))
-    run = with_option_score(run, start)
+    lora = style_phase(
+        run.trainer, run.assembled.lora, run.folder / "style", style_identity(config)
+    )
+    start = Start(lora, run.folder)
+    run = with_option_score(run, lora)
     references = reference_rows(run) if config.compare else {}
-    run = composed(run, start)
+    run = composed(run, lora)
     config = run.config
 
     methods = config.resolved_methods()
     if not config.compare:
         (method,) = methods.values()
-        result = train_method(
-            run, run.trainer, config.for_method(method), start, style_folder, run.folder
-        )
-        score_adapter(run, run.folder, run.folder / TEMPERED, result.lora)
+        result = train_method(run, run.trainer, config.for_method(method), start, run.folder)
+        score_adapter(run, run.folder, run.folder / TEMPERED, start, result.lora)
         recommend(run, [THE_RUN])
         return
     results: dict[str, dict[str, Any]] = references
@@ -88,26 +92,26 @@ def _train_and_score(run: Run, style: Path | None) -> None:
         folder = run.folder / key
         alone = config.for_method(method)
         write_config(folder, alone)
-        result = train_method(run, run.trainer, alone, start, style_folder, folder)
-        results |= score_adapter(run, folder, run.folder / tempered(key), result.lora)
+        result = train_method(run, run.trainer, alone, start, folder)
+        results |= score_adapter(run, folder, run.folder / tempered(key), start, result.lora)
         if key in BEST_EPOCHS:
-            results |= _best_epoch(run, alone, key, result)
+            results |= _best_epoch(run, alone, key, start, result)
         if key == "sft":
             sft = result.lora
     recommend(run, simplest_first(list(results)))
-    results |= sampling_rows(run, start, style_folder, sft)
+    results |= sampling_rows(run, start, sft)
     write_json(run.folder / "comparison.json", results)
 
 
 def _best_epoch(
-    run: Run, config: RunConfig, key: str, result: FinetuneResult
+    run: Run, config: RunConfig, key: str, start: Start, result: FinetuneResult
 ) -> dict[str, dict[str, Any]]:
     """The rows of a method's best validation epoch, which needs no training of its own."""
     best = best_epoch_of(key)
     folder = run.folder / best
     say(f"== {best}: epoch {result.best_epoch:.1f} of the same training")
-    keep_best_epoch(run, config, result, folder)
-    return score_adapter(run, folder, run.folder / tempered(best), result.best_lora)
+    keep_best_epoch(run, config, start, result, folder)
+    return score_adapter(run, folder, run.folder / tempered(best), start, result.best_lora)
 
 
 def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:

@@ -18,7 +18,7 @@ from cogcalib_jax.engine.speed import product_rate
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.sharding import batch_parts
 from cogcalib_jax.training.pretrain import corpus_batches
 
@@ -65,7 +65,6 @@ class Workload:
     ) -> tuple[Work, Padding]:
         """Of `steps` updates on `split`, and how its batches are padded; from the first epoch, or
         as much of it as is trained on."""
-        assert self.lora is not None  # what is trained is the adapter
         size = len(stream.rows(0))
         epoch = range(min(steps, -(-len(split) // size)))
         total, real, computed = 0.0, 0, 0
@@ -76,12 +75,18 @@ class Workload:
             real += int(inputs[stream.rows(step)].sum())
             computed += length * size
             lengths, scored = [length] * size, size * split.answer_tokens
-            total += update_flops(self.config, self.lora, lengths, scored, classes)
-            if remat == "layer":
-                # The layers are computed twice on the way forward; the head is not.
-                total += forward_flops(self.config, self.lora, lengths, 0, classes)
+            total += self.update(lengths, scored, classes, remat).at_once
         lengths = tuple(sorted({stream.padded_length(step) for step in epoch}))
         return Work(total / len(epoch) * steps), Padding(lengths, real / computed)
+
+    def update(self, lengths: list[int], scored: int, classes: int, remat: Remat) -> Work:
+        """Of one update on rows of these lengths with `scored` positions in all."""
+        assert self.lora is not None  # what is trained is the adapter
+        total = update_flops(self.config, self.lora, lengths, scored, classes)
+        if remat == "layer":
+            # The layers are computed twice on the way forward; the head is not.
+            total += forward_flops(self.config, self.lora, lengths, 0, classes)
+        return Work(total)
 
     def losses(self, split: EncodedSplit) -> Work:
         """Of the loss of every right answer, as for the threshold."""

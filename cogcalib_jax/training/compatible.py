@@ -15,8 +15,9 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.context import check_context
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.gates import GATES
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.sharding import require_even
 from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
 from cogcalib_jax.training.config import TrainingConfig
@@ -25,10 +26,18 @@ LINEAR_IN_OPTIONS = "laplace_lora"
 """the averaging baseline whose posterior is linear in the logits of options"""
 
 
-def check_mesh(mesh: Mesh, training: TrainingConfig, evaluation: EvaluationConfig) -> None:
+def check_mesh(
+    mesh: Mesh,
+    training: TrainingConfig,
+    evaluation: EvaluationConfig,
+    anchor: AnchorConfig | None = None,
+) -> None:
     """Refuse batches that the devices of `mesh` cannot share evenly (UserError)."""
     micro_batch = training.batch_size // training.accumulation
     require_even("training.batch_size / training.accumulation", micro_batch, mesh)
+    if anchor is not None and anchor.path is not None:
+        anchors = anchor.rows_per_step // training.accumulation
+        require_even("anchor.rows_per_step / training.accumulation", anchors, mesh)
     require_even("evaluation.batch_size", evaluation.batch_size, mesh)
 
 

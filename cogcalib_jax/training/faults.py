@@ -27,9 +27,9 @@ class BrokenUpdate:
     """What was not finite in one update."""
 
     terms: tuple[str, ...]
-    """of `ce`, `cal` and `gradient`; the gradient is named where the terms are finite"""
+    """of `ce`, `cal`, `anchor` and `gradient`; the gradient is named where the terms are finite"""
     examples: tuple[str, ...]
-    """ids: those with a broken term, or with a broken gradient alone all of the batch"""
+    """ids: those with a broken term, or with a broken gradient or anchor alone all of the batch"""
     of: int
     """examples of the batch"""
     in_a_row: int
@@ -43,19 +43,25 @@ class BrokenUpdate:
                 f" {listed(self.examples)})"
             )
         names = {"ce": "cross-entropy", "cal": f"term {phase.method.term}"}
+        if phase.anchors is not None:
+            names["anchor"] = f"the mean of {phase.anchors.config.term} over the anchor rows"
         broken = " and ".join(names[term] for term in self.terms)
+        if self.terms == ("anchor",):
+            return f"{broken} not finite"
         if len(self.examples) == self.of > 1:
             return f"{broken} of all {self.of} examples not finite: {listed(self.examples)}"
         return f"{broken} not finite: example {listed(self.examples)} (of {self.of})"
 
 
-def broken_update(faults: StepFaults, phase: Phase) -> BrokenUpdate:
-    """From what an update reported; of several processes, all ask."""
+def broken_update(faults: StepFaults, phase: Phase, values: dict[str, float]) -> BrokenUpdate:
+    """From what an update reported, `values` being its means; of several processes, all ask."""
     row, ce, cal = map(fetch, (faults.row, *faults.of))
     in_a_row = int(jax.device_get(faults.in_a_row))
     broken = ce | cal
     terms = tuple(name for name, flags in (("ce", ce), ("cal", cal)) if flags.any())
     rows = row[broken] if terms else row
+    if not np.isfinite(values.get("anchor", 0.0)):
+        terms += ("anchor",)
     ids = tuple(phase.encoded[index].id for index in rows)
     return BrokenUpdate(terms or ("gradient",), ids, len(row), in_a_row)
 

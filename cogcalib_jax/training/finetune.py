@@ -22,15 +22,16 @@ from cogcalib_jax.evaluation.open_ended import OpenPredictor
 from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.evaluation.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.gates import GATES, ThresholdFit
+from cogcalib_jax.method.gates import ThresholdFit
+from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
-from cogcalib_jax.training.config import learning_rate_schedule
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
+from cogcalib_jax.training.optimizer import learning_rate_schedule
 from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
-from cogcalib_jax.training.start import start_beliefs
+from cogcalib_jax.training.start import start_beliefs, with_start
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,
@@ -205,6 +206,14 @@ def finetune(
     ends = training.epoch_ends(len(train))
     refit_at = pauses(training.refit_every, total, ends)
     validate_at = pauses(training.validate_every, total, ends)
+    built, batch_size, anchors = method.build(), trainer.evaluation.batch_size, trainable.anchors
+
+    def scratch(name: str) -> Callable[[], Path]:
+        return partial(trainable.storage.scratch, folder / name)
+
+    if anchors is not None:
+        place = scratch("start_anchor")
+        anchors = with_start(anchors, trainable, built.space, start, batch_size, place)
     phase = Phase(
         name="finetune",
         method=method,
@@ -216,14 +225,8 @@ def finetune(
         save_at=pauses(trainable.checkpoint.every, total, ends),
         pause_at=refit_at | validate_at,
         folder=folder,
-        start=start_beliefs(
-            trainable,
-            method.build(),
-            start,
-            train,
-            trainer.evaluation.batch_size,
-            partial(trainable.storage.scratch, folder / "start"),
-        ),
+        start=start_beliefs(trainable, built, start, train, batch_size, scratch("start")),
+        anchors=anchors,
         first_step=style_steps,
     )
     first_fit, refits = trainer.refit(start), GATES.make(method.gate).refits

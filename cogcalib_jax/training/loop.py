@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
-from cogcalib_jax.data.stream import MAX_SHAPES, TrainStream
+from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream
 from cogcalib_jax.engine.step import (
     StepFunction,
     StepMetrics,
@@ -31,7 +32,7 @@ from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
 from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.phase import Phase, Progress, Trainable
+from cogcalib_jax.training.phase import AnchorRows, Phase, Progress, Trainable
 from cogcalib_jax.training.step_log import StepLog
 from cogcalib_jax.training.stopping import several, stop_after_phase, stop_after_update
 
@@ -75,6 +76,9 @@ def run_phase(
         "made_from": trainable.made_from,
         "phase": phase.name,
     }
+    if phase.anchors is not None:
+        # Not in `made_from`, which style adaptation has, too.
+        identity["anchor_data"] = phase.anchors.data_hash
     folder = phase.folder / "checkpoints"
     # Of several processes none may leave the others alone in a refit: all stop after an update.
     to_the_end = held_back if several() else nullcontext
@@ -171,7 +175,7 @@ def _updates(
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
     labels = np.asarray(course.progress.labels)
-    method = trainable.method(phase.method)
+    method = trainable.method(phase.method, phase.anchors)
 
     def update(course: _Course, batch: Batch, batch_labels: jax.Array) -> StepMetrics:
         now = course.progress
@@ -187,9 +191,17 @@ def _updates(
         return metrics
 
     steps = range(course.updates, phase.steps)
-    start = phase.start
-    made = prefetch(lambda step: micro_batches(trainable, stream, step, labels, start), steps)
-    return made, update
+    start, anchors = phase.start, phase.anchors
+    held = None if anchors is None else anchor_stream(trainable, anchors)
+
+    def made(step: int) -> tuple[int, Batch, jax.Array]:
+        tokens, batch, batch_labels = micro_batches(trainable, stream, step, labels, start)
+        if held is not None:
+            batch = batch._replace(anchor=anchor_batches(trainable, anchors, held, step))
+            tokens += held.real_tokens(step)
+        return tokens, batch, batch_labels
+
+    return prefetch(made, steps), update
 
 
 def _stream(name: str) -> int:
@@ -237,14 +249,51 @@ def micro_batches(
     start: StartBelief | None = None,
 ) -> tuple[int, Batch, jax.Array]:
     """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
-    how many real tokens it reads. Of several processes, each makes the rows its devices hold."""
+    how many real tokens it reads."""
+
+    def rows(part: np.ndarray) -> tuple[Batch, np.ndarray]:
+        batch = _with_start(stream.batch(step, part), start)
+        return batch, labels[batch.row]
+
+    return stream.real_tokens(step), *_on_devices(trainable, trainable.training.batch_size, rows)
+
+
+def anchor_stream(trainable: Trainable, anchors: AnchorRows) -> AnchorStream:
+    """The anchor rows of a phase's updates."""
+    return AnchorStream(
+        anchors.questions,
+        trainable.seed,
+        anchors.config.rows_per_step,
+        multiple=length_multiple(trainable.mesh),
+    )
+
+
+def anchor_batches(
+    trainable: Trainable, anchors: AnchorRows, stream: AnchorStream, step: int
+) -> Batch:
+    """The anchor rows of `step` as device arrays `[accumulation, rows of a micro-batch, ...]`."""
+    return _on_devices(
+        trainable,
+        anchors.config.rows_per_step,
+        lambda part: _with_start(stream.batch(step, part), anchors.start),
+    )
+
+
+def _with_start(batch: Batch, start: StartBelief | None) -> Batch:
+    """`batch` with the start's beliefs of its rows, of those of all rows."""
+    if start is None:
+        return batch
+    return batch._replace(start=jax.tree.map(lambda x: np.asarray(x[batch.row]), start))
+
+
+def _on_devices(trainable: Trainable, size: int, rows: Callable[[np.ndarray], Any]) -> Any:
+    """Arrays of `size` rows cut into micro-batches; rows: from positions in the batch to a pytree
+    of arrays `[positions, ...]`. Of several processes, each makes those its devices hold."""
     accumulation = trainable.training.accumulation
-    size = trainable.training.batch_size // accumulation
+    size //= accumulation
     part = local_part(trainable.mesh, size)
-    batch = stream.batch(step, (size * np.arange(accumulation)[:, None] + part.rows).ravel())
-    if start is not None:
-        batch = batch._replace(start=jax.tree.map(lambda x: np.asarray(x[batch.row]), start))
+    made = rows((size * np.arange(accumulation)[:, None] + part.rows).ravel())
     # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
     split = (accumulation, len(part.rows))
-    tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), (batch, labels[batch.row]))
-    return stream.real_tokens(step), *shard_batch(trainable.mesh, tree, batch_axis=1, part=part)
+    tree = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), made)
+    return shard_batch(trainable.mesh, tree, batch_axis=1, part=part)

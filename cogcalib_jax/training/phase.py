@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +16,29 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
+from cogcalib_jax.engine.config import CheckpointConfig
 from cogcalib_jax.engine.step import SplitModel, StepFunction, TrainState, init_state
-from cogcalib_jax.method.config import LossConfig, Method, MethodConfig
+from cogcalib_jax.method.anchor import AnchorConfig
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.method import Method
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.callbacks import Callback
-from cogcalib_jax.training.config import TrainingConfig, make_optimizer
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import make_optimizer
 from cogcalib_jax.training.storage import Files, Storage
+
+
+@dataclass(frozen=True)
+class AnchorRows:
+    """A run's questions without answers, and the term that holds the model on them."""
+
+    config: AnchorConfig
+    questions: EncodedSplit
+    data_hash: str
+    """of the questions: a checkpoint made with others is refused"""
+    start: StartBelief | None = None
+    """by question, for a term that compares with the start"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class Trainable:
     """hashes of the base's weights and of the rows, JSON: likewise"""
     prior: Prior | None = None
     """of LoRA's A, where that is a distribution (BLoB)"""
+    anchors: AnchorRows | None = None
+    """what fine-tuning, and not style adaptation, is held on"""
     steps: dict[Hashable, StepFunction] = field(default_factory=dict, compare=False)
     """jitted updates by all that they close over; shared by what `replace` makes of this"""
     storage: Storage = field(default_factory=Files)
@@ -54,9 +71,10 @@ class Trainable:
         plain = make_optimizer(self.training, schedule)
         return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
 
-    def method(self, config: MethodConfig) -> Method:
-        """Return the method with its numbers on every device."""
-        return jax.tree.map(self.scalar, config.build())
+    def method(self, config: MethodConfig, anchors: AnchorRows | None = None) -> Method:
+        """Return the method, with the term of `anchors`, its numbers on every device."""
+        anchor = None if anchors is None else anchors.config.build()
+        return jax.tree.map(self.scalar, replace(config.build(), anchor=anchor))
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""
@@ -80,6 +98,7 @@ class Phase:
     """updates after which a pause writes lines: that of the update comes before them"""
     start: StartBelief | None = None
     """by row of `encoded`, for a term that compares with the start"""
+    anchors: AnchorRows | None = None
     first_step: int = 0
     """updates of earlier phases: steps in files count on from there"""
 

@@ -1,4 +1,4 @@
-"""What the start believes of the training rows, computed once before training.
+"""What the start believes of the training and anchor rows, computed once before training.
 
 The start is the model in which the gated phase begins. A term that compares with it reads these
 arrays, so the training step holds no second model.
@@ -6,7 +6,8 @@ arrays, so the training step holds no second model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,21 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.console import say
-from cogcalib_jax.data.batching import StartBelief, eval_batches, length_buckets
+from cogcalib_jax.data.batching import (
+    Batch,
+    StartBelief,
+    eval_batches,
+    length_buckets,
+    prompt_lengths,
+    question_batches,
+)
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.engine.forward import start_belief
 from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.method.config import Method
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.method.config import Space
+from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.terms import Term
+from cogcalib_jax.training.phase import AnchorRows, Trainable
 
 # Above this many bytes the arrays lie in files that are mapped into memory.
 IN_MEMORY = 4 * 2**30
@@ -42,22 +52,59 @@ def start_beliefs(
     """
     if method.term is None or not method.term.needs_start:
         return None
+    batches = eval_batches(encoded, batch_size, length_buckets(encoded.lengths))
+    shape = len(encoded), encoded.answer_tokens, encoded.options
+    return _beliefs(trainable, method.term, method.space, lora, batches, shape, scratch, in_memory)
+
+
+def with_start(
+    anchors: AnchorRows,
+    trainable: Trainable,
+    space: Space,
+    lora: nnx.State,
+    batch_size: int,
+    scratch: Callable[[], Path],
+    in_memory: int = IN_MEMORY,
+) -> AnchorRows:
+    """Return `anchors` with the start's beliefs of their answers' first token, if their term asks
+    for those; other arguments as for `start_beliefs`."""
+    term, questions = anchors.config.build().term, anchors.questions
+    if not term.needs_start:
+        return anchors
+    buckets = length_buckets(prompt_lengths(questions))
+    batches = question_batches(questions, batch_size, buckets)
+    shape = len(questions), 1, questions.options
+    start = _beliefs(trainable, term, space, lora, batches, shape, scratch, in_memory)
+    return replace(anchors, start=start)
+
+
+def _beliefs(
+    trainable: Trainable,
+    term: Term,
+    space: Space,
+    lora: nnx.State,
+    batches: Iterable[Batch],
+    shape: tuple[int, int, int],
+    scratch: Callable[[], Path],
+    in_memory: int,
+) -> StartBelief:
+    """The beliefs that `term` asks for; shape: rows, positions and options of all `batches`."""
     vocabulary = trainable.model.merge(lora).config.vocab_size
-    top = min(method.term.top, vocabulary)
-    arrays = _allocate(encoded, method.space, top, scratch, in_memory)
-    function = partial(start_belief, space=method.space, top=top)
+    top = min(term.top, vocabulary)
+    arrays = _allocate(shape, space, top, scratch, in_memory)
+    function = partial(start_belief, space=space, top=top)
     passed = SplitPass(trainable.model, trainable.mesh, function)
-    for batch in eval_batches(encoded, batch_size, length_buckets(encoded.lengths)):
+    for batch in batches:
         _store(arrays, *passed(lora, [batch]))
     return arrays
 
 
 def _allocate(
-    encoded: EncodedSplit, space: str, top: int, scratch: Callable[[], Path], in_memory: int
+    shape: tuple[int, int, int], space: Space, top: int, scratch: Callable[[], Path], in_memory: int
 ) -> StartBelief:
-    rows, positions = len(encoded), encoded.answer_tokens
+    rows, positions, options = shape
     if space == "options":
-        shapes = {"log_p": ((rows, 1, encoded.options), np.float32)}
+        shapes = {"log_p": ((rows, 1, options), np.float32)}
     else:
         shapes = {
             "log_p": ((rows, positions, top), np.float32),

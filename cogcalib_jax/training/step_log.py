@@ -71,7 +71,7 @@ class StepLog:
             return
         step, metrics, threshold, tokens = self._pending
         self._pending = None
-        scalars = metrics._asdict()
+        scalars = {name: value for name, value in metrics._asdict().items() if value is not None}
         faults = scalars.pop("faults")
         values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         skipped = values["skipped"] = int(values["skipped"])
@@ -115,7 +115,7 @@ class StepLog:
 
     def _broken(self, step: int, faults: StepFaults, values: dict[str, float]) -> None:
         """A line for an update that changed nothing; UserError where the run ends with it."""
-        broken = broken_update(faults, self._phase)
+        broken = broken_update(faults, self._phase, values)
         self._journal.write(
             step=self._phase.first_step + step + 1,
             phase="nonfinite",

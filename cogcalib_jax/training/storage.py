@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
+from cogcalib_jax.engine.checkpoint import Checkpoints
+from cogcalib_jax.engine.config import CheckpointConfig
 from cogcalib_jax.training.journal import Journal, MemoryJournal
 
 

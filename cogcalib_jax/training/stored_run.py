@@ -10,7 +10,8 @@ import yaml
 from cogcalib_jax.configlib import from_yaml, with_new_names
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.training.pretrain import PretrainConfig, ensure_base
+from cogcalib_jax.training.pretrain import ensure_base
+from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.weights.config import ModelConfig
 from cogcalib_jax.weights.foreign import damage
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import jax.numpy as jnp
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Literal
 
 from cogcalib_jax.configlib import check, often
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+    from jax.sharding import Mesh
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class ModelConfig:
 
     def jax_dtype(self, mesh: Mesh) -> jnp.dtype:
         """The dtype on `mesh`'s hardware."""
+        # Imported here: a config is read without it.
+        import jax.numpy as jnp
+
         if self.dtype != "auto":
             return jnp.dtype(self.dtype)
         on_cpu = mesh.devices.flat[0].platform == "cpu"

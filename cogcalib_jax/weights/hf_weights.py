@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
 from cogcalib_jax.models.placement import require_cut

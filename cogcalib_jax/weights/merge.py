@@ -24,12 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.machines import MeshConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
-from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.weights.adapter_tokenizer import (
     combined_files,
     own_tokenizer,
@@ -137,6 +140,11 @@ def _write_calibration(adapter: Path, building: Path) -> None:
     """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
     stored = read_calibration(adapter)
     if stored is not None:
+        calibrator = stored.get("calibrator")
+        if calibrator is not None and Calibrator.from_json(calibrator).needs_start:
+            reason = "a mixture needs the start's scores, and merged weights are one model"
+            print(f"note: calibrator {calibrator[KIND]} is left out: {reason}", file=sys.stderr)
+            stored = stored | {"calibrator": None, "why_no_calibrator": reason}
         text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
         (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
 

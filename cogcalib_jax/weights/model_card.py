@@ -18,7 +18,7 @@ import yaml
 
 from cogcalib_jax.configlib import command_line
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.weights.foreign import damage
 from cogcalib_jax.weights.hub import public_name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora import LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.lora_config import LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
@@ -109,6 +110,11 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
         text = json.dumps(raw, indent=2) + "\n"
         (building / CONFIG_FILE).write_text(text, encoding="utf-8")
         save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:

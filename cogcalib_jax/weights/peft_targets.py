@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.lora import (
+from cogcalib_jax.models.lora_config import (
     ALL_LINEAR,
     ATTENTION_PROJECTIONS,
     LAYER_PROJECTIONS,

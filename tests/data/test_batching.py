@@ -11,6 +11,7 @@ from cogcalib_jax.data.batching import (
     eval_batches,
     length_buckets,
     option_batches,
+    question_batches,
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.stream import TrainStream
@@ -81,7 +82,8 @@ def check_batch(batch, split, options, buckets):
             assert batch.option_mask[i].tolist() == [1] * k + [0] * (split.options - k)
     assert batch.option_ids.shape[1] == (split.options if split.single_token_options else 0)
     assert batch.start is None  # only a term that compares with the start has it added
-    for name, array in batch._replace(start=batch.row)._asdict().items():
+    assert batch.anchor is None
+    for name, array in batch._replace(start=batch.row, anchor=batch.row)._asdict().items():
         floats = name in ("loss_mask", "option_mask", "weight")
         assert array.dtype == (np.float32 if floats else np.int32), name
 
@@ -129,6 +131,24 @@ def test_one_batch_by_hand():
     assert batch.targets.tolist() == [[10, 12, 0], [11, 12, 13], [11, 12, 13]]
     assert batch.weight.tolist() == [1, 1, 0]
     assert batch.option_ids.shape == (3, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(splits(), st.integers(1, 5))
+def test_questions_end_where_their_answers_would_begin_and_show_none_of_them(split, size):
+    seen = []
+    for batch in question_batches(split, size, (40,)):
+        assert (batch.targets, batch.loss_mask, batch.answer) == (None, None, None)
+        seen += batch.row[batch.weight > 0].tolist()
+        for i, row in enumerate(batch.row):
+            e, n = split[row], batch.lengths[i]
+            assert batch.input_ids[i, :n].tolist() == list(e.prompt_ids)
+            assert not batch.input_ids[i, n:].any()
+            assert batch.positions[i].tolist() == [n - 1]
+            if split.single_token_options:
+                options = batch.option_ids[i][batch.option_mask[i] > 0].tolist()
+                assert options == [ids[0] for ids in e.completion_ids]
+    assert sorted(seen) == list(range(len(split)))
 
 
 def test_a_row_that_fits_no_bucket_is_an_error():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.stream import TrainStream
+from cogcalib_jax.data.stream import AnchorStream, TrainStream
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.weights.tokenizer import load_tokenizer
 
@@ -47,6 +47,32 @@ def test_every_epoch_holds_every_row_exactly_once(lengths, size, seed):
     stream = TrainStream(split_of(lengths), seed, size)
     for epoch in epochs_of(stream, len(lengths), size, 4):
         assert sorted(epoch) == list(range(len(lengths)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=150), st.integers(1, 40), st.integers(0, 5)
+)
+def test_anchor_rows_come_once_an_epoch_in_an_order_of_their_own(lengths, size, seed):
+    stream = AnchorStream(split_of(lengths), seed, size)
+    for epoch in epochs_of(stream, len(lengths), size, 3):
+        assert sorted(epoch) == list(range(len(lengths)))
+    steps = [2, 0, 5]
+    asked = {step: stream.rows(step) for step in steps}
+    fresh = AnchorStream(split_of(lengths), seed, size)
+    assert {step: fresh.rows(step) for step in sorted(steps)} == asked
+
+
+def test_anchor_rows_are_not_drawn_as_training_rows_are_and_have_one_padded_length():
+    anchors, rows = AnchorStream(RAGGED, 3, 7), TrainStream(RAGGED, 3, 7)
+    epoch = list(range(29))
+    assert [anchors.rows(s) for s in epoch] != [rows.rows(s) for s in epoch]
+    whole, part = anchors.batch(4, range(7)), anchors.batch(4, [2, 5])
+    assert whole.row.tolist() == anchors.rows(4)
+    assert part.row.tolist() == whole.row[[2, 5]].tolist()
+    assert whole.input_ids.shape == (7, anchors.padded_length)
+    assert anchors.padded_length == max(len(e.prompt_ids) for e in RAGGED)
+    assert anchors.real_tokens(4) == whole.lengths.sum()
 
 
 def test_a_step_is_the_same_whatever_was_asked_before():

@@ -18,7 +18,7 @@ from cogcalib_jax.engine.checkpoint import CheckpointConfig, Checkpoints
 from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 
-IDENTITY = {"seed": 0, "lora": {"rank": 8, "targets": ("q_proj", "v_proj")}}
+IDENTITY = {"seed": 0, "lora": {"r": 8, "target_modules": ("q_proj", "v_proj")}}
 
 
 def tree(factor: float = 1.0):
@@ -132,8 +132,8 @@ def test_a_restored_tree_may_be_donated(tmp_path):
 
 def test_another_config_is_refused_by_field(tmp_path):
     checkpoints = saved(tmp_path, steps=(2, 3))
-    other = {"seed": 0, "lora": {"rank": 4, "targets": ["q_proj", "v_proj"]}}
-    with pytest.raises(UserError, match=r"lora\.rank is 4 but it was started with 8"):
+    other = {"seed": 0, "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]}}
+    with pytest.raises(UserError, match=r"lora\.r is 4 but it was started with 8"):
         checkpoints.restore(tree(), other)
     with pytest.raises(UserError, match="phase"):
         checkpoints.restore(tree(), IDENTITY | {"phase": "style"})
@@ -228,7 +228,7 @@ def test_a_changed_identity_is_damage_and_no_other_run(tmp_path):
     saved(tmp_path, steps=(2, 3))
     file = tmp_path / "3" / "manifest.json"
     content = json.loads(file.read_text())
-    content["identity"]["lora"]["rank"] = 9
+    content["identity"]["lora"]["r"] = 9
     file.write_text(json.dumps(content))
     assert Checkpoints(tmp_path).restore(tree(), IDENTITY).step == 2
 

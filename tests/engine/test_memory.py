@@ -9,7 +9,8 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training.config import TrainingConfig, make_optimizer
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import make_optimizer
 from tests.models.small import one_device
 
 # Of the activations, in float32; a CPU computes bfloat16 in float32, so there it says nothing.

@@ -21,7 +21,8 @@ from cogcalib_jax.engine.step import (
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
-from cogcalib_jax.training.config import TrainingConfig, learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.weights.hf_config import from_hf
 from tests.engine.tiny import LORA, TINY, micro_batches, questions, tiny_decoder
 from tests.models.small import QUICK

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import softmax
 from transformers import AutoTokenizer
 
+from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.evaluation.probe import reduced_adapter
 from tests.engine.tiny import log_softmax
@@ -112,6 +114,7 @@ def test_a_server_gives_our_option_probabilities(name, serve, request, capsys):
         np.testing.assert_allclose(line["option_probs"], expected[:k], atol=1e-4)
         powered = expected[:k] ** (1 / temperature["value"])
         np.testing.assert_allclose(line["tempered_probs"], powered / powered.sum(), atol=1e-4)
+        np.testing.assert_allclose(line["calibrated_probs"], line["tempered_probs"], atol=1e-9)
         assert line["prediction"] == row.example.choices[int(np.argmax(expected))]
 
 
@@ -177,3 +180,40 @@ def test_tokens_that_run_across_the_end_of_the_prompt_are_refused(serve, letters
 def test_no_server_is_one_clear_line(letters):
     with pytest.raises(SystemExit, match="cannot be reached"):
         score_with_vllm.main(command(letters.folder, "http://127.0.0.1:9"))
+
+
+def drawn(options, n=200):
+    """Scores and answers that each calibrator can be fitted on."""
+    rng = np.random.default_rng(options)
+    scores = rng.normal(0, 3, (n, options))
+    answers = [rng.choice(options, p=softmax(row / 2)) for row in scores]
+    return scores, np.array(answers)
+
+
+@pytest.mark.parametrize("module", ["score_with_vllm", "score_with_transformers"])
+@pytest.mark.parametrize("name", ["temperature", "vector", "platt", "isotonic"])
+def test_the_examples_apply_a_stored_calibrator(name, module):
+    if module == "score_with_transformers":
+        pytest.importorskip("torch")
+        pytest.importorskip("peft")
+    fitted = CALIBRATORS.make(name).fit(*drawn(4))
+    stored = {"calibrator": fitted.to_json(), "calibrator_options": list("ABCD")}
+    stored, apply = json.loads(json.dumps(stored)), example(module).calibrated
+    scores = np.concatenate([drawn(4)[0][:50], [[0.0, -800.0, -801.0, -900.0]]])
+    got = [apply(stored, row.tolist(), list("ABCD")) for row in scores]
+    np.testing.assert_allclose(got, fitted(scores), atol=1e-9)
+    assert apply({"calibrator": None}, [0.0, 1.0], ["A", "B"]) is None
+    old = {"temperature": {"value": 2.0}}
+    np.testing.assert_allclose(apply(old, [0.0, 1.0], ["A", "B"]), softmax([0.0, 0.5]))
+    if name == "vector":
+        with pytest.raises(SystemExit, match="calibrator is vector, fitted on the options"):
+            apply(stored, scores[0].tolist(), list("WXYZ"))
+
+
+def test_an_example_with_one_adapter_refuses_a_mixture_before_the_work(letters, capsys):
+    words = command(letters.folder, "http://127.0.0.1:9")
+    file = letters.folder / "merged" / "calibration.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"calibrator": {"calibrator": "mixture"}}))
+    with pytest.raises(SystemExit, match="calibrator is mixture; expected temperature, vector"):
+        score_with_vllm.main(words)

@@ -12,7 +12,8 @@ from flax import nnx
 from transformers import AutoModelForCausalLM
 
 from cogcalib_jax.models.generate import SamplingConfig, generate
-from cogcalib_jax.models.lora import LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LORA_TARGETS
 from cogcalib_jax.weights import merge
 from cogcalib_jax.weights.hf_weights import host_tensors, load_decoder
 from cogcalib_jax.weights.peft_adapter import load_adapter

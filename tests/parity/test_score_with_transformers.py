@@ -35,6 +35,7 @@ def test_the_example_gives_our_option_probabilities(
         np.testing.assert_allclose(line["option_probs"], expected[:k], atol=1e-4)
         powered = expected[:k] ** (1 / temperature)
         np.testing.assert_allclose(line["tempered_probs"], powered / powered.sum(), atol=1e-4)
+        np.testing.assert_allclose(line["calibrated_probs"], line["tempered_probs"], atol=1e-9)
         assert line["prediction"] == row.example.choices[int(np.argmax(expected))]
 
 
@@ -49,7 +50,7 @@ def test_the_example_scores_by_another_rule_without_its_temperature(rule, tmp_pa
     for line, expected in zip(lines, predictor(lora, run.encoded).probs, strict=True):
         k = len(line["option_probs"])
         np.testing.assert_allclose(line["option_probs"], expected[:k], atol=1e-4)
-        assert line["tempered_probs"] is None
+        assert line["tempered_probs"] is None and line["calibrated_probs"] is None
 
 
 def as_older_runs_wrote_it(adapter):
@@ -82,4 +83,5 @@ def test_the_example_needs_nothing_of_ours():
         if isinstance(node, ast.Import)
         for alias in node.names
     } | {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"argparse", "json", "pathlib", "string", "torch", "peft", "transformers"}
+    standard = {"argparse", "json", "math", "pathlib", "string"}
+    assert imported == standard | {"torch", "peft", "transformers"}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.configlib import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
@@ -18,15 +19,18 @@ from cogcalib_jax.data.questions import load_questions
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.scored_rows import read_scored
+from cogcalib_jax.runs.calibrators import stored_for
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.weights.base_hash import base_hash, read_calibration
 from cogcalib_jax.weights.hf_config import read_config
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.merge import MergeConfig
-from cogcalib_jax.weights.peft_adapter import read_lora_config
+from cogcalib_jax.weights.peft_adapter import adapter_hash, read_lora_config
 from cogcalib_jax.weights.safetensors_files import INDEX_FILE, SINGLE_FILE, open_folder
 from cogcalib_jax.weights.tokenizer import load_tokenizer
+from tests.calibration.rows import with_start
+from tests.method.registered import own_names
 from tests.models.small import one_device
 from tests.reliability.place import ADAPTER_WEIGHTS, question
 
@@ -232,6 +236,18 @@ def test_altered_adapters(place, good, data):
     (folder / "calibration.json").write_bytes(data.draw(altered(calibration)))
     holds(lambda: read_lora_config(folder), len(weights))
     holds(lambda: read_calibration(folder))
+    scores, labels, _, start = with_start(n=20, short=False)
+    name = data.draw(st.sampled_from(own_names(CALIBRATORS)))
+    fitted = CALIBRATORS.make(name).fit(scores, labels, start_scores=start)
+    calibration |= {"calibrator": fitted.to_json(), "calibrator_options": list("ABCD")}
+    calibration |= {"adapter_sha256": adapter_hash(folder), "start_adapter_sha256": None}
+    (folder / "calibration.json").write_bytes(data.draw(altered(calibration)))
+
+    def answer():
+        if (found := stored_for(folder, "mean")) is not None:
+            found.calibrator(scores, start_scores=start)
+
+    holds(answer)
 
 
 PRESET = """\

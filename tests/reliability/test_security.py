@@ -17,7 +17,7 @@ from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.reporting.records import read_run
 from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.runs.answer import fitted_temperature
+from cogcalib_jax.runs.answer import predicting_calibrator
 from cogcalib_jax.weights import merge
 from cogcalib_jax.weights.hf_weights import load_decoder
 from cogcalib_jax.weights.safetensors_files import open_folder
@@ -197,7 +197,7 @@ def test_why_an_adapter_has_no_temperature_leaves_the_terminal_as_it_is(good, tm
     adapter = shutil.copytree(good / "adapter", tmp_path / "adapter")
     none = {"value": None, "why_none": "\x1b[2J\u202eevil", "rows": 40}
     write(adapter / "calibration.json", {"base": {"hash": "", "name": ""}, "temperature": none})
-    assert fitted_temperature(str(adapter), "mean") == 1.0
+    assert predicting_calibrator(str(adapter), "mean") is None
     said = capsys.readouterr().err
     assert "\\x1b[2J\\u202eevil" in said and said.strip().isprintable()
 

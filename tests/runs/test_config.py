@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cogcalib_jax.configlib import identity, load_config
+from cogcalib_jax.configlib import FieldError, identity, load_config
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 
 
@@ -95,3 +96,18 @@ def test_a_member_of_an_ensemble_differs_in_its_training_alone(load):
     with pytest.raises(UserError, match="ensemble_member"):
         load("--ensemble-member", "1")
     assert load("--ensemble-member", "1", "--method.name", "sft").ensemble_member == 1
+
+
+def test_the_calibrator_of_a_run_is_checked_with_its_settings():
+    with pytest.raises(FieldError, match="calibrator: must be a calibrator: .*did you mean platt"):
+        EvaluationConfig(calibrator="plat")
+    with pytest.raises(FieldError, match="l2 is -1; expected a number of at least 0"):
+        EvaluationConfig(calibrator="vector(l2=-1)")
+    assert EvaluationConfig(calibrator="vector(l2=0.1)").calibrator == "vector(l2=0.1)"
+
+
+def test_a_checkpoint_of_an_earlier_release_is_one_of_the_default_calibrator():
+    plain = RunConfig()
+    assert "calibrator" not in identity(plain)["evaluation"]
+    other = replace(plain, evaluation=EvaluationConfig(calibrator="platt"))
+    assert identity(other)["evaluation"]["calibrator"] == "platt"

@@ -5,8 +5,8 @@ import pytest
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import method_folders
 from cogcalib_jax.runs.folder import write_config
+from cogcalib_jax.runs.trained_run import method_folders
 
 
 @pytest.fixture

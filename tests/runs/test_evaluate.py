@@ -9,10 +9,11 @@ from cogcalib_jax.configlib import from_yaml, load_config, to_yaml
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation, read_trained_run
+from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 from cogcalib_jax.runs.evaluate import evaluate_run
 from cogcalib_jax.runs.questions import test_questions as read_questions
 from cogcalib_jax.runs.results import read_results
+from cogcalib_jax.runs.trained_run import read_trained_run
 from tests.runs.small_base import WORLD, arguments, write_base
 
 BASE = ("--model.path", "base")

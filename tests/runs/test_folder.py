@@ -18,10 +18,9 @@ from cogcalib_jax.runs.folder import (
     make_folder,
     original_command,
     resumable,
-    resume_command,
-    stored_config,
     take_up,
 )
+from cogcalib_jax.runs.stored import resume_command, stored_config
 from cogcalib_jax.weights.folders import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -176,7 +175,7 @@ WINDOWS = (
     "    if taken:\n"
     "        raise PermissionError(13, 'Permission denied')\n"
     "    taken.append(size)\n"
-    "import train, eval\n"
+    "import train, eval, cogcalib_jax.distributed\n"
     # After the standard library, which takes its presence for Windows as a whole.
     "sys.modules['msvcrt'] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)\n"
     "from pathlib import Path\n"

@@ -18,8 +18,10 @@ NEITHER = """
     run_dir resume dry_run track adapter data.path model.path training.nonfinite
     mesh.data mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep checkpoint.keep_best
 """
+# anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """
     compare ensemble_members also option_score
+    anchor.path anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
     training.schedule training.refit_every training.validate_every training.keep
@@ -94,7 +96,8 @@ def own_rows(**data):
 
 def test_places_move_together():
     config = own_rows()
-    assert places(config) == {"data.path": "rows", "model.path": "base", "adapter": "a"}
+    wanted = {"data.path": "rows", "model.path": "base", "adapter": "a", "anchor.path": None}
+    assert places(config) == wanted
     moved = replace(
         own_rows(max_length=99),
         data=DataConfig(task="custom", path="there"),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.configlib import identity, load_config, to_yaml
-from cogcalib_jax.engine.checkpoint import require_same_identity
+from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.option_score import stored_option_score
-from cogcalib_jax.runs.answer import fitted_temperature
+from cogcalib_jax.runs.answer import predicting_calibrator
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import load_evaluation
-from cogcalib_jax.runs.option_score import read_choice, require_prefix, settle_option_score
+from cogcalib_jax.runs.option_score import require_prefix, settle_option_score
+from cogcalib_jax.runs.stored import read_choice
 from tests.evaluation.test_option_choice import made
 
 BASE = ("--model.path", "base")
@@ -156,11 +157,11 @@ def test_adapters_with_different_rules_need_a_given_one(tmp_path):
 def test_a_temperature_belongs_to_the_rule_it_was_fitted_by(tmp_path, capsys):
     fitted = {"value": 1.5, "rows": 40}
     folder = adapter(tmp_path / "a", option_score="mean", temperature=fitted)
-    assert fitted_temperature(str(folder), "mean") == 1.5
-    assert fitted_temperature(str(folder), "sum") == 1.0
+    assert predicting_calibrator(str(folder), "mean").calibrator.temperature_ == 1.5
+    assert predicting_calibrator(str(folder), "sum") is None
     assert "no fitted temperature for option_score sum" in capsys.readouterr().err
     old = adapter(tmp_path / "old", normalisation="sum", temperature=fitted)
-    assert fitted_temperature(str(old), "sum") == 1.5
+    assert predicting_calibrator(str(old), "sum").calibrator.temperature_ == 1.5
 
 
 def test_damaged_names_of_rules_count_as_none():

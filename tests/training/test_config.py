@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.training.config import TrainingConfig, learning_rate_schedule
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import learning_rate_schedule
 
 KINDS = ("linear", "cosine", "constant")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.weights import merge as merging
 from cogcalib_jax.weights.base_hash import base_hash
@@ -21,6 +22,7 @@ from cogcalib_jax.weights.hub import public_name
 from cogcalib_jax.weights.merge import main
 from cogcalib_jax.weights.model_card import UNKNOWN_LICENCE, model_card, without_folders
 from cogcalib_jax.weights.peft_adapter import load_adapter, read_lora_config
+from tests.calibration.rows import with_start
 from tests.golden.checkpoints import golden, write_adapter, write_model
 from tests.golden.families import FAMILIES
 from tests.models.small import forward, one_device
@@ -194,6 +196,22 @@ def test_a_run_is_merged_and_its_card_says_what_was_measured(pair, tmp_path):
     ):
         assert text in card, text
     assert "someone" not in card and str(tmp_path) not in card
+
+
+def test_a_merge_leaves_out_a_mixture_and_says_so(pair, tmp_path, capsys):
+    base, adapter = pair
+    run = write_run(tmp_path / "run", adapter, base)
+    file = run / "adapter" / "calibration.json"
+    scores, labels, mask, start = with_start()
+    for name, kept in (("mixture", False), ("platt", True)):
+        fitted = CALIBRATORS.make(name).fit(scores, labels, mask=mask, start_scores=start)
+        stored = json.loads(file.read_text()) | {"calibrator": fitted.to_json()}
+        file.write_text(json.dumps(stored))
+        assert run_main(main, ["--run", str(run), "--out", str(tmp_path / name)]) == 0
+        stored = json.loads((tmp_path / name / "calibration.json").read_text())
+        assert stored["calibrator"] == (fitted.to_json() if kept else None)
+        assert ("calibrator mixture is left out" in capsys.readouterr().err) != kept
+        assert kept or "needs the start's scores" in stored["why_no_calibrator"]
 
 
 def test_a_card_without_a_run_says_that_nothing_is_known(pair, tmp_path):

@@ -12,7 +12,7 @@ from cogcalib_jax.data.batching import eval_batches
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.engine.forward import completion_logprob
-from cogcalib_jax.engine.packed import packed_logprobs
+from cogcalib_jax.engine.options import packed_logprobs
 from cogcalib_jax.engine.passes import SplitPass
 from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.models.decoder import Decoder
