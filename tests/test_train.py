@@ -16,6 +16,7 @@ from cogcalib_jax.errors import run_main
 from cogcalib_jax.reporting.base_words import base_words
 from cogcalib_jax.reporting.report import write_report
 from cogcalib_jax.weights import merge
+from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files, tokenizer_key
 from tests.engine.quick import quick_compilation
 from tests.reliability.resumed import differences
 from tests.runs.small_base import WORLD, arguments, write_base
@@ -218,6 +219,18 @@ def test_a_comparison_starts_every_method_from_one_style_phase(comparison, cols)
 
 def predictions(folder, task="world"):
     return [json.loads(x) for x in (folder / f"predictions/{task}.jsonl").read_text().splitlines()]
+
+
+def test_every_adapter_has_a_card_and_the_bases_tokenizer(comparison, cols, base):
+    for folder in (comparison / "sft", comparison / "sft_best_epoch", comparison / "cols", cols):
+        adapter = folder / "adapter"
+        assert tokenizer_files(adapter) and tokenizer_key(base, adapter) == ""
+        card = (adapter / "README.md").read_text()
+        tested = results(folder / "eval.json")["world"]
+        assert f"| world | options | {tested['n']} | {tested['accuracy']:.3f} |" in card
+        assert "library_name: peft" in card and '"question": ' in card
+        assert str(base.parent) not in card
+    assert "Updates**: 8, of which 2 of style" in (cols / "adapter/README.md").read_text()
 
 
 def test_a_temperatures_row_is_its_methods_scores_divided_by_it(comparison):

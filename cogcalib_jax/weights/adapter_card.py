@@ -12,7 +12,7 @@ import yaml
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.files import write_whole
-from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.weights.base_hash import read_calibration
 from cogcalib_jax.weights.hub import model_folder, public_name
 from cogcalib_jax.weights.model_card import (

@@ -9,6 +9,7 @@ import pytest
 import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files, tokenizer_key
 from cogcalib_jax.weights.merge import main as merge
 from tests.engine.quick import quick_compilation
 from tests.examples.scored import CHAT, QUESTIONS, scored
@@ -75,6 +76,9 @@ def test_a_run_from_it_is_asked_so_and_keeps_the_tokenizer(folder, tmp_path, cap
     assert run_main(train.main, argv) == 0
     written = tmp_path / "run" / "adapter"
     assert (written / "chat_template.jinja").read_text() == OWN
+    base, own = folder / "base", folder / "own"
+    assert tokenizer_files(written).keys() > tokenizer_files(own).keys()
+    assert tokenizer_key(base, written) == tokenizer_key(base, own) != ""
     calibration = json.loads((written / "calibration.json").read_text())
     assert calibration["prompt"]["end"].endswith("[assistant]\n")
     assert calibration["probe"]["prompt"].startswith("<s>[user]\n")

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 
 import pytest
 
@@ -88,10 +89,16 @@ def read_events(folder):
 
 
 def read_wandb(folder):
-    """The numbers, settings, name and exit code of an offline run: records in LevelDB's format."""
+    """The numbers, settings, name and exit code of an offline run: records in LevelDB's format.
+
+    Another process writes the file, and may end after `finish` has returned.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    until = time.monotonic() + 20
+    while file.stat().st_size < 100 and time.monotonic() < until:
+        time.sleep(0.05)
     content, place = file.read_bytes(), 7
     numbers, settings, name, code = {}, {}, None, None
     while place + 7 <= len(content):
