@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
+from cogcalib_jax.configlib.renamed import renamed_from
 from cogcalib_jax.configlib.values import show
 from cogcalib_jax.errors import UserError
 
@@ -136,9 +137,10 @@ def unknown_key(cls: type, path: str, source: str) -> UserError:
     known = [leaf for leaf, _ in leaves(cls)]
     sections = {leaf.rpartition(".")[0] for leaf in known} - {""}
     near = difflib.get_close_matches(path, [*known, *sorted(sections)], n=1, cutoff=0.75)
-    # A field under the wrong section, or under none: `rank` for `lora.rank`.
+    # A field under the wrong section, or under none: `epochs` for `training.epochs`.
     name = path.rpartition(".")[2]
     near = near or [leaf for leaf in known if leaf.rpartition(".")[2] == name]
+    near = near or [leaf for leaf in renamed_from(name) if leaf in known]
     near = near or difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     if path in near:
         return UserError(f"{source}: {path} must be written as nested sections, a field to a line")

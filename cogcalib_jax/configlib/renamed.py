@@ -35,6 +35,11 @@ def renamed(path: str) -> Renamed | None:
     return _RENAMED.get(path)
 
 
+def renamed_from(name: str) -> list[str]:
+    """Return the paths today of fields whose own name, without the section, was `name`."""
+    return [new.path for old, new in _RENAMED.items() if old.rpartition(".")[2] == name]
+
+
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted path of nested dicts."""
     *sections, name = path.split(".")

@@ -252,7 +252,7 @@ def test_conditions_are_a_name_and_settings(entry, wanted):
         ({"conditions": ["a", "a"]}, "conditions"),
         ({"conditions": ["a b"]}, "PATH=VALUE"),
         ({"conditions": ["a nothing.like=1"]}, "nothing"),
-        ({"conditions": ["a lora.r=much"]}, "rank"),
+        ({"conditions": ["a lora.r=much"]}, "lora.r"),
         ({"conditions": ["a/b", "a-b"]}, "one folder"),
         ({"conditions": ["a seed=5"]}, "must not set seed; name them in seeds"),
         ({"conditions": ["a run-dir=x"]}, "must not set run-dir; cells lie in folder"),

@@ -163,7 +163,8 @@ def test_an_adapter_that_is_not_plain_lora_is_refused_by_name(folder, changes, s
 
 def test_another_rank_alpha_or_targets_are_all_named(folder):
     lora = LoraConfig(r=2, lora_alpha=16.0, target_modules=("q_proj",))
-    with pytest.raises(UserError, match="rank is 3 .* 2; alpha is 4.5 .* 16.0; targets is"):
+    wanted = "r is 3 .* 2; lora_alpha is 4.5 .* 16.0; target_modules is"
+    with pytest.raises(UserError, match=wanted):
         load_adapter(folder, small_decoder(lora=lora))
 
 
