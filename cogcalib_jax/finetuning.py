@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cogcalib_jax.configlib import identity
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
 from cogcalib_jax.engine.config import CheckpointConfig
@@ -117,9 +118,9 @@ def finetune(
     folder = _folder(output_dir, resume)
     settings = {
         "method": asdict(replace(resolved, name=None)),
-        "loss": asdict(loss),
-        "training": asdict(training),
-        "lora": asdict(model.lora_config),
+        "loss": identity(loss),
+        "training": identity(training),
+        "lora": identity(model.lora_config),
         "option_score": rule,
         "seed": seed,
     }

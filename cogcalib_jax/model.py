@@ -25,9 +25,10 @@ from cogcalib_jax.data.task import (
     questions_of,
     stored_prompting,
 )
-from cogcalib_jax.data.tokenization import encode_split
+from cogcalib_jax.data.tokenization import encode_split, special_prefix
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.evaluation.base_model import BaseModel, load_base_model, split_base
+from cogcalib_jax.evaluation.calibration_file import OPTIONS, start_of
 from cogcalib_jax.evaluation.config import EvaluationConfig
 from cogcalib_jax.evaluation.context import check_context
 from cogcalib_jax.evaluation.open_config import OpenConfig
@@ -37,6 +38,7 @@ from cogcalib_jax.evaluation.option_score import (
     OptionScore,
     stored_option_score,
 )
+from cogcalib_jax.evaluation.posthoc import STORED
 from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
@@ -82,6 +84,8 @@ class Model:
     """what `predict` and `ask` map scores to probabilities with; None: a softmax"""
     start: Model | None = None
     """the model in which fine-tuning began, for calibrators that mix it in"""
+    options: tuple[str, ...] | None = None
+    """the options that a stored calibrator was fitted on, if it takes one list alone"""
 
     @classmethod
     def from_pretrained(
@@ -141,8 +145,12 @@ class Model:
         """
         folder = Path(folder)
         run = read_stored_run(folder)
-        place = run.base() if base is None else base
-        return cls.from_pretrained(place, adapter=folder / "adapter", **settings)
+        place, adapter = run.base() if base is None else base, folder / "adapter"
+        model = cls.from_pretrained(place, adapter=adapter, **settings)
+        if model.calibrator is None or not model.calibrator.needs_start:
+            return model
+        first = model.base.read_adapter(start_of(adapter, model.calibrator.name))
+        return replace(model, start=replace(model, lora=first, calibrator=None))
 
     def _with_stored(self, adapter: Path) -> Model:
         """Return this model with the prompt, the scoring rule and the calibrator that lie beside
@@ -150,12 +158,13 @@ class Model:
         stored = read_calibration(adapter)
         if stored is None:
             return self
-        calibrator = stored.get("calibrator")
+        calibrator, options = stored.get(STORED), stored.get(OPTIONS)
         return replace(
             self,
             prompting=stored_prompting(stored),
             option_score=stored_option_score(stored) or DEFAULT_OPTION_SCORE,
             calibrator=None if calibrator is None else Calibrator.from_json(calibrator),
+            options=None if options is None else tuple(options),
         )
 
     @property
@@ -184,7 +193,7 @@ class Model:
 
     def with_calibrator(self, calibrator: Calibrator | None) -> Model:
         """Return this model with another calibrator for `predict` and `ask`; None: a softmax."""
-        return replace(self, calibrator=calibrator)
+        return replace(self, calibrator=calibrator, options=None)
 
     def without_adapter(self) -> Model:
         """Return the base alone, without calibrator: its adapter adds nothing."""
@@ -246,7 +255,10 @@ class Model:
             raise UserError(
                 "predict: the questions are open; expected questions with choices. Use answer"
             )
+        options = self.options if calibrator is None else None
         calibrator = calibrator or self.calibrator
+        if calibrator is not None and calibrator.needs_classes:
+            _require_one_list(calibrator, encoded, options)
         score = self.base.predictor(batch_size, option_score or self.option_score)
         if isinstance(calibrator, TemperatureScaler):
             predictions = score(self.lora, encoded, calibrator.temperature_)
@@ -343,7 +355,9 @@ class Model:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = SamplingConfig(max_new_tokens, temperature, top_p)
-        ids = [self.tokenizer(text)["input_ids"] for text in texts]
+        # What some tokenizers put behind a text (its end) would leave nothing to continue.
+        first = special_prefix(self.tokenizer)
+        ids = [first + self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         written = generate(self.base.split.merge(self.lora), ids, sampling, seed=seed)
         return [self.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in written]
 
@@ -369,11 +383,8 @@ class Model:
         made = CALIBRATORS.make(calibrator)
         encoded = self.encode(examples)
         scored = replace(self, calibrator=None)._predict(encoded, batch_size, option_score)
-        if made.needs_classes and len({row.completion_ids for row in encoded}) > 1:
-            raise UserError(
-                f"calibrator is {made.name}; expected one list of options for all questions. Use"
-                " another calibrator, or a prompt whose options are letters"
-            )
+        if made.needs_classes:
+            _require_one_list(made, encoded, None)
         start = self._start_scores(encoded, made, batch_size, option_score)
         return made.fit(scored.option_scores, scored.answers, mask=scored.mask, start_scores=start)
 
@@ -399,4 +410,17 @@ class Model:
             return
         self.base.save_adapter(
             folder, self.lora, self.prompting, self.option_score, self.calibrator
+        )
+
+
+def _require_one_list(
+    calibrator: Calibrator, encoded: EncodedSplit, options: tuple[str, ...] | None
+) -> None:
+    """Refuse questions with other options than those that the calibrator was fitted on."""
+    lists = {row.completions for row in encoded}
+    if len(lists) > 1 or (options is not None and lists != {options}):
+        wanted = "one list of options for all questions" if options is None else list(options)
+        raise UserError(
+            f"calibrator is {calibrator.name}; expected {wanted}. Use another calibrator, or a"
+            " prompt whose options are letters"
         )

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import cogcalib_jax as cc
 from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.weights.peft_adapter import adapter_hash
 from tests.engine.quick import quick_compilation
 from tests.examples.scored import QUESTIONS, scored
 from tests.library import LORA, ONE, rows, task, write_base
@@ -175,3 +177,42 @@ def test_what_one_adapter_cannot_apply_is_not_saved_with_it(model, tmp_path):
     with pytest.raises(cc.UserError, match="needs the start's scores"):
         mixed.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mixture_of_a_run_takes_its_start_from_the_folder_beside_it(tmp_path):
+    run = scored(tmp_path, "letters", "sum")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"path": str(tmp_path / "base")}}))
+    shutil.copytree(tmp_path / "adapter", tmp_path / "start_adapter")
+    rng = np.random.default_rng(0)
+    scores, start = rng.normal(size=(2, 40, 3))
+    mixture = cc.LogitMixture().fit(scores, rng.integers(0, 3, 40), start_scores=start)
+    file = tmp_path / "adapter" / "calibration.json"
+    stored = json.loads(file.read_text()) | {"calibrator": mixture.to_json()}
+    file.write_text(
+        json.dumps(stored | {"start_adapter_sha256": adapter_hash(tmp_path / "adapter")})
+    )
+    model = cc.Model.from_run(tmp_path, mesh=ONE)
+    rows = [{k: v for k, v in row.items() if v is not None} for row in QUESTIONS]
+    plain = model.with_calibrator(None).predict(rows)
+    np.testing.assert_allclose(plain.probs, run.predictions.probs, atol=1e-6)
+    # The start is the same model here, so both scores are the same.
+    wanted = mixture.transform(
+        plain.option_scores, mask=plain.mask, start_scores=plain.option_scores
+    )
+    np.testing.assert_allclose(model.predict(rows).probs, wanted, atol=1e-6)
+    shutil.rmtree(tmp_path / "start_adapter")
+    with pytest.raises(cc.UserError, match="is not there"):
+        cc.Model.from_run(tmp_path, mesh=ONE)
+
+
+def test_a_calibrator_of_one_list_of_options_is_not_applied_to_another(model):
+    made = task()
+    vector = model.calibrate(made.calibration, "vector")
+    tuned = model.with_calibrator(vector)
+    assert tuned.predict(made.test).probs.shape == (12, 4)  # letters: all questions have A to D
+    fewer = [
+        {"question": "Box?", "choices": ["a", "b"]},
+        {"question": "Q?", "choices": list("abc")},
+    ]
+    with pytest.raises(cc.UserError, match="expected one list of options"):
+        tuned.predict(fewer)

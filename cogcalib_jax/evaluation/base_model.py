@@ -6,6 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
@@ -61,6 +63,11 @@ class BaseModel:
         """Return what writes answers to open questions, for any LoRA parameters of this form."""
         scorer = self.predictor(evaluation.batch_size, DEFAULT_OPTION_SCORE)
         return OpenPredictor(self.split, evaluation, data, self.tokenizer, scorer)
+
+    def read_adapter(self, folder: str | Path) -> nnx.State:
+        """Return the LoRA parameters of an adapter of this form."""
+        load_adapter(folder, self.decoder)
+        return jax.tree.map(jnp.copy, nnx.state(self.decoder, nnx.LoRAParam))
 
     def save_adapter(
         self,

@@ -20,15 +20,23 @@ from cogcalib_jax.evaluation.evaluate import VERSIONED
 from cogcalib_jax.evaluation.option_score import OptionScore
 from cogcalib_jax.evaluation.posthoc import STORED
 from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.weights.base_hash import HASH_OF, base_hash
+from cogcalib_jax.weights.base_hash import (
+    CALIBRATION_FILE,
+    HASH_OF,
+    base_hash,
+    read_calibration,
+)
+from cogcalib_jax.weights.foreign import require_no_way_out
 from cogcalib_jax.weights.hub import model_folder, public_name
-from cogcalib_jax.weights.peft_adapter import adapter_hash
+from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE, adapter_hash
 
 # Entries that belong to the calibrator.
 WHY_NONE = "why_no_calibrator"
 OPTIONS = "calibrator_options"
 ADAPTER_HASH = "adapter_sha256"
 START_HASH = "start_adapter_sha256"
+START = "start_adapter"
+"""the folder of the start's adapter, in that of a run or of a comparison"""
 NOT_FITTED = "none was fitted; fit one with Model.calibrate"
 
 
@@ -102,3 +110,22 @@ def fitted_elsewhere(calibrator: Calibrator | None) -> dict[str, Any]:
         START_HASH: None,
         "probe": None,
     }
+
+
+def start_of(adapter: Path, spec: str) -> Path:
+    """Return the folder of the start's adapter that an adapter's calibration.json names by hash: in
+    the folder of its run, or of the comparison.
+
+    spec: the calibrator that needs it. Raises UserError if there is none, or another one.
+    """
+    wanted = (read_calibration(adapter) or {}).get(START_HASH)
+    run = adapter.resolve().parent
+    for folder in (run / START, run.parent / START):
+        require_no_way_out(folder.parent, (folder, folder / WEIGHTS_FILE))
+        if (folder / WEIGHTS_FILE).is_file() and adapter_hash(folder) == wanted:
+            return folder
+    raise UserError(
+        f"calibrator is {spec}, which mixes the model with its start, and {run / START} with the"
+        f" weights that {adapter / CALIBRATION_FILE} names is not there; expected the folder that"
+        " training left. Runs of earlier releases kept none: use another calibrator, or train again"
+    )

@@ -13,7 +13,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.calibration_file import ADAPTER_HASH, OPTIONS, START_HASH
+from cogcalib_jax.evaluation.calibration_file import ADAPTER_HASH, OPTIONS, start_of
 from cogcalib_jax.evaluation.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
 from cogcalib_jax.evaluation.posthoc import (
@@ -27,11 +27,8 @@ from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.eval_config import STORED, EvalConfig
 from cogcalib_jax.runs.evaluated import Evaluated
 from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.foreign import require_no_way_out
-from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE, adapter_hash
+from cogcalib_jax.weights.peft_adapter import adapter_hash
 
-START = "start_adapter"
-"""The folder of the start's adapter, in that of a run or of a comparison."""
 FILE = "calibrator.json"
 """What an evaluation fitted or read, as `Calibrator.to_json` writes it."""
 
@@ -186,22 +183,3 @@ def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
             )
         start = start_of(adapter, spec)
     return ModelCalibrator(calibrator, None, start, options)
-
-
-def start_of(adapter: Path, spec: str) -> Path:
-    """Return the folder of the start's adapter that an adapter's calibration.json names by hash: in
-    the folder of its run, or of the comparison.
-
-    spec: the calibrator that needs it. Raises UserError if there is none, or another one.
-    """
-    wanted = (read_calibration(adapter) or {}).get(START_HASH)
-    run = adapter.resolve().parent
-    for folder in (run / START, run.parent / START):
-        require_no_way_out(folder.parent, (folder, folder / WEIGHTS_FILE))
-        if (folder / WEIGHTS_FILE).is_file() and adapter_hash(folder) == wanted:
-            return folder
-    raise UserError(
-        f"calibrator is {spec}, which mixes the model with its start, and {run / START} with the"
-        f" weights that {adapter / CALIBRATION_FILE} names is not there; expected the folder that"
-        " training left. Runs of earlier releases kept none: use another calibrator, or train again"
-    )

@@ -13,7 +13,7 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.evaluation.calibration_file import WHY_NONE
+from cogcalib_jax.evaluation.calibration_file import START, WHY_NONE
 from cogcalib_jax.evaluation.open_ended import Answers
 from cogcalib_jax.evaluation.posthoc import (
     stored_calibrator,
@@ -28,7 +28,6 @@ from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
 from cogcalib_jax.reporting.words import count
 from cogcalib_jax.runs.assemble import Assembled
 from cogcalib_jax.runs.calibration import write_calibration
-from cogcalib_jax.runs.calibrators import START
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import write_config
 from cogcalib_jax.runs.open_questions import answering, stored_calibrators
