@@ -72,7 +72,9 @@ def test_a_second_process_takes_what_the_first_one_compiled(tmp_path):
     assert len(kept) == 1 and first.stdout == f"[] {folder} 0\n"
     second = run("-c", PROGRAM, COGCALIB_CACHE=str(tmp_path))
     assert entries(folder) == kept and second.stdout == f"[] {folder} 1\n"
-    assert first.stderr == second.stderr == ""
+    # jaxlib 0.10.0 finds that a CPU lacks features that are none ("prefer-no-gather").
+    told = [line for line in second.stderr.splitlines() if "cpu_aot_loader" not in line]
+    assert first.stderr == "" and not told
 
 
 def test_an_option_or_a_variable_turns_it_off(tmp_path):

@@ -25,8 +25,11 @@ def test_the_temperature_undoes_what_made_scores_too_sharp():
 
 def test_a_temperature_at_a_bound_is_not_converged_and_is_warned_of(caplog):
     wrong = np.log(np.tile([[0.97, 0.01, 0.01, 0.01]], (10, 1)))
+    package = logging.getLogger("cogcalib_jax")  # its records go no further in a test
+    package.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING, "cogcalib_jax.calibration"):
         fitted = TemperatureScaler().fit(wrong, [0] + [1] * 9)
+    package.removeHandler(caplog.handler)
     assert not fitted.converged_
     assert "100, the upper bound" in caplog.text and "10 calibration questions" in caplog.text
     almost = np.where(np.arange(4) == 0, -1e-9, -0.05) * np.ones((1000, 1))
