@@ -163,17 +163,20 @@ def log_lines() -> Iterator[None]:
     if any(isinstance(other, _Lines) for other in logger.handlers):
         yield
         return
-    before = logger.level, logger.propagate
+    calibration = logging.getLogger(f"{__package__}.calibration")
+    before = logger.level, logger.propagate, calibration.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     # A program says itself whose calibrator it is that did not fit.
-    logging.getLogger(f"{__package__}.calibration").setLevel(logging.ERROR)
+    calibration.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        level, logger.propagate, of_calibration = before
+        logger.setLevel(level)
+        calibration.setLevel(of_calibration)
 
 
 def _tell_stop(what: str, kept: str, command: str) -> None:

@@ -39,7 +39,7 @@ IN_MEMORY = Path("finetune")
 
 @dataclass(frozen=True, eq=False)
 class FinetuneResult:
-    """What a fine-tuning leaves behind."""
+    """The outcome of a fine-tuning."""
 
     model: Model
     """after the last update, or the best one with `training.keep = "best"`"""

@@ -55,7 +55,7 @@ from cogcalib_jax.weights.peft_adapter import read_lora_config
 
 
 class Answer(NamedTuple):
-    """What a model answers to one question."""
+    """The answer of a model to one question."""
 
     answer: str
     """the most probable choice"""

@@ -1,4 +1,4 @@
-"""What every calibrator has: fit and transform as in scikit-learn, JSON in and out, and a name."""
+"""The interface of every calibrator: fit and transform as in scikit-learn, JSON, and a name."""
 
 from __future__ import annotations
 

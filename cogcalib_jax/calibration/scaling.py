@@ -51,7 +51,7 @@ def require_temperature(name: str, value: float) -> None:
 
 
 def at_bound(temperature: float) -> bool:
-    """Whether a fitted temperature lies at an end of the range that is searched."""
+    """Return whether a fitted temperature lies at an end of the range that is searched."""
     return bool(abs(np.log(temperature)) > LOG_RANGE - AT_BOUND)
 
 

@@ -1,4 +1,4 @@
-"""What two runs must have in common, read from what the fields of a config say of themselves.
+"""The settings that two runs must share, read from the marks on the fields of a config.
 
 Fields are marked where they are defined (`setting`), so that no room lists the fields of another.
 """
@@ -88,9 +88,11 @@ def _part(config: Any, wanted: Callable[[Field, Any], bool]) -> dict[str, Any]:
 
 
 def _in_identity(field: Field, owner: Any) -> bool:
-    default = field.kind() if field.is_section else field.default
-    untouched = field.added and getattr(owner, field.name) == default
-    return field.affects_identity and not field.place and not untouched
+    if field.added:
+        default = field.kind() if field.is_section else field.default
+        if getattr(owner, field.name) == default:
+            return False
+    return field.affects_identity and not field.place
 
 
 def _in_style(field: Field, owner: Any) -> bool:

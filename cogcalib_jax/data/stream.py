@@ -169,7 +169,7 @@ class AnchorStream(_Endless):
         return int(self._lengths[self.rows(step)].sum())
 
     def batch(self, step: int, part: Sequence[int]) -> Batch:
-        """Those questions of `step` that `part` (positions in its batch) names."""
+        """Return the questions of `step` that `part` (positions in its batch) names."""
         rows = self.rows(step)
         return make_questions(
             self._split, [rows[position] for position in part], len(part), (self.padded_length,)

@@ -25,7 +25,7 @@ IN_MEMORY = "rows in memory"
 
 
 class Frame(Protocol):
-    """What is asked of a pandas DataFrame."""
+    """The part of a pandas DataFrame that is used."""
 
     columns: Any
 

@@ -1,4 +1,4 @@
-"""Whether texts fit into what a model was made for."""
+"""The check that texts fit into the context of a model."""
 
 from __future__ import annotations
 

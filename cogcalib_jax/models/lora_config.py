@@ -61,7 +61,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return self.lora_alpha / self.r
 
     @property

@@ -30,7 +30,7 @@ from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.weights.peft_adapter import adapter_hash
 
 FILE = "calibrator.json"
-"""What an evaluation fitted or read, as `Calibrator.to_json` writes it."""
+"""The file of the calibrator that an evaluation fitted or read."""
 
 Score = Callable[[EncodedSplit, float], Predictions]
 """From questions and a temperature to predictions, whose own confidences are among them."""

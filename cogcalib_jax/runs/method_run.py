@@ -151,7 +151,7 @@ def _write_calibration(
 
 
 def _warnings(adapter: Path) -> list[str]:
-    """What a user must read about the temperature and the calibrator of `calibration.json`."""
+    """Return the warnings about the temperature and the calibrator of `calibration.json`."""
     found = [stored_temperature(adapter).warning]
     content, calibrator = read_calibration(adapter), stored_calibrator(adapter)
     if calibrator is not None:

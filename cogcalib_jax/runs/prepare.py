@@ -41,7 +41,7 @@ from cogcalib_jax.training.phase import Trainable
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run works with."""
+    """The parts that a run works with."""
 
     config: RunConfig
     """with rank, alpha and targets of the adapter it starts from"""

@@ -1,4 +1,4 @@
-"""What a caller hears of a fine-tuning while it runs.
+"""Callbacks: a caller hears of a fine-tuning while it runs.
 
 Callbacks follow those of levanter and of transformers: a class whose methods do nothing, of which
 a caller overrides what it needs. An exception in a callback ends the fine-tuning.
@@ -18,7 +18,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class StartInfo:
-    """What is about to be done."""
+    """The work that is about to begin."""
 
     rows: int
     """fine-tuning rows"""

@@ -1,4 +1,4 @@
-"""Which models, rows, methods, losses and devices fit together: the rest is refused here.
+"""The refusal of models, rows, methods, losses and devices that do not fit together.
 
 Nothing here needs a folder, a weight or a config of a whole run. Whoever trains asks before
 anything slow: `check_mesh` before a base is built or rows are read, `check_compatible` before

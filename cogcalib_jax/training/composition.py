@@ -35,7 +35,7 @@ class CompositionConfig:
 
     @property
     def asks_the_world(self) -> bool:
-        """Whether the rows themselves must say what the base knows."""
+        """Return whether the rows themselves must say what the base knows."""
         return self.known_share is not None and self.by == "world"
 
     @property

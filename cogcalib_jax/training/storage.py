@@ -18,7 +18,7 @@ from cogcalib_jax.training.journal import Journal, MemoryJournal
 
 
 class Storage(Protocol):
-    """What a phase asks for by the paths that its files have, or would have."""
+    """The places of a phase, by the paths that its files have, or would have."""
 
     def journal(self, path: Path) -> Journal:
         """Return the lines of that name; equal paths give the same lines."""

@@ -92,7 +92,7 @@ def front_matter(library: str, base_name: str, base: Path) -> str:
 
 
 def base_facts(base_name: str, base: Path, lora: LoraConfig) -> dict[str, str]:
-    """What the adapter is trained on, and its form."""
+    """Return the base of the adapter, and its form."""
     hub_id, (licence, link) = _hub_id(base_name), _licence(base)
     return {
         "Base": f"[{hub_id}](https://huggingface.co/{hub_id})"
@@ -178,7 +178,7 @@ def _calibration(run: Path | None) -> str:
 
 
 def ece_words(run: Path) -> str:
-    """What the ECE and its floor are."""
+    """Return a sentence about the ECE and its floor."""
     with reading(run / "config.yaml") as text:
         bins = yaml.safe_load(text)["evaluation"]["bins"]
     return (
