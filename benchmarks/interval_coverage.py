@@ -11,7 +11,7 @@ import argparse
 import numpy as np
 
 from cogcalib_jax import metrics
-from cogcalib_jax.significance import paired_difference
+from cogcalib_jax.metrics.significance import paired_difference
 
 TRUTH_ROWS = 4_000_000
 OPTIONS = 4

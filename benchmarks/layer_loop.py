@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.engine.plan import BatchShape, abstract_batch, compile_step
-from cogcalib_jax.engine.step import init_state, split_model
-from cogcalib_jax.experiments.timing import interleave, median, paired_ratio
+from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.models.parameters import random_decoder
+from cogcalib_jax.models.parameters import random_decoder, split_model
+from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.hf_config import from_hf
+from cogcalib_jax.training.step import init_state
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
 METHOD = MethodConfig(name="cols").resolve()

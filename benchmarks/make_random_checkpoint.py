@@ -24,13 +24,13 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.hf.config import from_hf
+from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.hf.safetensors import write_folder
+from cogcalib_jax.hf.weights import tensor_names
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.folders import whole_folder
-from cogcalib_jax.weights.hf_config import from_hf
-from cogcalib_jax.weights.hf_weights import tensor_names
-from cogcalib_jax.weights.safetensors_files import write_folder
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -16,19 +16,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cogcalib_jax.console import say
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.evaluation.evaluate import task_metrics
-from cogcalib_jax.evaluation.option_score import OptionScore
-from cogcalib_jax.evaluation.posthoc import fit_temperature
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.reporting.tables import Table, as_markdown
+from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.inference.evaluate import task_metrics
+from cogcalib_jax.inference.option_score import OptionScore
+from cogcalib_jax.inference.posthoc import fit_temperature
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.report.tables import Table, as_markdown
 from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import Evaluated, evaluated_models
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
 
 RULES: tuple[OptionScore, ...] = ("mean", "sum", "chars", "pmi")
 HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")

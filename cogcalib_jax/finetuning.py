@@ -12,23 +12,23 @@ from typing import Any
 from cogcalib_jax.configlib import identity
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
-from cogcalib_jax.engine.config import CheckpointConfig
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.evaluate import data_hash
-from cogcalib_jax.evaluation.open_ended import OpenPredictor
-from cogcalib_jax.evaluation.option_score import OptionScore
+from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.evaluate import data_hash
+from cogcalib_jax.inference.open_ended import OpenPredictor
+from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
 from cogcalib_jax.training.callbacks import Callback, StartInfo, told
+from cogcalib_jax.training.checkpoint_config import CheckpointConfig
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
 from cogcalib_jax.training.finetune import finetune as run_method
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.state import Trainable
 from cogcalib_jax.training.storage import Files, Memory
-from cogcalib_jax.weights.base_hash import base_hash
-from cogcalib_jax.weights.hub import model_folder
 
 Method = MethodConfig
 """a method, as the public API calls it"""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
+from cogcalib_jax.data.encoding import encode_split, special_prefix
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.task import (
     Examples,
@@ -25,33 +26,32 @@ from cogcalib_jax.data.task import (
     questions_of,
     stored_prompting,
 )
-from cogcalib_jax.data.tokenization import encode_split, special_prefix
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.base_model import BaseModel, load_base_model, split_base
-from cogcalib_jax.evaluation.calibration_file import OPTIONS, start_of
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.context import check_context
-from cogcalib_jax.evaluation.open_config import OpenConfig
-from cogcalib_jax.evaluation.open_ended import OpenPredictions
-from cogcalib_jax.evaluation.option_score import (
+from cogcalib_jax.hf.adapter import read_lora_config
+from cogcalib_jax.hf.base_hash import read_calibration
+from cogcalib_jax.hf.weights import save_decoder
+from cogcalib_jax.inference.base_model import BaseModel, load_base_model, split_base
+from cogcalib_jax.inference.calibration_file import OPTIONS, start_of
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.inference.open_ended import OpenPredictions
+from cogcalib_jax.inference.option_score import (
     DEFAULT_OPTION_SCORE,
     OptionScore,
     stored_option_score,
 )
-from cogcalib_jax.evaluation.posthoc import STORED
-from cogcalib_jax.evaluation.predictions import UNKNOWN, Predictions
+from cogcalib_jax.inference.posthoc import STORED
+from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.stored_run import read_stored_run
-from cogcalib_jax.weights.base_hash import read_calibration
-from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
-from cogcalib_jax.weights.peft_adapter import read_lora_config
 
 
 class Answer(NamedTuple):

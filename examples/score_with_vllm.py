@@ -1,6 +1,6 @@
 """Score one's own questions on a vLLM server, with the confidences of the training run.
 
-    python -m cogcalib_jax.weights.merge --run runs/world-0/cols --out merged/
+    python -m cogcalib_jax.hf.merge --run runs/world-0/cols --out merged/
     vllm serve merged/
     python examples/score_with_vllm.py --calibration merged/calibration.json \\
         --questions FILE.jsonl --model merged/ [--url http://localhost:8000]
@@ -142,7 +142,7 @@ def require_merged_head(file, calibration):
     if touches and not merged:
         raise SystemExit(
             f"{file}: belongs to an unmerged adapter on lm_head, which vLLM leaves out of prompt"
-            " log-probabilities (vllm#51594); merge it (python -m cogcalib_jax.weights.merge) and"
+            " log-probabilities (vllm#51594); merge it (python -m cogcalib_jax.hf.merge) and"
             " give the merged folder's calibration.json"
         )
 

@@ -4,8 +4,8 @@ from functools import cache
 from pathlib import Path
 
 import cogcalib_jax as cc
+from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
 from tests.examples.scored import write_tokenizer
 from tests.models.small import one_device, small_decoder
 

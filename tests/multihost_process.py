@@ -28,11 +28,11 @@ from cogcalib_jax.distributed import (
     require_agreement,
     start_processes,
 )
-from cogcalib_jax.engine.checkpoint import leaf_checksums
 from cogcalib_jax.errors import UserError, run_main, telling_others
+from cogcalib_jax.hf import safetensors as safetensors_files
+from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
-from cogcalib_jax.weights import safetensors_files
-from cogcalib_jax.weights.hf_weights import load_decoder
+from cogcalib_jax.training.checkpoint import leaf_checksums
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world import WorldConfig, vocabulary
 from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
-from tests.engine.tiny import TINY
+from tests.inference.tiny import TINY
 from tests.models.small import small_decoder
 
 # A world of a few people, and random weights: what a step costs does not depend on what they know.

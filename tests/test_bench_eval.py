@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import bench
+from cogcalib_jax.bench.evaluation import work_of
 from cogcalib_jax.configlib import to_yaml
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.engine.flops import forward_flops
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.experiments.bench_eval import work_of
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.plan.flops import forward_flops
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.config import ModelConfig
-from tests.engine.tiny import TINY, questions
+from tests.inference.tiny import TINY, questions
 from tests.test_bench import WORLD, base  # noqa: F401  (a fixture)
 
 LORA = LoraConfig(target_modules=("q_proj",))

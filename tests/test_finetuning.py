@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cogcalib_jax as cc
-from tests.engine.quick import quick_compilation
+from tests.inference.quick import quick_compilation
 from tests.library import LORA, ONE, rows, task, write_base
 
 TRAINING = cc.TrainingConfig(

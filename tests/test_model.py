@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import cogcalib_jax as cc
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.weights.peft_adapter import adapter_hash
-from tests.engine.quick import quick_compilation
+from cogcalib_jax.hf.adapter import adapter_hash
+from cogcalib_jax.inference.predict import Predictor
 from tests.examples.scored import QUESTIONS, scored
+from tests.inference.quick import quick_compilation
 from tests.library import LORA, ONE, rows, task, write_base
 
 

@@ -10,12 +10,12 @@ import pytest
 import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.evaluation.open_answers import exact_match
-from cogcalib_jax.evaluation.open_results import from_json
-from cogcalib_jax.weights.hf_weights import save_decoder
-from tests.engine.quick import quick_compilation
-from tests.engine.tiny import TINY, tiny_decoder
-from tests.evaluation.open_rows import NAMES, VOCAB, save
+from cogcalib_jax.hf.weights import save_decoder
+from cogcalib_jax.inference.open_answers import exact_match
+from cogcalib_jax.inference.open_results import from_json
+from tests.inference.open_rows import NAMES, VOCAB, save
+from tests.inference.quick import quick_compilation
+from tests.inference.tiny import TINY, tiny_decoder
 from tests.training.small_trainer import lines
 
 PRESET = Path(__file__).resolve().parents[1] / "configs" / "own_questions.yaml"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.configlib import load_config
-from cogcalib_jax.experiments.suite import SuiteConfig, cells
+from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.hf_config import from_hf
+from cogcalib_jax.studies.suite import SuiteConfig, cells
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
@@ -108,7 +108,7 @@ def test_a_suite_plans_its_cells_and_leaves_its_questions_whole(file, tmp_path):
     planned = cells(suite, tmp_path)
     assert len(planned) == len(suite.conditions) * len(suite.seeds)
     text = header(file)
-    assert f"python -m cogcalib_jax.experiments configs/suites/{file.name}" in text
+    assert f"python -m cogcalib_jax.studies configs/suites/{file.name}" in text
     assert "Needs:" in text
     for cell in planned:
         # Their texts stand in the question, which is never cut (docs/tasks.md).

@@ -10,14 +10,14 @@ from safetensors.numpy import load_file, save_file
 
 import eval as eval_program
 import train
-from cogcalib_jax.engine import checkpoint
-from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.reporting.base_words import base_words
-from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.weights import merge
-from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files, tokenizer_key
-from tests.engine.quick import quick_compilation
+from cogcalib_jax.hf import merge
+from cogcalib_jax.hf.adapter_tokenizer import tokenizer_files, tokenizer_key
+from cogcalib_jax.report.base_words import base_words
+from cogcalib_jax.report.report import write_report
+from cogcalib_jax.training import checkpoint
+from cogcalib_jax.training.checkpoint import Checkpoints
+from tests.inference.quick import quick_compilation
 from tests.reliability.resumed import differences
 from tests.runs.small_base import WORLD, arguments, write_base
 from tests.training.small_trainer import Killed, lines

@@ -35,20 +35,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_test
-from cogcalib_jax.data.tokenization import encode_split
-from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.experiments.timing import interleave, median, paired_ratio
-from cogcalib_jax.reporting.tables import Table, as_text
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.models.parameters import FrozenModel
+from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.hf_weights import load_decoder
-from cogcalib_jax.weights.tokenizer import load_tokenizer
 
 WORKER = Path(__file__).with_name("lm_eval_worker.py")
 PROMPTS = ("letters", "cloze")
@@ -111,7 +111,7 @@ class Ours:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         decoder = load_decoder(model, dtype=jnp.float32, mesh=mesh)
         graphdef, self._lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-        self._parts = (SplitModel(graphdef, frozen), mesh, EvaluationConfig())
+        self._parts = (FrozenModel(graphdef, frozen), mesh, EvaluationConfig())
         self._tokenizer = load_tokenizer(model)
         self.load_s = time.perf_counter() - start
 

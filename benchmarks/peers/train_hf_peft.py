@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.bench.timing import RESAMPLES
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.experiments.timing import RESAMPLES
 from cogcalib_jax.runs.config import RunConfig
 
 AGREEING_STEPS = 4
@@ -46,12 +46,12 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     """Our step, jitted; the adapter it starts from is written for the peers."""
     import jax
 
-    from cogcalib_jax.engine.step import init_state
+    from cogcalib_jax.hf.adapter import save_adapter
     from cogcalib_jax.runs.assemble import assemble_model, make_trainable
     from cogcalib_jax.sharding import shard_batch
     from cogcalib_jax.training.loop import jit_step
     from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from cogcalib_jax.weights.peft_adapter import save_adapter
+    from cogcalib_jax.training.step import init_state
 
     assembled = assemble_model(config, config.lora, config.model.path)
     save_adapter(adapter, assembled.decoder, config.lora, config.model.path)

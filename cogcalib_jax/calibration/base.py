@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.metrics.rows import (
+from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     InvalidRows,

@@ -17,7 +17,7 @@ from cogcalib_jax.calibration.base import (
 )
 from cogcalib_jax.calibration.nll import best_temperature, log_softmax, minimise_nll, softmax
 from cogcalib_jax.calibration.scaling import require_temperature
-from cogcalib_jax.metrics.rows import FloatArray
+from cogcalib_jax.metrics.checks import FloatArray
 
 # A prior of 0 has no logarithm; nor has an option that no fitted row had.
 _TINY = np.finfo(np.float64).tiny

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
 from cogcalib_jax.calibration.base import OptionRows, refuse_without_mistake
-from cogcalib_jax.metrics.rows import FloatArray
+from cogcalib_jax.metrics.checks import FloatArray
 
 # log-temperatures: 1/100 to 100.
 LOG_RANGE = np.log(100.0)

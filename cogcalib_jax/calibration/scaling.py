@@ -13,7 +13,7 @@ from cogcalib_jax.calibration.nll import (
     softmax,
 )
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.metrics.rows import FloatArray
+from cogcalib_jax.metrics.checks import FloatArray
 
 # The bounded search stops this close to an end, in log T.
 AT_BOUND = 1e-3

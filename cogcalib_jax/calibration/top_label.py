@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression, minimize
 from cogcalib_jax.calibration.base import Calibrator, OptionRows, register_calibrator
 from cogcalib_jax.calibration.nll import log_softmax, softmax
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.metrics.rows import FloatArray, InvalidRows, check_correct
+from cogcalib_jax.metrics.checks import FloatArray, InvalidRows, check_correct
 
 # float32 log-probabilities are rounded by about 1e-7: nearer to certainty is noise.
 _LARGEST_LOG = -1e-7

@@ -31,8 +31,8 @@ COMMANDS = {
     "score": Command("cogcalib_jax.cli.evaluate", "score", "score a file of predictions"),
     "bench": Command("cogcalib_jax.cli.bench", "main", "time training, evaluation and loading"),
     "plan": Command("cogcalib_jax.cli.bench", "plan", "compile a step for absent devices"),
-    "merge": Command("cogcalib_jax.weights.merge", "main", "merge an adapter into its base"),
-    "study": Command("cogcalib_jax.experiments.__main__", "main", "run a suite of runs, or tune"),
+    "merge": Command("cogcalib_jax.hf.merge", "main", "merge an adapter into its base"),
+    "study": Command("cogcalib_jax.studies.__main__", "main", "run a suite of runs, or tune"),
 }
 EXAMPLES = """\
   cogcalib train --config world

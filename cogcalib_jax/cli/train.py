@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 def _train(config: RunConfig, name: str, argv: list[str]) -> None:
     # Imported here: they bring JAX, which help and a refused option need not wait for.
     from cogcalib_jax.distributed import from_main, is_main
-    from cogcalib_jax.reporting.report import write_report
+    from cogcalib_jax.report.report import write_report
     from cogcalib_jax.runs.dry_run import dry_run_training
     from cogcalib_jax.runs.folder import resumable
     from cogcalib_jax.runs.train import train_run

@@ -8,9 +8,9 @@ from typing import Literal
 from cogcalib_jax.configlib import FieldError, check, often, setting
 from cogcalib_jax.data.answers import Way
 from cogcalib_jax.data.columns import parse_columns
+from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
-from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
@@ -26,7 +26,7 @@ class DataConfig:
     """The task, its rows, its splits and its prompts."""
 
     task: str = often("world")
-    """Name of a task in the registry (cogcalib_jax/data/registry.py)."""
+    """Name of a task in the registry (cogcalib_jax/data/known_tasks.py)."""
     path: str | None = often(None, place=True)
     """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
     columns: tuple[str, ...] | None = often(None)

@@ -12,10 +12,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import prompt_prefix
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.repeats import question_key
 from cogcalib_jax.data.tasks.fields import fold_case
-from cogcalib_jax.data.tokenization import prompt_prefix
 
 # What separates prompt and completion, and line ends, in a text shown to a person.
 BORDER = "▶"

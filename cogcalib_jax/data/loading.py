@@ -8,9 +8,9 @@ from cogcalib_jax.data import sources
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
 from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.known_tasks import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.protocols import published
 from cogcalib_jax.data.reading import folder_files, read_line
-from cogcalib_jax.data.registry import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.repeats import question_clusters, repeats_note
 from cogcalib_jax.data.split_files import split_files
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits

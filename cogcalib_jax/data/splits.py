@@ -23,7 +23,7 @@ import numpy as np
 
 from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
 from cogcalib_jax.data.example import Example, Splits
-from cogcalib_jax.data.registry import TASKS, RowTask
+from cogcalib_jax.data.known_tasks import TASKS, RowTask
 from cogcalib_jax.data.repeats import question_clusters, question_key, repeats_note
 from cogcalib_jax.data.tasks.fields import fold_case
 from cogcalib_jax.errors import UserError

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import CHAT, DataConfig
+from cogcalib_jax.data.encoding import template_of
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.sources import Stored, stored_rows
-from cogcalib_jax.data.tokenization import template_of
 from cogcalib_jax.errors import UserError
 
 IN_MEMORY = "rows in memory"

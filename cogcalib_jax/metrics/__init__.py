@@ -8,6 +8,7 @@ Shapes, everywhere: confidence [rows] in [0, 1]; correct [rows] of 0 and 1; opti
 options of each row [rows]; answers [rows] option indices. Bad rows raise `InvalidRows`.
 """
 
+from cogcalib_jax.metrics.bootstrap import bootstrap_intervals
 from cogcalib_jax.metrics.calibration import (
     NoiseFloor,
     ReliabilityBins,
@@ -21,6 +22,7 @@ from cogcalib_jax.metrics.calibration import (
     mce,
     reliability_bins,
 )
+from cogcalib_jax.metrics.checks import InvalidRows
 from cogcalib_jax.metrics.ranking import (
     RiskCoverage,
     Roc,
@@ -30,8 +32,6 @@ from cogcalib_jax.metrics.ranking import (
     risk_coverage,
     roc,
 )
-from cogcalib_jax.metrics.resampling import bootstrap_intervals
-from cogcalib_jax.metrics.rows import InvalidRows
 from cogcalib_jax.metrics.scores import (
     TopLabel,
     accuracy,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cogcalib_jax.metrics.rows import (
+from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     InvalidRows,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cogcalib_jax.metrics.calibration import ece_noise_floor
-from cogcalib_jax.metrics.rows import FloatArray
+from cogcalib_jax.metrics.checks import FloatArray
 
 # z(0.975) + z(0.8): a two-sided test at 5 % finds a difference of this many standard errors in 80 %
 # of all cases.

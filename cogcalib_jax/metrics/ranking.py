@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cogcalib_jax.metrics.resampling import sorted_for_auroc, weighted_auroc
-from cogcalib_jax.metrics.rows import (
+from cogcalib_jax.metrics.bootstrap import sorted_for_auroc, weighted_auroc
+from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     InvalidRows,

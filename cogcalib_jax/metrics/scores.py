@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cogcalib_jax.metrics.rows import (
+from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     check_correct,

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cogcalib_jax.metrics.bootstrap import bootstrap_intervals
 from cogcalib_jax.metrics.calibration import (
     ece,
     ece_classwise,
@@ -14,15 +15,14 @@ from cogcalib_jax.metrics.calibration import (
     ece_smooth,
     mce,
 )
-from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
-from cogcalib_jax.metrics.resampling import bootstrap_intervals
-from cogcalib_jax.metrics.rows import (
+from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     check_confidence,
     check_options,
     cluster_numbers,
 )
+from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
 from cogcalib_jax.metrics.scores import (
     accuracy,
     brier_per_row,

@@ -6,13 +6,14 @@ Shapes first, then shardings, then arrays: no parameter exists on one device bef
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.lora_config import LoraConfig, UncertainLora
@@ -224,3 +225,25 @@ def _initialise(
         return nnx.state(Decoder(config, lora=lora, dtype=dtype, rngs=rngs), wanted)
 
     return jax.jit(build, out_shardings=shardings)(jax.random.key(seed))
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A decoder taken apart: its structure, and the arrays that never change."""
+
+    graphdef: nnx.GraphDef
+    frozen: nnx.State
+
+    def merge(self, lora: nnx.State) -> Decoder:
+        return nnx.merge(self.graphdef, lora, self.frozen)
+
+
+def split_model(decoder: Decoder) -> tuple[FrozenModel, nnx.State]:
+    """Decoder -> (structure and frozen base, LoRA parameters).
+
+    LoRAParam is a kind of Param: it must be filtered first, or everything would be trained.
+    """
+    graphdef, lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    if not jax.tree.leaves(lora):
+        raise UserError("model: it has no LoRA parameters, so there is nothing to train")
+    return FrozenModel(graphdef, frozen), lora

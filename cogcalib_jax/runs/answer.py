@@ -14,18 +14,20 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
 from cogcalib_jax.console import say, warn
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_shots, load_splits
 from cogcalib_jax.data.questions import Question, load_questions
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
-from cogcalib_jax.evaluation.calibration_file import WHY_NONE
-from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
-from cogcalib_jax.evaluation.posthoc import stored_calibrator, stored_temperature
-from cogcalib_jax.evaluation.predictions import Predictions
 from cogcalib_jax.files import whole_file
+from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.inference.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
+from cogcalib_jax.inference.calibration_file import WHY_NONE
+from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.metrics import top_label
-from cogcalib_jax.reporting.words import TEXT_WIDTH, count, percent
+from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
 from cogcalib_jax.runs.calibrators import (
     ModelCalibrator,
     asked_calibrator,
@@ -36,8 +38,6 @@ from cogcalib_jax.runs.eval_config import EvalConfig, settled_option_score
 from cogcalib_jax.runs.evaluate import load, predict_function
 from cogcalib_jax.runs.evaluated import evaluated_models
 from cogcalib_jax.runs.results import Predict, require_numbers
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
 
 
 def answer_questions(config: EvalConfig) -> str:

@@ -14,24 +14,23 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.configlib import identity, to_dict
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
-from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.distributed import require_agreement, start_processes
-from cogcalib_jax.engine.step import SplitModel, split_model
-from cogcalib_jax.evaluation.base_model import load_on_mesh
+from cogcalib_jax.hf.adapter import read_lora_config
+from cogcalib_jax.inference.base_model import load_on_mesh
 from cogcalib_jax.machines import DistributedConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.parameters import abstract_decoder, random_lora
+from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, random_lora, split_model
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.training.phase import AnchorRows, Trainable
 from cogcalib_jax.training.pretrain import ensure_base
 from cogcalib_jax.training.pretrain_config import PretrainConfig
-from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.peft_adapter import read_lora_config
+from cogcalib_jax.training.state import AnchorRows, Trainable
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -118,7 +117,7 @@ class Assembled:
     """A model on its devices, taken apart for training."""
 
     mesh: Mesh
-    model: SplitModel
+    model: FrozenModel
     lora: nnx.State
 
     @property

@@ -11,16 +11,16 @@ from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.calibration_file import OPTIONS, START_HASH, WHY_NONE, how_asked
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.evaluation.open_ended import Answers
-from cogcalib_jax.evaluation.open_results import fit_calibrators, to_json
-from cogcalib_jax.evaluation.posthoc import STORED, fit_calibrator, fit_temperature
-from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.hf.adapter import adapter_hash
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE
+from cogcalib_jax.inference.calibration_file import OPTIONS, START_HASH, WHY_NONE, how_asked
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.open_ended import Answers
+from cogcalib_jax.inference.open_results import fit_calibrators, to_json
+from cogcalib_jax.inference.posthoc import STORED, fit_calibrator, fit_temperature
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
-from cogcalib_jax.weights.peft_adapter import adapter_hash
 
 NO_OPTIONS = (
     "open questions have no options, whose scores a temperature would divide; Platt scaling and the"

@@ -9,25 +9,25 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.calibration_file import ADAPTER_HASH, OPTIONS, start_of
-from cogcalib_jax.evaluation.config import DEFAULT_CALIBRATOR, EvaluationConfig
-from cogcalib_jax.evaluation.option_score import OptionScore, stored_option_score
-from cogcalib_jax.evaluation.posthoc import (
+from cogcalib_jax.hf.adapter import adapter_hash
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.inference.calibration_file import ADAPTER_HASH, OPTIONS, start_of
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
+from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.posthoc import (
     fit_calibrator,
     stored_calibrator,
     with_calibrator,
     with_start,
 )
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.reporting.words import count
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.report.text import count
 from cogcalib_jax.runs.eval_config import STORED, EvalConfig
 from cogcalib_jax.runs.evaluated import Evaluated
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.peft_adapter import adapter_hash
 
 FILE = "calibrator.json"
 """The file of the calibrator that an evaluation fitted or read."""

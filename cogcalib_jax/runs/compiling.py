@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from cogcalib_jax.data.batching import length_buckets
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
-from cogcalib_jax.engine.options import packed_logprobs
-from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.engine.step import SplitModel
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.open_ended import MAX_BUCKETS
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.open_ended import MAX_BUCKETS
+from cogcalib_jax.inference.options import packed_logprobs
+from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
 
 # An update takes this many times as long to compile as a pass that scores: 3 to 5 with the base of
@@ -51,7 +51,7 @@ class Programs(NamedTuple):
 
 
 def compile_seconds(
-    model: SplitModel,
+    model: FrozenModel,
     lora: nnx.State,
     mesh: Mesh,
     evaluation: EvaluationConfig,

@@ -24,20 +24,20 @@ from cogcalib_jax.configlib import (
 )
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.registry import TASKS, MadeTask
-from cogcalib_jax.engine.config import CheckpointConfig, require_same_identity
+from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, stored_config
+from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.pretrain_config import PretrainConfig
-from cogcalib_jax.weights.config import ModelConfig
 
 PROGRAM = "train.py"
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.packing import packed_batches
-from cogcalib_jax.engine.memory import Memory, device_limit, scoring_memory
-from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.context import check_context
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.subgroups import question_fields, require_fields
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.plan.memory import Memory, device_limit, scoring_memory
+from cogcalib_jax.plan.plan import BatchShape
 from cogcalib_jax.runs.compiling import Programs, compile_seconds, scoring_programs
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_report import (

@@ -12,15 +12,15 @@ from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.repeats import question_clusters, repeats_note
-from cogcalib_jax.engine.memory import Memory
 from cogcalib_jax.metrics.power import (
     NARROW,
     detectable_accuracy_difference,
     detectable_mean_difference,
     expected_noise_floor,
 )
-from cogcalib_jax.reporting.tables import Table, as_text
-from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.plan.memory import Memory
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.text import count, percent
 from cogcalib_jax.runs.compiling import Programs
 from cogcalib_jax.runs.workload import Rates, Work
 

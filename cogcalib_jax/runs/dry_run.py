@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.memory import device_limit, update_memory
-from cogcalib_jax.engine.plan import BatchShape
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.registries import GATES
-from cogcalib_jax.reporting.words import count, percent
+from cogcalib_jax.plan.memory import device_limit, update_memory
+from cogcalib_jax.plan.plan import BatchShape
+from cogcalib_jax.report.text import count, percent
 from cogcalib_jax.runs.assemble import (
     with_own_lora,
 )

@@ -19,22 +19,22 @@ from cogcalib_jax.configlib import (
 )
 from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.registry import TASKS
-from cogcalib_jax.engine.config import require_same_identity
+from cogcalib_jax.data.known_tasks import TASKS
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig, check_calibrator
-from cogcalib_jax.evaluation.option_score import (
+from cogcalib_jax.hf.base_hash import read_calibration
+from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
+from cogcalib_jax.inference.option_score import (
     DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
     OptionScore,
     stored_option_score,
 )
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.stored import read_config, stored_config
 from cogcalib_jax.runs.trained_run import method_folders, read_trained_run
-from cogcalib_jax.weights.base_hash import read_calibration
-from cogcalib_jax.weights.config import ModelConfig
+from cogcalib_jax.training.checkpoint_config import require_same_identity
 
 STORED = "stored"
 """Stands for the calibrator that an adapter's calibration.json holds."""

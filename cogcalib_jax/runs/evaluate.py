@@ -10,21 +10,23 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.configlib import with_places_of
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.base_model import load_on_mesh
-from cogcalib_jax.evaluation.context import check_context
-from cogcalib_jax.evaluation.evaluate import data_hash, write_json
-from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
-from cogcalib_jax.evaluation.subgroups import question_fields, require_fields
+from cogcalib_jax.hf.adapter import load_adapter
+from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.inference.base_model import load_on_mesh
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.evaluate import data_hash, write_json
+from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.inference.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.runs.assemble import with_processes
 from cogcalib_jax.runs.calibrators import (
     FILE,
@@ -65,8 +67,6 @@ from cogcalib_jax.runs.results import (
 )
 from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
-from cogcalib_jax.weights.peft_adapter import load_adapter
 
 PROGRAM = "eval.py"
 COMPARISON = "comparison.json"
@@ -222,7 +222,7 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(model.base))
     decoder = load_on_mesh(settings, mesh, model.lora, None, config.seed)
     graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-    split = SplitModel(graphdef, frozen)
+    split = FrozenModel(graphdef, frozen)
     predictor = Predictor(split, mesh, config.evaluation, rule)
     context = decoder.config.max_position_embeddings
     for text in check_context(context, sets, config.evaluation.open.max_new_tokens):

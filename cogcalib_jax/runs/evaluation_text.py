@@ -6,16 +6,16 @@ import textwrap
 from pathlib import Path
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.evaluation.posthoc import stored_calibrator, stored_temperature
-from cogcalib_jax.reporting.evaluations import COMPARISON, results_text, write_comparison
-from cogcalib_jax.reporting.names import best_epoch_of, long_name
-from cogcalib_jax.reporting.words import TEXT_WIDTH, count
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE
+from cogcalib_jax.hf.foreign import read_object
+from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
+from cogcalib_jax.report.evaluations import COMPARISON, results_text, write_comparison
+from cogcalib_jax.report.names import best_epoch_of, long_name
+from cogcalib_jax.report.text import TEXT_WIDTH, count
 from cogcalib_jax.runs.calibrators import FILE as CALIBRATOR
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig
 from cogcalib_jax.runs.results import FILE, read_results
 from cogcalib_jax.runs.trained_run import read_trained_run
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE
-from cogcalib_jax.weights.foreign import read_object
 
 
 def evaluation_text(config: EvalConfig, folder: Path) -> str:

@@ -15,6 +15,8 @@ from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import lock_file, named, write_whole
+from cogcalib_jax.hf.folders import SUFFIX
+from cogcalib_jax.hf.foreign import damage
 from cogcalib_jax.preemption import Interrupted, Preempted
 from cogcalib_jax.runs.stored import (
     COMMAND_FILE,
@@ -23,8 +25,6 @@ from cogcalib_jax.runs.stored import (
     choose,
     require_empty,
 )
-from cogcalib_jax.weights.folders import SUFFIX
-from cogcalib_jax.weights.foreign import damage
 
 # File systems that have no locks say so with one of these.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.engine.manifest import MANIFEST, DamageError, read_manifest
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import write_json
+from cogcalib_jax.hf.adapter import WEIGHTS_FILE
+from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.foreign import read_object
+from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.stored import INPUTS_FILE
-from cogcalib_jax.weights.base_hash import base_hash
-from cogcalib_jax.weights.foreign import read_object
-from cogcalib_jax.weights.hub import model_folder
-from cogcalib_jax.weights.peft_adapter import WEIGHTS_FILE
+from cogcalib_jax.training.manifest import MANIFEST, DamageError, read_manifest
 
 
 def hash_inputs(config: RunConfig, base: str | Path, data: Mapping[str, str]) -> dict[str, Any]:

@@ -13,19 +13,23 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.evaluation.calibration_file import START, WHY_NONE
-from cogcalib_jax.evaluation.open_ended import Answers
-from cogcalib_jax.evaluation.posthoc import (
+from cogcalib_jax.hf.adapter import save_adapter
+from cogcalib_jax.hf.adapter_card import write_card
+from cogcalib_jax.hf.adapter_tokenizer import copy_tokenizer
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.inference.calibration_file import START, WHY_NONE
+from cogcalib_jax.inference.open_ended import Answers
+from cogcalib_jax.inference.posthoc import (
     stored_calibrator,
     stored_temperature,
     with_calibrator,
     with_start,
 )
-from cogcalib_jax.evaluation.predictions import Predictions, write_rows
-from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
+from cogcalib_jax.inference.predictions import Predictions, write_rows
+from cogcalib_jax.inference.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
-from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
-from cogcalib_jax.reporting.words import count
+from cogcalib_jax.report.recommendation import VALIDATION_FILE
+from cogcalib_jax.report.text import count
 from cogcalib_jax.runs.assemble import Assembled
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
@@ -35,10 +39,6 @@ from cogcalib_jax.runs.results import Predict, has_results, read_results, write_
 from cogcalib_jax.runs.tracking import tracked
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.training.validation import Belief, options_belief
-from cogcalib_jax.weights.adapter_card import write_card
-from cogcalib_jax.weights.adapter_tokenizer import copy_tokenizer
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.peft_adapter import save_adapter
 
 
 @dataclass(frozen=True)

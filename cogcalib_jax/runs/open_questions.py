@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.engine.step import SplitModel
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.evaluation.open_results import Calibrators, calibrated, from_json
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.weights.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.weights.foreign import damage
+from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.inference.open_results import Calibrators, calibrated, from_json
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.models.parameters import FrozenModel
 
 NO_CALIBRATORS = Calibrators(
     notes=("no confidences platt and isotonic: no calibration split was answered with this model",)
@@ -26,7 +26,7 @@ NO_CALIBRATORS = Calibrators(
 
 
 def open_predictor(
-    model: SplitModel,
+    model: FrozenModel,
     predictor: Predictor,
     evaluation: EvaluationConfig,
     data: DataConfig,

@@ -10,9 +10,9 @@ from flax import nnx
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.evaluation.option_choice import Choice, choose_option_score
-from cogcalib_jax.evaluation.option_score import OptionScore
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.option_choice import Choice, choose_option_score
+from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.runs.stored import CHOICE_FILE, read_choice
 from cogcalib_jax.training.finetune import Trainer
 

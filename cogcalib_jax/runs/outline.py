@@ -13,16 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
-from cogcalib_jax.engine.step import SplitModel
+from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.parameters import abstract_decoder
+from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder
 from cogcalib_jax.models.placement import require_cut
 from cogcalib_jax.training.pretrain import CONTEXT, base_architecture, base_place, corpus_ids
 from cogcalib_jax.training.pretrain_config import PretrainConfig
-from cogcalib_jax.weights.adapter_tokenizer import load_base_tokenizer
-from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_config import read_config
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Outline:
     corpus: list[list[int]] | None = None
     """token ids of the world that a run would pretrain it on first; None where it is there"""
 
-    def model(self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh) -> SplitModel:
+    def model(self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh) -> FrozenModel:
         """Its structure with an adapter, and shapes in place of arrays."""
         return self.parts(lora, config, mesh)[0]
 
     def parts(
         self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh
-    ) -> tuple[SplitModel, nnx.State]:
+    ) -> tuple[FrozenModel, nnx.State]:
         """The structure with an adapter, and the adapter's parameters, as shapes without arrays.
 
         Raises UserError as loading does for a mesh that cannot cut it, and an attention kernel
@@ -54,7 +53,7 @@ class Outline:
             self.config, lora, config.jax_dtype(mesh), mesh, attention=config.attention
         )
         adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
-        return SplitModel(graphdef, frozen), adapter
+        return FrozenModel(graphdef, frozen), adapter
 
 
 def outline_base(

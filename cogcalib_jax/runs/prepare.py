@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, require_agreement
-from cogcalib_jax.evaluation.context import check_context
-from cogcalib_jax.evaluation.evaluate import data_hash
-from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE
-from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.evaluate import data_hash
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
+from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.anchors import load_anchors
 from cogcalib_jax.runs.assemble import (
@@ -36,7 +36,7 @@ from cogcalib_jax.runs.tracking import require_trackers
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.state import Trainable
 
 
 @dataclass(frozen=True)

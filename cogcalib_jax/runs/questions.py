@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.runs.assemble import extra_examples
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig

@@ -10,15 +10,15 @@ import numpy as np
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.reporting.names import BASE, COMMONEST, best_epoch_of, is_tempered
-from cogcalib_jax.reporting.recommendation import (
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.metrics.significance import paired_difference
+from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, is_tempered
+from cogcalib_jax.report.recommendation import (
     RECOMMENDED_FILE,
     VALIDATION_FILE,
     read_validation_nll,
 )
 from cogcalib_jax.runs.method_run import Run
-from cogcalib_jax.significance import paired_difference
 
 
 def recommend(run: Run, candidates: Sequence[str]) -> None:

@@ -15,16 +15,16 @@ from cogcalib_jax.configlib import command_line
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.protocols import CLEAN
-from cogcalib_jax.data.registry import TASKS, MadeTask
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.evaluation.commonest import commonest_answer, counted_by
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.evaluation.open_results import fit_calibrators
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.reporting.base_words import BASE_FILE, LETTERS, OPEN, TEXTS, base_words, read_base
-from cogcalib_jax.reporting.names import BASE, COMMONEST
-from cogcalib_jax.reporting.recommendation import VALIDATION_FILE
+from cogcalib_jax.inference.commonest import commonest_answer, counted_by
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.open_results import fit_calibrators
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.report.base_words import BASE_FILE, LETTERS, OPEN, TEXTS, base_words, read_base
+from cogcalib_jax.report.names import BASE, COMMONEST
+from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.runs.method_run import Run, score, write_answers
 from cogcalib_jax.runs.open_questions import answering
 from cogcalib_jax.runs.results import require_numbers

@@ -13,18 +13,18 @@ import numpy as np
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.repeats import question_clusters
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.evaluate import data_hash, provenance, task_metrics, write_json
-from cogcalib_jax.evaluation.open_ended import OpenPredictions
-from cogcalib_jax.evaluation.open_results import MAIN, open_metrics, write_open_predictions
-from cogcalib_jax.evaluation.predictions import Predictions, write_predictions
-from cogcalib_jax.evaluation.scored_rows import ConfidenceRows
-from cogcalib_jax.evaluation.subgroups import question_fields, subgroups
+from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.inference.open_ended import OpenPredictions
+from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_predictions
+from cogcalib_jax.inference.predictions import Predictions, write_predictions
+from cogcalib_jax.inference.scored_rows import ConfidenceRows
+from cogcalib_jax.inference.subgroups import question_fields, subgroups
 from cogcalib_jax.metrics import summarize
-from cogcalib_jax.training.faults import listed
-from cogcalib_jax.weights.foreign import damage
+from cogcalib_jax.training.checkpoint_config import require_same_identity
+from cogcalib_jax.training.nonfinite import listed
 
 FILE = "eval.json"
 PARTIAL = "eval.partial.json"

@@ -16,16 +16,15 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.baselines.kfac import NoPosterior
+from cogcalib_jax.baselines.laplace import LaplacePredictor, fit
+from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.configlib import identity, style_identity
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.evaluation.kronecker import NoPosterior
-from cogcalib_jax.evaluation.laplace import LaplacePredictor, fit
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.evaluation.sampling import DropoutPredictor, EnsemblePredictor
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.lora import with_dropout
-from cogcalib_jax.models.parameters import with_uncertainty
+from cogcalib_jax.models.parameters import split_model, with_uncertainty
 from cogcalib_jax.runs.assemble import first_lora, say
 from cogcalib_jax.runs.config import MC_DROPOUT
 from cogcalib_jax.runs.folder import write_config

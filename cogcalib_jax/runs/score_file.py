@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.evaluate import provenance, write_json
-from cogcalib_jax.evaluation.scored_rows import read_scored
-from cogcalib_jax.evaluation.subgroups import require_fields, subgroups
+from cogcalib_jax.hf.foreign import is_plain_name
+from cogcalib_jax.inference.evaluate import provenance, write_json
+from cogcalib_jax.inference.scored_rows import read_scored
+from cogcalib_jax.inference.subgroups import require_fields, subgroups
 from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.eval_config import EvalConfig
 from cogcalib_jax.runs.folder import (
@@ -20,7 +21,6 @@ from cogcalib_jax.runs.folder import (
     write_config,
 )
 from cogcalib_jax.runs.results import FILE
-from cogcalib_jax.weights.foreign import is_plain_name
 
 
 @holding_locks()

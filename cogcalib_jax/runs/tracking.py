@@ -14,6 +14,7 @@ from typing import Any
 
 from cogcalib_jax.configlib import identity
 from cogcalib_jax.distributed import is_main
+from cogcalib_jax.hf.download import public_name
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.training.callbacks import StartInfo, told
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer
@@ -25,7 +26,6 @@ from cogcalib_jax.training.trackers import (
     Tracker,
     WandbTracker,
 )
-from cogcalib_jax.weights.hub import public_name
 
 PROJECT = "cogcalib_jax"
 # Of the config, what says nothing of a method.

@@ -16,10 +16,11 @@ from flax import nnx
 from cogcalib_jax.configlib import style_identity, with_places_of
 from cogcalib_jax.console import say
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.evaluation.evaluate import write_json
-from cogcalib_jax.reporting.names import best_epoch_of, tempered
-from cogcalib_jax.reporting.recommendation import THE_RUN
-from cogcalib_jax.reporting.records import TEMPERED
+from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.report.load_run import TEMPERED
+from cogcalib_jax.report.names import best_epoch_of, tempered
+from cogcalib_jax.report.recommendation import THE_RUN
 from cogcalib_jax.runs.assemble import with_processes
 from cogcalib_jax.runs.config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
 from cogcalib_jax.runs.folder import (
@@ -47,7 +48,6 @@ from cogcalib_jax.runs.sampling import sampling_rows
 from cogcalib_jax.runs.stored import resume_command
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, style_phase
-from cogcalib_jax.weights.folders import whole_folder
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.context import check_context
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.context import check_context
 from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.registries import GATES

@@ -15,12 +15,12 @@ from flax import nnx
 
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import Encoded, EncodedSplit
-from cogcalib_jax.engine.forward import example_losses
-from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.open_ended import OpenPredictor
-from cogcalib_jax.evaluation.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.forward import example_losses
+from cogcalib_jax.inference.open_ended import OpenPredictor
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gates import ThresholdFit
 from cogcalib_jax.method.registries import GATES
@@ -29,9 +29,9 @@ from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
 from cogcalib_jax.training.optimizer import learning_rate_schedule
-from cogcalib_jax.training.phase import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.refit import example_nll, refit
 from cogcalib_jax.training.start import start_beliefs, with_start
+from cogcalib_jax.training.state import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,

@@ -21,18 +21,18 @@ from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prefetch import prefetch
 from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream
-from cogcalib_jax.engine.step import (
+from cogcalib_jax.preemption import Preempted, held_back, requested
+from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
+from cogcalib_jax.training.callbacks import CheckpointInfo
+from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.state import AnchorRows, Phase, Progress, Trainable
+from cogcalib_jax.training.step import (
     StepFunction,
     StepMetrics,
     jit_train_step,
     make_train_step,
     state_shardings,
 )
-from cogcalib_jax.preemption import Preempted, held_back, requested
-from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
-from cogcalib_jax.training.callbacks import CheckpointInfo
-from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.phase import AnchorRows, Phase, Progress, Trainable
 from cogcalib_jax.training.step_log import StepLog
 from cogcalib_jax.training.stopping import several, stop_after_phase, stop_after_update
 

@@ -27,12 +27,12 @@ from cogcalib_jax.data.world import World, WorldConfig, build_world, vocabulary
 from cogcalib_jax.data.world_tokenizer import BOS, EOS, build_tokenizer, save_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import user_cache
+from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import random_decoder
 from cogcalib_jax.sharding import make_mesh, shard_batch
 from cogcalib_jax.training.pretrain_config import PretrainConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
 
 # Rows are padded to a multiple of this: at 4, statements (up to 8 tokens) and questions (up to 12)
 # make two shapes, so two compilations, and an eighth of the tokens is padding.

@@ -9,10 +9,10 @@ from flax import nnx
 
 from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.data.example import Encoded, EncodedSplit
-from cogcalib_jax.engine.passes import SplitPass
-from cogcalib_jax.evaluation.open_ended import OpenPredictor
+from cogcalib_jax.inference.open_ended import OpenPredictor
+from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
-from cogcalib_jax.training.faults import require_finite
+from cogcalib_jax.training.nonfinite import require_finite
 
 
 def example_nll(

@@ -24,12 +24,12 @@ from cogcalib_jax.data.batching import (
     question_batches,
 )
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.engine.forward import start_belief
-from cogcalib_jax.engine.passes import SplitPass
+from cogcalib_jax.inference.forward import start_belief
+from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.config import Space
 from cogcalib_jax.method.method import Method
 from cogcalib_jax.method.terms import Term
-from cogcalib_jax.training.phase import AnchorRows, Trainable
+from cogcalib_jax.training.state import AnchorRows, Trainable
 
 # Above this many bytes the arrays lie in files that are mapped into memory.
 IN_MEMORY = 4 * 2**30

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from cogcalib_jax.console import AnyBar
-from cogcalib_jax.engine.step import StepFaults, StepMetrics
 from cogcalib_jax.training.callbacks import Callback, StepInfo
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.faults import broken_update, require_tolerable
 from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.phase import Phase
+from cogcalib_jax.training.nonfinite import broken_update, require_tolerable
+from cogcalib_jax.training.state import Phase
+from cogcalib_jax.training.step import StepFaults, StepMetrics
 
 
 def step_info(line: Mapping[str, Any]) -> StepInfo:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from cogcalib_jax.engine.checkpoint import Checkpoints
-from cogcalib_jax.engine.config import CheckpointConfig
+from cogcalib_jax.training.checkpoint import Checkpoints
+from cogcalib_jax.training.checkpoint_config import CheckpointConfig
 from cogcalib_jax.training.journal import Journal, MemoryJournal
 
 

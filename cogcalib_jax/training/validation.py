@@ -14,7 +14,7 @@ import numpy as np
 
 from cogcalib_jax import metrics
 from cogcalib_jax.data.example import Encoded
-from cogcalib_jax.evaluation.predictions import Predictions
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.training.journal import Journal
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.experiments.detector_report import MadeBy, write_results
-from cogcalib_jax.experiments.detector_results import PROVENANCE
-from cogcalib_jax.reporting.report import write_report
-from cogcalib_jax.reporting.study import study_findings
-from cogcalib_jax.reporting.suite_report import write_suite_report
-from tests.experiments.watched import write_watched
-from tests.reporting.synthetic import (
+from cogcalib_jax.report.report import write_report
+from cogcalib_jax.studies.detector_report import MadeBy, write_results
+from cogcalib_jax.studies.detector_results import PROVENANCE
+from cogcalib_jax.studies.page import write_suite_report
+from cogcalib_jax.studies.study_tables import study_findings
+from tests.report.synthetic import (
     option_probs,
     write_comparison,
     write_config,
@@ -25,6 +24,7 @@ from tests.reporting.synthetic import (
     write_study,
     write_training,
 )
+from tests.studies.watched import write_watched
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
 

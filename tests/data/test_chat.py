@@ -3,10 +3,10 @@
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import answer_stop, encode_split
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.tokenization import answer_stop, encode_split
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.weights.tokenizer import load_tokenizer
+from cogcalib_jax.hf.tokenizer import load_tokenizer
 from tests.data.chats import (
     ALWAYS_THINKING,
     BOS,

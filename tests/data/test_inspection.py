@@ -3,6 +3,7 @@
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.inspection import (
     Overlap,
@@ -16,9 +17,8 @@ from cogcalib_jax.data.inspection import (
     repeated,
     show_cut,
 )
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.data.world_tokenizer import save_tokenizer, tokenizer_in_memory
-from cogcalib_jax.weights.tokenizer import load_tokenizer
+from cogcalib_jax.hf.tokenizer import load_tokenizer
 from tests.runs.small_base import WORLD
 
 PLAYS = ("banjo", "cello", "drums", "flute")

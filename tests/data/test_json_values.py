@@ -13,7 +13,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.loading import load_test
-from cogcalib_jax.evaluation.predictions import write_rows
+from cogcalib_jax.inference.predictions import write_rows
 from tests.data.shapes import FIRST
 
 DAY = datetime(2026, 3, 4, 5, 6, 7)

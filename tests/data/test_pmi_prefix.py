@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cogcalib_jax.data.encoding import pmi_prefix
 from cogcalib_jax.data.prompts import PROMPTS
-from cogcalib_jax.data.tokenization import pmi_prefix
-from cogcalib_jax.weights.tokenizer import load_tokenizer
-from tests.data.test_tokenization import byte_level, encode, example, word_level
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from tests.data.test_encoding import byte_level, encode, example, word_level
 
 TOKENIZERS = Path(__file__).parents[2].parent / "shared" / "realdata" / "tokenizers"
 BEFORE_ANSWER = {"letters": "Answer:", "cloze": "", "qa": "Answer:"}

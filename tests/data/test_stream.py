@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.stream import AnchorStream, TrainStream
-from cogcalib_jax.data.tokenization import encode_split
-from cogcalib_jax.weights.tokenizer import load_tokenizer
+from cogcalib_jax.hf.tokenizer import load_tokenizer
 
 
 def split_of(prompt_lengths):

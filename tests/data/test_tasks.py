@@ -6,7 +6,7 @@ import pytest
 
 from cogcalib_jax.data.example import BadRow, NoLabel
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.registry import TASKS
+from cogcalib_jax.data.known_tasks import TASKS
 from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tasks.fields import accepted, check
 from cogcalib_jax.data.tasks.mmlu import CATEGORIES, GROUPS, SUBCATEGORIES, SUBJECTS

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.train import train_run
-from tests.engine.quick import quick_compilation
 from tests.eval_program.programs import SCORING
+from tests.inference.quick import quick_compilation
 from tests.runs.small_base import arguments, write_base
 
 

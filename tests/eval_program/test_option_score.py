@@ -8,8 +8,8 @@ import yaml
 
 import train as train_program
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
 from tests.eval_program.programs import lines, read, run_eval
 from tests.examples.scored import write_tokenizer
 from tests.models.small import small_decoder

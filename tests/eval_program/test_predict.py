@@ -8,7 +8,7 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.evaluation.abstention import expected_accuracy
+from cogcalib_jax.inference.abstention import expected_accuracy
 from cogcalib_jax.runs import answer
 from tests.eval_program.programs import lines, run_eval
 from tests.runs.small_base import WORLD

@@ -17,7 +17,7 @@ def contents(folder):
 def one_commit():
     """Results name the source tree's commit, which may change while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cogcalib_jax.evaluation.evaluate._commit", lambda: "0123abc")
+        patch.setattr("cogcalib_jax.inference.evaluate._commit", lambda: "0123abc")
         yield
 
 

@@ -14,25 +14,25 @@ from types import ModuleType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.tasks.custom import settle
-from cogcalib_jax.data.tokenization import encode_split
-from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.predict import Predictor
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.evaluation.probe import choose_probe, reduced_adapter
+from cogcalib_jax.hf.adapter import save_adapter
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.weights import save_decoder
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.inference.probe import choose_probe, reduced_adapter
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights.config import ModelConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
-from cogcalib_jax.weights.peft_adapter import save_adapter
-from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device, small_decoder
 
 BOS = "<s>"

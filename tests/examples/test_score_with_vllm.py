@@ -12,10 +12,10 @@ from scipy.special import softmax
 from transformers import AutoTokenizer
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.evaluation.probe import reduced_adapter
-from tests.engine.tiny import log_softmax
+from cogcalib_jax.inference.probe import reduced_adapter
+from cogcalib_jax.models.parameters import split_model
 from tests.examples.scored import example, scored
+from tests.inference.tiny import log_softmax
 from tests.models.small import forward
 
 LONGEST = 256

@@ -5,7 +5,7 @@ import pytest
 
 from cogcalib_jax import metrics
 from cogcalib_jax.metrics import InvalidRows
-from cogcalib_jax.significance import paired_difference
+from cogcalib_jax.metrics.significance import paired_difference
 from tests.metrics.cases import calibrated_rows, option_rows
 
 

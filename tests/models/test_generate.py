@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.models import generate as module
 from cogcalib_jax.models.generate import SamplingConfig, generate, keep_top_p
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.weights.hf_weights import load_decoder
 from tests.models.small import SMALL, forward, one_device, small_decoder
 
 PROMPTS = [[5, 9, 30, 4, 22, 8, 17], [11], [7, 7, 3, 21]]

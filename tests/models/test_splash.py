@@ -12,7 +12,7 @@ from cogcalib_jax.models import decoder as decoder_module
 from cogcalib_jax.models.attention import require_attention, visible, xla_attention
 from cogcalib_jax.models.splash import splash_attention
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.engine.tiny import quick_jit
+from tests.inference.tiny import quick_jit
 from tests.models.small import forward, small_decoder, tokens
 
 

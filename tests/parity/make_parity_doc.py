@@ -33,7 +33,7 @@ checkpoint of billions of weights is served has to be seen on it.
 - **LoRA gradients**: largest difference for any A or B of an adapter that PEFT saved, on every
   linear layer and the head, as a share of that matrix's largest gradient. Bound 1e-4.
 - **merged**: largest absolute difference of logits between PEFT's base with its adapter and the
-  folder that `cogcalib_jax.weights.merge` made of them, read by transformers and by us. Bound 1e-4.
+  folder that `cogcalib_jax.hf.merge` made of them, read by transformers and by us. Bound 1e-4.
 - **tokens equal**: greedy generation with a KV cache, {new} tokens for each of {prompts} prompts of
   unequal length in one padded batch, against transformers one prompt at a time without padding or
   cache. Prompts at which the two likeliest tokens ever come closer than 1e-3 are not used.

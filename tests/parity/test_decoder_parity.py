@@ -9,7 +9,7 @@ pytest.importorskip("peft")
 
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from cogcalib_jax.weights.hf_weights import load_decoder, save_decoder  # noqa: E402
+from cogcalib_jax.hf.weights import load_decoder, save_decoder  # noqa: E402
 from tests.golden.families import FAMILIES  # noqa: E402
 from tests.golden.make_golden import torch_model  # noqa: E402
 from tests.models.small import one_device  # noqa: E402

@@ -12,14 +12,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from cogcalib_jax.models.lora import LoraConfig  # noqa: E402
-from cogcalib_jax.models.parameters import map_parameters  # noqa: E402
-from cogcalib_jax.weights.hf_weights import load_decoder  # noqa: E402
-from cogcalib_jax.weights.peft_adapter import (  # noqa: E402
+from cogcalib_jax.hf.adapter import (  # noqa: E402
     load_adapter,
     read_lora_config,
     save_adapter,
 )
+from cogcalib_jax.hf.weights import load_decoder  # noqa: E402
+from cogcalib_jax.models.lora import LoraConfig  # noqa: E402
+from cogcalib_jax.models.parameters import map_parameters  # noqa: E402
 from tests.golden.families import FAMILIES  # noqa: E402
 from tests.golden.make_golden import torch_model  # noqa: E402
 from tests.models.small import forward, one_device  # noqa: E402

@@ -14,12 +14,12 @@ from sklearn.calibration import CalibratedClassifierCV  # noqa: E402
 from sklearn.frozen import FrozenEstimator  # noqa: E402
 from sklearn.metrics import log_loss  # noqa: E402
 
-from cogcalib_jax.evaluation.posthoc import fit_temperature  # noqa: E402
-from cogcalib_jax.evaluation.predictions import Predictions  # noqa: E402
+from cogcalib_jax.inference.posthoc import fit_temperature  # noqa: E402
+from cogcalib_jax.inference.predictions import Predictions  # noqa: E402
 from cogcalib_jax.method.config import MethodConfig  # noqa: E402
 from cogcalib_jax.method.loss import gated_loss  # noqa: E402
 from cogcalib_jax.method.terms import TERMS, Rows  # noqa: E402
-from tests.evaluation.test_posthoc import calibration  # noqa: E402
+from tests.inference.test_posthoc import calibration  # noqa: E402
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 3.0])

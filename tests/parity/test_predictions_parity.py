@@ -24,7 +24,7 @@ from transformers import (  # noqa: E402
 import eval as eval_program  # noqa: E402
 from cogcalib_jax.data.world import WorldConfig  # noqa: E402
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, save_tokenizer  # noqa: E402
-from tests.engine.quick import quick_compilation  # noqa: E402
+from tests.inference.quick import quick_compilation  # noqa: E402
 
 ROWS = 50
 TASKS = {"openbookqa": "openbookqa", "winogrande_s": "winogrande", "boolq": "boolq"}

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from cogcalib_jax.engine.step import split_model  # noqa: E402
-from cogcalib_jax.evaluation.predict import Predictor  # noqa: E402
+from cogcalib_jax.inference.predict import Predictor  # noqa: E402
+from cogcalib_jax.models.parameters import split_model  # noqa: E402
 from tests.examples.scored import example, scored  # noqa: E402
 from tests.models.small import one_device  # noqa: E402
 

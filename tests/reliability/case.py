@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tests.reliability.place import Place
 
 TRAIN, EVAL, BENCH = "train.py", "eval.py", "bench.py"
-MERGE = "cogcalib_jax.weights.merge"
-STUDY = "cogcalib_jax.experiments"
+MERGE = "cogcalib_jax.hf.merge"
+STUDY = "cogcalib_jax.studies"
 
 
 @dataclass(frozen=True)

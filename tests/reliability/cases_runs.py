@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from cogcalib_jax.hf.base_hash import base_hash
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.runs.folder import write_config
-from cogcalib_jax.weights.base_hash import base_hash
 from tests.reliability.case import EVAL, MERGE, Case
 from tests.reliability.place import Place, link_out, write
 from tests.runs.small_base import arguments

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config
+from cogcalib_jax.hf.adapter import save_adapter
+from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 from cogcalib_jax.runs.folder import write_config
-from cogcalib_jax.weights.hf_config import read_config
-from cogcalib_jax.weights.peft_adapter import save_adapter
 from tests.models.small import small_decoder
 from tests.runs.small_base import arguments, write_base
 

@@ -10,8 +10,8 @@ import bench
 import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.experiments import __main__ as experiments
-from cogcalib_jax.weights import merge
+from cogcalib_jax.hf import merge
+from cogcalib_jax.studies import __main__ as experiments
 from tests.reliability.case import BENCH, EVAL, MERGE, STUDY, TRAIN, Case
 from tests.reliability.place import Place
 

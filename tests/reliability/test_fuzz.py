@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.configlib import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.questions import load_questions
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.scored_rows import read_scored
+from cogcalib_jax.hf.adapter import adapter_hash, read_lora_config
+from cogcalib_jax.hf.base_hash import base_hash, read_calibration
+from cogcalib_jax.hf.config import read_config
+from cogcalib_jax.hf.merge import MergeConfig
+from cogcalib_jax.hf.safetensors import INDEX_FILE, SINGLE_FILE, open_folder
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.inference.scored_rows import read_scored
 from cogcalib_jax.runs.calibrators import stored_for
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import load_evaluation
-from cogcalib_jax.weights.base_hash import base_hash, read_calibration
-from cogcalib_jax.weights.hf_config import read_config
-from cogcalib_jax.weights.hf_weights import load_decoder
-from cogcalib_jax.weights.merge import MergeConfig
-from cogcalib_jax.weights.peft_adapter import adapter_hash, read_lora_config
-from cogcalib_jax.weights.safetensors_files import INDEX_FILE, SINGLE_FILE, open_folder
-from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.calibration.rows import with_start
 from tests.method.registered import own_names
 from tests.models.small import one_device

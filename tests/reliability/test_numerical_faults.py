@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogcalib_jax.engine import chunked_loss
-from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference import chunked_loss
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training import loop as loop_module
-from cogcalib_jax.training.faults import SKIPPED_IN_A_ROW
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import jit_step, micro_batches, run_phase, train_stream
-from cogcalib_jax.training.phase import Phase, begin
-from tests.engine.quick import quick_compilation
-from tests.engine.tiny import tiny_decoder
+from cogcalib_jax.training.nonfinite import SKIPPED_IN_A_ROW
+from cogcalib_jax.training.state import Phase, begin
+from tests.inference.quick import quick_compilation
+from tests.inference.tiny import tiny_decoder
 from tests.training.small_trainer import TRAINING, Killed, lines, lora, same_bits, splits, trainer
 
 COLS = MethodConfig(name="cols", weight=0.5).resolve()

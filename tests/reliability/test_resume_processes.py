@@ -21,7 +21,7 @@ STOPS = (
     (KILL, "cogcalib_jax.training.step_log.StepLog.updated", 24),
     (TERM, "cogcalib_jax.training.finetune.refit", 3),
     (INT, "cogcalib_jax.training.step_log.StepLog.updated", 2),
-    (KILL, "cogcalib_jax.engine.manifest.write_whole", 2),  # its arrays lie there, no manifest
+    (KILL, "cogcalib_jax.training.manifest.write_whole", 2),  # its arrays lie there, no manifest
 )
 
 

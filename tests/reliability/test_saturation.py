@@ -11,11 +11,11 @@ from sklearn.metrics import roc_auc_score
 
 from cogcalib_jax import metrics
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.evaluation.predictions import Averaged, Predictions, prediction_rows
+from cogcalib_jax.inference.predictions import Averaged, Predictions, prediction_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.method.terms import MASKED_LOGIT, TERMS, Rows
-from cogcalib_jax.metrics.rows import InvalidRows
+from cogcalib_jax.metrics.checks import InvalidRows
 from tests.method.registered import own_names
 
 ROWS, OPTIONS = 60, 4

@@ -15,17 +15,17 @@ import eval as eval_program
 import train
 from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.reporting.records import read_run
-from cogcalib_jax.reporting.report import write_report
+from cogcalib_jax.hf import merge
+from cogcalib_jax.hf.safetensors import open_folder
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.report.load_run import read_run
+from cogcalib_jax.report.report import write_report
 from cogcalib_jax.runs.answer import predicting_calibrator
-from cogcalib_jax.weights import merge
-from cogcalib_jax.weights.hf_weights import load_decoder
-from cogcalib_jax.weights.safetensors_files import open_folder
-from cogcalib_jax.weights.tokenizer import load_tokenizer
 from tests.models.small import one_device
 from tests.reliability.forbidden import forbidden
 from tests.reliability.place import ADAPTER_WEIGHTS, WEIGHTS, Pickle, Place, write
-from tests.reporting.synthetic import option_probs, write_config, write_evaluation, write_training
+from tests.report.synthetic import option_probs, write_config, write_evaluation, write_training
 from tests.runs.small_base import arguments, write_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cogcalib_jax.data.world import WorldConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, save_tokenizer
+from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.weights.hf_weights import save_decoder
 from tests.models.small import small_decoder
 
 WORLD = WorldConfig(entities=32, train=24, test=16, validation=12, calibration=40, style=16)

@@ -7,11 +7,11 @@ import pytest
 from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.runs.calibrators import ModelCalibrator, require_calibrator, stored_for
 from tests.calibration.rows import drawn
-from tests.evaluation.open_rows import encoded, open_examples
 from tests.examples.scored import scored
+from tests.inference.open_rows import encoded, open_examples
 
 OPEN = encoded(open_examples(3))
 

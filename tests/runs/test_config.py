@@ -6,7 +6,7 @@ import pytest
 
 from cogcalib_jax.configlib import FieldError, identity, load_config
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 
 

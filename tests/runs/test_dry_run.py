@@ -14,8 +14,8 @@ from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config, to_yaml
 from cogcalib_jax.data.world import build_splits
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.hf import safetensors as safetensors_files
 from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.weights import safetensors_files
 from tests.runs.small_base import WORLD, arguments, write_base
 
 PLAYS = ["banjo", "cello", "drums", "flute"]
@@ -37,7 +37,7 @@ def nothing_is_loaded(monkeypatch, tmp_path):
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(safetensors_files, "open_folder", refuse)
-    monkeypatch.setattr("cogcalib_jax.weights.hf_weights.open_folder", refuse)
+    monkeypatch.setattr("cogcalib_jax.hf.weights.open_folder", refuse)
 
 
 def ask(number, answer, **more):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.folders import whole_folder
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import (
@@ -21,7 +22,6 @@ from cogcalib_jax.runs.folder import (
     take_up,
 )
 from cogcalib_jax.runs.stored import resume_command, stored_config
-from cogcalib_jax.weights.folders import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLDER = (
@@ -181,7 +181,7 @@ WINDOWS = (
     "from pathlib import Path\n"
     "from cogcalib_jax.errors import UserError\n"
     "from cogcalib_jax.runs.folder import lock_folder\n"
-    "from cogcalib_jax.weights.folders import whole_folder\n"
+    "from cogcalib_jax.hf.folders import whole_folder\n"
     "lock_folder(Path('one'))\n"
     "try:\n"
     "    lock_folder(Path('two'))\n"

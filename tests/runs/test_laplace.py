@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import train
+from cogcalib_jax.baselines.kfac import NoPosterior
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.evaluation.kronecker import NoPosterior
 from cogcalib_jax.runs import sampling
-from tests.engine.quick import quick_compilation
+from tests.inference.quick import quick_compilation
 from tests.runs.small_base import arguments, write_base
 
 OPTIONS = ("--lora.lora-dropout", "0", "--compare", "sft,laplace_lora")

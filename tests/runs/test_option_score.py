@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.configlib import identity, load_config, to_yaml
-from cogcalib_jax.engine.config import require_same_identity
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.option_score import stored_option_score
+from cogcalib_jax.inference.option_score import stored_option_score
 from cogcalib_jax.runs.answer import predicting_calibrator
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.runs.option_score import require_prefix, settle_option_score
 from cogcalib_jax.runs.stored import read_choice
-from tests.evaluation.test_option_choice import made
+from cogcalib_jax.training.checkpoint_config import require_same_identity
+from tests.inference.test_option_choice import made
 
 BASE = ("--model.path", "base")
 

@@ -9,10 +9,10 @@ import pytest
 import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.weights.adapter_tokenizer import tokenizer_files, tokenizer_key
-from cogcalib_jax.weights.merge import main as merge
-from tests.engine.quick import quick_compilation
+from cogcalib_jax.hf.adapter_tokenizer import tokenizer_files, tokenizer_key
+from cogcalib_jax.hf.merge import main as merge
 from tests.examples.scored import CHAT, QUESTIONS, scored
+from tests.inference.quick import quick_compilation
 
 OWN = CHAT.replace("<assistant>", "[assistant]").replace(
     "<{{ message.role }}>", "[{{ message.role }}]"

@@ -4,9 +4,9 @@ import jax
 import pytest
 from flax import nnx
 
+from cogcalib_jax.bench import train_step as bench_train
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.experiments import bench_train
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.dry_run import plan
 from cogcalib_jax.runs.prepare import prepare

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.tokenization import encode_split
 from cogcalib_jax.runs.results import write_results
 from tests.data.chats import chat_tokenizer
 from tests.examples.scored import scored

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import train
 from benchmarks.make_random_checkpoint import make_checkpoint, shard_bytes
 from cogcalib_jax.errors import run_main
-from tests.engine.quick import quick_compilation
+from tests.inference.quick import quick_compilation
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Few questions of each kind, few padded lengths: a second or two apart from compiling.

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.open_ended import Answers, OpenPredictions
-from cogcalib_jax.evaluation.predictions import Predictions
-from cogcalib_jax.evaluation.scored_rows import read_scored
-from cogcalib_jax.reporting.evaluations import results_text
-from cogcalib_jax.reporting.records import read_predictions
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.inference.scored_rows import read_scored
+from cogcalib_jax.report.evaluations import results_text
+from cogcalib_jax.report.load_run import read_predictions
 from cogcalib_jax.runs.results import require_numbers, write_results
-from tests.evaluation.encoded_rows import encoded_rows
+from tests.inference.encoded_rows import encoded_rows
 
 ROWS = encoded_rows([{}, {}, {}])
 

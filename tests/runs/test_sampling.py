@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs import method_run
-from tests.engine.quick import quick_compilation
+from cogcalib_jax.training.checkpoint import Checkpoints
+from tests.inference.quick import quick_compilation
 from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import Killed, lines
 

@@ -13,12 +13,12 @@ import eval as eval_program
 import train
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
+from cogcalib_jax.hf.adapter import save_adapter
+from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.train import open_run
-from cogcalib_jax.weights.base_hash import base_hash
-from cogcalib_jax.weights.hf_config import read_config
-from cogcalib_jax.weights.peft_adapter import save_adapter
 from tests.models.small import small_decoder
 from tests.runs.small_base import arguments, write_base
 

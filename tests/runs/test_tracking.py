@@ -10,7 +10,7 @@ import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.tracking import TRACKERS, make_trackers
-from tests.engine.quick import quick_compilation
+from tests.inference.quick import quick_compilation
 from tests.runs.small_base import arguments, write_base
 from tests.training.test_trackers import read_events
 

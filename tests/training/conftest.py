@@ -1,6 +1,6 @@
 import pytest
 
-from tests.engine.quick import quick_compilation as quickly
+from tests.inference.quick import quick_compilation as quickly
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import jax
 
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
-from cogcalib_jax.engine.step import split_model
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.method.config import LossConfig
+from cogcalib_jax.models.parameters import split_model
+from cogcalib_jax.training.checkpoint import CheckpointConfig
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer
-from cogcalib_jax.training.phase import Trainable
-from tests.engine.tiny import LORA, questions, tiny_decoder
+from cogcalib_jax.training.state import Trainable
+from tests.inference.tiny import LORA, questions, tiny_decoder
 from tests.models.small import one_device
 
 TRAINING = TrainingConfig(

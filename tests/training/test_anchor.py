@@ -7,17 +7,17 @@ import numpy as np
 import optax
 import pytest
 
-from cogcalib_jax.engine.step import StepFaults
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.loss import Faults
 from cogcalib_jax.training import loop as loop_module
-from cogcalib_jax.training.faults import broken_update, require_tolerable
 from cogcalib_jax.training.finetune import finetune, style_phase
-from cogcalib_jax.training.phase import AnchorRows, Phase
+from cogcalib_jax.training.nonfinite import broken_update, require_tolerable
 from cogcalib_jax.training.start import with_start
-from tests.engine.tiny import VOCAB, full_logits, log_softmax, questions
+from cogcalib_jax.training.state import AnchorRows, Phase
+from cogcalib_jax.training.step import StepFaults
+from tests.inference.tiny import VOCAB, full_logits, log_softmax, questions
 from tests.training.small_trainer import (
     TRAINING,
     Killed,

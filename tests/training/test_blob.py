@@ -8,11 +8,10 @@ import pytest
 from flax import nnx
 from scipy import integrate, stats
 
-from cogcalib_jax.engine.step import split_model
 from cogcalib_jax.models.lora import LoraConfig, UncertainLora
-from cogcalib_jax.models.parameters import ROOT, with_uncertainty, without_uncertainty
+from cogcalib_jax.models.parameters import ROOT, split_model, with_uncertainty, without_uncertainty
 from cogcalib_jax.training.blob import PRIOR_DEVIATION, Prior, divergence
-from tests.engine.tiny import LORA, tiny_decoder
+from tests.inference.tiny import LORA, tiny_decoder
 
 
 def adapter(mean, deviation):

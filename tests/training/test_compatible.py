@@ -6,14 +6,14 @@ import pytest
 
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.config import EvaluationConfig
+from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.method.config import LossConfig, parse_entry
 from cogcalib_jax.method.terms import Term, register_term
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
-from tests.engine.tiny import questions
+from tests.inference.tiny import questions
 
 
 @register_term("batch_mean", label="Test term")

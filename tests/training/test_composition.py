@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.training.composition import CompositionConfig, compose
-from tests.engine.tiny import questions
+from tests.inference.tiny import questions
 
 ROWS = questions(40)
 KNOWN = np.array([row.example.extra["known"] for row in ROWS])

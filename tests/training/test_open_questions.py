@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.engine.checkpoint import CheckpointConfig
-from cogcalib_jax.engine.step import batch_sums, split_model
-from cogcalib_jax.evaluation.config import EvaluationConfig
-from cogcalib_jax.evaluation.open_config import OpenConfig
-from cogcalib_jax.evaluation.open_ended import OpenPredictor
-from cogcalib_jax.evaluation.predict import Predictor
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.inference.open_ended import OpenPredictor
+from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
+from cogcalib_jax.models.parameters import split_model
+from cogcalib_jax.training.checkpoint import CheckpointConfig
 from cogcalib_jax.training.finetune import Trainer, finetune, make_trainer, style_phase
-from cogcalib_jax.training.phase import Trainable
+from cogcalib_jax.training.state import Trainable
+from cogcalib_jax.training.step import batch_sums
 from cogcalib_jax.training.validation import quick_metrics
-from tests.engine.tiny import (
+from tests.inference.open_rows import DATA, VOCAB, encoded, open_examples, tokenizer
+from tests.inference.tiny import (
     TINY,
     full_logits,
     log_softmax,
@@ -29,7 +31,6 @@ from tests.engine.tiny import (
     option_logprob,
     tiny_decoder,
 )
-from tests.evaluation.open_rows import DATA, VOCAB, encoded, open_examples, tokenizer
 from tests.models.small import one_device
 from tests.training.small_trainer import TRAINING, lines
 

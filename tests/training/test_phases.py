@@ -7,11 +7,11 @@ import pytest
 
 from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.evaluation.predictions import prediction_rows
+from cogcalib_jax.inference.predictions import prediction_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.training.finetune import finetune, fixed_labels, style_phase
-from tests.engine.tiny import full_logits, log_softmax
+from tests.inference.tiny import full_logits, log_softmax
 from tests.training.small_trainer import TRAINING, lines, lora, same_bits, splits, trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -14,6 +14,7 @@ from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.world import WorldConfig, build_world
 from cogcalib_jax.data.world_tokenizer import build_tokenizer
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training import pretrain
 from cogcalib_jax.training.pretrain import (
@@ -23,7 +24,6 @@ from cogcalib_jax.training.pretrain import (
     ensure_base,
     pretrain_base,
 )
-from cogcalib_jax.weights.hf_weights import load_decoder
 
 WORLD = WorldConfig(
     entities=12,

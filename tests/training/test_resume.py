@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.preemption import Preempted, listening
 from cogcalib_jax.training import finetune as finetune_module
 from cogcalib_jax.training import loop as loop_module
+from cogcalib_jax.training.checkpoint import Checkpoints
 from cogcalib_jax.training.finetune import finetune, style_phase
 from tests.training.small_trainer import (
     Killed,

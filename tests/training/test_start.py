@@ -8,7 +8,7 @@ import pytest
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.training.finetune import finetune, style_phase
 from cogcalib_jax.training.start import start_beliefs
-from tests.engine.tiny import VOCAB, full_logits, log_softmax
+from tests.inference.tiny import VOCAB, full_logits, log_softmax
 from tests.training.small_trainer import lines, lora, same_bits, splits, trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

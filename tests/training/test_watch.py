@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cogcalib_jax.engine.checkpoint import Checkpoints
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.training.checkpoint import Checkpoints
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from tests.training.small_trainer import Killed, lora, splits, trainer

@@ -1,0 +1,231 @@
+"""Gaussian posteriors over LoRA matrices whose precision is a Kronecker product plus a prior's.
+
+Of a matrix W `[out, in]` with inputs a and gradients g at its outputs, the generalised Gauss-Newton
+matrix over n rows is approximated by (K-FAC; Martens and Grosse 2015)
+
+    mean over positions of a a^T  (x)  sum over rows, positions, classes of g g^T,
+
+one block a matrix. LoRA matrices have one short side, of the adapter's rank, kept whole, and one
+wide side, of which the largest eigenvalues are kept where it is very wide (Yang et al. 2024,
+appendix on low rank).
+
+The paper finds those by an SVD for each batch. Here a moment is multiplied by a thin random matrix
+while rows pass and decomposed once, at the end (Nystroem; Tropp et al. 2017): sums, so neither
+batch size, nor order, nor mesh changes the result, and hundreds of positions a row cost two thin
+products.
+
+Positions enter as K-FAC-expand has them (Eschenhagen et al. 2023). On the world, fitted to 120
+questions, the variances this predicts with whole sides are .93 times those of the exact matrix of
+all parameters together (median over 32 questions; 5 to 95 %: .83 to 1.17). With inputs summed over
+positions and divided by rows, as in the authors' code, they are .57 times those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq
+
+from cogcalib_jax.baselines.adapter_flows import Flow
+from cogcalib_jax.errors import UserError
+
+# Columns of a sketch for each eigenvalue that is kept.
+COLUMNS = 4
+
+
+class Moments(NamedTuple):
+    """Of one LoRA matrix, summed over rows: second moments times a test matrix each, float32."""
+
+    inputs: jax.Array
+    """`[layers, in, columns]`"""
+    gradients: jax.Array
+    """`[layers, out, columns]`"""
+    positions: jax.Array
+    """scalar: real positions that the inputs were summed over"""
+
+
+class Block(NamedTuple):
+    """One LoRA matrix's curvature, by layer: orthonormal eigenvectors of both sides, and what their
+    pairs add to the prior's precision."""
+
+    input_basis: jax.Array
+    """`[layers, in, k]` float32"""
+    gradient_basis: jax.Array
+    """`[layers, out, m]` float32"""
+    curvature: jax.Array
+    """`[layers, m, k]` float32, at least 0"""
+
+
+Blocks = Mapping[str, Block]
+
+
+class NoPosterior(UserError):
+    """There is nothing to fit a prior to."""
+
+
+class LowRank(NamedTuple):
+    """What is kept of a LoRA matrix's wide side. Its short side is kept whole."""
+
+    rank: int = 10
+    """eigenvalues of a side that is not kept whole; 10 as in the paper"""
+    above: int = 512
+    """sides up to this width are kept whole: low rank saves memory and nothing else. On the world,
+    128 and 344 wide, rank 10, rank 40 and whole sides gave an ECE of .186, .141 and .120, and
+    effective parameters 1,203, 2,140 and 2,655: what is dropped keeps the prior's variance"""
+
+    def kept(self, width: int, short: int) -> int:
+        """Eigenvalues of a side of `width` whose matrix has a short side of `short`."""
+        return width if width <= max(self.above, short) else min(self.rank, width)
+
+    def columns(self, width: int, short: int) -> int:
+        """Columns of the sketch they are taken from."""
+        whole = self.kept(width, short) == width
+        return width if whole else min(COLUMNS * self.rank, width)
+
+
+def sketching_matrix(width: int, columns: int) -> np.ndarray:
+    """Orthonormal columns `[width, columns]` float32 that a moment is multiplied by; the identity
+    where there are as many as rows."""
+    if width == columns:
+        return np.eye(width, dtype=np.float32)
+    noise = np.random.default_rng(width).standard_normal((width, columns))
+    return np.linalg.qr(noise)[0].astype(np.float32)
+
+
+def flow_moments(flow: Flow, low_rank: LowRank) -> Moments:
+    """The moments of one batch."""
+    layers, _, _, width = flow.inputs.shape
+    outputs = flow.gradients.shape[-1]
+    inputs = flow.inputs.reshape(layers, -1, width)
+    gradients = jnp.moveaxis(flow.gradients, 0, 1).reshape(layers, -1, outputs)
+    short = min(width, outputs)
+    return Moments(
+        _sketch(inputs, low_rank.columns(width, short)),
+        _sketch(gradients, low_rank.columns(outputs, short)),
+        flow.positions,
+    )
+
+
+def _sketch(vectors: jax.Array, columns: int) -> jax.Array:
+    """vectors `[layers, n, width]` -> their second moment times the sketching matrix."""
+    seen = jnp.einsum("lnw,wc->lnc", vectors, sketching_matrix(vectors.shape[-1], columns))
+    return jnp.einsum("lnw,lnc->lwc", vectors, seen)
+
+
+def curvature_block(moments: Moments, low_rank: LowRank) -> Block:
+    """The curvature that summed moments stand for."""
+    inputs, gradients = np.asarray(moments.inputs), np.asarray(moments.gradients)
+    short = min(inputs.shape[1], gradients.shape[1])
+    input_basis, input_values = _eigen(inputs, low_rank.kept(inputs.shape[1], short))
+    gradient_basis, gradient_values = _eigen(gradients, low_rank.kept(gradients.shape[1], short))
+    mean_inputs = input_values / np.float64(moments.positions)
+    curvature = gradient_values[:, :, None] * mean_inputs[:, None, :]
+    return Block(*(x.astype(np.float32) for x in (input_basis, gradient_basis, curvature)))
+
+
+def _eigen(sketches: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvectors `[layers, width, kept]` and eigenvalues `[layers, kept]` of sketched
+    moments, float64."""
+    layers, width, columns = sketches.shape
+    test = sketching_matrix(width, columns).astype(np.float64)
+    basis, values = np.zeros((layers, width, kept)), np.zeros((layers, kept))
+    for layer, sketch in enumerate(sketches.astype(np.float64)):
+        vectors, found = _leading(sketch, test)
+        found, vectors = found[:kept], vectors[:, :kept]
+        basis[layer, :, : len(found)], values[layer, : len(found)] = vectors, found
+    return basis, values
+
+
+def _leading(sketch: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors and eigenvalues of M from M times `test`, largest first."""
+    core = test.T @ sketch
+    values, vectors = np.linalg.eigh((core + core.T) / 2)
+    if test.shape[0] == test.shape[1]:
+        return vectors[:, ::-1], np.maximum(values[::-1], 0.0)
+    # Below the rounding of float32 sums there is nothing to divide by.
+    solid = values > len(values) * np.finfo(np.float32).eps * max(values.max(), 0.0)
+    half = sketch @ vectors[:, solid] / np.sqrt(values[solid])
+    left, singular, _ = np.linalg.svd(half, full_matrices=False)
+    return left, singular**2
+
+
+def covariance(flow: Flow, block: Block, prior_precision: jax.Array | float) -> jax.Array:
+    """What one LoRA matrix adds to the covariance of the outputs of the linearised model,
+    `[batch, directions, directions]`.
+
+    The Jacobian is the product of a flow's two sides. What of it lies outside the curvature's
+    eigenvectors keeps the prior's variance; it is split off before squaring, so that nothing large
+    cancels. The short side has a whole basis, so what lies outside does so on the wide side.
+    """
+    inputs, gradients = flow.inputs, flow.gradients
+    seen_inputs = jnp.einsum("lbti,lik->lbtk", inputs, block.input_basis)
+    seen_gradients = jnp.einsum("clbto,lom->clbtm", gradients, block.gradient_basis)
+    inside = jnp.einsum("clbtm,lbtk->bclmk", seen_gradients, seen_inputs)
+    if inputs.shape[-1] > gradients.shape[-1]:
+        inputs = inputs - jnp.einsum("lbtk,lik->lbti", seen_inputs, block.input_basis)
+    else:
+        gradients = gradients - jnp.einsum("clbtm,lom->clbto", seen_gradients, block.gradient_basis)
+    outside = jnp.einsum("clbto,lbti->bcloi", gradients, inputs)
+    shrunk = inside / (block.curvature + prior_precision)
+    return (
+        jnp.einsum("bclmk,bdlmk->bcd", shrunk, inside)
+        + jnp.einsum("bcloi,bdloi->bcd", outside, outside) / prior_precision
+    )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The Laplace approximation's marginal likelihood of the training answers.
+
+    The prior is normal with mean 0 and one precision for all LoRA parameters, as the paper's.
+    """
+
+    log_likelihood: float
+    """of the training answers, nats"""
+    squared_norm: float
+    """of the LoRA parameters"""
+    curvature: np.ndarray
+    """`[eigenvalues]` float64: all that the data add to the prior's precision"""
+
+    @classmethod
+    def of(cls, blocks: Blocks, log_likelihood: float, squared_norm: float) -> Evidence:
+        values = [np.ravel(block.curvature).astype(np.float64) for block in blocks.values()]
+        return cls(log_likelihood, squared_norm, np.concatenate(values))
+
+    def log_marginal(self, prior_precision: float) -> float:
+        """Nats."""
+        volume = np.log1p(self.curvature / prior_precision).sum()
+        return self.log_likelihood - 0.5 * (volume + prior_precision * self.squared_norm)
+
+    def effective_parameters(self, prior_precision: float) -> float:
+        """How many parameters the data determine (MacKay 1992)."""
+        return float((self.curvature / (self.curvature + prior_precision)).sum())
+
+    def best_prior_precision(self) -> float:
+        """The precision of highest marginal likelihood.
+
+        There precision x squared norm is the number of effective parameters. The first rises with
+        the precision and the second falls, so there is one such point and it is bracketed.
+
+        Raises:
+            NoPosterior: no curvature, as when every training answer has probability 1.
+        """
+        largest = self.curvature.max()
+        if not largest > 0:
+            raise NoPosterior(
+                "Laplace-LoRA: every training answer has probability 1, so the data say nothing of"
+                " how sure the parameters are; train for fewer epochs"
+            )
+        low = min(largest, 0.5 / self.squared_norm)
+        high = np.sqrt(self.curvature.sum() / self.squared_norm)
+
+        def excess(log_precision: float) -> float:
+            precision = np.exp(log_precision)
+            return self.effective_parameters(precision) - precision * self.squared_norm
+
+        return float(np.exp(brentq(excess, np.log(low) - 1, np.log(high) + 1)))

@@ -1,0 +1,173 @@
+"""Predictions of several models as one: MC-dropout, and deep ensembles of adapters on one base.
+
+Probabilities are averaged, never logits (Gal and Ghahramani 2016; Lakshminarayanan et al. 2017):
+those over the options, and those over the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.forward import completion_logprob, option_logprobs, row_by_row
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.options import packed_logprobs
+from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.predict import (
+    option_characters,
+    option_scores,
+    option_tokens,
+    packed_scores,
+    prior_scores,
+)
+from cogcalib_jax.inference.predictions import Averaged, Predictions
+from cogcalib_jax.models.parameters import FrozenModel
+from cogcalib_jax.sharding import batch_parts
+
+# Dropout while scoring draws from another stream of a seed than training, whose phases are 0 and 1.
+STREAM = 2
+
+
+def average(
+    predictions: Sequence[Predictions], over: Literal["mc_passes", "members"]
+) -> Predictions:
+    """The mean of predictions of the same questions, as probabilities, in log space throughout."""
+    first = predictions[0]
+    return replace(
+        first,
+        logprobs=_log_mean([p.vocab_logprobs for p in predictions]),
+        temperature=1.0,
+        tempered_logprobs=None,
+        averaged=Averaged(
+            over, len(predictions), _log_mean([p.option_logprobs for p in predictions])
+        ),
+    )
+
+
+def _log_mean(logs: Sequence[np.ndarray]) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # absent options are NaN, and stay so
+        return np.logaddexp.reduce(np.stack(logs)) - np.log(len(logs))
+
+
+class DropoutPredictor:
+    """MC-dropout: passes with LoRA's dropout on, averaged.
+
+    A mask is drawn from the seed, the pass and the question's number in its split, so a prediction
+    depends neither on the batch size nor on padding.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
+        """model: made with the dropout that is wanted (`models.lora.with_dropout`). option_score:
+        not pmi, whose two parts would be scored under other dropout masks."""
+        if option_score == "pmi":
+            raise ValueError("option_score = pmi: has no prior under a dropout mask")
+        self._config = config
+        self._option_score = option_score
+        self._single = SplitPass(model, mesh, row_by_row(option_logprobs))
+        self._whole = SplitPass(model, mesh, row_by_row(completion_logprob))
+
+    def __call__(self, lora: nnx.State, encoded: Sequence[Encoded], seed: int) -> Predictions:
+        key = jax.random.fold_in(jax.random.key(seed), STREAM)
+        passes = range(self._config.mc_passes)
+        return average(
+            [self._one(lora, encoded, jax.random.fold_in(key, number)) for number in passes],
+            "mc_passes",
+        )
+
+    def _one(self, lora: nnx.State, encoded: Sequence[Encoded], key: jax.Array) -> Predictions:
+        logprobs = option_scores(
+            encoded,
+            self._config.batch_size,
+            lambda batches: self._single(lora, batches, 1.0, key),
+            lambda batches: self._whole(lora, batches, 1.0, key),
+        )
+        return _predictions(logprobs, encoded, self._option_score)
+
+
+class EnsemblePredictor:
+    """Adapters on one base, evaluated together and averaged.
+
+    The base is held once, and read once for all members that are evaluated together; each of those
+    has activations of its own, so `members_at_once` bounds the memory that they take.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
+        self._config = config
+        self._option_score = option_score
+        self._multiple = batch_parts(mesh)
+        self._pass = SplitPass(model, mesh, packed_logprobs, members=True)
+
+    def __call__(self, members: Sequence[nnx.State], encoded: Sequence[Encoded]) -> Predictions:
+        """The average over `members`: LoRA parameters of the same shapes, at least one."""
+        at_once = self._config.members_at_once or len(members)
+        predictions = []
+        for first in range(0, len(members), at_once):
+            predictions += self._together(members[first : first + at_once], encoded)
+        return average(predictions, "members")
+
+    def _together(
+        self, members: Sequence[nnx.State], encoded: Sequence[Encoded]
+    ) -> list[Predictions]:
+        lora = stack_members(members)
+
+        def score(rows: Sequence[Encoded]) -> np.ndarray:
+            return packed_scores(
+                rows,
+                self._config.batch_size,
+                self._multiple,
+                lambda batches: self._pass(lora, batches, 1.0),
+            )
+
+        logprobs = score(encoded)
+        priors = prior_scores(encoded, score) if self._option_score == "pmi" else None
+        return [
+            _predictions(
+                logprobs[..., member],
+                encoded,
+                self._option_score,
+                None if priors is None else priors[..., member],
+            )
+            for member in range(len(members))
+        ]
+
+
+def stack_members(members: Sequence[nnx.State]) -> nnx.State:
+    """LoRA parameters of several adapters with a leading axis of members."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def _predictions(
+    logprobs: np.ndarray,
+    encoded: Sequence[Encoded],
+    option_score: OptionScore,
+    priors: np.ndarray | None = None,
+) -> Predictions:
+    return Predictions(
+        logprobs=logprobs,
+        tokens=option_tokens(encoded),
+        answers=np.array([e.answer for e in encoded]),
+        option_score=option_score,
+        characters=option_characters(encoded),
+        priors=priors,
+    )

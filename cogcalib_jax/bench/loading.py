@@ -1,0 +1,195 @@
+"""How fast a checkpoint is loaded, and the most host memory that takes.
+
+Every repetition loads in a process of its own, whose memory before and at most while loading is
+read from the kernel. Two figures to hold it against: the bytes of this host's own shards, which on
+CPU devices are host memory themselves, and those plus the largest tensor, which is the bound.
+Files may come from the operating system's cache: the first repetition is told apart.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.configlib import check, load_config, to_dict
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.download import model_folder, public_name
+from cogcalib_jax.hf.safetensors import DTYPES, open_folder
+from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.machines import MeshConfig
+from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.runs.before_work import require_writable
+from cogcalib_jax.sharding import make_mesh
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class LoadBenchConfig:
+    """What is loaded onto which devices."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the checkpoint"""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """devices; weights are spread over fsdp and tensor, and copied over data"""
+    simulated_devices: int | None = None
+    """CPU devices to simulate; unset: the devices of this machine"""
+    repeats: int = 3
+    """loads, each in a new process"""
+    json: str | None = None
+    """file for the figures as JSON; unset: the table only"""
+
+    def __post_init__(self) -> None:
+        check(self.model.path is not None, "model.path", "must name a checkpoint")
+        check(
+            self.simulated_devices is None or self.simulated_devices >= 1,
+            "simulated_devices",
+            "must be an integer of at least 1, or none",
+        )
+        check(self.repeats >= 1, "repeats", "must be an integer of at least 1")
+
+
+class Load(NamedTuple):
+    """One load in one process."""
+
+    seconds: float
+    peak_bytes: int
+    """most resident host memory while loading, less that before"""
+    shard_bytes: int
+    """of all arrays on this host's devices"""
+    devices: int
+    device_kind: str
+    dtype: str
+
+
+def bench_load(argv: list[str]) -> str:
+    """The command `load`: measure, write --json, and return the table."""
+    config = load_config(
+        LoadBenchConfig, argv, prog="bench.py load", description=__doc__ or ""
+    ).config
+    file = None if config.json is None else Path(config.json)
+    if file is not None:
+        require_writable(file, "--json")
+    figures = measure(config)
+    if file is not None:
+        write_json(file, figures)
+    return as_text(table(figures))
+
+
+def measure(config: LoadBenchConfig) -> dict[str, Any]:
+    """The figures of the JSON file. Raises what `load_decoder` raises."""
+    if not STATUS.is_file():
+        raise UserError("bench.py load: needs /proc, where Linux tells a process's peak memory")
+    tensors = open_folder(model_folder(config.model.path)).values()
+    sizes = [math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize for tensor in tensors]
+    loads = [_in_a_new_process(config) for _ in range(config.repeats)]
+    last = loads[-1]
+    peak = max(load.peak_bytes for load in loads)
+    seconds = float(np.median([load.seconds for load in loads]))
+    bound = last.shard_bytes + max(sizes)
+    return {
+        "model": public_name(config.model.path),
+        "file_bytes": sum(sizes),
+        "shards": len({tensor.file for tensor in tensors}),
+        "devices": last.devices,
+        "device": last.device_kind,
+        "dtype": last.dtype,
+        "mesh": to_dict(config.mesh),
+        "cpus": len(os.sched_getaffinity(0)),
+        "seconds": seconds,
+        "seconds_each": [load.seconds for load in loads],
+        "gb_per_s": sum(sizes) / 1e9 / seconds,
+        "peak_host_bytes": peak,
+        "shard_bytes": last.shard_bytes,
+        "largest_tensor_bytes": max(sizes),
+        "bound_bytes": bound,
+        "within_bound": peak <= bound,
+    }
+
+
+def _in_a_new_process(config: LoadBenchConfig) -> Load:
+    environment = dict(os.environ)
+    if config.simulated_devices is not None:
+        flag = f"--xla_force_host_platform_device_count={config.simulated_devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        # Spawned, not forked: JAX in the child must begin with this environment.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(_load, config).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _load(config: LoadBenchConfig) -> Load:
+    """Load once, in this process."""
+    mesh = make_mesh(config.mesh)
+    dtype = config.model.jax_dtype(mesh)
+    # What devices need for anything at all is not the loader's.
+    jax.block_until_ready(jax.device_put(jnp.zeros(()), mesh.devices.flat[-1]))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    start = time.perf_counter()
+    decoder = load_decoder(config.model.path, dtype=dtype, mesh=mesh)
+    leaves = jax.block_until_ready(jax.tree.leaves(nnx.state(decoder)))
+    seconds = time.perf_counter() - start
+    shards = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards]
+    return Load(
+        seconds,
+        _status("VmHWM") - before,
+        sum(shards),
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+        dtype.name,
+    )
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of the kernel's account of this process."""
+    (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])
+
+
+def table(figures: dict[str, Any]) -> Table:
+    """The figures for people."""
+
+    def mb(name: str) -> str:
+        return f"{figures[name] / 1e6:,.0f}"
+
+    mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size != -1)
+    header = ("seconds", "GB/s", "peak host\nMB", "own shards\nMB", "+ largest\ntensor, MB")
+    row = (
+        f"{figures['seconds']:.2f}",
+        f"{figures['gb_per_s']:.2f}",
+        mb("peak_host_bytes"),
+        mb("shard_bytes"),
+        mb("bound_bytes"),
+    )
+    verdict = "within" if figures["within_bound"] else "ABOVE"
+    times = ", ".join(f"{seconds:.2f}" for seconds in figures["seconds_each"])
+    note = "\n".join(
+        [
+            f"{figures['model']}: {figures['file_bytes'] / 1e9:.2f} GB in {figures['shards']}"
+            f" file(s), read as {figures['dtype']} onto {figures['devices']} x"
+            f" {figures['device']} ({mesh}); {figures['cpus']} CPU cores.",
+            f"Seconds of each load, in order: {times}; the median stands above, with the highest"
+            " peak.",
+            f"The peak is {verdict} the bound, this host's own shards plus the largest tensor.",
+        ]
+    )
+    return Table(("checkpoint", *header), ((figures["model"], *row),), note)

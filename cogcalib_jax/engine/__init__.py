@@ -1,1 +1,0 @@
-"""The compute core: row statistics, forward passes, the jitted step, checkpoints."""

@@ -1,1 +1,0 @@
-"""Over whole runs: studies, tuning on validation, benchmarks, plans."""

@@ -1,0 +1,308 @@
+"""LoRA adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.distributed import main_only
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.hf.foreign import read_object, require_no_way_out
+from cogcalib_jax.hf.peft_targets import covers, read_targets
+from cogcalib_jax.hf.safetensors import (
+    DTYPES,
+    Tensor,
+    Zeros,
+    first_of,
+    read_header,
+)
+from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_names
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora_config import LORA_TARGETS, LoraConfig
+from cogcalib_jax.models.parameters import Path as ParameterPath
+from cogcalib_jax.models.parameters import map_parameters
+from cogcalib_jax.sharding import fetch
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# Settings of PEFT that change what an adapter computes; each is unset in plain LoRA.
+VARIANTS = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+    "velora_config",
+)
+# Values of `init_lora_weights` with which PEFT changes the base's own weights before it trains, and
+# again whenever it loads the adapter.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# The base's embedding and head, which PEFT stores beside an adapter that targets them, where the
+# vocabulary was resized, or with save_embedding_layers.
+BASE_COPIES = {
+    "lm_head.base_layer.weight": "lm_head",
+    "lm_head.weight": "lm_head",
+    "model.embed_tokens.weight": "embed_tokens",
+    "model.embed_tokens.base_layer.weight": "embed_tokens",
+}
+
+
+def save_adapter(
+    folder: Path, decoder: Decoder, lora_config: LoraConfig, base_name: str | Path
+) -> None:
+    """Write `decoder`'s LoRA parameters so that `peft.PeftModel.from_pretrained` loads them.
+
+    lora_config: what the decoder was built with. base_name: the Hub id or folder of the base, for
+    the reader of the file. An adapter already in `folder` is replaced; it is never half-written.
+    Of several processes all call this, and the main one writes.
+    """
+    if decoder.lora != lora_config:
+        raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
+    alpha = lora_config.lora_alpha
+    raw = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_name),
+        "r": lora_config.r,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": lora_config.lora_dropout,
+        "target_modules": [name for name in LORA_TARGETS if name in lora_config.modules],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    state = nnx.state(decoder, nnx.LoRAParam)
+    tensors = {
+        f"{PREFIX}{name}.weight": np.ascontiguousarray(array)
+        for name, array in host_tensors(state, decoder.config.num_layers)
+    }
+    _write(Path(folder), raw, tensors)
+
+
+@main_only
+def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    with whole_folder(folder, replace=True) as building:
+        text = json.dumps(raw, indent=2) + "\n"
+        (building / CONFIG_FILE).write_text(text, encoding="utf-8")
+        save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def read_lora_config(folder: str | Path) -> LoraConfig:
+    """Rank, alpha, targets and dropout of an adapter.
+
+    Raises UserError for anything but plain LoRA on layers a decoder has, for tensors of another
+    rank, and for a folder whose files lie elsewhere.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    if folder.is_dir():
+        require_no_way_out(folder, folder.iterdir())
+    raw = read_object(path, "give a folder that PEFT's save_pretrained wrote")
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"{path}: not a LoRA adapter; only peft_type LORA is supported")
+    variants = [key for key in VARIANTS if raw.get(key)]
+    if raw.get("bias", "none") != "none":
+        variants.append("bias")
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+        raise UserError(
+            f"{path}: init_lora_weights {init!r} changes the base's own weights, which is not"
+            " supported; convert the adapter with PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...)"
+        )
+    if variants:
+        raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
+    numbers = {"r": raw.get("r"), "lora_alpha": raw.get("lora_alpha")}
+    numbers["lora_dropout"] = raw.get("lora_dropout", 0.0)
+    for name, value in numbers.items():
+        kinds = int if name == "r" else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            wanted = "a whole number" if name == "r" else "a number"
+            raise UserError(
+                f"{path}: {name} is {value!r:.40}, must be {wanted}; fetch the file again"
+            )
+    try:
+        config = LoraConfig(
+            r=numbers["r"],
+            lora_alpha=numbers["lora_alpha"],
+            target_modules=read_targets(raw, path),
+            lora_dropout=numbers["lora_dropout"],
+        )
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from error
+    covers(raw, path)  # refuses what cannot be followed, before a base is loaded
+    _require_rank(folder, config.r)
+    return config
+
+
+def _require_rank(folder: Path, rank: int) -> None:
+    """The tensors are of the rank that the config names: a model is given room for it before they
+    are read."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        return  # told where they are read
+    for name, tensor in read_header(file).items():
+        if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
+            raise UserError(
+                f"{folder / CONFIG_FILE}: r is {rank}, but {name} in {WEIGHTS_FILE} has the shape"
+                f" {list(tensor.shape)}; use the files of one adapter"
+            )
+
+
+def load_adapter(folder: str | Path, decoder: Decoder) -> None:
+    """Put the adapter in `folder` in place of `decoder`'s LoRA parameters.
+
+    The decoder is built with `read_lora_config(folder)` or a LoraConfig that agrees with it. Raises
+    one UserError for another rank, alpha or targets, for tensors missing, unexpected or of the
+    wrong shape, and for an adapter that carries the embedding or head of another base.
+    """
+    folder = Path(folder)
+    stored, built = read_lora_config(folder), decoder.lora
+    if built is None:
+        raise UserError(f"{folder}: an adapter needs a model with LoRA layers; give its LoraConfig")
+    different = [
+        f"{name} is {theirs} but the model has {ours}"
+        for name, theirs, ours in (
+            ("r", stored.r, built.r),
+            ("lora_alpha", stored.lora_alpha, built.lora_alpha),
+            ("target_modules", sorted(stored.modules), sorted(built.modules)),
+        )
+        if theirs != ours
+    ]
+    if different:
+        raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
+
+    layers = decoder.config.num_layers
+    state = nnx.state(decoder, nnx.LoRAParam)
+    tensors = open_adapter(folder, state, layers)
+
+    def own(module: str) -> np.ndarray:
+        tied = decoder.config.tie_word_embeddings
+        weight = (decoder.embed_tokens if tied else getattr(decoder, module)).weight
+        return fetch(weight[...].astype(jnp.float32))
+
+    require_same_base(folder, own)
+
+    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        now = leaf.get_value()
+        target = jax.ShapeDtypeStruct(now.shape, now.dtype, sharding=now.sharding)
+        parts = [tensors[name] for name in tensor_names(path, layers)]
+        return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
+
+    nnx.update(decoder, map_parameters(read, state))
+
+
+def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor]:
+    """The adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A"), checked
+    against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for.
+
+    Zeros stand for layers that the adapter's settings leave out. They add nothing, and where A and
+    B are both zero so are their gradients: training from here leaves those layers as they are.
+    """
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(
+            f"{file}: no such file; fetch it (a pickled adapter, .bin, is refused, since opening"
+            " one can run any code)"
+        )
+    tensors = read_header(file)
+    shapes = {
+        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
+        for path, leaf in nnx.to_flat_state(lora)
+        for name in tensor_names(path, layers)
+    }
+    settings = folder / CONFIG_FILE
+    covered = covers(read_object(settings, ""), settings)
+    left_out = {name for name in shapes if not covered(name.rpartition(".")[0])}
+    wanted = {
+        f"{PREFIX}{name}.weight": shape for name, shape in shapes.items() if name not in left_out
+    }
+    if not wanted:
+        raise UserError(f"{settings}: names no layer of this model; use the base it was trained on")
+    _require_match(file, tensors, wanted)
+    return {
+        name.removeprefix(PREFIX).removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+    } | {name: Zeros(file, name, shapes[name], "F32") for name in left_out}
+
+
+def _require_match(
+    file: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]
+) -> None:
+    copies = {PREFIX + name for name in BASE_COPIES}
+    kinds = {
+        "missing": [name for name in wanted if name not in tensors],
+        "unexpected": [name for name in tensors if name not in wanted and name not in copies],
+        "misshapen": [
+            f"{name} {tensors[name].dtype}{list(tensors[name].shape)}, the model has {list(shape)}"
+            for name, shape in wanted.items()
+            if name in tensors
+            and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES)
+        ],
+    }
+    found = [f"{kind}: {first_of(items)}" for kind, items in kinds.items() if items]
+    if found:
+        raise UserError(f"{file}: does not fit the model; {'; '.join(found)}; use its own base")
+
+
+def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
+    """Refuse an adapter that carries the embedding or head of another base.
+
+    own: gives the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
+    """
+    file = folder / WEIGHTS_FILE
+    tensors = read_header(file)
+    for name, module in BASE_COPIES.items():
+        copy = tensors.get(PREFIX + name)
+        if copy is None:
+            continue
+        weight = own(module)
+        if copy.shape[:1] != weight.shape[:1]:
+            raise UserError(
+                f"{file}: carries {name} with {copy.shape[0]:,} rows, the base has"
+                f" {weight.shape[0]:,}: its vocabulary was resized for training, which is not"
+                " supported; merge it with PEFT, and give the merged model as the base"
+            )
+        same = copy.shape == weight.shape and np.allclose(
+            # bfloat16 keeps 8 bits: either side may have been stored in it.
+            copy.read().astype(np.float32),
+            weight,
+            rtol=2**-7,
+            atol=1e-6,
+        )
+        if not same:
+            raise UserError(
+                f"{file}: carries {name} with other values than the base: it belongs to another"
+                " base, or that layer was trained as well, which is not supported; give the base it"
+                " was trained on"
+            )

@@ -1,0 +1,273 @@
+"""Merge an adapter into its base: a complete Hugging Face model that any tool can serve.
+
+    python -m cogcalib_jax.hf.merge --run runs/world-0/cols --out merged/
+    python -m cogcalib_jax.hf.merge --model.path BASE --adapter FOLDER --out merged/
+
+Every tensor is read, merged in float32 and written by itself, so that the largest tensor and one
+shard are all that is held in memory. A head that shares the base's embedding is written beside it
+where the adapter targets it: the embedding stays, as it does while training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.calibration.base import KIND
+from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.console import say
+from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.hf.adapter import (
+    CONFIG_FILE,
+    open_adapter,
+    read_lora_config,
+    require_same_base,
+)
+from cogcalib_jax.hf.adapter_tokenizer import (
+    combined_files,
+    own_tokenizer,
+    tokenizer_key,
+)
+from cogcalib_jax.hf.base_hash import (
+    CALIBRATION_FILE,
+    read_calibration,
+    require_trained_on,
+)
+from cogcalib_jax.hf.config import read_config
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.hf.foreign import require_no_way_out
+from cogcalib_jax.hf.model_card import model_card
+from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
+from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.weights import EMBEDDING, HEAD, open_weights
+from cogcalib_jax.machines import MeshConfig
+from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.parameters import abstract_decoder
+from cogcalib_jax.sharding import make_mesh
+
+# What a model's folder holds beside config.json and weights, for generation and the law; tokenizers
+# are `combined_files`.
+COPIED = (
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model."""
+
+    path: str | None = None
+    """Hub id or local folder; unset: what the adapter names as its base"""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What is merged, and what is written."""
+
+    out: str
+    """folder of the merged model; new or empty"""
+    run: str | None = None
+    """run folder of one method, whose adapter is merged"""
+    adapter: str | None = None
+    """folder of a LoRA adapter in PEFT layout, instead of a run"""
+    model: BaseConfig = field(default_factory=BaseConfig)
+    """the base model"""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """of the written weights; auto: each as the base stores it"""
+    max_shard_gb: float = 5.0
+    """largest size of a weights file, in 10^9 bytes"""
+
+    def __post_init__(self) -> None:
+        check(self.out != "", "out", "must name a folder")
+        check(
+            (self.run is None) != (self.adapter is None),
+            "run",
+            "must name the folder of a run (--run runs/NAME-N), or else --adapter that of an"
+            " adapter: one of the two",
+        )
+        gb = self.max_shard_gb
+        check(0 < gb < math.inf, "max_shard_gb", "must be a finite number above 0")
+
+
+def merge(config: MergeConfig, argv: list[str]) -> Path:
+    """Write the merged model; returns its folder.
+
+    Raises UserError, before anything is written, for a run without adapter, a base that is not
+    the adapter's, files that cannot be trusted, and a folder that cannot be written.
+    """
+    run = None if config.run is None else _finished_run(Path(config.run))
+    adapter = Path(config.adapter) if run is None else run / "adapter"
+    lora = read_lora_config(adapter)
+    base_name, base = _find_base(config.model.path, adapter)
+    require_trained_on(adapter, base)
+    if tokenizer_key(base, adapter):
+        rows = read_config(base).vocab_size
+        for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
+            say(f"note: {note}")
+    tensors, deltas = _open(base, adapter, lora)
+    untied = _unties(tensors, deltas)
+    card = model_card(run, base_name, base, lora, argv, untied=untied)
+    out = Path(config.out)
+    with whole_folder(out) as building:
+        (building / "README.md").write_text(card, encoding="utf-8")
+        _write_config(base, building, config.dtype, tensors, untied=untied)
+        copied = filter(Path.is_file, (f for name in COPIED for f in base.glob(name)))
+        for file in (*copied, *combined_files(base, adapter).values()):
+            _copy(file, building / file.name)
+        _write_calibration(adapter, building)
+        merged = merged_tensors(tensors, deltas, lora.scale, config.dtype)
+        write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
+    return out
+
+
+def _write_calibration(adapter: Path, building: Path) -> None:
+    """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
+    stored = read_calibration(adapter)
+    if stored is not None:
+        calibrator = stored.get("calibrator")
+        if calibrator is not None and Calibrator.from_json(calibrator).needs_start:
+            reason = "a mixture needs the start's scores, and merged weights are one model"
+            print(f"note: calibrator {calibrator[KIND]} is left out: {reason}", file=sys.stderr)
+            stored = stored | {"calibrator": None, "why_no_calibrator": reason}
+        text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
+        (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file's bytes. Of a full disk `shutil.copyfile` would say that it is the source's."""
+    with file.open("rb") as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+
+
+def _finished_run(run: Path) -> Path:
+    """`run` itself, where it is a run with an adapter."""
+    methods = sorted(str(path.parent) for path in run.glob("*/adapter"))
+    if methods:
+        raise UserError(
+            f"{run}: is a comparison of methods; give one of them: {', '.join(methods)}"
+        )
+    read = ("adapter", "config.yaml", "eval.json", "metrics.jsonl")
+    require_no_way_out(run, [run / name for name in read])
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"{run}: no config.yaml, so it is no run that train.py wrote; give the folder of a run"
+        )
+    if not (run / "adapter").is_dir():
+        raise UserError(f"{run}: no adapter, so its training is not finished; continue it first")
+    return run
+
+
+def _find_base(given: str | None, adapter: Path) -> tuple[str, Path]:
+    """(the base's name, its folder)."""
+    if given is not None:
+        return given, model_folder(given)
+    file = adapter / CONFIG_FILE
+    name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{file}: names no base model; give it with --model.path")
+    try:
+        return name, model_folder(name)
+    except UserError as error:
+        raise UserError(f"{file}: its base is not here; give it with --model.path ({error})") from (
+            error
+        )
+
+
+def _open(
+    base: Path, adapter: Path, lora: LoraConfig
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """The base's tensors by name, and for each one with an adapter its (A, B); all checked."""
+    config = read_config(base)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    _, abstract = abstract_decoder(config, lora, jnp.dtype(jnp.float32), mesh)
+    adapters, parameters = nnx.split_state(abstract, nnx.LoRAParam, ...)
+    tensors = open_weights(base, parameters, config)
+    parts = open_adapter(adapter, adapters, config.num_layers)
+
+    def own(module: str) -> np.ndarray:
+        name = HEAD if module == "lm_head" and HEAD in tensors else EMBEDDING
+        return tensors[name].read().astype(np.float32)
+
+    require_same_base(adapter, own)
+    modules = [name.removesuffix(".lora_A") for name in parts if name.endswith(".lora_A")]
+    deltas = {
+        f"{module}.weight": (parts[f"{module}.lora_A"], parts[f"{module}.lora_B"])
+        for module in modules
+    }
+    return tensors, deltas
+
+
+def _unties(tensors: dict[str, Tensor], deltas: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    """Whether the head stops being the embedding."""
+    return HEAD in deltas and HEAD not in tensors
+
+
+def merged_tensors(
+    tensors: dict[str, Tensor],
+    deltas: dict[str, tuple[Tensor, Tensor]],
+    scale: float,
+    dtype: str,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The merged model's tensors, one at a time: W + scale * B A where there is an adapter.
+
+    deltas: name of a weight -> (A `[rank, in]`, B `[out, rank]`). dtype: as in MergeConfig.
+    """
+    sources = tensors | ({HEAD: tensors[EMBEDDING]} if _unties(tensors, deltas) else {})
+    for name, tensor in sources.items():
+        wanted = DTYPES[tensor.dtype] if dtype == "auto" else jnp.dtype(dtype)
+        array = tensor.read()
+        if name in deltas:
+            a, b = (part.read().astype(np.float32) for part in deltas[name])
+            array = array.astype(np.float32)
+            array += (np.float32(scale) * b) @ a
+        with np.errstate(over="ignore"):
+            converted = array.astype(wanted)
+        if not np.all(np.isfinite(converted.astype(np.float32))):
+            raise UserError(
+                f"{name}: holds values that {wanted.name} cannot; use --dtype bfloat16 or float32"
+            )
+        yield name, converted
+
+
+def _write_config(
+    base: Path, building: Path, dtype: str, tensors: dict[str, Tensor], untied: bool
+) -> None:
+    """The base's own config.json, with what the merge changes."""
+    raw: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    # A path on the machine where the base was saved.
+    raw.pop("_name_or_path", None)
+    # transformers 4 wrote torch_dtype; later readers know both.
+    key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    raw[key] = DTYPES[tensors[EMBEDDING].dtype].name if dtype == "auto" else dtype
+    if untied:
+        raw["tie_word_embeddings"] = False
+    text = json.dumps(raw, indent=2) + "\n"
+    (building / "config.json").write_text(text, encoding="utf-8")
+
+
+def main(argv: list[str]) -> None:
+    # Numpy does the work; an accelerator may be busy, and would lend its memory for nothing.
+    jax.config.update("jax_platforms", "cpu")
+    prog = "python -m cogcalib_jax.hf.merge"
+    config = load_config(MergeConfig, argv, prog=prog, description=__doc__ or "").config
+    print(merge(config, argv))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,198 @@
+"""Tensors in a folder of safetensors: one file, or shards with an index; in and out.
+
+Headers are read and checked first; tensor bytes only when a slice is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.foreign import is_plain_name, read_object
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+SHARD = re.compile(r"model-\d{5}-of-(?P<count>\d{5})\.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor on disk: its header, and a way to read part of it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors names it: F32, BF16, ..."""
+
+    def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
+        """The part at `index`, in the file's dtype; only those bytes are read."""
+        with safe_open(self.file, framework="numpy") as handle:
+            return handle.get_slice(self.name)[index]
+
+
+class Zeros(Tensor):
+    """A tensor that no file holds, all zero."""
+
+    def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
+        """The part at `index`, float32."""
+        return np.zeros(self.shape, np.float32)[index]
+
+
+def open_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
+    if (folder / SINGLE_FILE).exists():
+        _require_file(folder / SINGLE_FILE)
+        return read_header(folder / SINGLE_FILE)
+    if (folder / INDEX_FILE).exists():
+        return _read_index(folder / INDEX_FILE)
+    _require_no_shards(folder)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"{folder}: holds {pickles[0]} but no safetensors; a pickle can run any code when it"
+            " is opened, so it is refused: convert it with transformers'"
+            " save_pretrained, or use a checkpoint with safetensors"
+        )
+    raise UserError(
+        f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; give a folder with safetensors weights"
+    )
+
+
+def _require_no_shards(folder: Path) -> None:
+    """Name what is missing in a folder that holds shards and no index of them."""
+    found = {path.name: SHARD.fullmatch(path.name) for path in folder.iterdir()}
+    present = {name: match for name, match in found.items() if match}
+    if not present:
+        return
+    count = max(int(match["count"]) for match in present.values())
+    shards = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, min(count, 10_000) + 1)]
+    absent = [INDEX_FILE, *(name for name in shards if name not in present)]
+    raise UserError(
+        f"{folder}: holds {len(present)} of {count:,} shards and no index; missing:"
+        f" {first_of(absent)}. Fetch them again"
+    )
+
+
+def _require_file(file: Path) -> None:
+    """A folder has no bytes, and opening a named pipe would wait for ever."""
+    if not file.is_file():
+        raise UserError(f"{file}: is no file; put the weights there")
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file. Raises UserError for a truncated or damaged file."""
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {
+                name: Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{file}: not a whole safetensors file ({reason}); fetch it again"
+        ) from error
+
+
+def _read_index(index: Path) -> dict[str, Tensor]:
+    placed = read_object(index, "").get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
+        raise UserError(
+            f"{index}: no index of shards (weight_map must name the file of every tensor); fetch"
+            " the file again"
+        )
+    files = sorted(set(placed.values()))
+    outside = [name for name in files if not is_plain_name(name)]
+    if outside:
+        raise UserError(
+            f"{index}: names a file outside its folder ({outside[0]!r:.80}); get the checkpoint"
+            " from its original source"
+        )
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{index.parent}: {len(absent)} of {len(files)} shards missing: {first_of(absent)};"
+            " fetch them again"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        # A shard may hold an older copy of a tensor that the index places in another shard.
+        header = read_header(index.parent / file)
+        tensors |= {
+            name: tensor for name, tensor in header.items() if placed.get(name, file) == file
+        }
+    lost = sorted(f"{name} ({file})" for name, file in placed.items() if name not in tensors)
+    if lost:
+        raise UserError(
+            f"{index}: names tensors that are not in the shard it gives: {first_of(lost)}; fetch"
+            " the checkpoint again"
+        )
+    return tensors
+
+
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """Names for a message: a checkpoint of another model lacks hundreds."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def write_folder(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+) -> None:
+    """Write tensors as one file, or as shards of at most `max_shard_bytes` with an index.
+
+    Only one shard's tensors are in memory at a time.
+    """
+    shards: list[Path] = []
+    placed: dict[str, Path] = {}
+    total = 0
+    for number, shard in enumerate(_cut(tensors, max_shard_bytes), start=1):
+        # How many there will be is only known at the end.
+        path = folder / f"shard-{number}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        shards.append(path)
+        placed |= dict.fromkeys(shard, path)
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(shards) == 1:
+        shards[0].rename(folder / SINGLE_FILE)
+        return
+    names = {}
+    for number, path in enumerate(shards, start=1):
+        names[path] = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path.rename(folder / names[path])
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: names[path] for name, path in placed.items()},
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _cut(
+    tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    shard: dict[str, np.ndarray] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    yield shard

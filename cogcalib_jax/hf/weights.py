@@ -1,0 +1,223 @@
+"""Hugging Face weights <-> a Decoder.
+
+The decoder's parameters carry the checkpoint's own names and orientation, so the map between them
+is a rule: `("layers", "mlp", "up_proj", "weight")` is `model.layers.N.mlp.up_proj.weight` for every
+layer N, stacked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.config import read_config, to_hf
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.hf.safetensors import (
+    DTYPES,
+    Tensor,
+    first_of,
+    open_folder,
+    write_folder,
+)
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.parameters import Path as ParameterPath
+from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
+from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.sharding import fetch
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Buffers that old checkpoints carry and that are computed here.
+IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# Of a file at a time, while loading.
+READ_BYTES = 16_000_000
+# What transformers writes where nothing else is asked.
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def tensor_names(path: ParameterPath, layers: int) -> list[str]:
+    """The checkpoint's names of a parameter: one, or one per layer."""
+    if path[0] == "layers":
+        return [f"model.layers.{i}.{'.'.join(path[1:])}" for i in range(layers)]
+    return [".".join(path if path[0] == "lm_head" else ("model", *path))]
+
+
+def load_decoder(
+    name: str | Path,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh,
+    seed: int = 0,
+    remat: Remat = "none",
+    attention: str = "xla",
+) -> Decoder:
+    """A decoder with the weights of a local folder or Hub id, in `dtype`, spread over `mesh`.
+
+    Weights may be stored as bfloat16, float16 or float32. Each device gets exactly the slices it
+    holds, read from the files when it needs them. LoRA parameters, where asked for, begin as
+    PEFT's do, from `seed`. Raises one UserError that names missing, unexpected and misshapen
+    tensors, before any is read; and one for a mesh that cannot cut the model.
+    """
+    config = read_config(name)
+    require_cut(config, mesh)
+    folder = model_folder(name)
+    graphdef, abstract = abstract_decoder(
+        config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention
+    )
+    base = nnx.filter_state(abstract, nnx.Not(nnx.LoRAParam))
+    tensors = open_weights(folder, base, config)
+
+    def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        parts = [tensors[n] for n in tensor_names(path, config.num_layers)]
+        return leaf.replace(read_parameter(parts, leaf.get_value(), path[0] == "layers"))
+
+    state = map_parameters(read, base)
+    if lora is not None:
+        state = nnx.merge_state(state, random_lora(config, lora, abstract, seed))
+    return nnx.merge(graphdef, state)
+
+
+def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
+    """A parameter of `target`'s shape, dtype and sharding from its tensor, or its layers'."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        # The axis of layers is never cut (sharding.RULES).
+        out = np.empty(target.sharding.shard_shape(target.shape), target.dtype)
+        for rows, part in zip(out if stacked else [out], parts, strict=True):
+            _fill(rows, part, index[1:] if stacked else index)
+        return out
+
+    return _from_slices(target, read)
+
+
+def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
+    """Copy `part[index]` into `out`, some rows at a time: what is read of a file counts as this
+    process's memory until it is closed, whole rows even where only some columns are wanted."""
+    first, *columns = index
+    start = first.start or 0
+    row_bytes = max(1, math.prod(part.shape[1:])) * DTYPES[part.dtype].itemsize
+    step = max(1, READ_BYTES // row_bytes)
+    for row in range(0, len(out), step):
+        stop = min(row + step, len(out))
+        out[row:stop] = part.read((slice(start + row, start + stop), *columns))
+
+
+def _from_slices(
+    target: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """A global array whose shards `read(index)` gives. Devices that hold the same slice share one
+    reading of it.
+
+    One slice is on the host at a time. `jax.make_array_from_callback` calls for all slices before
+    it moves the first: a whole stack of layers would be held twice (measured on a checkpoint of
+    1 GB: 1.15 GB instead of 1.06).
+    """
+    indices = target.sharding.addressable_devices_indices_map(target.shape)
+    holders: dict[tuple, list[jax.Device]] = {}
+    for device, index in indices.items():
+        holders.setdefault(tuple((part.start, part.stop) for part in index), []).append(device)
+    shards = []
+    for devices in holders.values():
+        part = read(indices[devices[0]])
+        shards += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, shards)
+
+
+def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
+    """The tensors in `folder` that make up `base` (arrays or ShapeDtypeStructs, without LoRA), by
+    name. Nothing but headers is read, and a head stored beside the embedding it is tied to; raises
+    what `load_decoder` raises."""
+    tensors, tied = open_folder(folder), config.tie_word_embeddings
+    if tied and HEAD in tensors and EMBEDDING not in tensors:
+        # Some checkpoints store a tied weight under the head's name alone.
+        tensors[EMBEDDING] = tensors.pop(HEAD)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, leaf in nnx.to_flat_state(base):
+        shape = leaf.get_value().shape
+        for name in tensor_names(path, config.num_layers):
+            wanted[name] = shape[1:] if path[0] == "layers" else shape
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [
+        name
+        for name in tensors
+        if name not in wanted
+        and not IGNORED.fullmatch(name)
+        # Some checkpoints store the head again although it is the embedding.
+        and not (tied and name == HEAD)
+    ]
+    wrong = [
+        f"{name} (shape {list(tensors[name].shape)}, config.json says {list(shape)})"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    odd = [
+        f"{name} (dtype {tensors[name].dtype}, allowed {', '.join(DTYPES)})"
+        for name in wanted
+        if name in tensors and tensors[name].dtype not in DTYPES
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": wrong, "unreadable": odd}
+    found = [f"{kind}: {first_of(names)}" for kind, names in kinds.items() if names]
+    if found:
+        raise UserError(
+            f"{folder}: weights and config.json do not belong together; {'; '.join(found)};"
+            " use the files of one checkpoint"
+        )
+    if tied and HEAD in tensors:
+        _require_tied(folder, tensors[EMBEDDING], tensors[HEAD])
+    return {name: tensors[name] for name in wanted}
+
+
+def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
+    """A head that is stored beside the embedding it is said to be must be equal to it."""
+    rows = max(1, READ_BYTES // (4 * math.prod(embedding.shape[1:])))
+    parts = [
+        (slice(start, min(start + rows, embedding.shape[0])),)
+        for start in range(0, embedding.shape[0], rows)
+    ]
+    if embedding.shape != head.shape or not all(
+        np.array_equal(embedding.read(part), head.read(part), equal_nan=True) for part in parts
+    ):
+        raise UserError(
+            f"{folder}: config.json says that lm_head.weight is the embedding"
+            " (tie_word_embeddings), but the weights hold another one; set tie_word_embeddings to"
+            " false in config.json, or remove lm_head.weight"
+        )
+
+
+def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write config.json and the base's weights (LoRA left out) in Hugging Face layout, in the
+    decoder's dtype. `folder` must be new or empty, and appears whole or not at all."""
+    config = decoder.config
+    with whole_folder(Path(folder)) as building:
+        raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}
+        text = json.dumps(raw, indent=2) + "\n"
+        (building / "config.json").write_text(text, encoding="utf-8")
+        base = nnx.state(decoder, nnx.Not(nnx.LoRAParam))
+        write_folder(building, host_tensors(base, config.num_layers), max_shard_bytes)
+
+
+def host_tensors(state: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Parameters under their checkpoint names, one layer at a time; gathered where processes hold
+    parts of them."""
+    for path, leaf in nnx.to_flat_state(state):
+        array = leaf.get_value()
+        names = tensor_names(path, layers)
+        if path[0] != "layers":
+            yield names[0], fetch(array)
+            continue
+        for layer, name in enumerate(names):
+            yield name, fetch(array[layer])

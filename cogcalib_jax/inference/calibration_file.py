@@ -1,0 +1,131 @@
+"""The part of `calibration.json` that every adapter has: how its questions are asked and scored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.calibration import Calibrator, TemperatureScaler
+from cogcalib_jax.data.chat import chat_hash
+from cogcalib_jax.data.config import CHAT, DataConfig
+from cogcalib_jax.data.encoding import pmi_prefix, prompt_prefix
+from cogcalib_jax.data.prompts import Template
+from cogcalib_jax.distributed import from_main
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.adapter import WEIGHTS_FILE, adapter_hash
+from cogcalib_jax.hf.base_hash import (
+    CALIBRATION_FILE,
+    HASH_OF,
+    base_hash,
+    read_calibration,
+)
+from cogcalib_jax.hf.download import model_folder, public_name
+from cogcalib_jax.hf.foreign import require_no_way_out
+from cogcalib_jax.inference.evaluate import VERSIONED
+from cogcalib_jax.inference.option_score import OptionScore
+from cogcalib_jax.inference.posthoc import STORED
+from cogcalib_jax.models.lora_config import LoraConfig
+
+# Entries that belong to the calibrator.
+WHY_NONE = "why_no_calibrator"
+OPTIONS = "calibrator_options"
+ADAPTER_HASH = "adapter_sha256"
+START_HASH = "start_adapter_sha256"
+START = "start_adapter"
+"""the folder of the start's adapter, in that of a run or of a comparison"""
+NOT_FITTED = "none was fitted; fit one with Model.calibrate"
+
+
+def how_asked(
+    adapter: Path,
+    base: str | Path,
+    lora: LoraConfig,
+    data: DataConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    option_score: OptionScore | None,
+) -> dict[str, Any]:
+    """Return the entries about prompt, scoring rule, adapter and base.
+
+    Args:
+        adapter: the folder of the adapter, which is written already.
+        base: Hub id or folder of the base.
+        lora: the adapter's form.
+        data: how questions are encoded.
+        template: of every prompt, solved questions included.
+        tokenizer: that the questions are read with.
+        option_score: the rule by which options are scored; None for open questions.
+    """
+    prefix = None if option_score is None else pmi_prefix(template, tokenizer)
+    return {
+        "prompt": asdict(template),
+        "prefix_ids": prompt_prefix(data, tokenizer),
+        "protocol": data.protocol,
+        "few_shot": data.few_shot,
+        "chat_template_sha256": chat_hash(tokenizer) if data.prompt == CHAT else None,
+        "max_length": data.max_length,
+        "option_score": option_score,
+        "pmi_prefix_ids": prefix,
+        ADAPTER_HASH: from_main(lambda: adapter_hash(adapter)),
+        "adapter_touches_head": "lm_head" in lora.modules,
+        "merged": False,
+        "base": {
+            "name": public_name(base),
+            "hash": base_hash(model_folder(base)),
+            "hash_of": HASH_OF,
+        },
+        "versions": {name: version(name) for name in VERSIONED},
+    }
+
+
+def fitted_elsewhere(calibrator: Calibrator | None) -> dict[str, Any]:
+    """Return the entries of a calibrator that was fitted before the adapter is saved.
+
+    Raises:
+        UserError: a calibrator that one adapter alone cannot apply.
+    """
+    if calibrator is not None and (calibrator.needs_start or calibrator.needs_classes):
+        needs = "the start's scores" if calibrator.needs_start else "one list of options"
+        raise UserError(
+            f"calibrator is {calibrator.name}, which needs {needs}; expected one that an adapter"
+            " alone can apply. Save the model with_calibrator(None), and the calibrator's to_json()"
+            " beside it"
+        )
+    is_temperature = isinstance(calibrator, TemperatureScaler)
+    value = calibrator.temperature_ if is_temperature else None
+    why = None if is_temperature else f"temperature: {NOT_FITTED}"
+    rows = 0 if calibrator is None else calibrator.n_rows_
+    return {
+        "open_answers": None,
+        "completions": None,
+        "space": None,
+        "temperature": {"value": value, "why_none": why, "rows": rows},
+        STORED: None if calibrator is None else calibrator.to_json(),
+        WHY_NONE: NOT_FITTED if calibrator is None else None,
+        OPTIONS: None,
+        START_HASH: None,
+        "probe": None,
+    }
+
+
+def start_of(adapter: Path, spec: str) -> Path:
+    """Return the folder of the start's adapter that an adapter's calibration.json names by hash: in
+    the folder of its run, or of the comparison.
+
+    spec: the calibrator that needs it. Raises UserError if there is none, or another one.
+    """
+    wanted = (read_calibration(adapter) or {}).get(START_HASH)
+    run = adapter.resolve().parent
+    for folder in (run / START, run.parent / START):
+        require_no_way_out(folder.parent, (folder, folder / WEIGHTS_FILE))
+        if (folder / WEIGHTS_FILE).is_file() and adapter_hash(folder) == wanted:
+            return folder
+    raise UserError(
+        f"calibrator is {spec}, which mixes the model with its start, and {run / START} with the"
+        f" weights that {adapter / CALIBRATION_FILE} names is not there; expected the folder that"
+        " training left. Runs of earlier releases kept none: use another calibrator, or train again"
+    )

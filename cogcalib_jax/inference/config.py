@@ -1,0 +1,59 @@
+"""How answers are scored and how many resamples stand behind an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cogcalib_jax.configlib import FieldError, check, often, setting
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference.open_config import OpenConfig
+
+DEFAULT_CALIBRATOR = "temperature"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Scoring and metrics; the conventions are described in docs/metrics.md."""
+
+    batch_size: int = often(32)
+    """sequences scored at a time"""
+    mc_passes: int = 10
+    """MC-dropout and BLoB: passes with dropout on, or draws, whose probabilities are averaged"""
+    members_at_once: int | None = None
+    """members of an ensemble evaluated together, each with activations of its own; unset: all"""
+    bins: int = 15
+    """equal-width bins of the expected calibration error"""
+    resamples: int = 1000
+    """bootstrap resamples of intervals and simulated draws of the noise floor"""
+    calibrator: str = setting(DEFAULT_CALIBRATOR, added=True)
+    """what an adapter stores for --predict, fitted on the calibration split: temperature, vector,
+    platt, isotonic, mixture, linear_mixture, with settings if wanted (docs/evaluation.md)"""
+    open: OpenConfig = field(default_factory=OpenConfig)
+    """answers to open questions"""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
+        check_calibrator(self.calibrator)
+        check(self.mc_passes >= 1, "mc_passes", "must be an integer of at least 1")
+        check(
+            self.members_at_once is None or self.members_at_once >= 1,
+            "members_at_once",
+            "must be an integer of at least 1, or unset",
+        )
+        check(1 <= self.bins <= 1000, "bins", "must be an integer from 1 to 1000")
+        check(
+            100 <= self.resamples <= 10**6, "resamples", f"must be an integer from 100 to {10**6}"
+        )
+
+
+def check_calibrator(spec: str) -> None:
+    """Raise FieldError for the field `calibrator` unless `spec` names one and its settings."""
+    # The default is one, and a config of nothing else is read without JAX and SciPy.
+    if spec == DEFAULT_CALIBRATOR:
+        return
+    from cogcalib_jax.calibration import CALIBRATORS
+
+    try:
+        CALIBRATORS.make(spec)
+    except UserError as error:
+        raise FieldError("calibrator", f"must be a calibrator: {error}") from error

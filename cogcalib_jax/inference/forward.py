@@ -1,0 +1,231 @@
+"""From a batch to what is known about each example: loss terms, NLL and correctness, option scores.
+
+The same functions serve the training step (with dropout and a term) and every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cogcalib_jax.data.batching import Batch, StartBelief
+from cogcalib_jax.inference.row_stats import CHUNK, RowStats, coarsened, row_stats
+from cogcalib_jax.method.config import LossConfig, Space
+from cogcalib_jax.method.loss import example_mean
+from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.head import Head
+from cogcalib_jax.sharding import RULES, batch_parts
+
+GateFunction = Callable[[jax.Array], jax.Array]
+"""From the NLL of each example `[batch]` to the gate's value `[batch]`"""
+
+
+class ExampleLosses(NamedTuple):
+    """Per example `[batch]`, float32."""
+
+    nll: jax.Array
+    """the example's cross-entropy in `loss.space`: the loss, and what the gate looks at"""
+    correct: jax.Array
+    """1 where the model answers correctly, by the rule of `loss.space`"""
+    cal: jax.Array | None
+    """the method's term in `method.space`, None without a term"""
+
+
+def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """Hidden states `[batch, time, d]` at `positions` `[batch, n]` -> `[batch, n, d]`."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def scored_hidden(
+    decoder: Decoder, batch: Batch, dropout_key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states at the scored positions, `[batch, n, d]`, and the head's part of the key."""
+    trunk_key = head_key = None
+    if dropout_key is not None:
+        trunk_key, head_key = jax.random.split(dropout_key)
+    hidden = decoder.hidden_states(batch.input_ids, lengths=batch.lengths, dropout_key=trunk_key)
+    return gather_positions(hidden, batch.positions), head_key
+
+
+def example_losses(decoder: Decoder, batch: Batch, loss: LossConfig) -> ExampleLosses:
+    """Return cross-entropy and correctness of each example; see `losses_at`."""
+    hidden, _ = scored_hidden(decoder, batch, None)
+    return losses_at(decoder.head(), hidden, batch, loss, None, None)
+
+
+def losses_at(
+    head: Head,
+    hidden: jax.Array,
+    batch: Batch,
+    loss: LossConfig,
+    method: Method | None,
+    dropout_key: jax.Array | None,
+    chunk: int = CHUNK,
+    gate: GateFunction | None = None,
+) -> ExampleLosses:
+    """Return cross-entropy, correctness and (with a method that has a term) the term, per example.
+
+    hidden: `[batch, positions, d]` at the scored positions; chunk: see `row_stats`; gate: from the
+    examples' NLL to the gate's values, for a term that looks at those. Vocabulary: an
+    answer is correct when each of its tokens is the argmax under teacher forcing, which equals
+    greedy exact match with the reference. Options: the argmax over the options; needs single-token
+    options (`batch.option_ids` with at least one column).
+    """
+    term, term_space = (None, None) if method is None else (method.term, method.term_space)
+    needs_gate = term is not None and term.needs_gate
+    options: Rows | None = None
+    if "options" in (loss.space, term_space):
+        options = _option_rows(head, hidden, batch, dropout_key)
+        if term is not None and term.needs_start and term_space == "options":
+            options = options._replace(start=batch.start.log_p[:, 0])
+
+    def over_vocabulary(term: Term | None, gate: jax.Array | None = None) -> RowStats:
+        if gate is not None:
+            gate = jnp.broadcast_to(gate[:, None], batch.targets.shape)
+        start = batch.start if term_space == "vocab" else None
+        return row_stats(head, hidden, batch.targets, term, dropout_key, chunk, gate, start)
+
+    stats: RowStats | None = None
+    if loss.space == "vocab":
+        # A term that looks at the gate's value comes after the NLL, which decides the gate.
+        stats = over_vocabulary(term if term_space == "vocab" and not needs_gate else None)
+        nll = example_mean(stats.nll, batch.loss_mask, loss)
+        correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
+    else:
+        nll, correct = over_options(options)
+
+    cal = None
+    values = gate(nll) if needs_gate else None
+    if term_space == "vocab":
+        if stats is None or stats.cal is None:
+            stats = over_vocabulary(term, values)
+        cal = example_mean(stats.cal, batch.loss_mask, loss)
+    elif term_space == "options":
+        cal = jnp.broadcast_to(term(options._replace(gate=values)), nll.shape)
+    return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
+
+
+def _option_rows(
+    head: Head, hidden: jax.Array, batch: Batch, dropout_key: jax.Array | None
+) -> Rows:
+    """The questions of `batch` over their single-token options."""
+    logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+    return Rows(logits, batch.answer, batch.option_mask)
+
+
+def over_options(options: Rows) -> tuple[jax.Array, jax.Array]:
+    """Return the NLL in nats and the correctness (bool) of questions, `[batch]` each, by the
+    softmax over their options."""
+    masked = options.masked
+    answer_logit = jnp.take_along_axis(masked, options.target[:, None], -1)[:, 0]
+    nll = jax.nn.logsumexp(masked, -1) - answer_logit
+    return nll, jnp.argmax(masked, -1) == options.target
+
+
+def term_without_target(
+    head: Head,
+    hidden: jax.Array,
+    batch: Batch,
+    term: Term,
+    space: Space,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """Return `term` of rows without answers, `[batch]` nats, where their answers would begin.
+
+    hidden: `[batch, 1, d]` there; all rows' logits over the vocabulary exist at once.
+    """
+    if space == "options":
+        rows = _option_rows(head, hidden, batch, dropout_key)
+        if term.needs_start:
+            rows = rows._replace(start=batch.start.log_p[:, 0])
+        return term(rows)
+    rows = Rows(head.logits(hidden[:, 0], dropout_key), None)
+    if term.needs_start:
+        rows = coarsened(rows, jax.tree.map(lambda x: x[:, 0], batch.start))
+    return term(rows)
+
+
+def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> StartBelief:
+    """Return what `decoder`, the start, believes at the scored positions: of the right answer's
+    tokens, or where the answer of a row without one would begin.
+
+    space: that of the term which compares with it; top: tokens kept over the vocabulary.
+    """
+    hidden, _ = scored_hidden(decoder, batch, None)
+    head = decoder.head()
+    if space == "options":
+        logits = head.option_logits(hidden[:, 0], batch.option_ids)
+        log_p = jax.nn.log_softmax(mask_logits(logits, batch.option_mask), -1)
+        return StartBelief(log_p[:, None])
+
+    def at(hidden: jax.Array) -> StartBelief:
+        log_p = jax.nn.log_softmax(head.logits(hidden), -1)
+        values, ids = jax.lax.top_k(log_p, top)
+        others = jnp.put_along_axis(log_p, ids, MASKED_LOGIT, -1, inplace=False)
+        return StartBelief(values, ids, jax.nn.logsumexp(others, -1))
+
+    flat = jax.lax.map(at, hidden.reshape(-1, hidden.shape[-1]), batch_size=CHUNK)
+    return jax.tree.map(lambda x: x.reshape(*batch.positions.shape, *x.shape[1:]), flat)
+
+
+def option_logprobs(
+    decoder: Decoder,
+    batch: Batch,
+    temperature: jax.Array | float,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
+
+    The temperature divides the logits, in float32. With a `dropout_key` LoRA's dropout is on; wrap
+    in `row_by_row` for masks that no batch changes, and that are the same in both parts of the
+    difference whatever the batch's size.
+    """
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
+    head = decoder.head().replace(temperature=temperature)
+    stats = row_stats(head, hidden[:, :1], batch.targets[:, :1], dropout_key=head_key)
+    logits = head.option_logits(hidden[:, 0], batch.option_ids, head_key)
+    return logits - stats.logsumexp
+
+
+def completion_logprob(
+    decoder: Decoder,
+    batch: Batch,
+    temperature: jax.Array | float,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats;
+    `dropout_key` as for `option_logprobs`."""
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
+    head = decoder.head().replace(temperature=temperature)
+    stats = row_stats(head, hidden, batch.targets, dropout_key=head_key)
+    return -jnp.sum(stats.nll * batch.loss_mask, -1)
+
+
+def row_by_row(
+    score: Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array],
+) -> Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array]:
+    """`score` with a dropout mask for each example of a split, drawn from the key and the
+    example's number alone.
+
+    So neither the batch size, nor the padding, nor the rows beside it change an example's score,
+    and all options of a question are scored by the same thinned model. The vocabulary's logits of
+    a whole batch exist at once: chunks of positions are taken within a row.
+    """
+
+    def scores(
+        decoder: Decoder, batch: Batch, temperature: jax.Array | float, key: jax.Array
+    ) -> jax.Array:
+        def one(row: Batch) -> jax.Array:
+            alone = jax.tree.map(lambda x: x[None], row)
+            return score(decoder, alone, temperature, jax.random.fold_in(key, row.row))[0]
+
+        # Rows stay on their own devices.
+        axes = RULES["batch"] if decoder.mesh and batch_parts(decoder.mesh) > 1 else None
+        return jax.vmap(one, spmd_axis_name=axes)(batch)
+
+    return scores

@@ -1,0 +1,182 @@
+"""The option scores of a split under one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, option_batches
+from cogcalib_jax.data.encoding import single_token_options
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.data.packing import packed_batches
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.options import packed_logprobs
+from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.inference.progress import watched
+from cogcalib_jax.models.parameters import FrozenModel
+from cogcalib_jax.sharding import batch_parts
+
+Score = Callable[[Iterable[Any]], tuple[np.ndarray, np.ndarray]]
+"""A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
+
+
+class Predictor:
+    """Scores splits with one model; compiled once per shape whatever the LoRA parameters are."""
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        mesh: Mesh,
+        config: EvaluationConfig,
+        option_score: OptionScore = DEFAULT_OPTION_SCORE,
+    ):
+        self._config = config
+        self._option_score = option_score
+        self._multiple = batch_parts(mesh)
+        self._pass = SplitPass(model, mesh, packed_logprobs)
+
+    def scored_by(self, option_score: OptionScore) -> Predictor:
+        """The same predictor with another rule; nothing is compiled again."""
+        other = copy(self)
+        other._option_score = option_score
+        return other
+
+    def __call__(
+        self, lora: nnx.State, encoded: Sequence[Encoded], temperature: float = 1.0
+    ) -> Predictions:
+        """Return predictions of `encoded`, in one pass also with a temperature.
+
+        The vocabulary's numbers at the temperature come from the same logits as those without it.
+        The rule pmi needs an `EncodedSplit` with `pmi_prefix_ids`, and scores its options after
+        those alone, too.
+        """
+
+        def score(rows: Sequence[Encoded]) -> np.ndarray:
+            temperatures = np.array([1.0, temperature], np.float32)
+            return packed_scores(
+                rows,
+                self._config.batch_size,
+                self._multiple,
+                lambda batches: self._pass(lora, batches, temperatures),
+            )
+
+        logprobs = score(encoded)
+        return Predictions(
+            logprobs=logprobs[..., 0],
+            tokens=option_tokens(encoded),
+            answers=np.array([e.answer for e in encoded]),
+            option_score=self._option_score,
+            temperature=temperature,
+            tempered_logprobs=None if temperature == 1.0 else logprobs[..., 1],
+            characters=option_characters(encoded),
+            priors=(
+                prior_scores(encoded, lambda rows: score(rows)[..., 0])
+                if self._option_score == "pmi"
+                else None
+            ),
+        )
+
+
+def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
+    """[n, k] int: tokens of each completion, 0 where there is no option."""
+    return _for_each_option([[len(ids) for ids in e.completion_ids] for e in encoded])
+
+
+def option_characters(encoded: Sequence[Encoded]) -> np.ndarray:
+    """[n, k] int: Unicode code points of each completion without outer white space, 0 where there
+    is no option."""
+    return _for_each_option([e.characters for e in encoded])
+
+
+def _for_each_option(numbers: Sequence[Sequence[int]]) -> np.ndarray:
+    padded = np.zeros((len(numbers), max(map(len, numbers))), int)
+    for i, row in enumerate(numbers):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def prior_scores(
+    encoded: Sequence[Encoded], score: Callable[[Sequence[Encoded]], np.ndarray]
+) -> np.ndarray:
+    """Log-probability of every option without its question, `[n, k, ...]` nats, NaN where there is
+    none.
+
+    An option keeps the token ids that it has after its prompt; `pmi_prefix_ids` stand in the
+    prompt's place. score: from rows to log-probabilities `[rows, k, ...]`. Questions with the same
+    options are scored once.
+    """
+    prefix = getattr(encoded, "pmi_prefix_ids", None)
+    if prefix is None:
+        raise ValueError("option_score = pmi: needs a split that encode_split made of options")
+    alone = {e.completion_ids: replace(e, prompt_ids=prefix) for e in encoded}
+    place = {options: row for row, options in enumerate(alone)}
+    scores = score(EncodedSplit(alone.values()))
+    return scores[[place[e.completion_ids] for e in encoded]]
+
+
+def packed_scores(
+    encoded: Sequence[Encoded], batch_size: int, multiple: int, score: Score
+) -> np.ndarray:
+    """Log-probability of every option of every question, `[n, k, ...]` nats; NaN where there is
+    none. Every prompt is computed once.
+
+    multiple: see `packed_batches`; score: of packed batches, `[n, k, ...]`. Further axes are kept
+    (members of an ensemble).
+    """
+    batches = packed_batches(encoded, batch_size, multiple)
+    rows, values = score(watched(batches, len(encoded), len(encoded)))
+    scores = np.full(values.shape, np.nan)
+    scores[rows] = values
+    scores[option_tokens(encoded) == 0] = np.nan
+    return scores
+
+
+def option_scores(
+    encoded: Sequence[Encoded], batch_size: int, single: Score, whole: Score
+) -> np.ndarray:
+    """Like `packed_scores`, from rows that hold one question, or one option, each: for what must
+    not depend on the questions beside it in a row, as dropout's masks would.
+
+    single: scores all options of a row of a batch at once, `[n, options, ...]`, where each is one
+    token; whole: scores one completion a row, `[n, ...]`. Further axes are kept (members of an
+    ensemble).
+    """
+    buckets = _buckets(encoded)
+    if single_token_options(encoded):
+        batches = eval_batches(encoded, batch_size, buckets)
+        places, values = single(watched(batches, len(encoded), len(encoded)))
+        columns = np.arange(values.shape[1])
+        places = places[:, None]
+    else:
+        chosen: list[np.ndarray] = []
+        batches = _remember(option_batches(encoded, batch_size, buckets), chosen)
+        options = sum(len(e.completions) for e in encoded)
+        places, values = whole(watched(batches, len(encoded), options))
+        columns = np.concatenate(chosen)
+    exists = option_tokens(encoded) > 0
+    further = values.shape[places.ndim :]
+    scores = np.full((*exists.shape, *further), np.nan)
+    scores[places, columns] = values
+    scores[~exists] = np.nan
+    return scores
+
+
+def _buckets(encoded: Sequence[Encoded]) -> tuple[int, ...]:
+    """Padded lengths that hold every option of the split."""
+    return length_buckets(EncodedSplit.of(encoded).lengths)
+
+
+def _remember(
+    batches: Iterator[tuple[Batch, np.ndarray]], chosen: list[np.ndarray]
+) -> Iterator[Batch]:
+    for batch, option in batches:
+        chosen.append(option[batch.weight > 0])
+        yield batch

@@ -1,0 +1,237 @@
+"""What an evaluation shows: a model's tasks, subgroups, and several models side by side."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.files import write_whole
+from cogcalib_jax.metrics.significance import holm
+from cogcalib_jax.report.load_run import read_predictions, task_file
+from cogcalib_jax.report.names import short_name
+from cogcalib_jax.report.open_tables import confidence_table
+from cogcalib_jax.report.tables import (
+    Metrics,
+    Table,
+    as_markdown,
+    as_text,
+    cell,
+    comparison_table,
+    floor_cell,
+)
+from cogcalib_jax.report.text import count, is_at_chance, questions
+from cogcalib_jax.report.verdict import (
+    LEVEL,
+    Comparison,
+    at_chance,
+    at_floor,
+    compare,
+    difference_table,
+)
+
+COMPARISON = "comparison"
+SMALL = 100
+"""Questions below which nothing is said of a subgroup's ECE: one of 15 bins holds a handful."""
+WITH_INTERVAL = ("NLL", "Brier", "accuracy")
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Several models on one task; differences are from the first of them."""
+
+    task: str
+    results: Mapping[str, Metrics]
+    """model -> numbers of eval.json"""
+    comparisons: tuple[Comparison, ...]
+    remarks: tuple[str, ...]
+    """models without differences and why; whose ECE lies at its noise floor"""
+
+    def show(self, form: Callable[[Table], str]) -> str:
+        """Numbers, differences, subgroups and remarks, tables in the form wanted."""
+        numbers = comparison_table([self.results])
+        numbers = replace(numbers, header=("model", *numbers.header[1:]))
+        differences = difference_table(
+            self.comparisons, questions(next(iter(self.results.values())))
+        )
+        parts = [form(numbers), *_confidences(self.results, form)]
+        parts += [] if differences is None else [form(differences)]
+        parts += _subgroups(self.results, form)
+        return "\n\n".join([*parts, *filter(None, ["\n".join(self.remarks)])])
+
+
+def results_text(results: Mapping[str, Metrics]) -> str:
+    """One model: a line a task, then the subgroups of each task that has some."""
+    table = comparison_table([results])
+    parts = [as_text(replace(table, header=("task", *table.header[1:])))]
+    parts += [line for task, m in results.items() for line in at_chance([{task: m}])]
+    open_tasks = {task: m for task, m in results.items() if "confidences" in m}
+    parts += _confidences(open_tasks, as_text) if open_tasks else []
+    for task, metrics in results.items():
+        found = _subgroups({"": metrics}, as_text)
+        parts += [f"{task}:", *found] if found and len(results) > 1 else found
+    return "\n\n".join(parts)
+
+
+def _confidences(results: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
+    """Those in generated answers, where questions are open."""
+    table = confidence_table(results)
+    return [] if table is None else [form(table)]
+
+
+def _subgroups(models: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
+    fields = next(iter(models.values())).get("by", {})
+    return [
+        f"By {field}:\n\n"
+        + form(subgroup_table(field, {name: m["by"][field] for name, m in models.items()}))
+        for field in fields
+    ]
+
+
+def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> Table:
+    """A line for each value of `field`, and under it for each model (named where several).
+
+    models: model -> value -> numbers. Whether an ECE is more than its noise is only asked of
+    groups of at least `SMALL` questions; their p-values are Holm's over the groups of a model,
+    for which `evaluation.subgroups` draws enough answer sheets.
+    """
+    values = list(dict.fromkeys(value for groups in models.values() for value in groups))
+    lines = {
+        (value, name): groups[value]
+        for value in values
+        for name, groups in models.items()
+        if value in groups
+    }
+    large = [line for line, m in lines.items() if questions(m) >= SMALL]
+    beyond = {}
+    for name in models:
+        own = [line for line in large if line[1] == name]
+        adjusted = holm([lines[line]["ece_p_value"] for line in own])
+        beyond |= {k: "yes" if p <= LEVEL else "no" for k, p in zip(own, adjusted, strict=True)}
+        beyond |= {k: "at chance" for k in own if is_at_chance(lines[k])}
+    several = len(models) > 1
+    rows = tuple(
+        (
+            f"{value}: {short_name(name)}" if several else value,
+            f"{m['n']:,}",
+            cell([m["accuracy"]], percent=True),
+            cell([m["confidence"]], percent=True),
+            f"{cell([m['ece']])} ({floor_cell([m])})",
+            beyond.get((value, name), "small"),
+            cell([m["nll"]]),
+            cell([m["brier"]]),
+        )
+        for (value, name), m in lines.items()
+    )
+    header = (
+        f"{field}: model" if several else field,
+        "n",
+        "accuracy",
+        "mean\nconfidence",
+        "ECE\n(floor: mean / 95 %)",
+        "beyond\nits floor",
+        "NLL\n(nats)",
+        "Brier",
+    )
+    notes = []
+    if large:
+        most = max(sum(line[1] == name for line in large) for name in models)
+        notes.append(
+            f"Beyond its floor: p against calibrated at most {LEVEL} after Holm's correction over"
+            f" {count(most, 'test')}{' of each model' if several else ''}."
+        )
+    if len(large) < len(lines):
+        notes.append(
+            f"Small: fewer than {SMALL} questions, too few to tell its ECE from that of a"
+            " calibrated model; read it beside the floor."
+        )
+    return Table(header, rows, "\n".join(notes))
+
+
+def write_comparison(folder: Path, bins: int) -> str:
+    """Write comparison.md and comparison.csv beside comparison.json; return the text to print.
+
+    bins: those of the ECEs in comparison.json.
+    """
+    tasks = compare_evaluations(folder, bins)
+    markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
+    write_whole(folder / f"{COMPARISON}.md", markdown + "\n")
+    write_whole(folder / f"{COMPARISON}.csv", _csv(tasks))
+    return "\n\n".join(f"{task.task}:\n\n{task.show(as_text)}" for task in tasks)
+
+
+def compare_evaluations(folder: Path, bins: int) -> list[TaskComparison]:
+    """Every task of the evaluated models in `folder`, from its files alone.
+
+    Only models that were asked the very same questions are subtracted from each other.
+    """
+    results = json.loads((folder / f"{COMPARISON}.json").read_text(encoding="utf-8"))
+    hashes = {name: _data_hash(folder / name) for name in results}
+    first, *others = results
+    compared = []
+    for task in results[first]:
+        same = [name for name in others if hashes[name][task] == hashes[first][task]]
+        asked = {
+            name: read_predictions(folder / name / "predictions" / task_file(task))
+            for name in (first, *same)
+        }
+        numbers = {name: metrics[task] for name, metrics in results.items()}
+        remarks = [
+            f"{short_name(name)}: no difference from {short_name(first)} is given, for it was not"
+            " asked the very same texts (a passage may be cut elsewhere by another tokenizer)."
+            for name in others
+            if name not in same
+        ]
+        compared.append(
+            TaskComparison(
+                task,
+                numbers,
+                tuple(compare([asked], pairs=[(name, first) for name in same], bins=bins)),
+                (*remarks, *at_floor([numbers]), *at_chance([numbers])),
+            )
+        )
+    return compared
+
+
+def _data_hash(folder: Path) -> dict[str, str]:
+    content = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return content["provenance"]["data_hash"]
+
+
+def _csv(tasks: Sequence[TaskComparison]) -> str:
+    """A line for each task and model, with its difference from the first model, if one is given."""
+    lines = []
+    for task in tasks:
+        against = {c.method: c for c in task.comparisons}
+        for name, m in task.results.items():
+            line: dict[str, Any] = {"task": task.task, "model": name, "n": m["n"]}
+            line |= {"n_questions": m["n_questions"]} if "n_questions" in m else {}
+            line |= {key: m[key] for key in ("accuracy", "confidence", "ece")}
+            line |= {f"ece_floor_{key}": value for key, value in m["ece_noise_floor"].items()}
+            keys = ("ece_p_value", "brier", "nll", "auroc", "coverage_at_90")
+            line |= {key: m[key] for key in keys}
+            line["vocab_ece"] = m["vocab"]["ece"] if m.get("vocab") else None
+            if name in against:
+                line |= _difference_columns(against[name])
+            lines.append(line)
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _difference_columns(comparison: Comparison) -> dict[str, Any]:
+    columns: dict[str, Any] = {"minus": comparison.other}
+    for metric, d in comparison.differences.items():
+        name = metric.lower()
+        columns[f"{name}_difference"] = d.difference
+        if metric in WITH_INTERVAL:
+            columns |= {f"{name}_low": d.low, f"{name}_high": d.high}
+        columns[f"{name}_beyond_noise"] = metric in comparison.claimed
+    return columns

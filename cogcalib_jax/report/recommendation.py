@@ -1,0 +1,146 @@
+"""The adapter to take, and how to ask it: the last words of a run and the first of its report."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax.configlib import command_line, program_words
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
+from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
+
+RECOMMENDED_FILE = "recommended.json"
+VALIDATION_FILE = "validation.jsonl"
+THE_RUN = "."
+"""stands in `recommended.json` of a run of one method, whose own folder holds the adapter"""
+LONGEST_EXAMPLE = 200
+"""Characters of a question that is shown as an example; a longer one is replaced by dots."""
+BEST_EPOCH = best_epoch_of("")
+_REFERENCES = {
+    BASE: "the base as it was given",
+    COMMONEST: "always giving the commonest answers",
+}
+
+
+def read_validation_nll(folder: Path) -> np.ndarray:
+    """Return the NLL `[n]`, in nats, of the validation questions in a folder's `validation.jsonl`.
+
+    Raises UserError for a damaged file.
+    """
+    file = folder / VALIDATION_FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return np.array([float(json.loads(line)["nll"]) for line in lines])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
+            " writes it again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The words about the recommended adapter."""
+
+    take: tuple[str, ...]
+    """sentences: the adapter, why, and how good it is"""
+    example: str
+    """a line of a file of questions; empty if the tool cannot ask this kind"""
+    command: str
+    """asks the questions of such a file; for open questions, evaluates the adapter again"""
+
+    def as_text(self) -> str:
+        """Return the lines for a terminal."""
+        # The first has a path, which must stay whole.
+        lines = [self.take[0], *(textwrap.fill(line, TEXT_WIDTH) for line in self.take[1:])]
+        lines.append(self.how_to_ask)
+        if self.example:
+            lines += [f"    {self.example}", "and run"]
+        return "\n".join([*lines, f"    {self.command}"])
+
+    @property
+    def how_to_ask(self) -> str:
+        """The words before the example and the command."""
+        if self.example:
+            return "Ask it: put one question a line into questions.jsonl, such as"
+        return "Evaluate it on other questions:"
+
+
+def recommendation(run: Run) -> Recommendation | None:
+    """Put `recommended.json` into words; None for a run of an earlier release."""
+    file = run.folder / RECOMMENDED_FILE
+    if not file.is_file():
+        return None
+    try:
+        chosen = json.loads(file.read_text(encoding="utf-8"))
+        key = run.methods[0].key if chosen["method"] == THE_RUN else chosen["method"]
+        methods = {method.key: method for method in run.methods}
+        method = methods[key]
+        folder = run.folder if chosen["method"] == THE_RUN else run.folder / key
+        words = (_why(chosen), *_how_good(run, methods, method))
+        asked = chosen["question"]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
+            " writes it again"
+        ) from error
+    opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
+    take = (f"{opening}: {folder / 'adapter'} ({short_name(key)})", *words)
+    asks = program_words("eval.py")
+    if asked is None:
+        return Recommendation(take, "", command_line(*asks, "--run", str(folder)))
+    example = json.dumps(asked, ensure_ascii=False)
+    if len(example) > LONGEST_EXAMPLE:
+        example = '{"question": "...", "choices": ["...", "..."]}'
+    command = ("--run", str(folder), "--predict", "questions.jsonl", "--out", "answers.jsonl")
+    return Recommendation(take, example, command_line(*asks, *command))
+
+
+def _why(chosen: dict[str, Any]) -> str:
+    nll, method = chosen["validation_nll"], chosen["method"]
+    asked = count(chosen["n"], "validation question")
+    trained = [key for key in nll if key not in _REFERENCES]
+    not_beaten = chosen["not_better_than"]
+    if not_beaten:
+        them = " or ".join(f"{_REFERENCES[key]} ({nll[key]:.3f})" for key in not_beaten)
+        better = "It is not" if len(trained) == 1 else "It is the best of what was trained, but not"
+        return (
+            f"{better} better than {them}: on {asked} its NLL is {nll[method]:.3f}, and the"
+            " difference may be noise. Do not rely on it."
+        )
+    if len(trained) == 1:
+        return f"Its NLL on {asked}: {nll[method]:.3f}."
+    equal = [key for key in chosen["equal_to_best"] if key != method]
+    if not equal:
+        same = ""
+        if method.endswith(BEST_EPOCH):
+            same = "; its epoch was chosen on the same questions, which flatters it a little"
+        return f"It has the lowest NLL on {asked}: {nll[method]:.3f}{same}."
+    others = ", ".join(f"{short_name(key)} ({nll[key]:.3f})" for key in equal)
+    return (
+        f"It is the simplest of those with the lowest NLL on {asked} ({nll[method]:.3f}); the"
+        f" difference from {others} may be noise."
+    )
+
+
+def _how_good(run: Run, methods: dict[str, Method], method: Method) -> tuple[str, ...]:
+    """Its accuracy and mean confidence on test questions, as `--predict` gives them."""
+    task = run.tasks[0]
+    with_temperature = methods.get(tempered(method.key))
+    numbers = (with_temperature or method).metrics[task]
+    sure = f"{percent(numbers['accuracy'])} right, {percent(numbers['confidence'])} sure"
+    how = "without a temperature, for none was fitted"
+    if with_temperature is not None:
+        how = (
+            f"at its temperature of {numbers['temperature']:.3g}, which eval.py --predict and"
+            " calibration.json use"
+        )
+    return (f"On {count(numbers['n'], 'test question')} of {task}: {sure} ({how}).",)

@@ -1,1 +1,0 @@
-"""Tables, plots, a verdict in words and an HTML page, from the files of a run alone."""

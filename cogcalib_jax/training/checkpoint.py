@@ -1,0 +1,341 @@
+"""Checkpoints of a plain pytree: written in the background, whole or not at all, and verified.
+
+Orbax reads and writes the arrays. It does not notice a flipped bit in them, and files that are cut
+or missing make it fail in many ways; so a checkpoint is a folder that also holds a manifest with
+the SHA-256 of every file and of every leaf, and Orbax is given nothing that differs from it
+(manifest.py):
+
+    checkpoints/STEP/manifest.json   what it belongs to, and the checksums
+    checkpoints/STEP/state/          Orbax
+    checkpoints/STEP-stopped/        likewise, taken before what follows the update was done
+    checkpoints/STEP-damaged/        what was found damaged, and never read again
+
+Of several processes the main one alone writes, and decides what is read; the others read the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from cogcalib_jax.configlib import without_retired
+from cogcalib_jax.console import warn
+from cogcalib_jax.distributed import (
+    from_main,
+    is_main,
+    is_one_of_several,
+    require_agreement,
+)
+from cogcalib_jax.errors import UserError, refusal
+from cogcalib_jax.files import named
+from cogcalib_jax.sharding import fetch
+from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
+from cogcalib_jax.training.manifest import (
+    DamageError,
+    file_checksums,
+    journal_mark,
+    read_manifest,
+    require_journal,
+    write_manifest,
+)
+
+STATE = "state"
+NAME = re.compile(r"(\d+)(-stopped)?")
+# What Orbax raises over files it cannot read.
+UNREADABLE = (ValueError, KeyError, OSError)
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read."""
+
+    tree: Any
+    step: int
+    stopped: bool
+    """what follows the update of `step` (the caller knows what) was not done yet"""
+    journals: dict[str, int]
+    """name of each journal -> bytes that it had when this was saved"""
+
+
+def leaf_checksums(tree: Any) -> dict[str, str]:
+    """SHA-256 of every leaf's dtype, shape and bytes, by path.
+
+    Of several processes, each gathers a leaf at a time and works out the same sums: what a leaf
+    holds does not depend on where its parts lie.
+    """
+    checksums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = leaf if isinstance(leaf, np.ndarray) else fetch(leaf)
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+        checksums[jax.tree_util.keystr(path)] = digest.hexdigest()
+    return checksums
+
+
+class Checkpoints:
+    """The checkpoints of one phase of training, in one folder, by step.
+
+    A context: its end waits for what is being written.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig | None = None):
+        self.folder = folder.absolute()
+        self._config = config or CheckpointConfig()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error of the writer must not hide the one that ends the block.
+        if error is None:
+            self.wait()
+        self._writer.shutdown()
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        identity: dict[str, Any],
+        journals: Mapping[Path, int] = MappingProxyType({}),
+        *,
+        stopped: bool = False,
+        best: bool = False,
+    ) -> None:
+        """Save `tree` as it is now; it may be donated as soon as this returns.
+
+        The arrays are copied to the host, and written in the background, one checkpoint at a time;
+        of several processes, before this returns.
+
+        Args:
+            step: updates made.
+            tree: arrays, LoRA parameters and their moments: little beside a model. Each process
+                holds a copy of all of it for a moment, the main one until it is written.
+            identity: JSON that says what the checkpoint belongs to.
+            journals: files that are only appended to -> bytes of each that belong to this state.
+            stopped: see `Restored`.
+            best: it has the lowest validation NLL so far.
+
+        Raises:
+            UserError: the one before could not be written (a full disk, a folder without
+                permission).
+        """
+        self.wait()
+        # A copy, also where numpy could look at the device's own memory, as on a CPU: the next
+        # update writes there.
+        host = jax.tree.map(lambda leaf: np.array(fetch(leaf)), tree)
+        name = f"{step}-stopped" if stopped else str(step)
+        manifest = {"name": name, "best": best, "identity": identity}
+        if is_one_of_several():
+            # Orbax has all processes agree while it writes, and what they do meanwhile would come
+            # in between: here they wait.
+            self._write(name, host, manifest, journals)
+        else:
+            self._writing = self._writer.submit(self._write, name, host, manifest, journals)
+
+    def wait(self) -> None:
+        """Until what is being written is there. Raises UserError where it could not be."""
+        from_main(self._settle)
+
+    def _settle(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except OSError as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            whole = self._names()
+            kept = f"checkpoint {whole[-1]} is whole" if whole else "there is none before it"
+            raise UserError(
+                f"{refused}; a checkpoint could not be written, {kept}: --resume goes on from there"
+            ) from error
+
+    def _write(
+        self, name: str, host: Any, manifest: dict[str, Any], journals: Mapping[Path, int]
+    ) -> None:
+        unfinished = self.folder / f".{name}.partial"
+
+        def begin() -> None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+
+        def finish() -> None:
+            written = {
+                "journals": {path.name: journal_mark(path, n) for path, n in journals.items()},
+                "leaves": leaf_checksums(host),
+                "files": file_checksums(unfinished / STATE),
+            }
+            write_manifest(unfinished, manifest | written)
+            unfinished.rename(self.folder / name)
+            self._forget_old()
+
+        try:
+            with named(self.folder):
+                from_main(begin)
+                with _quiet():
+                    ocp.save(unfinished / STATE, host)
+                from_main(finish)
+        except BaseException:
+            if is_main():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _forget_old(self) -> None:
+        names = self._names()
+        kept = set(names[-self._config.keep :])
+        if self._config.keep_best:
+            best = [name for name in names if _is_best(self.folder / name)]
+            kept |= set(best[-1:])
+        for name in set(names) - kept:
+            shutil.rmtree(self.folder / name)
+
+    def _names(self) -> list[str]:
+        """What lies in the folder, oldest first."""
+        found = self.folder.iterdir() if self.folder.exists() else ()
+        names = [match for path in found if (match := NAME.fullmatch(path.name))]
+        return [m[0] for m in sorted(names, key=lambda m: (int(m[1]), m[2] is None))]
+
+    def restore(
+        self, like: Any, identity: dict[str, Any], journals: Sequence[Path] = ()
+    ) -> Restored | None:
+        """The newest checkpoint that is whole, laid out as `like`; None where there is none at all.
+
+        One that is damaged, or whose journals are not what they were, is reported on stderr and
+        moved aside.
+
+        Args:
+            like: arrays of the shapes and on the devices wanted.
+            identity: as it was saved with.
+            journals: the files it was saved with.
+
+        Raises:
+            UserError: the checkpoint belongs to something else (the first field that differs is
+                named), or every one is damaged.
+        """
+        found: dict[str, Any] = {}
+
+        def choose() -> dict[str, Any] | None:
+            for unfinished in self.folder.glob(".*.partial"):
+                shutil.rmtree(unfinished)
+            names, reasons = self._names(), []
+            for name in reversed(names):
+                try:
+                    found["host"] = self._read(name, like, identity)
+                    marks = read_manifest(self.folder / name)["journals"]
+                    sizes = {p.name: require_journal(p, marks.get(p.name)) for p in journals}
+                except DamageError as damage:
+                    reasons.append(f"checkpoint {name} is damaged ({damage})")
+                    continue
+                self._set_aside(names[len(names) - len(reasons) :], reasons, name)
+                return {"name": name, "journals": sizes}
+            if reasons:
+                raise UserError(
+                    f"{self.folder}: {'; '.join(reasons)}; no whole one is left: put back what"
+                    " is damaged from a copy, or delete this folder to start its phase again"
+                )
+            return None
+
+        chosen = from_main(choose)
+        if chosen is None:
+            return None
+        name = chosen["name"]
+        try:
+            host = found["host"] if found else self._read(name, like, identity)
+        except DamageError:
+            host = None
+        require_agreement(f"checkpoint {name}", lambda: host and leaf_checksums(host))
+        match = NAME.fullmatch(name)
+        stopped = match[2] is not None
+        return Restored(_placed(host, like), int(match[1]), stopped, chosen["journals"])
+
+    def _read(self, name: str, like: Any, identity: dict[str, Any]) -> Any:
+        """The arrays of a checkpoint on the host; DamageError, or UserError if it is another's."""
+        place = self.folder / name
+        manifest = read_manifest(place)
+        # Checkpoints of before name places as well.
+        require_same_identity(self.folder, without_retired(manifest["identity"]), identity)
+        if manifest["name"] != name:
+            raise DamageError(f"it was saved as {manifest['name']}")
+        try:
+            sums = file_checksums(place / STATE)
+        except OSError as error:
+            raise DamageError(f"its files cannot be read: {error.strerror}") from error
+        for file, digest in manifest["files"].items():
+            if file not in sums:
+                raise DamageError(f"{STATE}/{file} is missing")
+            if sums[file] != digest:
+                raise DamageError(f"{STATE}/{file} does not match its checksum")
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        try:
+            with _quiet(), _this_process_alone():
+                host = ocp.load(place / STATE, wanted)
+        except UNREADABLE as error:
+            raise DamageError("its arrays cannot be read") from error
+        different = [k for k, v in leaf_checksums(host).items() if manifest["leaves"].get(k) != v]
+        if different:
+            raise DamageError(f"{different[0]} does not match its checksum")
+        return host
+
+    def _set_aside(self, names: list[str], reasons: list[str], used: str) -> None:
+        for name, reason in zip(reversed(names), reasons, strict=True):
+            aside = self.folder / f"{name}-damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / name).rename(aside)
+            warn(f"{self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is used")
+
+
+def _is_best(place: Path) -> bool:
+    try:
+        return read_manifest(place)["best"]
+    except DamageError:
+        return False
+
+
+def _placed(host: Any, like: Any) -> Any:
+    """Arrays of the host on the devices of `like`."""
+
+    def place(array: np.ndarray, leaf: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda i: array[i])
+
+    # A copy of the device's own: on a CPU the first may lie in numpy's memory, and it is donated.
+    return jax.tree.map(lambda array, leaf: jnp.copy(place(array, leaf)), host, like)
+
+
+def _this_process_alone() -> ocp.Context:
+    """Orbax would wait for other processes, which may have nothing to read."""
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    return ocp.Context(multiprocessing_options=options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs the traceback of every error it also raises, which is told in one line here."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -1,0 +1,266 @@
+"""The jitted training step: forward, gate, loss, gradient of the LoRA parameters, update.
+
+Only LoRA parameters and optimizer state are trained, donated and returned; the base is an input
+that never changes. The threshold and the method's numbers (its weight, its term's and gate's
+settings) are arguments, so neither a refit nor another margin compiles anything.
+
+An update whose loss or gradient is not finite leaves parameters and optimizer as they were: nothing
+of such a batch is ever in the state. Whether the run then stops or goes on is the caller's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.inference.chunked_loss import anchor_sum, batch_loss
+from cogcalib_jax.inference.forward import scored_hidden
+from cogcalib_jax.method.config import LossConfig
+from cogcalib_jax.method.loss import Faults, LossSums
+from cogcalib_jax.method.method import Method
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.parameters import FrozenModel
+from cogcalib_jax.sharding import batch_parts
+
+
+class TrainState(NamedTuple):
+    """What a step changes: a plain pytree, checkpointed as it is."""
+
+    step: jax.Array
+    """int32 scalar: batches of this phase that were used or skipped; random keys follow it"""
+    lora: nnx.State
+    opt_state: optax.OptState
+    """moments, and the updates made: what was skipped counts neither for Adam's bias correction
+    nor for the learning rate's schedule"""
+    skipped: jax.Array
+    """int32 scalar: batches skipped because their loss or gradient was not finite"""
+    skipped_in_a_row: jax.Array
+    """int32 scalar: of these, the newest ones without an update between them"""
+
+
+class StepFaults(NamedTuple):
+    """Where numbers that are not finite came from: `[accumulation * batch]` arrays, read only if
+    there are such numbers."""
+
+    row: jax.Array
+    """int32: the examples' numbers in their split"""
+    of: Faults
+    in_a_row: jax.Array
+    """int32 scalar: batches skipped one after the other, this one included"""
+
+
+class StepMetrics(NamedTuple):
+    """Float32 scalars, means over the step's examples."""
+
+    loss: jax.Array
+    ce: jax.Array
+    cal: jax.Array
+    gated_fraction: jax.Array
+    known_fraction: jax.Array
+    grad_norm: jax.Array
+    skipped: jax.Array
+    """batches of the phase skipped so far, this one included: no mean"""
+    faults: StepFaults
+    """no scalars"""
+    anchor: jax.Array | None = None
+    """mean of the anchor's term over the step's anchor rows, unweighted; None without such rows"""
+
+
+StepFunction = Callable[
+    [TrainState, nnx.State, Batch, jax.Array, jax.Array, Method, jax.Array],
+    tuple[TrainState, StepMetrics],
+]
+
+
+def batch_sums(
+    decoder: Decoder,
+    batch: Batch,
+    labels: jax.Array,
+    method: Method,
+    loss: LossConfig,
+    threshold: jax.Array,
+    key: jax.Array,
+    dropout: bool,
+) -> LossSums:
+    """Return the gated loss of one micro-batch as sums; `labels` `[batch]` are the gate's fixed
+    labels."""
+    dropout_key, gate_key = jax.random.split(key)
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key if dropout else None)
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    return batch_loss(
+        decoder.head(),
+        hidden,
+        batch,
+        labels,
+        method,
+        loss,
+        threshold,
+        gate_key,
+        head_key,
+        parts=parts,
+    )
+
+
+def batch_anchor(
+    decoder: Decoder, batch: Batch, method: Method, key: jax.Array, dropout: bool
+) -> jax.Array:
+    """Return the sum of the anchor's term over the anchor rows of one micro-batch, in nats; `key`
+    is the micro-batch's."""
+    # Not 0 or 1: those are the keys that `batch_sums` splits off.
+    dropout_key = jax.random.fold_in(key, 2) if dropout else None
+    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
+    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
+    return anchor_sum(
+        decoder.head(), hidden, batch, method.anchor.term, method.space, head_key, parts
+    )
+
+
+def make_train_step(
+    model: FrozenModel,
+    optimizer: optax.GradientTransformation,
+    loss: LossConfig,
+    *,
+    dropout: bool,
+) -> StepFunction:
+    """Return the update function, not yet jitted: `step(state, frozen, batches, labels, threshold,
+    method, key)`.
+
+    `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
+    gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
+    and 4 x 2 are the same update where nothing is drawn (dropout draws once a micro-batch).
+    Where `batches` has anchor rows, `method.anchor` adds its weight times their mean term.
+    """
+
+    def step(
+        state: TrainState,
+        frozen: nnx.State,
+        batches: Batch,
+        labels: jax.Array,
+        threshold: jax.Array,
+        method: Method,
+        key: jax.Array,
+    ) -> tuple[TrainState, StepMetrics]:
+        anchors = batches.anchor
+        if anchors is not None:
+            anchor_rows = jnp.sum(anchors.weight)
+            # The gradient of sums is divided by the number of examples in the end.
+            anchor_share = method.anchor.weight * jnp.sum(batches.weight) / anchor_rows
+
+        def loss_sum(lora: nnx.State, batch: Batch, labels: jax.Array, key: jax.Array):
+            decoder = nnx.merge(model.graphdef, lora, frozen)
+            examples = batch._replace(anchor=None)
+            sums = batch_sums(decoder, examples, labels, method, loss, threshold, key, dropout)
+            if anchors is None:
+                return sums.loss, (sums, None)
+            held = batch_anchor(decoder, batch.anchor, method, key, dropout)
+            return sums.loss + anchor_share * held, (sums, held)
+
+        def add_micro_batch(carry, micro):
+            gradient, (sums, held) = jax.grad(loss_sum, has_aux=True)(state.lora, *micro)
+            added = (gradient, sums._replace(faults=None), held)
+            return jax.tree.map(jnp.add, carry, added), sums.faults
+
+        keys = jax.random.split(jax.random.fold_in(key, state.step), labels.shape[0])
+        zero = (
+            jax.tree.map(jnp.zeros_like, state.lora),
+            LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields[:-1]), faults=None),
+            None if anchors is None else jnp.zeros((), jnp.float32),
+        )
+        if labels.shape[0] == 1:
+            # A loop of one would only hide the body from XLA's fusion.
+            (gradient, sums, held), faults = add_micro_batch(
+                zero, jax.tree.map(lambda x: x[0], (batches, labels, keys))
+            )
+        else:
+            (gradient, sums, held), faults = jax.lax.scan(
+                add_micro_batch, zero, (batches, labels, keys)
+            )
+        examples = jnp.maximum(sums.examples, 1.0)
+        gradient = jax.tree.map(lambda g: g / examples, gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
+        lora = optax.apply_updates(state.lora, updates)
+        mean_loss, grad_norm = sums.loss / examples, optax.tree.norm(gradient)
+        anchor = None
+        if anchors is not None:
+            anchor = held / anchor_rows
+            mean_loss = mean_loss + method.anchor.weight * anchor
+        # The norm is not finite where any part of the gradient is not; clipping needs it anyway.
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        lora, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (lora, opt_state),
+            (state.lora, state.opt_state),
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        metrics = StepMetrics(
+            loss=mean_loss,
+            ce=sums.ce / examples,
+            cal=sums.cal / examples,
+            gated_fraction=sums.gated / examples,
+            known_fraction=sums.known / examples,
+            grad_norm=grad_norm,
+            skipped=skipped.astype(jnp.float32),
+            faults=StepFaults(*jax.tree.map(jnp.ravel, (batches.row, faults)), in_a_row),
+            anchor=anchor,
+        )
+        return TrainState(state.step + 1, lora, opt_state, skipped, in_a_row), metrics
+
+    return step
+
+
+def state_shardings(
+    lora: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shardings of a TrainState: moments lie where their parameters lie, the rest everywhere.
+
+    `lora` may hold arrays or ShapeDtypeStructs with shardings, so that a step can be planned for
+    devices that are not there.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    lora_shardings = jax.tree.map(lambda x: x.sharding, lora)
+    opt_shape = jax.eval_shape(optimizer.init, lora)
+    opt_shardings = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        opt_shape,
+        lora_shardings,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(replicated, lora_shardings, opt_shardings, replicated, replicated)
+
+
+def jit_train_step(
+    step: StepFunction, shardings: TrainState, frozen: nnx.State, mesh: Mesh
+) -> StepFunction:
+    """`step` compiled for `mesh`; its state is donated and stays where it is.
+
+    Micro-batches arrive sharded over the data axes on their second axis (sharding.shard_batch).
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, frozen_shardings, None, None, replicated, replicated, replicated),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def init_state(lora: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh state around `lora`, whose arrays are copied: steps donate theirs."""
+    shardings = state_shardings(lora, optimizer, mesh)
+
+    def build(lora: nnx.State) -> TrainState:
+        lora = jax.tree.map(jnp.copy, lora)
+        step, skipped, in_a_row = jnp.zeros((3,), jnp.int32)
+        return TrainState(step, lora, optimizer.init(lora), skipped, in_a_row)
+
+    return jax.jit(build, out_shardings=shardings)(lora)

@@ -1,1 +1,0 @@
-"""Weights in and out: Hugging Face checkpoints and PEFT adapters, without torch."""

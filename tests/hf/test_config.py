@@ -1,0 +1,124 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.config import from_hf, read_config, to_hf
+from cogcalib_jax.models.rope import RopeConfig
+from tests.golden.families import FAMILIES
+
+LLAMA = FAMILIES["llama3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_survives_being_written_and_read(family):
+    config = from_hf(FAMILIES[family], "config.json")
+    assert from_hf(json.loads(json.dumps(to_hf(config))), "config.json") == config
+
+
+def test_both_layouts_of_rope_mean_the_same():
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    bare = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    old = from_hf(bare | {"rope_theta": 500000.0, "rope_scaling": rope}, "config.json")
+    new = from_hf(bare | {"rope_parameters": rope | {"rope_theta": 500000.0}}, "config.json")
+    assert old == new
+    assert old.rope == RopeConfig(500000.0, "llama3", 8.0, 32, 1.0, 4.0)
+
+
+def test_qwen_slides_from_max_window_layers_on_and_only_where_switched_on():
+    raw = FAMILIES["qwen2.5_windows"]
+    assert from_hf(raw, "config.json").sliding_windows == (0, 5, 5)
+    assert from_hf(raw | {"use_sliding_window": False}, "config.json").sliding_windows == (0, 0, 0)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert from_hf(raw | {"layer_types": kinds}, "config.json").sliding_windows == (5, 0, 5)
+
+
+def test_a_mistral_with_layer_types_slides_where_they_say():
+    """transformers reads such a file as Ministral's; without them every layer slides."""
+    raw = FAMILIES["mistral_v0.1"]
+    assert from_hf(raw, "config.json").sliding_windows == (5, 5, 5)
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    config = from_hf(raw | {"layer_types": kinds}, "config.json")
+    assert config.sliding_windows == (0, 5, 5)
+    assert from_hf(to_hf(config), "config.json") == config
+
+
+def test_several_end_of_text_tokens_are_kept():
+    config = from_hf(LLAMA | {"eos_token_id": [7, None, 9]}, "config.json")
+    assert config.eos_token_ids == (7, 9)
+    assert to_hf(config)["eos_token_id"] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "gemma2"}, "'gemma2' is not supported; supported are Llama"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' is not supported"),
+        ({"model_type": None}, "model_type None"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "RoPE type 'longrope'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each layer type"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lack factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"hidden_size": None, "vocab_size": None}, "vocab_size, hidden_size missing"),
+        ({"num_key_value_heads": 3}, "kv_heads: must divide"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a whole number"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000, must be a whole number from 1 to"),
+        ({"num_hidden_layers": 10**9}, "must be a whole number from 1 to 10,000"),
+        ({"num_attention_heads": 5, "head_dim": None}, "cannot be divided among 5 attention heads"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
+        ({"eos_token_id": [1, "x"]}, "eos_token_id is .*, must be a whole number"),
+        ({"rms_norm_eps": None, "rope_scaling": [1]}, "RoPE parameters must be a JSON object"),
+        ({"rope_theta": "large"}, "rope_theta is 'large', must be a number"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(change, says):
+    with pytest.raises(UserError, match=f"models/x/config.json: .*{says}"):
+        from_hf(LLAMA | change, "models/x/config.json")
+
+
+def test_unknown_layer_types_are_refused_by_name():
+    with pytest.raises(UserError, match="layer_types must be a list"):
+        from_hf(FAMILIES["mistral_v0.1"] | {"layer_types": "full_attention"}, "config.json")
+    kinds = ["linear_attention"] * 3
+    with pytest.raises(UserError, match="linear_attention is not supported"):
+        from_hf(FAMILIES["qwen3_tied"] | {"layer_types": kinds}, "config.json")
+
+
+def test_flags_a_family_has_no_word_for_are_not_written():
+    config = replace(from_hf(LLAMA, "config.json"), sliding_windows=(5, 5, 5))
+    with pytest.raises(ValueError, match="llama config.json cannot say"):
+        to_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "not JSON"), ("[]", "JSON object"), (None, "no such file")]
+)
+def test_an_unreadable_file_is_one_clear_line(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no/such/folder", "no such folder; give"),
+        ("./missing", "no such folder; give"),
+        ("owner/model-that-is-not-cached", "Hub cannot be reached"),
+    ],
+)
+def test_a_model_that_is_not_there_says_what_to_give(name, says, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=says):
+        read_config(name)

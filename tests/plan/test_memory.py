@@ -1,0 +1,97 @@
+"""Estimated memory against what the compiler reports for the very step, within a stated factor."""
+
+import jax.numpy as jnp
+import pytest
+
+from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.plan.memory import scoring_memory, update_memory
+from cogcalib_jax.plan.plan import BatchShape, compile_step
+from cogcalib_jax.sharding import MeshConfig, make_mesh
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.optimizer import make_optimizer
+from tests.models.small import one_device
+
+# Of the activations, in float32; a CPU computes bfloat16 in float32, so there it says nothing.
+FACTOR = 1.5
+
+CONFIG = DecoderConfig(
+    model_type="llama",
+    vocab_size=1000,
+    hidden_size=64,
+    intermediate_size=176,
+    num_layers=6,
+    num_heads=8,
+    kv_heads=4,
+    head_dim=8,
+)
+LORA = LoraConfig(r=4, target_modules=("q_proj", "v_proj"))
+SHAPE = BatchShape(examples=16, tokens=64)
+
+
+def both(mesh, remat):
+    estimated = update_memory(
+        CONFIG,
+        mesh,
+        lora=LORA,
+        shape=SHAPE,
+        dtype=jnp.dtype(jnp.float32),
+        classes=CONFIG.vocab_size,
+        remat=remat,
+    )
+    compiled = compile_step(
+        CONFIG,
+        mesh,
+        lora=LORA,
+        method=MethodConfig(name="cols").resolve(),
+        loss=LossConfig(),
+        optimizer=make_optimizer(TrainingConfig(), lambda step: 1e-3),
+        shape=SHAPE,
+        dtype=jnp.dtype(jnp.float32),
+        remat=remat,
+    )
+    return estimated, compiled.memory_analysis()
+
+
+@pytest.mark.parametrize(
+    "remat", ["none", *(pytest.param(r, marks=pytest.mark.slow) for r in ("layer", "dots"))]
+)
+def test_an_update_takes_what_was_estimated(remat):
+    estimated, measured = both(one_device(), remat)
+    activations = estimated.stored + estimated.working + estimated.logits
+    assert activations == pytest.approx(measured.temp_size_in_bytes, rel=FACTOR - 1)
+    # The step is given weights, adapter, two moments and a batch; the gradient is its own.
+    given = estimated.base + estimated.adapter * 3 / 4
+    assert given == pytest.approx(measured.argument_size_in_bytes, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_mesh_divides_it():
+    """Batch over 4, heads, MLP and vocabulary over 2."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    estimated, measured = both(mesh, "layer")
+    given = estimated.base + estimated.adapter * 3 / 4
+    assert given == pytest.approx(measured.argument_size_in_bytes, rel=0.1)
+    working = estimated.total - estimated.base - estimated.adapter
+    assert measured.temp_size_in_bytes / 2 < working < 2 * measured.temp_size_in_bytes
+
+
+def test_parts_by_hand():
+    """Weights: 6 layers of q and o 64 x 64, k and v 32 x 64, three of 176 x 64, two norms of 64;
+    two tables of 1,000 x 64 and a norm. Adapter: A and B of q and v, four times."""
+    memory = scoring_memory(
+        CONFIG,
+        one_device(),
+        lora=LORA,
+        shape=BatchShape(4, 64, answer_tokens=50),
+        dtype=jnp.dtype(jnp.float32),
+        cached=10,
+    )
+    layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 176 * 64 + 2 * 64
+    assert memory.base == 4 * (6 * layer + 2 * 1000 * 64 + 64)
+    assert memory.adapter == 4 * 6 * 4 * ((64 + 64) + (64 + 32))
+    assert memory.gathered == 0
+    assert memory.logits == 4 * 128 * 1000
+    assert memory.cache == 2 * 6 * 4 * 10 * 4 * 8 * 4
+    assert memory.total == sum(memory)

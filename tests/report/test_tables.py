@@ -1,0 +1,202 @@
+"""The table shows the numbers of eval.json, rounded, and nothing else."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.report.names import is_gated, long_name, looks, short_name
+from cogcalib_jax.report.tables import as_markdown, as_text, comparison_table, vocabulary_table
+
+
+def metrics(ece: float = 0.1594, **changed) -> dict:
+    numbers = {
+        "n": 1520,
+        "accuracy": 0.3812,
+        "ece": ece,
+        "ece_noise_floor": {"mean": 0.0304, "p95": 0.0411},
+        "ece_p_value": 0.001,
+        "brier": 0.7123,
+        "nll": 2.0141,
+        "auroc": 0.7,
+        "confidence": 0.54,
+        "coverage_at_90": 0.1236,
+    }
+    numbers["vocab"] = numbers | {"ece": 0.1451}
+    return numbers | changed
+
+
+def test_cells_are_the_numbers_of_eval_json():
+    table = comparison_table([{"sft": metrics()}])
+    assert table.rows == (
+        ("SFT", "38.1 %", "0.159 (0.030 / 0.041)", "0.712", "2.014", "0.700", "12.4 %", "0.145"),
+    )
+    assert "n = 1,520 questions" in table.note
+
+
+def test_repeated_questions_are_said_under_the_table():
+    repeated = metrics(n_questions=507)
+    table = comparison_table([{"sft": repeated, "cols": repeated}])
+    assert "n = 1,520 rows" in table.note
+    assert table.note.count("1,520 rows ask 507 different questions") == 1
+    assert "different questions" not in comparison_table([{"sft": metrics()}]).note
+
+
+def test_several_seeds_show_mean_and_sample_standard_deviation():
+    values = [0.10, 0.14, 0.18]
+    table = comparison_table([{"sft": metrics(ece=v)} for v in values])
+    sd = np.std(values, ddof=1)
+    assert table.rows[0][2] == f"0.140 ± {sd:.3f} (0.030 / 0.041)"
+    assert "3 seeds" in table.note
+
+
+def test_an_undefined_metric_is_not_a_number_in_disguise():
+    table = comparison_table([{"sft": metrics(auroc=None, vocab=None)}])
+    assert table.rows[0][5] == "n/a"
+    assert table.rows[0][7] == "n/a"
+    assert vocabulary_table({"sft": metrics(vocab=None)}) is None
+
+
+def test_vocabulary_scores_of_a_temperature_are_marked_as_not_rescaled():
+    table = comparison_table([{"sft": metrics(), "sft_temperature": metrics()}])
+    assert [row[-1] for row in table.rows] == ["0.145", "0.145*"]
+    assert "\n* " in table.note
+
+
+def test_rows_of_several_models_say_what_they_cost():
+    table = comparison_table(
+        [{"sft": metrics(), "mc_dropout": metrics(mc_passes=10), "ensemble": metrics(members=5)}]
+    )
+    assert [row[0] for row in table.rows[1:]] == ["MC-dropout", "Ensemble"]
+    assert "\nEnsemble (deep ensemble of SFT, Lakshminarayanan et al. 2017)." in table.note
+    assert "\nMC-dropout: probabilities averaged over 10 passes" in table.note
+    assert "an answer costs 10 times as much" in table.note
+    assert "\nEnsemble: probabilities averaged over 5 members" in table.note
+    assert "training and an answer cost 5 times as much" in table.note
+    table = comparison_table([{"sft": metrics(), "laplace_lora": metrics(posterior_samples=10000)}])
+    assert "\nLaplace-LoRA: probabilities averaged over 10,000 draws" in table.note
+    both = {task: metrics(members=5) for task in ("world", "world:taught_form_b")}
+    assert comparison_table([both]).note.count("times as much") == 1
+    assert "times as much" not in comparison_table([{"sft": metrics()}]).note
+
+
+def test_seeds_of_different_comparisons_are_refused():
+    with pytest.raises(UserError, match="different methods"):
+        comparison_table([{"sft": metrics()}, {"cols": metrics()}])
+
+
+def test_text_columns_line_up():
+    text = as_text(comparison_table([{"sft": metrics(), "cols": metrics(accuracy=1.0)}]))
+    header, units, rule, sft, cols, *_ = text.split("\n")
+    ends = [i for i, c in enumerate(rule) if c == "-" and rule[i + 1 : i + 2] in ("", " ")]
+    for line in (sft, cols):
+        assert len(line) == len(rule)
+        assert all(line[end + 1 : end + 2] in ("", " ") for end in ends)
+    assert units.startswith("method")
+    assert header.rstrip().endswith("ECE over")
+
+
+EVERY_ROW = [
+    *("base", "commonest_answer", "sft", "sft_temperature", "sft_best_epoch"),
+    *("sft_best_epoch_temperature", "ls", "ls_temperature", "cols", "cols_temperature"),
+]
+
+
+def test_a_temperatures_row_is_indented_below_its_method_on_a_terminal():
+    table = comparison_table([{key: metrics() for key in EVERY_ROW}])
+    lines = as_text(table).split("\n")
+    table_lines = lines[: lines.index(next(x for x in lines if x.startswith("CoLS"))) + 2]
+    assert max(map(len, table_lines)) <= 100
+    below = {before.split("  ")[0]: after for before, after in pairwise(table_lines)}
+    for name in ("SFT", "SFT, best epoch", "LS on all data", "CoLS"):
+        assert below[name].startswith("  + temperature ")
+    assert "| SFT + temperature |" in as_markdown(table)
+
+
+def test_the_table_says_which_row_predict_gives():
+    table = comparison_table([{"sft": metrics(), "sft_temperature": metrics()}])
+    assert "the confidences that eval.py --predict and calibration.json give" in table.note
+    assert "--predict" not in comparison_table([{"sft": metrics()}]).note
+
+
+def test_no_method_of_others_is_called_ours():
+    keys = [*EVERY_ROW, "combls", "coecp", "mc_dropout", "ensemble", "laplace_lora", "blob"]
+    assert "ours" not in as_text(comparison_table([{key: metrics() for key in keys}]))
+
+
+def test_rows_without_a_vocabulary_are_left_out_of_its_table_alone():
+    results = {"commonest_answer": metrics(vocab=None), "sft": metrics()}
+    assert [row[0] for row in vocabulary_table(results).rows] == ["SFT"]
+    assert comparison_table([results]).rows[0][-1] == "n/a"
+
+
+def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
+    table = comparison_table([{"a|b": metrics(), "sft_temperature": metrics()}])
+    lines = [line for line in as_markdown(table).split("\n") if line.startswith("|")]
+    assert len(lines) == 4
+    assert {line.replace("\\|", "").count("|") for line in lines} == {9}
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("sft", "SFT"),
+        ("sft_best_epoch", "SFT, best validation epoch"),
+        ("sft_temperature", "SFT + temperature"),
+        ("ls", "LS on all data"),
+        ("cols", "CoLS (label smoothing on known data, Wang et al. 2025)"),
+        ("combls", "CoMbLS (margin-based label smoothing on known data, Wang et al. 2025)"),
+        ("coecp", "CoECP (confidence penalty on known data, Wang et al. 2025)"),
+        ("sft_best_epoch_temperature", "SFT, best validation epoch + temperature"),
+        ("base", "Base (the model as it was given, before style adaptation)"),
+        ("cols_temperature", "CoLS + temperature"),
+        ("ls-frozen_labels", "LS on known data, frozen labels"),
+        ("ecp-oracle", "ECP on known data, true labels"),
+        ("mc_dropout", "MC-dropout (SFT with dropout while answering, Gal and Ghahramani 2016)"),
+        ("ensemble", "Ensemble (deep ensemble of SFT, Lakshminarayanan et al. 2017)"),
+        ("laplace_lora", "Laplace-LoRA (a normal distribution around SFT, Yang et al. 2024)"),
+        ("blob", "BLoB (SFT with a distribution over A, Wang et al. 2024)"),
+        ("something_else", "something_else"),
+        ("strange_temperature", "strange_temperature"),
+    ],
+)
+def test_methods_have_names_for_people(key, name):
+    assert long_name(key) == name
+
+
+def test_only_the_gated_methods_themselves_are_cogcalibs():
+    keys = ["sft", "ls", "cols", "coecp", "cols_temperature", "ls-random", "sft_best_epoch"]
+    keys += ["mc_dropout", "ensemble", "laplace_lora"]
+    assert [key for key in keys if is_gated(key)] == ["cols", "coecp"]
+
+
+def test_a_method_looks_the_same_whatever_stands_beside_it():
+    assert looks(["cols"])["cols"] == looks(["sft", "x", "cols"])["cols"]
+    many = ["sft", "sft_best_epoch", "sft_temperature", "ls", "cols", "mc_dropout", "ensemble"]
+    many += ["laplace_lora", "x", "y", "z"]
+    assert len({(look.color, look.line) for look in looks(many).values()}) == len(many)
+    assert len({short_name(key) for key in many}) == len(many)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("mean", "mean log-probability per token"),
+        ("sum", "log-probability summed over tokens"),
+        ("chars", "log-probability per character"),
+        ("pmi", "log-probability minus the one without the question"),
+    ],
+)
+def test_the_note_names_the_rule_of_options_of_several_tokens_once(rule, words):
+    several = metrics(option_score=rule, single_token_options=False)
+    table = comparison_table([{"sft": several, "cols": several}])
+    assert table.note.count("Options are scored by") == 1 and words in table.note
+
+
+def test_the_note_is_silent_if_rules_agree_or_are_not_known():
+    single = metrics(option_score="mean", single_token_options=True)
+    assert "scored by" not in comparison_table([{"sft": single, "cols": metrics()}]).note
+    # The prior of a letter changes its score.
+    pmi = metrics(option_score="pmi", single_token_options=True)
+    assert "Options are scored by" in comparison_table([{"sft": pmi}]).note
