@@ -24,8 +24,8 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.files import whole_folder
 from cogcalib_jax.hf.config import from_hf
-from cogcalib_jax.hf.folders import whole_folder
 from cogcalib_jax.hf.safetensors import write_folder
 from cogcalib_jax.hf.weights import tensor_names
 from cogcalib_jax.models.config import DecoderConfig

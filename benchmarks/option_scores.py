@@ -20,7 +20,7 @@ from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.evaluate import task_metrics
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import fit_temperature

@@ -13,7 +13,7 @@ from cogcalib_jax.configlib import identity
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import data_hash

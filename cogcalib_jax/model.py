@@ -27,8 +27,8 @@ from cogcalib_jax.data.task import (
     stored_prompting,
 )
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import read_lora_config
-from cogcalib_jax.hf.base_hash import read_calibration
+from cogcalib_jax.hf.adapter import read_calibration
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.inference.base_model import BaseModel, load_base_model, split_base
 from cogcalib_jax.inference.calibration_file import OPTIONS, start_of
@@ -44,11 +44,9 @@ from cogcalib_jax.inference.option_score import (
 from cogcalib_jax.inference.posthoc import STORED
 from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.stored_run import read_stored_run

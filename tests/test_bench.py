@@ -17,8 +17,8 @@ from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.runs.config import RunConfig
 from tests.inference.tiny import TINY
 from tests.models.small import small_decoder

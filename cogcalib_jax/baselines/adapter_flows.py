@@ -16,9 +16,9 @@ from flax import nnx
 
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.forward import scored_hidden
+from cogcalib_jax.models.config import ATTENTION_PROJECTIONS, LAYER_PROJECTIONS
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Linear
-from cogcalib_jax.models.lora_config import ATTENTION_PROJECTIONS, LAYER_PROJECTIONS
 
 HEAD = "lm_head"
 

@@ -24,11 +24,10 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_test
 from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.inference.predict import Predictor
-from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.plan.flops import forward_flops
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.runs.assemble import assemble_model, base_path

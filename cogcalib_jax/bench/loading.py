@@ -29,7 +29,7 @@ from cogcalib_jax.hf.safetensors import DTYPES, open_folder
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.machines import MeshConfig
-from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.runs.before_work import require_writable
 from cogcalib_jax.sharding import make_mesh

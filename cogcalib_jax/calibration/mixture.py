@@ -15,8 +15,13 @@ from cogcalib_jax.calibration.base import (
     refuse_without_mistake,
     register_calibrator,
 )
-from cogcalib_jax.calibration.nll import best_temperature, log_softmax, minimise_nll, softmax
-from cogcalib_jax.calibration.scaling import require_temperature
+from cogcalib_jax.calibration.scaling import (
+    best_temperature,
+    log_softmax,
+    minimise_nll,
+    require_temperature,
+    softmax,
+)
 from cogcalib_jax.metrics.checks import FloatArray
 
 # A prior of 0 has no logarithm; nor has an option that no fitted row had.

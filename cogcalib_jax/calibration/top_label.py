@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression, minimize
 
 from cogcalib_jax.calibration.base import Calibrator, OptionRows, register_calibrator
-from cogcalib_jax.calibration.nll import log_softmax, softmax
+from cogcalib_jax.calibration.scaling import log_softmax, softmax
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics.checks import FloatArray, InvalidRows, check_correct
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
 
 TABLES = (".csv", ".tsv")
 """suffixes of the formats in which every value is a text"""

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, in and out."""
+"""LoRA adapters in PEFT's layout, in and out; what tells their bases apart."""
 
 from __future__ import annotations
 
@@ -14,53 +14,27 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.folders import whole_folder
-from cogcalib_jax.hf.foreign import read_object, require_no_way_out
-from cogcalib_jax.hf.peft_targets import covers, read_targets
+from cogcalib_jax.files import read_object, whole_folder
+from cogcalib_jax.hf.adapter_config import CONFIG_FILE, WEIGHTS_FILE, covers, read_lora_config
 from cogcalib_jax.hf.safetensors import (
     DTYPES,
     Tensor,
     Zeros,
     first_of,
+    open_folder,
     read_header,
 )
 from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_names
+from cogcalib_jax.models.config import LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora_config import LORA_TARGETS, LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-# Settings of PEFT that change what an adapter computes; each is unset in plain LoRA.
-VARIANTS = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "arrow_config",
-    "fan_in_fan_out",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-    "use_rslora",
-    "velora_config",
-)
-# Values of `init_lora_weights` with which PEFT changes the base's own weights before it trains, and
-# again whenever it loads the adapter.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # The base's embedding and head, which PEFT stores beside an adapter that targets them, where the
 # vocabulary was resized, or with save_embedding_layers.
 BASE_COPIES = {
@@ -115,68 +89,6 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
 def adapter_hash(folder: str | Path) -> str:
     """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
     return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
-
-
-def read_lora_config(folder: str | Path) -> LoraConfig:
-    """Rank, alpha, targets and dropout of an adapter.
-
-    Raises UserError for anything but plain LoRA on layers a decoder has, for tensors of another
-    rank, and for a folder whose files lie elsewhere.
-    """
-    folder = Path(folder)
-    path = folder / CONFIG_FILE
-    if folder.is_dir():
-        require_no_way_out(folder, folder.iterdir())
-    raw = read_object(path, "give a folder that PEFT's save_pretrained wrote")
-    if raw.get("peft_type") != "LORA":
-        raise UserError(f"{path}: not a LoRA adapter; only peft_type LORA is supported")
-    variants = [key for key in VARIANTS if raw.get(key)]
-    if raw.get("bias", "none") != "none":
-        variants.append("bias")
-    init = raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-        raise UserError(
-            f"{path}: init_lora_weights {init!r} changes the base's own weights, which is not"
-            " supported; convert the adapter with PEFT's save_pretrained("
-            "path_initial_model_for_weight_conversion=...)"
-        )
-    if variants:
-        raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
-    numbers = {"r": raw.get("r"), "lora_alpha": raw.get("lora_alpha")}
-    numbers["lora_dropout"] = raw.get("lora_dropout", 0.0)
-    for name, value in numbers.items():
-        kinds = int if name == "r" else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            wanted = "a whole number" if name == "r" else "a number"
-            raise UserError(
-                f"{path}: {name} is {value!r:.40}, must be {wanted}; fetch the file again"
-            )
-    try:
-        config = LoraConfig(
-            r=numbers["r"],
-            lora_alpha=numbers["lora_alpha"],
-            target_modules=read_targets(raw, path),
-            lora_dropout=numbers["lora_dropout"],
-        )
-    except FieldError as error:
-        raise UserError(f"{path}: {error}") from error
-    covers(raw, path)  # refuses what cannot be followed, before a base is loaded
-    _require_rank(folder, config.r)
-    return config
-
-
-def _require_rank(folder: Path, rank: int) -> None:
-    """The tensors are of the rank that the config names: a model is given room for it before they
-    are read."""
-    file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        return  # told where they are read
-    for name, tensor in read_header(file).items():
-        if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
-            raise UserError(
-                f"{folder / CONFIG_FILE}: r is {rank}, but {name} in {WEIGHTS_FILE} has the shape"
-                f" {list(tensor.shape)}; use the files of one adapter"
-            )
 
 
 def load_adapter(folder: str | Path, decoder: Decoder) -> None:
@@ -306,3 +218,54 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
                 " base, or that layer was trained as well, which is not supported; give the base it"
                 " was trained on"
             )
+
+
+CALIBRATION_FILE = "calibration.json"
+HASH_OF = (
+    "SHA-256 over all tensors in the order of their names: a JSON line [name, dtype, shape], then"
+    " the bytes of the first row (of a vector: all)"
+)
+
+
+def base_hash(folder: Path) -> str:
+    """The hash of a checkpoint, as `HASH_OF` says; about a thousandth of the bytes is read.
+
+    Headers and sizes alone would not do: a model and its instruct version share them. The first
+    rows differ after any training. How tensors are cut into shards does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(open_folder(folder).items()):
+        line = json.dumps([name, tensor.dtype, list(tensor.shape)])
+        digest.update(f"{line}\n".encode())
+        first = slice(0, 1) if len(tensor.shape) > 1 else slice(None)
+        digest.update(tensor.read((first,)).tobytes())
+    return digest.hexdigest()
+
+
+def read_calibration(adapter: Path) -> dict[str, Any] | None:
+    """What `calibration.json` in an adapter's folder holds; None where there is none."""
+    file = adapter / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    content = read_object(file, "")
+    try:
+        content["base"]["hash"], content["base"]["name"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged (it must name its base: base.name, base.hash); train again, or fetch"
+            " it again"
+        ) from error
+    return content
+
+
+def require_trained_on(adapter: Path, base: Path) -> None:
+    """Refuse a base whose weights are not those the adapter was trained on.
+
+    Adapters of other tools carry no hash: nothing can be said of them, and nothing is.
+    """
+    calibration = read_calibration(adapter)
+    if calibration is not None and calibration["base"]["hash"] != base_hash(base):
+        raise UserError(
+            f"{adapter}: was trained on another base ({calibration['base']['name']}) than {base};"
+            " their weights differ; give the base it was trained on"
+        )

@@ -11,10 +11,10 @@ from typing import Any
 
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import read_object
 from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.hf.foreign import read_object
-from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.rope import ROPE_TYPES, RopeConfig, yarn_scale
+from cogcalib_jax.models.config import ROPE_TYPES, DecoderConfig, RopeConfig
+from cogcalib_jax.models.rope import yarn_scale
 
 # What each family's configuration class in transformers assumes where config.json is silent.
 _COMMON: dict[str, Any] = {

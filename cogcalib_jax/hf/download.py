@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import require_no_way_out
+from cogcalib_jax.files import require_no_way_out
 
 DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # Not "*.safetensors": some repositories hold the same weights again as consolidated*.safetensors.

@@ -29,32 +29,28 @@ from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.files import require_no_way_out, whole_folder
 from cogcalib_jax.hf.adapter import (
-    CONFIG_FILE,
+    CALIBRATION_FILE,
     open_adapter,
-    read_lora_config,
+    read_calibration,
     require_same_base,
+    require_trained_on,
 )
-from cogcalib_jax.hf.adapter_tokenizer import (
+from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
+from cogcalib_jax.hf.card import model_card
+from cogcalib_jax.hf.config import read_config
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
+from cogcalib_jax.hf.tokenizer import (
     combined_files,
+    load_tokenizer,
     own_tokenizer,
     tokenizer_key,
 )
-from cogcalib_jax.hf.base_hash import (
-    CALIBRATION_FILE,
-    read_calibration,
-    require_trained_on,
-)
-from cogcalib_jax.hf.config import read_config
-from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.hf.folders import whole_folder
-from cogcalib_jax.hf.foreign import require_no_way_out
-from cogcalib_jax.hf.model_card import model_card
-from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
-from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import EMBEDDING, HEAD, open_weights
 from cogcalib_jax.machines import MeshConfig
-from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import make_mesh
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import is_plain_name, read_object
+from cogcalib_jax.files import is_plain_name, read_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

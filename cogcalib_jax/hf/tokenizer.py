@@ -1,13 +1,23 @@
-"""The tokenizer in a model's folder."""
+"""The tokenizer of a model, or of an adapter on it."""
 
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import damage, read_object, require_own_files
+from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.hf.foreign import damage, read_object, require_own_files
 
 # Any of these makes a tokenizer.
 TOKENIZER_FILES = (
@@ -84,3 +94,198 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
         f"{source}: cannot load a tokenizer ({damage(error)}); fetch tokenizer.json and"
         " tokenizer_config.json again, or name another model"
     )
+
+
+CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+# What a tokenizer is made of; a merge copies these as well.
+PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "chat_template*",
+)
+# Texts that tokenizers of one vocabulary may cut in different ways: spaces, lines, digits, cases,
+# apostrophes, scripts, and letters that normal forms change.
+_PROBES = (
+    "Question: Which is it?\nA. red\nB. blue\nAnswer: A",
+    " a  b   c\n\n\td ",
+    "It's 3.14159 or 1,000,000 m² at 5°C; don't SHOUT.",
+    "naïve e\u0301 ﬁ 東京は何? Привет שלום 🙂",
+    "def f(x):\n    return x ** 2  # {letter}",
+)
+
+
+class OwnTokenizer(NamedTuple):
+    """The tokenizer that an adapter was trained with, and what it changes."""
+
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[str, ...]
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that make up a tokenizer, by name."""
+    found = (path for pattern in PATTERNS for path in folder.glob(pattern))
+    return {path.name: path for path in sorted(found) if path.is_file()}
+
+
+def combined_files(base: Path, adapter: Path) -> dict[str, Path]:
+    """The tokenizer files of a base with an adapter, by name; the adapter's come first."""
+    files, own = tokenizer_files(base), tokenizer_files(adapter)
+    in_settings = SETTINGS in own and "chat_template" in read_object(own[SETTINGS], "")
+    if in_settings and CHAT_TEMPLATE not in own:
+        # transformers would prefer the base's file to the adapter's entry.
+        files.pop(CHAT_TEMPLATE, None)
+    return files | own
+
+
+def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) -> None:
+    """Copy the tokenizer that an adapter was trained with into the adapter's folder.
+
+    Byte for byte: an adapter with the base's own files is one without a tokenizer of its own.
+
+    Args:
+        base: folder or Hub id of the base.
+        start: folder of an adapter whose tokenizer is used instead, as far as it has one.
+        adapter: the folder.
+    """
+    folder = model_folder(base, weights=False)
+    files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))
+    for name, file in files.items():
+        shutil.copyfile(file, adapter / name)
+
+
+def tokenizer_key(base: str | Path, adapter: str | Path | None) -> str:
+    """A hash of the adapter's tokenizer files; empty if they change nothing in the base's."""
+    own = {} if adapter is None else tokenizer_files(Path(adapter))
+    if not own:
+        return ""
+    theirs = tokenizer_files(model_folder(base, weights=False))
+    contents = {name: path.read_bytes() for name, path in sorted(own.items())}
+    # Files that the base has as well: a tokenizer is the same with and without them.
+    changed = {
+        name: data
+        for name, data in contents.items()
+        if name not in theirs or theirs[name].read_bytes() != data
+    }
+    digest = hashlib.sha256()
+    for name, data in changed.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest() if changed else ""
+
+
+def own_tokenizer(
+    base: str | Path, adapter: str | Path, theirs: PreTrainedTokenizerBase, rows: int
+) -> OwnTokenizer:
+    """The tokenizer of `adapter` on `base`.
+
+    theirs: the base's tokenizer. rows: of the base's embedding. Raises UserError for a tokenizer
+    that cannot be loaded, that gives other ids than the base's, or ids that the base does not have.
+    """
+    folder = Path(adapter)
+    if not tokenizer_key(base, adapter):
+        return OwnTokenizer(theirs, ())
+    base_folder = model_folder(base, weights=False)
+    with tempfile.TemporaryDirectory() as place:
+        for name, path in combined_files(base_folder, folder).items():
+            shutil.copyfile(path, Path(place) / name)
+        # Without a tokenizer_config.json the kind of tokenizer follows from the kind of model.
+        shutil.copyfile(base_folder / "config.json", Path(place) / "config.json")
+        try:
+            own = load_tokenizer(place)
+        except UserError as error:
+            raise UserError(str(error).replace(place, str(folder))) from error
+    own.name_or_path = str(folder)
+    _require_same_ids(folder, own, theirs, rows)
+    setattr(own, WITHOUT_EMBEDDING, getattr(theirs, WITHOUT_EMBEDDING, frozenset()))
+    return OwnTokenizer(own, tuple(_differences(folder, own, theirs)))
+
+
+def _require_same_ids(
+    adapter: Path, own: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, rows: int
+) -> None:
+    ours, base = own.get_vocab(), theirs.get_vocab()
+    added = {str(t) for tokenizer in (own, theirs) for t in tokenizer.added_tokens_decoder.values()}
+    for token in sorted(ours.keys() | base.keys()):
+        one, other = ours.get(token), base.get(token)
+        if one != other and not (token in added and None in (one, other)):
+            raise _contradiction(adapter, f"token {token!r} has the id {one}, the base's {other}")
+    beyond = {i: token for token, i in ours.items() if i >= rows and token not in base}
+    if beyond:
+        raise UserError(
+            f"{adapter}: its tokenizer adds {beyond[max(beyond)]!r} with the id {max(beyond):,};"
+            f" expected an id below {rows:,}, the rows of the base's embedding. Use the base with"
+            " the larger embedding that it was trained on"
+        )
+    for text in _PROBES:
+        if _ids(own, text) != _ids(theirs, text):
+            raise _contradiction(adapter, f"it cuts {text!r} into other tokens")
+
+
+def _contradiction(adapter: Path, what: str) -> UserError:
+    return UserError(
+        f"{adapter}: its tokenizer contradicts the base's ({what}); use its own base, or remove the"
+        " tokenizer's files from the adapter's folder"
+    )
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def _differences(
+    adapter: Path, own: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
+) -> list[str]:
+    """What the adapter's tokenizer changes, in words."""
+    notes = []
+    if own.chat_template != theirs.chat_template:
+        notes.append(f"the chat template is that of the adapter ({adapter}), not the base's")
+    if _ids(own, "a", special=True) != _ids(theirs, "a", special=True):
+        notes.append(
+            f"the special tokens around a text are those of the adapter's tokenizer ({adapter}),"
+            " not the base's"
+        )
+    return notes
+
+
+def load_base_tokenizer(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    note: Callable[[str], None] = show_note,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, or of an adapter on it that has one of its own.
+
+    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
+    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
+    fail: JAX reads the last row in its place.
+    """
+    # First, since transformers reads config.json for a tokenizer, too, and says less of it.
+    rows = read_config(base).vocab_size
+    tokenizer = load_tokenizer(base)
+    _require_rows(base, tokenizer, rows)
+    if adapter is None:
+        return tokenizer
+    own = own_tokenizer(base, adapter, tokenizer, rows)
+    for text in own.notes:
+        note(text)
+    return own.tokenizer
+
+
+def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
+    prompt holds: many bases were given a padding token that way."""
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
+    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    used = [token for token in beyond if token not in special or token in roles or token in chat]
+    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
+        largest = max(beyond.values())
+        raise UserError(
+            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
+            " tokenizer that belongs to these weights"
+        )
+    # A row that holds one is refused.
+    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))

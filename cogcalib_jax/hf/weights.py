@@ -21,9 +21,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import whole_folder
 from cogcalib_jax.hf.config import read_config, to_hf
 from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.hf.folders import whole_folder
 from cogcalib_jax.hf.safetensors import (
     DTYPES,
     Tensor,
@@ -31,12 +31,15 @@ from cogcalib_jax.hf.safetensors import (
     open_folder,
     write_folder,
 )
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import Path as ParameterPath
-from cogcalib_jax.models.parameters import abstract_decoder, map_parameters, random_lora
-from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.models.parameters import (
+    abstract_decoder,
+    map_parameters,
+    random_lora,
+    require_cut,
+)
 from cogcalib_jax.sharding import fetch
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

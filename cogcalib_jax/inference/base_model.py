@@ -16,11 +16,10 @@ from cogcalib_jax.calibration import Calibrator
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
-from cogcalib_jax.hf.adapter import load_adapter, save_adapter
-from cogcalib_jax.hf.adapter_card import write_card
-from cogcalib_jax.hf.adapter_tokenizer import copy_tokenizer, load_base_tokenizer
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, require_trained_on
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter, require_trained_on, save_adapter
+from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.inference.calibration_file import fitted_elsewhere, how_asked
 from cogcalib_jax.inference.config import EvaluationConfig
@@ -29,11 +28,9 @@ from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.attention import attention_words
+from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
-from cogcalib_jax.models.parameters import FrozenModel
-from cogcalib_jax.models.placement import placement_notes
+from cogcalib_jax.models.parameters import FrozenModel, placement_notes
 
 
 @dataclass(frozen=True, eq=False)

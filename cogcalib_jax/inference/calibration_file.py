@@ -16,19 +16,20 @@ from cogcalib_jax.data.encoding import pmi_prefix, prompt_prefix
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import WEIGHTS_FILE, adapter_hash
-from cogcalib_jax.hf.base_hash import (
+from cogcalib_jax.files import require_no_way_out
+from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     HASH_OF,
+    adapter_hash,
     base_hash,
     read_calibration,
 )
+from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.download import model_folder, public_name
-from cogcalib_jax.hf.foreign import require_no_way_out
 from cogcalib_jax.inference.evaluate import VERSIONED
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import STORED
-from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.models.config import LoraConfig
 
 # Entries that belong to the calibrator.
 WHY_NONE = "why_no_calibrator"

@@ -12,8 +12,8 @@ from cogcalib_jax.calibration import Calibrator, TemperatureScaler
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.calibration.scaling import at_bound, bound_warning
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.inference.predictions import Predictions
 
 Fitted = TypeVar("Fitted", bound=Calibrator)

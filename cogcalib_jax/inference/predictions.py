@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator
-from cogcalib_jax.calibration.nll import log_softmax, softmax
+from cogcalib_jax.calibration.scaling import log_softmax, softmax
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.repeats import HASH, question_hash
 from cogcalib_jax.distributed import main_only

@@ -1,1 +1,4 @@
-"""The decoder: one core for the Llama, Mistral and Qwen families, with LoRA and generation."""
+"""The network: configuration, decoder, LoRA, parameters on a mesh, and generation.
+
+May import `sharding`, `configlib` and the rooms below them; reads no file.
+"""

@@ -1,12 +1,56 @@
-"""What a decoder is made of: the flags that tell the families apart."""
+"""The settings of a network, readable without JAX."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cogcalib_jax.configlib import check
-from cogcalib_jax.models.rope import RopeConfig
+from cogcalib_jax.configlib import check, often, rename, setting
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding: base frequency and how it is stretched to longer contexts."""
+
+    theta: float = 10000.0
+    """base of the geometric series of wavelengths"""
+    type: RopeType = "default"
+    """default, linear (positions divided), llama3 (long wavelengths divided), yarn"""
+    factor: float = 1.0
+    """by how much the context is stretched"""
+    original_max_position_embeddings: int | None = None
+    """context length of pretraining (llama3, yarn)"""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths beyond original length / this are divided by `factor`"""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original length / this are kept"""
+    beta_fast: float = 32.0
+    """yarn: dimensions that turn more often than this over the original context are kept"""
+    beta_slow: float = 1.0
+    """yarn: dimensions that turn less often than this are divided by `factor`"""
+    attention_factor: float | None = None
+    """yarn: scale of cosine and sine; unset means 0.1 ln(factor) + 1, as the paper advises"""
+    truncate: bool = True
+    """yarn: whether the bounds of the ramp are rounded outwards to whole dimensions"""
+
+    def __post_init__(self) -> None:
+        check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
+        check(0 < self.theta < math.inf, "theta", "must be positive and finite")
+        check(1 <= self.factor < math.inf, "factor", "must be at least 1 and finite")
+        check(
+            self.type not in ("llama3", "yarn") or self.original_max_position_embeddings,
+            "original_max_position_embeddings",
+            f"must be given for rope type {self.type}",
+        )
+        check(
+            self.type != "llama3" or self.high_freq_factor > self.low_freq_factor,
+            "high_freq_factor",
+            "must be larger than low_freq_factor",
+        )
 
 
 @dataclass(frozen=True)
@@ -86,3 +130,108 @@ class DecoderConfig:
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+
+
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+    from jax.sharding import Mesh
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model, which is never changed."""
+
+    path: str | None = often(None, place=True)
+    """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
+    dtype: Literal["auto", "float32", "bfloat16"] = often("auto")
+    """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""
+    remat: Literal["none", "layer", "dots"] = "none"
+    """what the backward pass computes again to save memory: nothing, layers, all but products"""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """attention kernel: xla everywhere, cudnn on NVIDIA GPUs, splash on TPUs; refused elsewhere"""
+
+    def __post_init__(self) -> None:
+        check(self.path != "", "path", "must be a Hub id or a folder")
+
+    def jax_dtype(self, mesh: Mesh) -> jnp.dtype:
+        """The dtype on `mesh`'s hardware."""
+        # Imported here: a config is read without it.
+        import jax.numpy as jnp
+
+        if self.dtype != "auto":
+            return jnp.dtype(self.dtype)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+
+
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
+ALL_LINEAR = "all-linear"
+LARGEST_RANK = 2**16
+LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
+
+# The names that PEFT gives to these fields are the ones that users know.
+for old, new in {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "targets": "target_modules",
+    "dropout": "lora_dropout",
+}.items():
+    rename(f"lora.{old}", f"lora.{new}")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021): W + lora_alpha / r * B A, with W frozen.
+
+    The fields have the names of PEFT's LoraConfig.
+    """
+
+    r: int = often(8, of_adapter=True)
+    """rank: rows of A, columns of B"""
+    lora_alpha: float = setting(16.0, of_adapter=True)
+    """the update is scaled by lora_alpha / r"""
+    target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"), of_adapter=True)
+    """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
+    lora_dropout: float = 0.0
+    """share of A's inputs that is dropped while training"""
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.r <= LARGEST_RANK,
+            "r",
+            f"must be an integer from 1 to {LARGEST_RANK}, wider than which is no layer",
+        )
+        alpha = self.lora_alpha
+        check(math.isfinite(alpha) and alpha > 0, "lora_alpha", "must be a positive number")
+        check(0 <= self.lora_dropout < 1, "lora_dropout", "must be at least 0 and below 1")
+        allowed = ", ".join(LORA_TARGETS)
+        check(len(self.target_modules) > 0, "target_modules", f"must name a layer ({allowed})")
+        unknown = [name for name in self.target_modules if name not in LORA_TARGETS]
+        check(
+            not unknown,
+            "target_modules",
+            f"must name layers of the model; {', '.join(unknown)} matches none"
+            f" (allowed: {allowed})",
+        )
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return self.lora_alpha / self.r
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The projections `target_modules` names, with all-linear written out."""
+        expanded = set(self.target_modules) - {ALL_LINEAR}
+        if ALL_LINEAR in self.target_modules:
+            expanded |= set(LAYER_PROJECTIONS)
+        return frozenset(expanded)
+
+
+@dataclass(frozen=True)
+class UncertainLora(LoraConfig):
+    """LoRA whose A is a normal distribution around lora_A, independent in its entries, with
+    standard deviations lora_A_root squared: the posterior of BLoB (Wang et al. 2024, section 3.1).
+    """

@@ -19,16 +19,15 @@ from jax.sharding import Mesh
 from cogcalib_jax.models.attention import (
     MASKED,
     require_attention,
+    splash_attention,
     visible,
     visible_in_tree,
     xla_attention,
 )
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
 from cogcalib_jax.models.head import Head
 from cogcalib_jax.models.lora import Linear, normal_param
-from cogcalib_jax.models.lora_config import LAYER_PROJECTIONS, LoraConfig
 from cogcalib_jax.models.rope import rotate, rotation
-from cogcalib_jax.models.splash import splash_attention
 from cogcalib_jax.sharding import named_sharding
 
 # What the backward pass finds stored: everything, only each block's input, or the results of the

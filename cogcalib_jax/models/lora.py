@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cogcalib_jax.models.lora_config import LoraConfig, UncertainLora
+from cogcalib_jax.models.config import LoraConfig, UncertainLora
 
 if TYPE_CHECKING:
     from cogcalib_jax.models.decoder import Decoder

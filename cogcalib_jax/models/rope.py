@@ -3,58 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogcalib_jax.configlib import check
-
-RopeType = Literal["default", "linear", "llama3", "yarn"]
-ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding: base frequency and how it is stretched to longer contexts."""
-
-    theta: float = 10000.0
-    """base of the geometric series of wavelengths"""
-    type: RopeType = "default"
-    """default, linear (positions divided), llama3 (long wavelengths divided), yarn"""
-    factor: float = 1.0
-    """by how much the context is stretched"""
-    original_max_position_embeddings: int | None = None
-    """context length of pretraining (llama3, yarn)"""
-    low_freq_factor: float = 1.0
-    """llama3: wavelengths beyond original length / this are divided by `factor`"""
-    high_freq_factor: float = 4.0
-    """llama3: wavelengths below original length / this are kept"""
-    beta_fast: float = 32.0
-    """yarn: dimensions that turn more often than this over the original context are kept"""
-    beta_slow: float = 1.0
-    """yarn: dimensions that turn less often than this are divided by `factor`"""
-    attention_factor: float | None = None
-    """yarn: scale of cosine and sine; unset means 0.1 ln(factor) + 1, as the paper advises"""
-    truncate: bool = True
-    """yarn: whether the bounds of the ramp are rounded outwards to whole dimensions"""
-
-    def __post_init__(self) -> None:
-        check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
-        check(0 < self.theta < math.inf, "theta", "must be positive and finite")
-        check(1 <= self.factor < math.inf, "factor", "must be at least 1 and finite")
-        check(
-            self.type not in ("llama3", "yarn") or self.original_max_position_embeddings,
-            "original_max_position_embeddings",
-            f"must be given for rope type {self.type}",
-        )
-        check(
-            self.type != "llama3" or self.high_freq_factor > self.low_freq_factor,
-            "high_freq_factor",
-            "must be larger than low_freq_factor",
-        )
+from cogcalib_jax.models.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:

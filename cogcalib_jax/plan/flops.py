@@ -16,8 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.lora_config import LAYER_PROJECTIONS, LoraConfig
+from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
 
 
 def update_flops(

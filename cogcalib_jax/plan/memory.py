@@ -18,9 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.inference.row_stats import CHUNK
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.plan.plan import BatchShape
 from cogcalib_jax.sharding import batch_parts

@@ -19,11 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Remat
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder
-from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
 from cogcalib_jax.sharding import named_sharding
 from cogcalib_jax.training.step import TrainState, jit_train_step, make_train_step, state_shardings
 

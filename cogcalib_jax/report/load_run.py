@@ -14,7 +14,7 @@ import yaml
 
 from cogcalib_jax.data.repeats import clusters_of_predictions
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
 from cogcalib_jax.inference.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row

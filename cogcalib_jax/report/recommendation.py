@@ -12,7 +12,7 @@ import numpy as np
 
 from cogcalib_jax.configlib import command_line, program_words
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
 from cogcalib_jax.report.text import TEXT_WIDTH, count, percent

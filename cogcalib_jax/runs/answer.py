@@ -19,8 +19,8 @@ from cogcalib_jax.data.loading import load_shots, load_splits
 from cogcalib_jax.data.questions import Question, load_questions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_file
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.abstention import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.inference.calibration_file import WHY_NONE
 from cogcalib_jax.inference.option_score import OptionScore, stored_option_score

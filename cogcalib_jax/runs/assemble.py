@@ -19,12 +19,11 @@ from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.distributed import require_agreement, start_processes
-from cogcalib_jax.hf.adapter import read_lora_config
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.inference.base_model import load_on_mesh
 from cogcalib_jax.machines import DistributedConfig
+from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, random_lora, split_model
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import make_mesh

@@ -11,8 +11,7 @@ from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import adapter_hash
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash
 from cogcalib_jax.inference.calibration_file import OPTIONS, START_HASH, WHY_NONE, how_asked
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_ended import Answers

@@ -13,8 +13,7 @@ from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import adapter_hash
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration
 from cogcalib_jax.inference.calibration_file import ADAPTER_HASH, OPTIONS, start_of
 from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.inference.option_score import OptionScore, stored_option_score

@@ -31,8 +31,7 @@ from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOpti
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.composition import CompositionConfig

@@ -12,7 +12,7 @@ from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.repeats import question_clusters, repeats_note
-from cogcalib_jax.metrics.power import (
+from cogcalib_jax.metrics.significance import (
     NARROW,
     detectable_accuracy_difference,
     detectable_mean_difference,

@@ -21,7 +21,7 @@ from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.known_tasks import TASKS
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.base_hash import read_calibration
+from cogcalib_jax.hf.adapter import read_calibration
 from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
 from cogcalib_jax.inference.option_score import (
     DEFAULT_OPTION_SCORE,
@@ -30,7 +30,7 @@ from cogcalib_jax.inference.option_score import (
     stored_option_score,
 )
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
-from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.stored import read_config, stored_config
 from cogcalib_jax.runs.trained_run import method_folders, read_trained_run

@@ -16,7 +16,7 @@ from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import load_adapter
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.base_model import load_on_mesh
 from cogcalib_jax.inference.context import check_context
 from cogcalib_jax.inference.evaluate import data_hash, write_json

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import WEIGHTS_FILE, adapter_hash, read_lora_config
-from cogcalib_jax.hf.adapter_tokenizer import tokenizer_key
-from cogcalib_jax.hf.base_hash import base_hash, require_trained_on
+from cogcalib_jax.hf.adapter import adapter_hash, base_hash, require_trained_on
+from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE, read_lora_config
 from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.models.lora_config import LoraConfig
+from cogcalib_jax.hf.tokenizer import tokenizer_key
+from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE
-from cogcalib_jax.hf.foreign import read_object
+from cogcalib_jax.files import read_object
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE
 from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.report.evaluations import COMPARISON, results_text, write_comparison
 from cogcalib_jax.report.names import best_epoch_of, long_name

@@ -14,9 +14,7 @@ from cogcalib_jax.configlib import command_line, program_words, to_yaml
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import lock_file, named, write_whole
-from cogcalib_jax.hf.folders import SUFFIX
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import SUFFIX, damage, lock_file, named, write_whole
 from cogcalib_jax.preemption import Interrupted, Preempted
 from cogcalib_jax.runs.stored import (
     COMMAND_FILE,

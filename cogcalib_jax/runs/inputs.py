@@ -10,10 +10,10 @@ from typing import Any
 
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import WEIGHTS_FILE
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.files import read_object
+from cogcalib_jax.hf.adapter import base_hash
+from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.hf.foreign import read_object
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.stored import INPUTS_FILE

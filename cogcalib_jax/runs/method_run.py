@@ -13,10 +13,9 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.hf.adapter import save_adapter
-from cogcalib_jax.hf.adapter_card import write_card
-from cogcalib_jax.hf.adapter_tokenizer import copy_tokenizer
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration, save_adapter
+from cogcalib_jax.hf.card import write_card
+from cogcalib_jax.hf.tokenizer import copy_tokenizer
 from cogcalib_jax.inference.calibration_file import START, WHY_NONE
 from cogcalib_jax.inference.open_ended import Answers
 from cogcalib_jax.inference.posthoc import (

@@ -12,8 +12,8 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.base_hash import CALIBRATION_FILE, read_calibration
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.inference.open_results import Calibrators, calibrated, from_json

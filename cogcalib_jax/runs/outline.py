@@ -13,13 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
 from cogcalib_jax.hf.config import read_config
-from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.lora_config import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
-from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder
-from cogcalib_jax.models.placement import require_cut
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
+from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
 from cogcalib_jax.training.pretrain import CONTEXT, base_architecture, base_place, corpus_ids
 from cogcalib_jax.training.pretrain_config import PretrainConfig
 

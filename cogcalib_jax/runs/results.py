@@ -14,7 +14,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.repeats import question_clusters
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.inference.open_ended import OpenPredictions

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import is_plain_name
+from cogcalib_jax.files import is_plain_name
 from cogcalib_jax.inference.evaluate import provenance, write_json
 from cogcalib_jax.inference.scored_rows import read_scored
 from cogcalib_jax.inference.subgroups import require_fields, subgroups

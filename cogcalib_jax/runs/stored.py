@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from cogcalib_jax.configlib import command_line, from_yaml, program_words
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage, require_no_way_out
+from cogcalib_jax.files import damage, require_no_way_out
 from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
 
 DEFAULT_ROOT = Path("runs")

@@ -16,7 +16,7 @@ from flax import nnx
 from cogcalib_jax.configlib import style_identity, with_places_of
 from cogcalib_jax.console import say
 from cogcalib_jax.distributed import from_main
-from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.files import whole_folder
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.report.load_run import TEMPERED
 from cogcalib_jax.report.names import best_epoch_of, tempered

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import require_no_way_out
+from cogcalib_jax.files import require_no_way_out
 from cogcalib_jax.report.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.stored import CHOICE_FILE, read_choice, read_config, resume_command

@@ -14,9 +14,8 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack
 from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Remat
-from cogcalib_jax.models.lora_config import LoraConfig
 from cogcalib_jax.plan.flops import forward_flops, pretraining_flops, update_flops
 from cogcalib_jax.plan.speed import product_rate
 from cogcalib_jax.sharding import batch_parts

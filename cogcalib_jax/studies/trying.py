@@ -17,8 +17,7 @@ import numpy as np
 from cogcalib_jax.configlib import style_identity
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import write_whole
-from cogcalib_jax.hf.foreign import damage
+from cogcalib_jax.files import damage, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.runs.assemble import say, with_own_lora

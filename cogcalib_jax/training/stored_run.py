@@ -10,8 +10,8 @@ import yaml
 from cogcalib_jax.configlib import from_yaml, with_new_names
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.foreign import damage
-from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.files import damage
+from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.training.pretrain import ensure_base
 from cogcalib_jax.training.pretrain_config import PretrainConfig
 

@@ -10,8 +10,7 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.hf.adapter import adapter_hash
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.adapter import adapter_hash, base_hash
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.train import train_run
 from tests.eval_program.programs import SCORING, lines, run_eval, small_world

@@ -26,10 +26,9 @@ from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.inference.probe import choose_probe, reduced_adapter
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.models.model_config import ModelConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.runs.calibration import write_calibration
 from cogcalib_jax.runs.config import RunConfig

@@ -9,7 +9,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import load_adapter, read_lora_config, save_adapter
+from cogcalib_jax.hf.adapter import load_adapter, save_adapter
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh

@@ -5,7 +5,7 @@ import pytest
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.config import from_hf, read_config, to_hf
-from cogcalib_jax.models.rope import RopeConfig
+from cogcalib_jax.models.config import RopeConfig
 from tests.golden.families import FAMILIES
 
 LLAMA = FAMILIES["llama3"]

@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from cogcalib_jax.hf.adapter import load_adapter, read_lora_config
+from cogcalib_jax.hf.adapter import load_adapter
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import host_tensors, load_decoder
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.sharding import MeshConfig, make_mesh

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import merge as merging
-from cogcalib_jax.hf.adapter import load_adapter, read_lora_config
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.adapter import base_hash, load_adapter
+from cogcalib_jax.hf.adapter_config import read_lora_config
+from cogcalib_jax.hf.card import UNKNOWN_LICENCE, model_card, without_folders
 from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.download import public_name
 from cogcalib_jax.hf.merge import main
-from cogcalib_jax.hf.model_card import UNKNOWN_LICENCE, model_card, without_folders
 from cogcalib_jax.hf.weights import load_decoder
 from tests.calibration.rows import with_start
 from tests.golden.checkpoints import golden, write_adapter, write_model

@@ -14,10 +14,10 @@ from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.inference.forward import completion_logprob
 from cogcalib_jax.inference.options import packed_logprobs
 from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
-from cogcalib_jax.models.rope import RopeConfig
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, VOCAB, option_logprob, questions, tiny_decoder

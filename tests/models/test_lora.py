@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.models.config import LAYER_PROJECTIONS
 from cogcalib_jax.models.lora import Linear, LoraConfig, UncertainLora
-from cogcalib_jax.models.lora_config import LAYER_PROJECTIONS
 
 
 def layer(lora=None, dtype=jnp.float32, stack=(), **options):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.models.rope import RopeConfig, inverse_frequencies, rotate, rotation
+from cogcalib_jax.models.config import RopeConfig
+from cogcalib_jax.models.rope import inverse_frequencies, rotate, rotation
 
 
 def test_rotation_turns_each_pair_by_position_times_frequency():

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from cogcalib_jax.hf import merge
 from cogcalib_jax.hf.adapter import load_adapter
 from cogcalib_jax.hf.weights import host_tensors, load_decoder
+from cogcalib_jax.models.config import LORA_TARGETS
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.models.lora_config import LORA_TARGETS
 from tests.golden.families import LORA_ALPHA, LORA_RANK
 from tests.golden.make_golden import SMALLEST_GAP, greedy, lora_gradients, torch_peft_model
 from tests.models.small import QUICK, forward, one_device

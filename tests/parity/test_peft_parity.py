@@ -12,11 +12,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from cogcalib_jax.hf.adapter import (  # noqa: E402
-    load_adapter,
-    read_lora_config,
-    save_adapter,
-)
+from cogcalib_jax.hf.adapter import load_adapter, save_adapter  # noqa: E402
+from cogcalib_jax.hf.adapter_config import read_lora_config  # noqa: E402
 from cogcalib_jax.hf.weights import load_decoder  # noqa: E402
 from cogcalib_jax.models.lora import LoraConfig  # noqa: E402
 from cogcalib_jax.models.parameters import map_parameters  # noqa: E402

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.runs.eval_config import load_evaluation
 from cogcalib_jax.runs.folder import write_config
 from tests.reliability.case import EVAL, MERGE, Case

@@ -18,8 +18,8 @@ from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.questions import load_questions
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import adapter_hash, read_lora_config
-from cogcalib_jax.hf.base_hash import base_hash, read_calibration
+from cogcalib_jax.hf.adapter import adapter_hash, base_hash, read_calibration
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.merge import MergeConfig
 from cogcalib_jax.hf.safetensors import INDEX_FILE, SINGLE_FILE, open_folder

@@ -11,8 +11,7 @@ from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.world import WorldConfig
 from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter_tokenizer import load_base_tokenizer
-from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer, load_tokenizer
 from cogcalib_jax.runs.assemble import encode_splits, evaluation_sets
 from cogcalib_jax.runs.config import RunConfig
 from tests.examples.scored import write_tokenizer

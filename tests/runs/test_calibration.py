@@ -6,7 +6,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from cogcalib_jax.hf.base_hash import base_hash
+from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.inference.posthoc import fit_temperature
 from tests.examples.scored import CHAT, QUESTIONS, scored
 

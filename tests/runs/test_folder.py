@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.folders import whole_folder
+from cogcalib_jax.files import whole_folder
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.folder import (
@@ -181,7 +181,7 @@ WINDOWS = (
     "from pathlib import Path\n"
     "from cogcalib_jax.errors import UserError\n"
     "from cogcalib_jax.runs.folder import lock_folder\n"
-    "from cogcalib_jax.hf.folders import whole_folder\n"
+    "from cogcalib_jax.files import whole_folder\n"
     "lock_folder(Path('one'))\n"
     "try:\n"
     "    lock_folder(Path('two'))\n"

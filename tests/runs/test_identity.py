@@ -8,7 +8,7 @@ import pytest
 from cogcalib_jax.configlib import identity, places, style_identity, with_places_of, without_retired
 from cogcalib_jax.configlib.fields import leaves
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.models.model_config import ModelConfig
+from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import EvalConfig
 from cogcalib_jax.training.config import TrainingConfig

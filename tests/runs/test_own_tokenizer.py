@@ -9,8 +9,8 @@ import pytest
 import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.hf.adapter_tokenizer import tokenizer_files, tokenizer_key
 from cogcalib_jax.hf.merge import main as merge
+from cogcalib_jax.hf.tokenizer import tokenizer_files, tokenizer_key
 from tests.examples.scored import CHAT, QUESTIONS, scored
 from tests.inference.quick import quick_compilation
 

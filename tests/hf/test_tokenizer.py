@@ -7,14 +7,14 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter_tokenizer import (
+from cogcalib_jax.hf.tokenizer import (
     combined_files,
     load_base_tokenizer,
+    load_tokenizer,
     own_tokenizer,
     tokenizer_files,
     tokenizer_key,
 )
-from cogcalib_jax.hf.tokenizer import load_tokenizer
 from tests.data.chats import CHATML, LLAMA_3, chat_tokenizer
 from tests.golden.families import FAMILIES
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.placement import placement_notes, require_cut
+from cogcalib_jax.models.parameters import placement_notes, require_cut
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.models.small import SMALL
 
