@@ -17,7 +17,7 @@ class Case:
     """What is wrong, and how it is brought about."""
 
     what: str
-    """as docs/reliability.md calls it"""
+    """its name in messages.md"""
     arrange: Callable[[Place], list[str]]
     """makes the files and returns the command line"""
     program: str = TRAIN

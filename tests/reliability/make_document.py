@@ -1,9 +1,8 @@
-"""Write the tables of bad input in docs/reliability.md, from what the programs say now.
+"""Write the tables of messages.md from the messages of the programs now.
 
 python -m tests.reliability.make_document
 
-A message that agrees with its row is left alone: where … stands in one, the words of libraries
-and the names of temporary folders are left out, and stay so.
+A message that agrees with its row is left alone, so that its … stay.
 """
 
 import tests.conftest  # noqa: F401, I001 - before jax: what every test relies on
@@ -15,7 +14,6 @@ from tests.reliability.good import write_good
 from tests.reliability.outcome import run_case
 from tests.reliability.table import (
     CASES,
-    DOCUMENT,
     ELLIPSIS,
     agrees,
     documented,
@@ -36,7 +34,7 @@ def shown(message: str) -> str:
 
 def tables() -> str:
     """Every kind's table."""
-    before = documented() if DOCUMENT.exists() else {}
+    before = documented()
     sections = []
     with tempfile.TemporaryDirectory() as scratch:
         good = Path(scratch) / "good"
