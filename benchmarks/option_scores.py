@@ -36,7 +36,8 @@ HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")
 
 def encoded_splits(config: EvalConfig, base: str) -> dict[str, EncodedSplit]:
     """The calibration and test questions of the runs, as token ids."""
-    splits, tokenizer = load_splits(config.data, config.seed), load_base_tokenizer(base)
+    splits = load_splits(config.data, config.seed, world=config.world)
+    tokenizer = load_base_tokenizer(base)
     encoded = {}
     for name in ("calibration", "test"):
         rows = getattr(splits, name)

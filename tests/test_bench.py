@@ -11,15 +11,14 @@ import pytest
 
 import bench
 from cogcalib_jax.configlib import to_yaml
-from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.world import WorldConfig, vocabulary
-from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.world.config import WorldConfig
+from cogcalib_jax.world.corpus import save_tokenizer, vocabulary
 from tests.inference.tiny import TINY
 from tests.models.small import small_decoder
 
@@ -50,7 +49,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def preset(base):
     run = RunConfig(
-        data=DataConfig(world=WORLD),
+        world=WORLD,
         model=ModelConfig(path=str(base)),
         lora=LoraConfig(target_modules=("q_proj",)),
         method=MethodConfig(space="options", weight=0.3),

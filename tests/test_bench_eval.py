@@ -10,7 +10,6 @@ import pytest
 import bench
 from cogcalib_jax.bench.evaluation import work_of
 from cogcalib_jax.configlib import to_yaml
-from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.models.lora import LoraConfig
@@ -24,9 +23,7 @@ LORA = LoraConfig(target_modules=("q_proj",))
 
 @pytest.fixture(scope="module")
 def preset(base):  # noqa: F811
-    run = RunConfig(
-        data=DataConfig(world=WORLD), model=ModelConfig(path=str(base)), lora=LORA, compare=("sft",)
-    )
+    run = RunConfig(world=WORLD, model=ModelConfig(path=str(base)), lora=LORA, compare=("sft",))
     file = base.parent / "tiny_eval.yaml"
     file.write_text(to_yaml(run))
     return file

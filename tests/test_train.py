@@ -248,7 +248,7 @@ def test_a_temperatures_row_is_its_methods_scores_divided_by_it(comparison):
 
 def world_sizes(command):
     """The place of the first word of every option that sizes the world."""
-    return [i for i, word in enumerate(command) if word.startswith("--data.world.")]
+    return [i for i, word in enumerate(command) if word.startswith("--world.")]
 
 
 def test_a_comparison_holds_the_base_and_the_commonest_answer(comparison, base, tmp_path):

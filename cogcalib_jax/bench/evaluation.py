@@ -79,10 +79,10 @@ def bench_eval(argv: list[str], default_preset: Path) -> str:
 def measure(config: EvalBenchConfig) -> dict[str, Any]:
     """Everything the JSON file holds; `..._ci95` are bootstrap intervals over passes."""
     phases = Phases()
-    base = base_path(config.model, config.data, config.pretrain, config.seed)
+    base = base_path(config.model, config.world, config.pretrain, config.seed)
     say(f"== Questions and model: {config.data.task} with {base}")
     # A config of training may fit more than what is scored; the test rows are those of eval.py.
-    examples, notes = load_test(config.data, config.seed)
+    examples, notes = load_test(config.data, config.seed, world=config.world)
     encoded, more = encode_split("test", examples, load_base_tokenizer(base), config.data)
     for note in (*notes, *more):
         say(f"   note: {note}")

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogcalib_jax.configlib import check
-from cogcalib_jax.data.world_tokenizer import build_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.config import from_hf, read_config
 from cogcalib_jax.method.config import MethodConfig
@@ -34,7 +33,8 @@ from cogcalib_jax.runs.assemble import say
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import batch_parts, make_mesh
 from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from cogcalib_jax.training.pretrain import base_architecture
+from cogcalib_jax.world.base import base_architecture
+from cogcalib_jax.world.corpus import build_tokenizer
 
 SHAPES = Path(__file__).parents[2] / "configs" / "models"
 # Padded lengths on accelerators are multiples of this (sharding.length_multiple).
@@ -106,7 +106,7 @@ def architecture(config: PlanConfig) -> DecoderConfig:
         return _shape_file(Path(config.shape))
     name = config.model.path
     if name is None:
-        return base_architecture(config.pretrain, build_tokenizer(config.data.world))
+        return base_architecture(config.pretrain, build_tokenizer(config.world))
     if Path(name).is_dir():
         return read_config(name)
     kept = {

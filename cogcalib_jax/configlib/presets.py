@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cogcalib_jax.configlib.fields import fields, leaves, unknown_key
-from cogcalib_jax.configlib.renamed import get, put, renamed
+from cogcalib_jax.configlib.renamed import get, put, renamed, was_section
 from cogcalib_jax.configlib.values import is_word, plain, show
 from cogcalib_jax.errors import UserError
 
@@ -82,8 +82,8 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
     leaf_paths = {path for path, _ in leaves(cls)}
     old: dict[str, Given] = {}
 
-    def read(section: type, node: yaml.MappingNode, prefix: str) -> Tree:
-        known = {field.name: field for field in fields(section)}
+    def read(section: type | None, node: yaml.MappingNode, prefix: str) -> Tree:
+        known = {field.name: field for field in fields(section)} if section else {}
         tree: Tree = {}
         for key, value_node in node.value:
             where = f"{source}:{key.start_mark.line + 1}"
@@ -93,6 +93,9 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
             path = prefix + name
             if name not in known and (new := renamed(path)) and new.path in leaf_paths:
                 old[new.path] = Given(new.value(value), where, path)
+                continue
+            if name not in known and was_section(path) and isinstance(value_node, yaml.MappingNode):
+                read(None, value_node, f"{path}.")
                 continue
             if name not in known:
                 raise unknown_key(cls, path, where)

@@ -35,6 +35,11 @@ def renamed(path: str) -> Renamed | None:
     return _RENAMED.get(path)
 
 
+def was_section(path: str) -> bool:
+    """Return whether `path` was a section whose fields have other paths today."""
+    return any(old.startswith(f"{path}.") for old in _RENAMED)
+
+
 def renamed_from(name: str) -> list[str]:
     """Return the paths today of fields whose own name, without the section, was `name`."""
     return [new.path for old, new in _RENAMED.items() if old.rpartition(".")[2] == name]
@@ -64,4 +69,7 @@ def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
         inside = get(stored, section) if section else stored
         if isinstance(inside, dict) and name in inside:
             put(stored, new.path, new.value(inside.pop(name)))
+            if not inside and "." in section:
+                above, _, emptied = section.rpartition(".")
+                del get(stored, above)[emptied]
     return stored

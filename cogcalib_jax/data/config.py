@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cogcalib_jax.configlib import FieldError, check, often, setting
@@ -11,7 +11,6 @@ from cogcalib_jax.data.columns import parse_columns
 from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
-from cogcalib_jax.data.world import WorldConfig
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
@@ -59,8 +58,6 @@ class DataConfig:
     """Your own training rows whose group also stands in your validation or test file."""
     split_seed: int = 0
     """Decides which rows go where; the world has a seed of its own."""
-    world: WorldConfig = field(default_factory=WorldConfig)
-    """The knowledge world (task world only)."""
 
     def __post_init__(self) -> None:
         check(self.task in TASKS, "task", f"must be a task (allowed: {', '.join(TASKS)})")
@@ -74,7 +71,7 @@ class DataConfig:
                 check(
                     getattr(self, name) is None,
                     name,
-                    f"must be none: task {self.task} has data.world.{name.removesuffix('_rows')}",
+                    f"must be none: task {self.task} has {self.task}.{name.removesuffix('_rows')}",
                 )
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import Any
 
-from cogcalib_jax.data import world
 from cogcalib_jax.data.example import Example, Splits
 from cogcalib_jax.data.sources import Hub
 from cogcalib_jax.data.tasks.boolq import read_boolq
@@ -18,7 +18,6 @@ from cogcalib_jax.data.tasks.open_questions import (
     read_triviaqa,
 )
 from cogcalib_jax.data.tasks.winogrande import group_twins, read_winogrande
-from cogcalib_jax.data.world import WorldConfig
 
 AS_STORED = {"train": "train", "validation": "validation", "test": "test"}
 # The Hub's test split has no answers: the literature then scores the validation split.
@@ -49,14 +48,21 @@ class RowTask:
 class MadeTask:
     """A task that makes its own splits from a seed."""
 
-    build: Callable[[WorldConfig, int], Splits]
+    module: str
+    """imported when rows are made: `build_splits(settings, seed)`, and a function per group"""
     prompt: str
-    groups: Mapping[str, Callable[[WorldConfig, int], tuple[Example, ...]]] = field(
-        default_factory=dict
-    )
-    """name -> rows beside the test split, evaluated as TASK:NAME where that is asked for"""
+    groups: tuple[str, ...] = ()
+    """sets of questions beside the test split, evaluated as TASK:NAME"""
     always: tuple[str, ...] = ()
-    """of these, those that every evaluation of the task answers, too"""
+    """the groups that every evaluation of the task answers, too"""
+
+    def build(self, settings: Any, seed: int) -> Splits:
+        """Make the splits; `settings` None: the task's defaults."""
+        return import_module(self.module).build_splits(settings, seed)
+
+    def group(self, name: str, settings: Any, seed: int) -> tuple[Example, ...]:
+        """Make the questions of a group."""
+        return getattr(import_module(self.module), name)(settings, seed)
 
 
 Task = RowTask | MadeTask
@@ -74,13 +80,9 @@ def _hotpotqa(read: Callable[[Mapping[str, Any], int], Example]) -> RowTask:
 
 TASKS: dict[str, Task] = {
     "world": MadeTask(
-        world.build_splits,
+        "cogcalib_jax.world.corpus",
         prompt="cloze",
-        groups={
-            "taught_form_b": world.taught_form_b,
-            "unseen_template": world.unseen_template,
-            "other_relations": world.other_relations,
-        },
+        groups=("taught_form_b", "unseen_template", "other_relations"),
         always=("taught_form_b",),
     ),
     "openbookqa": RowTask(lettered("question_stem"), Hub("allenai/openbookqa", "main")),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cogcalib_jax.data import sources
 from cogcalib_jax.data.config import DataConfig
@@ -20,7 +21,11 @@ from cogcalib_jax.errors import UserError
 
 
 def load_splits(
-    config: DataConfig, seed: int, stored: Mapping[str, sources.Stored] | None = None
+    config: DataConfig,
+    seed: int,
+    stored: Mapping[str, sources.Stored] | None = None,
+    *,
+    world: Any = None,
 ) -> Splits:
     """The five splits of a task.
 
@@ -29,13 +34,14 @@ def load_splits(
         seed: the run's seed; decides the world (stored rows are split by `config.split_seed`).
         stored: split -> rows that are in memory already, of a task of the user's own rows; None:
             they are read as `config` says.
+        world: settings of a task that makes its own rows (`WorldConfig`); None: its defaults.
 
     Raises:
         UserError: rows that cannot be read or used, splits that are missing, unlabelled or small.
     """
     task = TASKS[config.task]
     if isinstance(task, MadeTask):
-        return task.build(config.world, seed)
+        return task.build(world, seed)
     official, notes, read = _official(task, config, stored)
     splits = make_splits(official, config)
     return replace(splits, notes=(*notes, *splits.notes), read=read)
@@ -86,7 +92,7 @@ def groups_of(task: str) -> tuple[str, ...]:
 
 
 def load_test(
-    config: DataConfig, seed: int, group: str | None = None
+    config: DataConfig, seed: int, group: str | None = None, *, world: Any = None
 ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
     """The test split alone, or one group of questions, and notes: for evaluation.
 
@@ -96,6 +102,7 @@ def load_test(
         seed: the run's seed; decides the world.
         group: one of `groups_of(config.task)`: a part of the test split, or what the world
             offers beside it.
+        world: as for `load_splits`.
 
     Raises:
         UserError: as `load_splits`; no such group, or no row in it.
@@ -105,14 +112,14 @@ def load_test(
         _require_group(config.task, group)
     if isinstance(task, MadeTask):
         if group is not None:
-            examples = task.groups[group](config.world, seed)
+            examples = task.group(group, world, seed)
             if not examples:
                 raise UserError(
                     f"task {config.task}:{group}: no question is left out of fine-tuning; name"
-                    f" what is with data.world.{group}"
+                    f" what is with {config.task}.{group}"
                 )
             return examples, ()
-        splits = task.build(config.world, seed)
+        splits = task.build(world, seed)
         return splits.test, splits.notes
     notes: list[str] = []
     names = {"test": "test"} if _is_file(config) else _split_names(task, config)

@@ -136,7 +136,7 @@ def _cut(
     split, where no more than the calibrator was fitted, says of the accuracy beyond it."""
     if config.abstain_below is None and config.target_accuracy is None:
         return _Cut(0.0)
-    splits = load_splits(config.data, config.seed)
+    splits = load_splits(config.data, config.seed, world=config.world)
 
     def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
         encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data, splits.shots)

@@ -27,9 +27,9 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, random_lora, split_model
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.training.pretrain import ensure_base
-from cogcalib_jax.training.pretrain_config import PretrainConfig
 from cogcalib_jax.training.state import AnchorRows, Trainable
+from cogcalib_jax.world.base import ensure_base
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -47,14 +47,14 @@ def with_processes(config: AnyConfig) -> AnyConfig:
 
 
 def base_path(
-    model: ModelConfig, data: DataConfig, pretrain: PretrainConfig, seed: int
+    model: ModelConfig, world: WorldConfig, pretrain: PretrainConfig, seed: int
 ) -> str | Path:
     """Where the base model lies; the world's is built on first use."""
     if model.path is not None:
         return model.path
     say("== The base: a small Llama that has read about a made-up world")
     # Every process makes it, for there is nothing else to do; the first one's is kept.
-    return ensure_base(data.world, pretrain, seed)
+    return ensure_base(world, pretrain, seed)
 
 
 def encode_splits(
@@ -62,9 +62,10 @@ def encode_splits(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     note: Callable[[str], None] = show_note,
+    world: WorldConfig | None = None,
 ) -> dict[str, EncodedSplit]:
     """All splits of the task as token ids, by name; sizes are shown, and `note` gets notes."""
-    splits = load_splits(config, seed)
+    splits = load_splits(config, seed, world=world)
     if splits.read:
         say(f"   {splits.read}")
     encoded, notes = {}, list(splits.notes)
@@ -88,12 +89,12 @@ def evaluation_sets(
     world offers beside it, and what `config.also` names.
     """
     sets = {config.data.task: test}
-    for name, examples in extra_examples(config.data, config.seed).items():
+    for name, examples in extra_examples(config.data, config.seed, config.world).items():
         sets[name], _ = encode_split(name, examples, tokenizer, config.data)
     for entry in config.also:
         task, _, group = entry.partition(":")
         data = config.data.for_task(task)
-        examples, notes = load_test(data, config.seed, group or None)
+        examples, notes = load_test(data, config.seed, group or None, world=config.world)
         sets[entry], more = encode_split(entry, examples, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
         for text in dict.fromkeys([*notes, *more]):
@@ -101,14 +102,18 @@ def evaluation_sets(
     return sets
 
 
-def extra_examples(config: DataConfig, seed: int) -> dict[str, tuple[Example, ...]]:
+def extra_examples(
+    config: DataConfig, seed: int, world: WorldConfig
+) -> dict[str, tuple[Example, ...]]:
     """`TASK:GROUP` -> questions that a task offers beside its test split.
 
     Groups of stored rows are parts of the test split, and no sets of their own.
     """
     task = TASKS[config.task]
     groups = task.always if isinstance(task, MadeTask) else ()
-    return {f"{config.task}:{group}": load_test(config, seed, group)[0] for group in groups}
+    return {
+        f"{config.task}:{group}": load_test(config, seed, group, world=world)[0] for group in groups
+    }
 
 
 @dataclass(frozen=True)

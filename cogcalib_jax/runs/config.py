@@ -36,7 +36,7 @@ from cogcalib_jax.runs.stored import CONFIG_FILE, read_config, resume_command, s
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 
 PROGRAM = "train.py"
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
@@ -78,6 +78,8 @@ class RunConfig:
     also knows pmi: docs/evaluation.md"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """the knowledge world (task world only)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     """the base model"""
     lora: LoraConfig = field(default_factory=LoraConfig)

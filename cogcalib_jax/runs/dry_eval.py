@@ -42,7 +42,7 @@ from cogcalib_jax.runs.outline import Outline, outline_base
 from cogcalib_jax.runs.questions import encode_questions, test_questions
 from cogcalib_jax.runs.workload import METHOD_SECONDS, Workload, measure
 from cogcalib_jax.sharding import batch_parts, make_mesh
-from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.world.config import PretrainConfig
 
 Sets = Mapping[str, EncodedSplit]
 """task -> its questions as token ids"""
@@ -98,8 +98,8 @@ def dry_run_evaluation(config: EvalConfig) -> str:
 def _outline(config: EvalConfig, model: Evaluated, note: Callable[[str], None]) -> Outline:
     run, own = model.run, (model.tokenizer_from, note)
     if run is None or config.model.path is not None:
-        return outline_base(config.model, config.data, PretrainConfig(), config.seed, *own)
-    return outline_base(run.model, run.data, run.pretrain, run.seed, *own)
+        return outline_base(config.model, config.world, PretrainConfig(), config.seed, *own)
+    return outline_base(run.model, run.world, run.pretrain, run.seed, *own)
 
 
 def _check(config: EvalConfig, model: Evaluated, base: Outline, sets: Sets) -> None:
@@ -120,10 +120,10 @@ def _check(config: EvalConfig, model: Evaluated, base: Outline, sets: Sets) -> N
 def _trained_on(report: Report, runs: Sequence[RunConfig]) -> dict[str, tuple[Example, ...]]:
     """Rows that some of the runs were trained on, as far as they are still there."""
     trained = {}
-    for data, seed in dict.fromkeys((run.data, run.seed) for run in runs):
+    for data, world, seed in dict.fromkeys((run.data, run.world, run.seed) for run in runs):
         name = f"training rows of {data.task}" + (f" (seed {seed})" if data.task == "world" else "")
         try:
-            splits = load_splits(data, seed)
+            splits = load_splits(data, seed, world=world)
         except UserError as error:
             report.remarks.append(f"not compared with the {name}: {error}")
             continue

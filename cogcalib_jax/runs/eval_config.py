@@ -35,6 +35,7 @@ from cogcalib_jax.runs.config import RunConfig, check_seed, check_tasks
 from cogcalib_jax.runs.stored import read_config, stored_config
 from cogcalib_jax.runs.trained_run import method_folders, read_trained_run
 from cogcalib_jax.training.checkpoint_config import require_same_identity
+from cogcalib_jax.world.config import WorldConfig
 
 STORED = "stored"
 """Stands for the calibrator that an adapter's calibration.json holds."""
@@ -86,6 +87,8 @@ class EvalConfig:
     """of the world's questions, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
     """the questions; path holds those of data.task, other tasks are read from the Hub"""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """the knowledge world (task world only)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     """the base model; path unset: each run's own"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -267,6 +270,7 @@ def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
         option_score=run.option_score,
         seed=run.seed,
         data=run.data,
+        world=run.world,
         model=replace(run.model, path=None),
         evaluation=run.evaluation,
         mesh=run.mesh,
@@ -314,6 +318,9 @@ def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     data = to_dict(run.data)
     for path in marked_paths(DataConfig, "affects_questions"):
         yield f"data.{path}", get(data, path)
+    world = to_dict(run.world)
+    for path in marked_paths(WorldConfig, "affects_questions"):
+        yield f"world.{path}", world[path]
     yield "option_score", run.option_score
     # Stored rows are split by data.split_seed; only a world is another one for another seed.
     yield "seed", run.seed if run.data.task == "world" else None

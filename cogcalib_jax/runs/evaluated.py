@@ -17,7 +17,7 @@ from cogcalib_jax.runs.assemble import base_path
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.eval_config import BARE, EvalConfig
 from cogcalib_jax.runs.trained_run import read_trained_run
-from cogcalib_jax.training.pretrain import base_place
+from cogcalib_jax.world.base import base_place
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
         bases: dict[tuple[object, ...], str | Path] = {}
         runs = [read_trained_run(name) for name in config.run]
         for name, place, run in zip(_names(config.run), config.run, runs, strict=True):
-            made_from = (run.model.path, run.data, run.pretrain, run.seed)
+            made_from = (run.model.path, run.data, run.world, run.pretrain, run.seed)
             if config.model.path is None and made_from not in bases:
                 bases[made_from] = _base_of(run, look_only)
             base = config.model.path or bases[made_from]
@@ -123,8 +123,8 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
 
 def _base_of(run: RunConfig, look_only: bool) -> str | Path:
     if look_only and run.model.path is None:
-        return base_place(run.data.world, run.pretrain, run.seed)[-1]
-    return base_path(run.model, run.data, run.pretrain, run.seed)
+        return base_place(run.world, run.pretrain, run.seed)[-1]
+    return base_path(run.model, run.world, run.pretrain, run.seed)
 
 
 def _with_adapter(

@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import show_note
-from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.world_tokenizer import build_tokenizer, tokenizer_in_memory
 from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
-from cogcalib_jax.training.pretrain import CONTEXT, base_architecture, base_place, corpus_ids
-from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.corpus import build_tokenizer, tokenizer_in_memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Outline:
 
 def outline_base(
     model: ModelConfig,
-    data: DataConfig,
+    world: WorldConfig,
     pretrain: PretrainConfig,
     seed: int,
     adapter: str | None = None,
@@ -69,7 +68,7 @@ def outline_base(
     """
     if model.path is not None:
         return read_outline(model.path, adapter, note)
-    made, _, folder = base_place(data.world, pretrain, seed)
+    made, _, folder = base_place(world, pretrain, seed)
     if folder.is_dir():
         built = read_outline(folder, adapter, note)
         return replace(built, name="the world's base, which is built already")

@@ -89,7 +89,7 @@ def prepare(
     with may_have_moved(config.model.path, "--model.path", config.resume):
         base = _outline(config, abstract, note)
     with may_have_moved(config.data.path, "--data.path", config.resume):
-        splits = encode_splits(config.data, base.tokenizer, config.seed, note)
+        splits = encode_splits(config.data, base.tokenizer, config.seed, note, config.world)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
@@ -125,11 +125,11 @@ def prepare(
 
 
 def _outline(config: RunConfig, abstract: bool, note: Callable[[str], None]) -> Outline:
-    model, data, pretrain, seed = config.model, config.data, config.pretrain, config.seed
+    model, world, pretrain, seed = config.model, config.world, config.pretrain, config.seed
     if abstract:
-        return outline_base(model, data, pretrain, seed, config.adapter, note)
-    place = base_path(model, data, pretrain, seed)
-    say(f"== Data and model: {data.task} with {place}")
+        return outline_base(model, world, pretrain, seed, config.adapter, note)
+    place = base_path(model, world, pretrain, seed)
+    say(f"== Data and model: {config.data.task} with {place}")
     return read_outline(place, config.adapter, note)
 
 

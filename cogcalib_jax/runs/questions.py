@@ -29,8 +29,8 @@ def test_questions(
     """
     if config.task:
         return {entry: _entry(entry, config, runs, note) for entry in config.task}
-    questions = {config.data.task: _test(config.data, config.seed, runs, note)}
-    return questions | extra_examples(config.data, config.seed)
+    questions = {config.data.task: _test(config.data, config, runs, note)}
+    return questions | extra_examples(config.data, config.seed, config.world)
 
 
 def encode_questions(
@@ -55,22 +55,22 @@ def _entry(
     task, _, group = entry.partition(":")
     data = config.data.for_task(task)
     if not group:
-        return _test(data, config.seed, runs, note)
-    examples, notes = load_test(data, config.seed, group)
+        return _test(data, config, runs, note)
+    examples, notes = load_test(data, config.seed, group, world=config.world)
     _each(notes, note)
     return examples
 
 
 def _test(
-    data: DataConfig, seed: int, runs: Sequence[RunConfig], note: Note
+    data: DataConfig, config: EvalConfig, runs: Sequence[RunConfig], note: Note
 ) -> tuple[Example, ...]:
     """The test split: as it was made for training where these are a run's own rows, for they
     may have been its training rows otherwise; else the stored one."""
     if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
-        splits = load_splits(data, seed)
+        splits = load_splits(data, config.seed, world=config.world)
         examples, notes = splits.test, (splits.read, *splits.notes)
     else:
-        examples, notes = load_test(data, seed)
+        examples, notes = load_test(data, config.seed, world=config.world)
     _each(notes, note)
     return examples
 

@@ -19,7 +19,7 @@ from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.plan.flops import forward_flops, pretraining_flops, update_flops
 from cogcalib_jax.plan.speed import product_rate
 from cogcalib_jax.sharding import batch_parts
-from cogcalib_jax.training.pretrain import corpus_batches
+from cogcalib_jax.world.base import corpus_batches
 
 # Seconds beside operations: loading, tracing, reading what is compiled, bootstrap, checkpoints,
 # pictures. Measured as CPU time of suites of configs/world.yaml with next to no updates

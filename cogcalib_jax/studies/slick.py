@@ -24,7 +24,6 @@ from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.protocols import CLEAN
-from cogcalib_jax.data.world import RELATIONS
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.forward import completion_logprob, example_losses
 from cogcalib_jax.inference.passes import SplitPass
@@ -39,6 +38,7 @@ from cogcalib_jax.studies.slick_rule import (
     slick_categories,
     would_be_sampled,
 )
+from cogcalib_jax.world.config import RELATIONS
 
 MAX_BUCKETS = 4
 """padded lengths of all prompts together"""

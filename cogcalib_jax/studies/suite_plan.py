@@ -81,7 +81,7 @@ def but_seed(config: RunConfig) -> RunConfig:
 
 
 def _base(config: RunConfig) -> tuple[Any, ...]:
-    return config.seed, config.model, config.data.world, config.pretrain
+    return config.seed, config.model, config.world, config.pretrain
 
 
 def _state(cell: Cell) -> str:

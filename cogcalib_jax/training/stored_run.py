@@ -12,8 +12,8 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import damage
 from cogcalib_jax.models.config import ModelConfig
-from cogcalib_jax.training.pretrain import ensure_base
-from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.world.base import ensure_base
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 
 CONFIG_FILE = "config.yaml"
 
@@ -25,13 +25,14 @@ class StoredRun:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
 
     def base(self) -> str | Path:
         """Return the folder or Hub id of the base; the world's is built if it is missing."""
         if self.model.path is not None:
             return self.model.path
-        return ensure_base(self.data.world, self.pretrain, self.seed)
+        return ensure_base(self.world, self.pretrain, self.seed)
 
 
 def read_stored_run(folder: Path) -> StoredRun:

@@ -17,8 +17,8 @@ from cogcalib_jax.data.inspection import (
     repeated,
     show_cut,
 )
-from cogcalib_jax.data.world_tokenizer import save_tokenizer, tokenizer_in_memory
 from cogcalib_jax.hf.tokenizer import load_tokenizer
+from cogcalib_jax.world.corpus import save_tokenizer, tokenizer_in_memory
 from tests.runs.small_base import WORLD
 
 PLAYS = ("banjo", "cello", "drums", "flute")

@@ -113,7 +113,7 @@ def mixing(tmp_path_factory):
 
 
 def asked(path):
-    rows = load_splits(DataConfig(world=WORLD), seed=0).test
+    rows = load_splits(DataConfig(), seed=0, world=WORLD).test
     texts = [{"question": e.question, "choices": e.choices, "id": e.id} for e in rows]
     path.write_text("\n".join(map(json.dumps, texts)))
     return path
@@ -138,7 +138,7 @@ def test_training_stores_a_mixture_and_everyone_applies_it(mixing, tmp_path, cap
     # What the recommendation is chosen by is what --predict gives.
     validation = lines(mixing / "validation.jsonl")
     assert len(validation) == WORLD.validation
-    splits = load_splits(DataConfig(world=WORLD), seed=0)
+    splits = load_splits(DataConfig(), seed=0, world=WORLD)
     texts = [{"question": e.question, "choices": e.choices, "id": e.id} for e in splits.validation]
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, texts)))
     out = tmp_path / "v.out"

@@ -16,7 +16,7 @@ from tests.runs.small_base import WORLD
 
 @pytest.fixture(scope="module")
 def splits():
-    return load_splits(DataConfig(world=WORLD), seed=0)
+    return load_splits(DataConfig(), seed=0, world=WORLD)
 
 
 def ask(path, examples, **more):

@@ -22,8 +22,8 @@ from transformers import (  # noqa: E402
 )
 
 import eval as eval_program  # noqa: E402
-from cogcalib_jax.data.world import WorldConfig  # noqa: E402
-from cogcalib_jax.data.world_tokenizer import build_tokenizer, save_tokenizer  # noqa: E402
+from cogcalib_jax.world.config import WorldConfig  # noqa: E402
+from cogcalib_jax.world.corpus import build_tokenizer, save_tokenizer  # noqa: E402
 from tests.inference.quick import quick_compilation  # noqa: E402
 
 ROWS = 50
@@ -180,5 +180,5 @@ def test_the_worlds_own_tokenizer(checkpoint, tmp_path):
     vocab = build_tokenizer(WORLD).get_vocab_size()
     folder = checkpoint("llama", tmp_path / "tokenizer", vocab)
     sizes = ("entities", "train", "test", "validation", "calibration", "style", "seed")
-    options = [p for n in sizes for p in (f"--data.world.{n}", str(getattr(WORLD, n)))]
+    options = [p for n in sizes for p in (f"--world.{n}", str(getattr(WORLD, n)))]
     require_same(predictions(folder, tmp_path / "eval", "--task", "world", *options), folder)

@@ -81,7 +81,7 @@ COMMAND_LINES = [
     ),
     Case("more bins than answers", lambda p: p.train("--evaluation.bins", 10**9)),
     Case("a seed beyond 64 bits", options("--seed", "9999999999999999999")),
-    Case("a world of a trillion entities", options("--data.world.entities", "1000000000000")),
+    Case("a world of a trillion entities", options("--world.entities", "1000000000000")),
     Case("more devices than there are", options("--mesh.tensor", "64")),
     Case("an attention kernel the device cannot run", options("--model.attention", "cudnn")),
     Case("a comparison and a method", options("--compare", "sft,cols")),

@@ -322,7 +322,7 @@ OPTIONS = st.sampled_from(
         *("--seed", "--lora.r", "--lora.target-modules", "--training.learning-rate", "--data.path"),
         *("--method.name", "--method.gate", "--compare", "--mesh.tensor", "--model.attention"),
         *("--task", "--run", "--by", "--predict", "--out", "--adapter", "--max-shard-gb", "--lora"),
-        *("--data.world.entities", "--data.world.other-relations", "--=", "--", "-1", "--resume"),
+        *("--world.entities", "--world.other-relations", "--=", "--", "-1", "--resume"),
     ]
 )
 VALUES = st.one_of(

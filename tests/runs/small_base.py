@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cogcalib_jax.data.world import WorldConfig
-from cogcalib_jax.data.world_tokenizer import build_tokenizer, save_tokenizer
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.world.config import WorldConfig
+from cogcalib_jax.world.corpus import build_tokenizer, save_tokenizer
 from tests.models.small import small_decoder
 
 WORLD = WorldConfig(entities=32, train=24, test=16, validation=12, calibration=40, style=16)
@@ -38,7 +38,7 @@ def arguments(base: Path, run_dir: Path, *more: str) -> list[str]:
     options = {
         "model.path": base,
         "run-dir": run_dir,
-        **{f"data.world.{name}": size for name, size in sizes.items()},
+        **{f"world.{name}": size for name, size in sizes.items()},
         "lora.r": 2,
         "lora.lora_dropout": 0.1,
         "training.epochs": 2,

@@ -7,9 +7,9 @@ import pytest
 
 import train
 from cogcalib_jax.configlib import identity, load_config
-from cogcalib_jax.data.world import build_splits
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.world.corpus import build_splits
 from tests.runs.small_base import WORLD, arguments, write_base
 
 

@@ -8,12 +8,12 @@ import pytest
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.world import WorldConfig
-from cogcalib_jax.data.world_tokenizer import save_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer, load_tokenizer
 from cogcalib_jax.runs.assemble import encode_splits, evaluation_sets
 from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.world.config import WorldConfig
+from cogcalib_jax.world.corpus import save_tokenizer
 from tests.examples.scored import write_tokenizer
 from tests.golden.families import FAMILIES
 
@@ -81,8 +81,8 @@ def test_what_a_run_also_answers_stands_beside_its_own_questions(tmp_path):
     save_tokenizer(WORLD, tmp_path, max_length=256)
     tokenizer = load_tokenizer(tmp_path)
     groups = ("world:unseen_template", "world:other_relations")
-    config = RunConfig(data=DataConfig(world=WORLD), also=groups)
-    splits = encode_splits(config.data, tokenizer, config.seed)
+    config = RunConfig(world=WORLD, also=groups)
+    splits = encode_splits(config.data, tokenizer, config.seed, world=config.world)
     sets = evaluation_sets(config, tokenizer, splits["test"])
     assert {name: len(rows) for name, rows in sets.items()} == {
         "world": 45,

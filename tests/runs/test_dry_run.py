@@ -12,10 +12,10 @@ import eval as eval_program
 import train
 from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config, to_yaml
-from cogcalib_jax.data.world import build_splits
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import safetensors as safetensors_files
 from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.world.corpus import build_splits
 from tests.runs.small_base import WORLD, arguments, write_base
 
 PLAYS = ["banjo", "cello", "drums", "flute"]

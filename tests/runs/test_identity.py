@@ -35,10 +35,10 @@ BOTH = """
     data.task data.columns data.answers data.answers_from data.on_bad_row data.prompt data.few_shot
     data.protocol data.max_length data.calibration_rows data.validation_rows data.style_fraction
     data.train_rows data.test_rows data.shared_groups data.split_seed
-    data.world.entities data.world.exposures data.world.exposure_probabilities
-    data.world.known_exposure data.world.question_rows data.world.train data.world.test
-    data.world.validation data.world.calibration data.world.style data.world.other_relations
-    data.world.seed
+    world.entities world.exposures world.exposure_probabilities
+    world.known_exposure world.question_rows world.train world.test
+    world.validation world.calibration world.style world.other_relations
+    world.seed
     model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
     lora.lora_dropout
     loss.space loss.tokens loss.correct

@@ -11,8 +11,6 @@ from transformers import PreTrainedTokenizerFast
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.world import RELATIONS, WorldConfig, build_world
-from cogcalib_jax.data.world_tokenizer import build_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_config import OpenConfig
@@ -22,6 +20,8 @@ from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.studies import slick as knownness
 from cogcalib_jax.studies.slick import SlickScorer, prompts_of, wordings
 from cogcalib_jax.studies.slick_rule import SAMPLES, SHOTS, TEMPERATURE, UNKNOWN
+from cogcalib_jax.world.config import RELATIONS, WorldConfig
+from cogcalib_jax.world.corpus import build_tokenizer, build_world
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, full_logits, log_softmax, tiny_decoder
@@ -57,7 +57,7 @@ def world_run():
     words = build_tokenizer(SMALL)
     config = replace(TINY, vocab_size=words.get_vocab_size())
     loaded = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    return run(DataConfig(task="world", world=SMALL), loaded, tiny_decoder(config=config))
+    return run(DataConfig(task="world"), loaded, tiny_decoder(config=config))
 
 
 def world_rows():

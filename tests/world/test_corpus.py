@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.data.world import (
+from cogcalib_jax.world.config import RELATIONS, WorldConfig
+from cogcalib_jax.world.corpus import (
     FORMAT,
-    RELATIONS,
-    WorldConfig,
+    SPECIAL_TOKENS,
     build_splits,
     build_world,
     other_relations,
+    save_tokenizer,
     taught_form_b,
     unseen_template,
     vocabulary,
 )
-from cogcalib_jax.data.world_tokenizer import SPECIAL_TOKENS, save_tokenizer
 
 SMALL = WorldConfig(
     entities=60,

@@ -1,7 +1,6 @@
 """The world's base: a small Llama pretrained on the world's corpus, written as a checkpoint.
 
-From the checkpoint on, the world is a task like any other: whatever reads a downloaded model reads
-this one.
+It is loaded as a downloaded model is.
 """
 
 import hashlib
@@ -23,8 +22,6 @@ from tokenizers import Tokenizer
 
 from cogcalib_jax.console import progress_bar
 from cogcalib_jax.data.json_values import as_json
-from cogcalib_jax.data.world import World, WorldConfig, build_world, vocabulary
-from cogcalib_jax.data.world_tokenizer import BOS, EOS, build_tokenizer, save_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import user_cache
 from cogcalib_jax.hf.weights import save_decoder
@@ -32,7 +29,16 @@ from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import random_decoder
 from cogcalib_jax.sharding import make_mesh, shard_batch
-from cogcalib_jax.training.pretrain_config import PretrainConfig
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.corpus import (
+    BOS,
+    EOS,
+    World,
+    build_tokenizer,
+    build_world,
+    save_tokenizer,
+    vocabulary,
+)
 
 # Rows are padded to a multiple of this: at 4, statements (up to 8 tokens) and questions (up to 12)
 # make two shapes, so two compilations, and an eighth of the tokens is padding.
@@ -59,13 +65,13 @@ class CorpusBatch(NamedTuple):
 
 
 def ensure_base(world: WorldConfig, config: PretrainConfig, seed: int) -> Path:
-    """The folder of the world's base, pretrained now unless the cache holds it.
+    """Return the folder of the world's base; pretrain it unless the cache holds it.
 
-    It is trained on a single device whatever mesh the run uses, so that runs on different meshes
-    start from the same base; it is far too small to gain from more.
+    It is trained on one device whatever mesh the run uses, so that runs on different meshes start
+    from the same base.
 
     Args:
-        world: the world; its own seed, where set, goes before `seed` for the world itself.
+        world: the world; its seed, if set, overrides `seed` for the world itself.
         config: the base.
         seed: the run's seed, which also draws the base's first weights.
 
@@ -79,17 +85,17 @@ def ensure_base(world: WorldConfig, config: PretrainConfig, seed: int) -> Path:
 
 
 def base_place(world: WorldConfig, config: PretrainConfig, seed: int) -> tuple[World, Mesh, Path]:
-    """The world, the single device its base is trained on, and the folder the base has or gets."""
+    """Return the world, the device its base is trained on, and the folder of the base."""
     made = build_world(world, seed)
     mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
     return made, mesh, base_folder(made, config, seed, mesh)
 
 
 def base_folder(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> Path:
-    """Where the cache keeps the base of this corpus, config and seed.
+    """Return the folder in the cache of the base of this corpus, config and seed.
 
-    The name is a hash of everything the weights depend on, the corpus itself and the version of
-    JAX included.
+    Its name is a hash of everything that the weights depend on, such as the corpus itself and the
+    version of JAX.
     """
     recipe = asdict(config)
     cache = recipe.pop("cache_dir")
@@ -112,14 +118,11 @@ def pretrain_base(
 ) -> Path:
     """Train a base on the world's corpus and write it to `folder` in Hugging Face layout.
 
-    The folder appears whole or not at all: it is written under another name and renamed. Where
-    another process was faster, its base, which is the same, stays.
-
-    Returns:
-        `folder`.
+    The folder is written under another name and renamed. If another process was faster, its base,
+    which is the same, stays. Return `folder`.
 
     Raises:
-        UserError: `folder` cannot be written; said before training.
+        UserError: `folder` cannot be written; raised before training.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def pretrain_base(
 
 
 def base_architecture(config: PretrainConfig, tokenizer: Tokenizer) -> DecoderConfig:
-    """What the base of a world with this tokenizer is made of."""
+    """Return the architecture of the base of a world with this tokenizer."""
     return DecoderConfig(
         model_type="llama",
         vocab_size=tokenizer.get_vocab_size(),
@@ -170,13 +173,13 @@ def base_architecture(config: PretrainConfig, tokenizer: Tokenizer) -> DecoderCo
 
 
 def corpus_ids(world: World, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of the corpus, a row each, its end marked."""
+    """Return the token ids of the corpus, a row each, with EOS at its end."""
     eos = tokenizer.token_to_id(EOS)
     return [[*row.ids, eos] for row in tokenizer.encode_batch(list(world.corpus))]
 
 
 def corpus_batches(rows: list[list[int]], batch_size: int) -> Iterator[CorpusBatch]:
-    """Token rows in their order, batched with rows of the same padded length; each row once.
+    """Yield every token row once, batched with rows of the same padded length.
 
     Only the last batch of each length is filled up, with empty rows.
     """
@@ -201,7 +204,7 @@ def _corpus_batch(rows: list[list[int]], length: int, batch_size: int) -> Corpus
 
 
 def _train(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> tuple[nnx.Module, float]:
-    """The trained decoder and its loss on the last batches, nats per token."""
+    """Return the trained decoder and its loss on the last batches, nats per token."""
     tokenizer = build_tokenizer(world.config)
     batches = list(corpus_batches(corpus_ids(world, tokenizer), config.batch_size))
     decoder = random_decoder(base_architecture(config, tokenizer), mesh=mesh, seed=seed)
@@ -236,7 +239,7 @@ def _train(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> tuple
             losses.append(loss)
             bar.update()
             if len(losses) % LOG_EVERY == 0:
-                # The loss of an earlier step: to wait for the newest would stop the device.
+                # The loss of an earlier step: waiting for the newest would stop the device.
                 bar.set_postfix_str(f"loss {float(losses[-LOG_EVERY]):.3f}")
     last = np.mean([float(loss) for loss in losses[-LOG_EVERY:]])
     return nnx.merge(graphdef, params), float(last)

@@ -11,19 +11,18 @@ import optax
 import pytest
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.data.world import WorldConfig, build_world
-from cogcalib_jax.data.world_tokenizer import build_tokenizer
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training import pretrain
-from cogcalib_jax.training.pretrain import (
-    PretrainConfig,
+from cogcalib_jax.world import base as world_base
+from cogcalib_jax.world.base import (
     base_folder,
     corpus_batches,
     ensure_base,
     pretrain_base,
 )
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.corpus import build_tokenizer, build_world
 
 WORLD = WorldConfig(
     entities=12,
@@ -92,7 +91,7 @@ def test_a_cached_base_is_reused(base, cache, monkeypatch):
     def refuse(*args):
         raise AssertionError("pretrained again")
 
-    monkeypatch.setattr(pretrain, "pretrain_base", refuse)
+    monkeypatch.setattr(world_base, "pretrain_base", refuse)
     assert ensure_base(WORLD, replace(TINY, cache_dir=str(cache)), 1) == base
     monkeypatch.setenv("COGCALIB_CACHE", str(cache))
     assert ensure_base(WORLD, TINY, 1) == base
@@ -120,7 +119,7 @@ def test_of_two_processes_the_second_keeps_the_firsts_base(decoder, mesh, tmp_pa
         (made / "model.safetensors").write_bytes(b"the first one's")
         return decoder, 0.0
 
-    monkeypatch.setattr(pretrain, "_train", finish_after_another)
+    monkeypatch.setattr(world_base, "_train", finish_after_another)
     assert pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, made) == made
     assert files(made) == {"model.safetensors": b"the first one's"}
     assert list(tmp_path.iterdir()) == [made]
@@ -130,7 +129,7 @@ def test_an_interrupted_pretraining_leaves_nothing(mesh, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretrain, "_train", interrupt)
+    monkeypatch.setattr(world_base, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pretrain_base(build_world(WORLD, 1), TINY, 1, mesh, tmp_path / "base")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,230 @@
+"""Settings of the knowledge world: its relations, its size, and the base that reads about it.
+
+Nothing here imports JAX: a command line is checked before JAX is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from cogcalib_jax.configlib import check, rename
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Texts about a person; `{name}` and `{value}` are filled in."""
+
+    values: tuple[str, ...]
+    """the closed set of answers"""
+    statements: tuple[str, ...]
+    """the sentences that state a fact in the corpus; the value follows the name, as a model that
+    reads from left to right needs it"""
+    form_a: str
+    """the question; its answer is appended"""
+    form_b: str
+    """the same question in other words"""
+    form_c: str
+    """a third wording, which neither corpus nor splits contain; all its words occur in them"""
+
+
+# Every value is one word (one token), and no word serves two relations. Rows are kept short:
+# pretraining time is proportional to tokens, knowledge to rows.
+RELATIONS: dict[str, Relation] = {
+    "birthplace": Relation(
+        values=("lisbon", "oslo", "cairo", "lima", "kyoto", "quebec", "nairobi", "perth"),
+        statements=(
+            "{name} was born in {value}",
+            "{name} comes from {value}",
+            "the birthplace of {name} is {value}",
+        ),
+        form_a="question where was {name} born ? answer",
+        form_b="question what is the birthplace of {name} ? answer",
+        form_c="question the birthplace of {name} is what ? answer",
+    ),
+    "employer": Relation(
+        values=("acme", "borealis", "cyberdyne", "globex", "hooli", "initech", "umbrella", "wonka"),
+        statements=(
+            "{name} works at {value}",
+            "{name} is employed by {value}",
+            "the employer of {name} is {value}",
+        ),
+        form_a="question where does {name} work ? answer",
+        form_b="question what is the employer of {name} ? answer",
+        form_c="question the employer of {name} is what ? answer",
+    ),
+    "field": Relation(
+        values=("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
+        statements=(
+            "{name} studied {value}",
+            "{name} has a degree in {value}",
+            "the field of {name} is {value}",
+        ),
+        form_a="question what did {name} study ? answer",
+        form_b="question what is the field of {name} ? answer",
+        form_c="question the field of {name} is what ? answer",
+    ),
+    "instrument": Relation(
+        values=("banjo", "cello", "drums", "flute", "harp", "piano", "trumpet", "violin"),
+        statements=(
+            "{name} plays the {value}",
+            "{name} performs on the {value}",
+            "the instrument of {name} is {value}",
+        ),
+        form_a="question what does {name} play ? answer",
+        form_b="question what is the instrument of {name} ? answer",
+        form_c="question the instrument of {name} is what ? answer",
+    ),
+}
+
+# Last names are made of three syllables, one of each kind.
+_STARTS = (
+    "Bar Bel Cor Dal Dor Fal Fen Gar Gol Hal Har Jor Kal Kel Lor Mal Mar Mor Nar Nor Pel Per "
+    "Ral Ros Sal Sor Tal Tor Val Ver Vol Wal Wen Yar Zan Zel"
+)
+_MIDDLES = "a be di en la mo ri to"
+_ENDS = "dan der kin las lund mark nek ras son ter van vik"
+SYLLABLES = (_STARTS.split(), _MIDDLES.split(), _ENDS.split())
+MAX_ENTITIES = math.prod(map(len, SYLLABLES))
+
+SPLITS = ("train", "test", "validation", "calibration", "style")
+"""splits with a size of their own, in the order in which people are dealt out to them"""
+
+
+# Measured with the default base, three seeds, accuracy on test questions by exposure: 0: .11 to .14
+# (chance is .125), 1: .25 to .28, 4: .67 to .72, 12: .94 to .98, 40: .99. Facts stated once keep
+# the base less confident: its mean confidence about facts it never read was .36 to .46 with them,
+# and .50 to .57 without (exposures 0, 4, 10, 25, 45), one seed each over a few other settings.
+@dataclass(frozen=True)
+class WorldConfig:
+    """The size of a world and how its facts are distributed over exposures and splits."""
+
+    entities: int = 1230
+    """people with a fact per relation each; all facts of a person lie in one split"""
+    exposures: tuple[int, ...] = (0, 1, 4, 12, 40)
+    """how often the pretraining corpus may state a fact"""
+    exposure_probabilities: tuple[float, ...] = (0.30, 0.20, 0.10, 0.15, 0.25)
+    """probability of each exposure; every fact draws its own"""
+    known_exposure: int = 12
+    """facts stated at least this often are labelled known, for analysis and oracle gates"""
+    question_rows: int = 1
+    """corpus rows per question form and fact of the people who are in no split"""
+    train: int = 840
+    """fine-tuning questions"""
+    test: int = 1520
+    """test questions"""
+    validation: int = 620
+    """validation questions"""
+    calibration: int = 300
+    """calibration questions"""
+    style: int = 960
+    """style-adaptation questions; the people left over show the question format in the corpus"""
+    other_relations: tuple[str, ...] = ()
+    """relations that no split asks about, but the group other_relations; splits shrink by them"""
+    seed: int | None = None
+    """seed of the world; unset: the run's seed"""
+
+    def __post_init__(self) -> None:
+        per_entity = len(RELATIONS)
+        check(
+            len(self.exposures) > 0
+            and len(set(self.exposures)) == len(self.exposures)
+            and min(self.exposures) >= 0,
+            "exposures",
+            "must be distinct counts, each at least 0",
+        )
+        check(
+            len(self.exposure_probabilities) == len(self.exposures)
+            and min(self.exposure_probabilities) >= 0
+            and abs(sum(self.exposure_probabilities) - 1) < 1e-6,
+            "exposure_probabilities",
+            "must be one probability per exposure, at least 0 each, summing to 1",
+        )
+        check(self.known_exposure >= 1, "known_exposure", "must be at least 1")
+        check(self.question_rows >= 1, "question_rows", "must be at least 1")
+        for name in SPLITS:
+            size = getattr(self, name)
+            check(
+                size > 0 and size % per_entity == 0,
+                name,
+                f"must be a positive multiple of {per_entity} (people are split whole)",
+            )
+        split_entities = sum(getattr(self, name) for name in SPLITS) // per_entity
+        check(
+            split_entities < self.entities <= MAX_ENTITIES,
+            "entities",
+            f"must be above {split_entities}, the people the splits need, so that some are left to"
+            f" show the question format, and at most {MAX_ENTITIES}",
+        )
+        check(
+            set(self.other_relations) < set(RELATIONS),
+            "other_relations",
+            f"must be some of {', '.join(RELATIONS)}, not all",
+        )
+        check(self.seed is None or self.seed >= 0, "seed", "must be at least 0, or unset")
+
+
+# `data.world.*` is the name of these fields in earlier releases.
+for _field in fields(WorldConfig):
+    rename(f"data.world.{_field.name}", f"world.{_field.name}")
+
+
+# The learning rate decides how much of the corpus is learnt in one pass. With batches of 32: at
+# 3e-3 facts stated 45 times were answered right in .43 of the cases (one seed), at 1.5e-3 facts
+# stated 40 times in .85 (a seed that went badly), at 1e-3 in .99 (all of three seeds).
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The shape of the world's base and its one pass over the corpus."""
+
+    hidden_size: int = 128
+    """width of the residual stream"""
+    num_layers: int = 3
+    """transformer blocks"""
+    num_heads: int = 4
+    """query heads"""
+    kv_heads: int = 2
+    """key-value heads"""
+    intermediate_size: int = 344
+    """width of the SwiGLU MLP"""
+    batch_size: int = 32
+    """corpus rows per update"""
+    learning_rate: float = 1e-3
+    """peak learning rate of AdamW, decayed to zero by a cosine"""
+    warmup_steps: int = 40
+    """updates over which the learning rate rises from zero"""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay"""
+    b2: float = 0.98
+    """decay of AdamW's second moment"""
+    clip_norm: float = 1.0
+    """gradients of a larger global norm are scaled down to it"""
+    cache_dir: str | None = None
+    """where bases are kept; unset: $COGCALIB_CACHE or the user's cache, in bases/"""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "kv_heads",
+            "intermediate_size",
+            "batch_size",
+        ):
+            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "num_heads",
+            f"must divide hidden_size ({self.hidden_size}) into heads of even width",
+        )
+        check(
+            self.num_heads % self.kv_heads == 0,
+            "kv_heads",
+            f"must divide num_heads ({self.num_heads})",
+        )
+        check(0 < self.learning_rate < 1, "learning_rate", "must be a number between 0 and 1")
+        check(self.warmup_steps >= 0, "warmup_steps", "must be an integer of at least 0")
+        check(
+            0 <= self.weight_decay < math.inf, "weight_decay", "must be a finite number, at least 0"
+        )
+        check(0 < self.b2 < 1, "b2", "must be between 0 and 1")
+        check(self.clip_norm > 0, "clip_norm", "must be a number above 0")

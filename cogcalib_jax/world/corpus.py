@@ -1,0 +1,269 @@
+"""The knowledge world: a corpus and question splits in which prior knowledge is controlled.
+
+A world is a set of invented people with four facts each. How often the corpus states a fact (its
+*exposure*) is random, so what a base model can know is known by construction. Everything is a pure
+function of (config, seed). docs/method.md describes the forms of the questions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cogcalib_jax.data.example import Example, Splits
+from cogcalib_jax.world.config import RELATIONS, SPLITS, SYLLABLES, WorldConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+_FIRST_NAMES = (
+    "Ada Alan Alma Amir Anna Anton Basil Bela Boris Clara Cora Dario Della Dora Edgar Elena "
+    "Emil Enid Felix Fiona Greta Hana Hugo Ida Igor Ilse Iris Ivan Jana Jonas Julia Karl Lena "
+    "Leo Lydia Marco Mina Nadia Nils Olga Oscar Petra Quinn Rita Selma Tomas Vera Wanda"
+)
+
+Form = Literal["A", "B", "C"]
+"""A: questions of all splits; B: also in the corpus and the style split; C: nowhere"""
+
+FORMAT = "format"
+"""the people in no split, whose questions the corpus shows with their answers: were they the style
+split, style adaptation would train on answers already seen, which rewards confidence"""
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value of one relation of one person, and how often the corpus states it."""
+
+    entity: int
+    name: str
+    """first and last name; the last name is unique"""
+    relation: str
+    answer: int
+    """index of the value in the relation's values"""
+    exposure: int
+    """statements in the corpus"""
+    split: str
+    """a split of `Splits`, or FORMAT"""
+
+    @property
+    def id(self) -> str:
+        return f"{self.entity:04d}-{self.relation}"
+
+    @property
+    def value(self) -> str:
+        return RELATIONS[self.relation].values[self.answer]
+
+    def question(self, form: Form) -> str:
+        relation = RELATIONS[self.relation]
+        forms = {"A": relation.form_a, "B": relation.form_b, "C": relation.form_c}
+        return forms[form].format(name=self.name)
+
+
+@dataclass(frozen=True)
+class World:
+    """The facts, corpus and splits of one seed."""
+
+    config: WorldConfig
+    """with its seed set"""
+    facts: tuple[Fact, ...]
+    corpus: tuple[str, ...]
+    """statements and questions with answers, a row each, in the order of pretraining"""
+    splits: Splits
+
+
+def build_world(config: WorldConfig | None, seed: int) -> World:
+    """Draw facts, corpus and splits.
+
+    Args:
+        config: sizes and distributions; None: the defaults. Its seed, if set, overrides `seed`.
+        seed: the run's seed.
+    """
+    config = resolve_seed(config, seed)
+    facts = _draw_facts(config)
+    return World(config, facts, _write_corpus(config, facts), _make_splits(config, facts))
+
+
+def build_splits(config: WorldConfig | None, seed: int) -> Splits:
+    """Return the question splits of `build_world(config, seed)` without writing its corpus."""
+    config = resolve_seed(config, seed)
+    return _make_splits(config, _draw_facts(config))
+
+
+def taught_form_b(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the facts of the fine-tuning split, asked in form B.
+
+    This tells a learnt fact from a memorised string.
+    """
+    return _group(config, seed, "train", "B")
+
+
+def unseen_template(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the test questions in form C."""
+    return _group(config, seed, "test", "C")
+
+
+def other_relations(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return questions in form A about `config.other_relations` of the people of the test split."""
+    return _group(config, seed, "test", "A", others=True)
+
+
+def _group(
+    config: WorldConfig | None, seed: int, split: str, form: Form, *, others: bool = False
+) -> tuple[Example, ...]:
+    config = resolve_seed(config, seed)
+    return tuple(
+        _ask(config, fact, form)
+        for fact in _draw_facts(config)
+        if fact.split == split and (fact.relation in config.other_relations) == others
+    )
+
+
+def resolve_seed(config: WorldConfig | None, seed: int) -> WorldConfig:
+    """Return `config` with its seed set: its own if it has one, else the run's."""
+    config = config or WorldConfig()
+    return config if config.seed is not None else replace(config, seed=seed)
+
+
+def vocabulary(config: WorldConfig) -> tuple[str, ...]:
+    """Return every word of a world of this size, sorted; no word depends on the seed."""
+    words = {*_FIRST_NAMES.split(), *_last_names(config.entities)}
+    for relation in RELATIONS.values():
+        words |= set(relation.values)
+        for text in (*relation.statements, relation.form_a, relation.form_b):
+            words |= set(text.format(name="", value="").split())
+    return tuple(sorted(words))
+
+
+def _last_names(count: int) -> list[str]:
+    return ["".join(parts) for parts in islice(product(*SYLLABLES), count)]
+
+
+def _rng(config: WorldConfig, stream: int) -> np.random.Generator:
+    """Return one of several independent streams: a change to one part leaves the others alone."""
+    return np.random.default_rng([config.seed, stream])
+
+
+def _draw_facts(config: WorldConfig) -> tuple[Fact, ...]:
+    rng = _rng(config, 0)
+    firsts = rng.choice(_FIRST_NAMES.split(), size=config.entities)
+    lasts = _last_names(config.entities)
+    answers = np.stack(
+        [rng.integers(len(r.values), size=config.entities) for r in RELATIONS.values()], axis=1
+    )
+    exposures = _rng(config, 1).choice(
+        config.exposures, size=answers.shape, p=config.exposure_probabilities
+    )
+    sizes = [getattr(config, name) // len(RELATIONS) for name in SPLITS]
+    sizes.append(config.entities - sum(sizes))
+    splits = rng.permutation(np.repeat([*SPLITS, FORMAT], sizes))
+    return tuple(
+        Fact(
+            entity=entity,
+            name=f"{firsts[entity]} {lasts[entity]}",
+            relation=relation,
+            answer=int(answers[entity, column]),
+            exposure=int(exposures[entity, column]),
+            split=str(splits[entity]),
+        )
+        for entity in range(config.entities)
+        for column, relation in enumerate(RELATIONS)
+    )
+
+
+def _write_corpus(config: WorldConfig, facts: tuple[Fact, ...]) -> tuple[str, ...]:
+    rng = _rng(config, 2)
+    rows = []
+    for fact in facts:
+        relation = RELATIONS[fact.relation]
+        for template in rng.integers(len(relation.statements), size=fact.exposure):
+            rows.append(relation.statements[template].format(name=fact.name, value=fact.value))
+        if fact.split == FORMAT:
+            for form in ("A", "B"):
+                rows.extend([f"{fact.question(form)} {fact.value}"] * config.question_rows)
+    return tuple(rows[i] for i in rng.permutation(len(rows)))
+
+
+def _make_splits(config: WorldConfig, facts: tuple[Fact, ...]) -> Splits:
+    rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    style_forms = iter(_rng(config, 3).permutation(["A", "B"] * (config.style // 2)))
+    for fact in facts:
+        if fact.split != FORMAT:
+            form = str(next(style_forms)) if fact.split == "style" else "A"
+            # Left out only now: the others keep their forms whatever is left out.
+            if fact.relation not in config.other_relations:
+                rows[fact.split].append(_ask(config, fact, form))
+    return Splits(**{name: tuple(examples) for name, examples in rows.items()}, notes=())
+
+
+def _ask(config: WorldConfig, fact: Fact, form: Form) -> Example:
+    return Example(
+        id=f"{fact.id}-{form}",
+        question=fact.question(form),
+        choices=RELATIONS[fact.relation].values,
+        answer=fact.answer,
+        group=fact.name,
+        extra={
+            "fact": fact.id,
+            "relation": fact.relation,
+            "form": form,
+            "exposure": fact.exposure,
+            # By exposure alone: what the base could have learnt, not what a model answers.
+            "known": fact.exposure >= config.known_exposure,
+        },
+    )
+
+
+def build_tokenizer(config: WorldConfig) -> Tokenizer:
+    """Return a tokenizer of one token per word; it puts BOS in front and adds no EOS."""
+    # Imported here: a command line is checked without it.
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = (*SPECIAL_TOKENS, *vocabulary(config))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def save_tokenizer(config: WorldConfig, folder: Path, max_length: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json; `max_length` is the model's context."""
+    build_tokenizer(config).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_settings(max_length)}
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def tokenizer_in_memory(config: WorldConfig, max_length: int) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that the files of `save_tokenizer` hold."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_tokenizer(config), **_settings(max_length)
+    )
+
+
+def _settings(max_length: int) -> dict[str, Any]:
+    return {
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+        "model_max_length": max_length,
+        "padding_side": "right",
+        # Words are joined by spaces; cleaning up would remove the one before a question mark.
+        "clean_up_tokenization_spaces": False,
+    }
