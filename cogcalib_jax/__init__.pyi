@@ -34,7 +34,7 @@ from .method.terms import register_term as register_term
 from .model import Answer as Answer
 from .model import Model as Model
 from .models.config import LoraConfig as LoraConfig
-from .report.diagram import reliability_diagram as reliability_diagram
+from .report.plots import reliability_diagram as reliability_diagram
 from .training.callbacks import Callback as Callback
 from .training.callbacks import CheckpointInfo as CheckpointInfo
 from .training.callbacks import StartInfo as StartInfo

@@ -13,7 +13,7 @@ import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import merge
 from cogcalib_jax.hf.tokenizer import tokenizer_files, tokenizer_key
-from cogcalib_jax.report.base_words import base_words
+from cogcalib_jax.report.recommendation import base_words
 from cogcalib_jax.report.report import write_report
 from cogcalib_jax.training import checkpoint
 from cogcalib_jax.training.checkpoint import Checkpoints

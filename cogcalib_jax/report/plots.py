@@ -6,9 +6,11 @@ Each function draws one figure from plain numbers and knows nothing of files.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +19,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cogcalib_jax.metrics import ReliabilityBins
+from cogcalib_jax.metrics import (
+    ReliabilityBins,
+    ece_noise_floor,
+    reliability_bins,
+    risk_coverage,
+    summarize_confidence,
+)
+from cogcalib_jax.metrics.checks import check_confidence
 from cogcalib_jax.report.canvas import (
     BAND,
     INK,
@@ -28,9 +37,30 @@ from cogcalib_jax.report.canvas import (
     new_figure,
     percent_axis,
     place_axes,
+    project_style,
+    save,
 )
-from cogcalib_jax.report.names import Look
-from cogcalib_jax.report.text import percent
+from cogcalib_jax.report.comparison import results_of
+from cogcalib_jax.report.html import Picture
+from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.names import (
+    REFERENCES,
+    SAMPLED,
+    Look,
+    is_tempered,
+    looks,
+    short_name,
+)
+from cogcalib_jax.report.text import (
+    coverage_text,
+    dynamics_text,
+    gate_text,
+    histogram_text,
+    percent,
+    reliability_text,
+)
+from cogcalib_jax.report.training_plots import Gate, dynamics_figure, gate_figure
+from cogcalib_jax.report.verdict import TEMPERED_SFT
 
 OVER = "#B3261E"
 UNDER = "#1A237E"
@@ -249,3 +279,235 @@ def coverage_figure(lines: Sequence[Coverage], task: str, n: int, target: float)
     figure.text(left, top, title, fontsize=9.5, fontweight="bold", va="top")
     legend_beside(figure, handles, 7.75, 1.18)
     return figure
+
+
+class Answered(Protocol):
+    """Answers with a confidence each, such as `Predictions`."""
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """[n] in [0, 1]"""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """[n] 0 or 1"""
+
+
+def reliability_diagram(
+    answers: Mapping[str, Answered], *, task: str = "the task", bins: int = 15
+) -> Figure:
+    """Draw accuracy against confidence, a panel for each model.
+
+    The band of a bin holds the accuracies that a calibrated model would show in 90 % of cases.
+
+    Args:
+        answers: name of a model -> its `Predictions`, or anything with `confidence` and `correct`,
+            `[n]` each, over the same questions.
+        task: what the subtitle calls the questions.
+        bins: equal-width bins of confidence.
+
+    Returns:
+        A Matplotlib figure; a notebook shows it, and `figure.savefig(...)` keeps it.
+
+    Raises:
+        ValueError: no answers, or confidences outside of [0, 1].
+    """
+    if not answers:
+        raise ValueError("answers are empty; expected at least one model")
+    chosen = looks(answers)
+    panels = []
+    for name, found in answers.items():
+        confidence, correct = check_confidence(found.confidence, found.correct)
+        numbers = summarize_confidence(confidence, correct, bins=bins, resamples=200)
+        panels.append(reliability_panel(name, chosen[name], confidence, correct, numbers, bins))
+    return reliability_figure(panels, task, len(confidence))
+
+
+def reliability_panel(
+    key: str,
+    look: Look,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    numbers: Mapping[str, Any],
+    bins: int,
+    clusters: np.ndarray | None = None,
+) -> Answers:
+    """Return the panel of one model: confidence `[n]`, correct `[n]`, and its `numbers`."""
+    correct = np.asarray(correct, bool)
+
+    def mean(rows: np.ndarray) -> float | None:
+        return float(confidence[rows].mean()) if rows.any() else None
+
+    return Answers(
+        name=short_name(key),
+        look=look,
+        bins=reliability_bins(confidence, correct, bins=bins),
+        band=ece_noise_floor(confidence, bins=bins, clusters=clusters).band,
+        metrics=numbers,
+        sure_right=mean(correct),
+        sure_wrong=mean(~correct),
+    )
+
+
+TARGET = 0.9
+"""Accuracy of the coverage plot's line; eval.json has the share answered at 90 %."""
+BLOCKS = 12
+"""Points of the known share: a single batch of 8 or 32 says little."""
+
+
+def task_pictures(run: Run, task: str) -> list[Picture]:
+    """Draw and save the pictures of a task; those of the first task have the plain names."""
+    suffix = "" if task == run.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
+    results = results_of(run, task)
+    n = results[run.methods[0].key]["n"]
+    shown = _shown(run)
+    style = looks(m.key for m in shown)
+    results = {m.key: results[m.key] for m in shown}
+    with project_style():
+        panels = [_answers(m, task, style[m.key], run.bins) for m in shown]
+        path = _place(run, f"reliability{suffix}")
+        save(reliability_figure(panels, task, n), path)
+        pictures = [
+            Picture(
+                path,
+                reliability_text(results, task),
+                "Bars: accuracy of the answers given with that confidence. A calibrated model's"
+                " bars end on the dashed line, up to chance: within the grey band in 90 % of"
+                " cases. Hatched: how far off they are. Below: how many questions.",
+                f"predictions/{task}.jsonl",
+            )
+        ]
+        path = _place(run, f"confidence{suffix}")
+        save(histogram_figure(panels, task, n), path)
+        means = {
+            m.key: (panel.sure_right, panel.sure_wrong)
+            for m, panel in zip(shown, panels, strict=True)
+        }
+        pictures.append(
+            Picture(
+                path,
+                histogram_text(means, results, task),
+                "Confidence that knows right from wrong puts the two apart: the right answers far"
+                " to the right, the wrong ones far to the left (an AUROC near 1).",
+                f"predictions/{task}.jsonl",
+            )
+        )
+        path = _place(run, f"coverage{suffix}")
+        save(
+            coverage_figure([_coverage(m, task, style[m.key]) for m in shown], task, n, TARGET),
+            path,
+        )
+        pictures.append(
+            Picture(
+                path,
+                coverage_text(results, task),
+                "What confidence is good for: answer only the questions above a cut-off. The share"
+                " at 90 % accuracy is read off the same questions, so it flatters every method.",
+                f"predictions/{task}.jsonl",
+            )
+        )
+    return pictures
+
+
+def _shown(run: Run) -> list[Method]:
+    """The rows with panels and lines of their own: with every temperature they would be too many.
+
+    That of SFT stays, which is the rival of all others. A run of one method shows both its rows.
+    """
+    few = len(run.methods) <= 2
+    return [
+        m
+        for m in run.methods
+        if few or m.key == TEMPERED_SFT or not (m.key in REFERENCES or is_tempered(m.key))
+    ]
+
+
+def training_pictures(run: Run) -> list[Picture]:
+    """How it was trained, where that was logged."""
+    # MC-dropout's training was followed without its passes: that would be another model.
+    trained = [m for m in run.methods if m.key not in SAMPLED]
+    style = looks(m.key for m in run.methods)
+    pictures = []
+    with project_style():
+        logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
+        if logged:
+            path = _place(run, "dynamics")
+            save(dynamics_figure(logged, run.style_end), path)
+            pictures.append(
+                Picture(
+                    path,
+                    dynamics_text(logged),
+                    "Known and unknown refer to the model before it was fine-tuned. The mechanism"
+                    " to look for: accuracy (solid) levels off while confidence (dashed) goes on.",
+                    "dynamics.jsonl",
+                )
+            )
+        gates = {m.key: gate for m in trained if (gate := _gate(m, style[m.key])) is not None}
+        if gates:
+            last = max(line["step"] for m in trained for line in m.steps)
+            path = _place(run, "threshold")
+            save(gate_figure(list(gates.values()), last, run.style_end), path)
+            pictures.append(
+                Picture(
+                    path,
+                    gate_text(*_ends(gates)),
+                    "The threshold is fitted on questions that are not trained on; the share is of"
+                    " those that are, and grows as they are memorised."
+                    + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
+                    "metrics.jsonl",
+                )
+            )
+    return pictures
+
+
+def _place(run: Run, name: str) -> Path:
+    return run.folder / "plots" / f"{name}.png"
+
+
+def _answers(method: Method, task: str, look: Look, bins: int) -> Answers:
+    p = method.predictions[task]
+    return reliability_panel(
+        method.key, look, p.confidence, p.correct, method.metrics[task], bins, p.clusters
+    )
+
+
+def _coverage(method: Method, task: str, look: Look) -> Coverage:
+    """The curve from 20 answers on (5 % of a small test set): with fewer it only jumps."""
+    p = method.predictions[task]
+    n = len(p.ids)
+    curve = risk_coverage(p.confidence, p.correct)
+    shown = curve.coverage * n >= min(20, n // 20)
+    return Coverage(
+        name=short_name(method.key),
+        look=look,
+        share=curve.coverage[shown],
+        accuracy=1 - curve.risk[shown],
+        at_target=method.metrics[task]["coverage_at_90"],
+    )
+
+
+def _gate(method: Method, look: Look) -> Gate | None:
+    """None where no threshold or no update of fine-tuning was logged."""
+    fits = [line for line in method.steps if line.get("phase") == "refit"]
+    updates = [line for line in method.steps if line.get("phase") == "finetune"]
+    if not fits or not updates:
+        return None
+    values: list[Any] = [(line["step"], line["threshold"]) for line in fits]
+    logged = np.array([(line["step"], line["known_fraction"]) for line in updates], float)
+    blocks = np.array_split(logged, min(BLOCKS, len(logged)))
+    return Gate(
+        name=short_name(method.key),
+        look=look,
+        threshold=np.array(values, float),  # None becomes NaN
+        known=np.array([block.mean(0) for block in blocks]),
+    )
+
+
+def _ends(
+    gates: Mapping[str, Gate],
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        return float(values[0, 1]), float(values[-1, 1])
+
+    thresholds = {key: ends(gate.threshold) for key, gate in gates.items()}
+    return thresholds, {key: ends(gate.known) for key, gate in gates.items()}

@@ -9,13 +9,12 @@ from typing import Any
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
-from cogcalib_jax.report.base_words import base_words, read_base
-from cogcalib_jax.report.findings import BY, VOCABULARY, Findings, findings
+from cogcalib_jax.report.comparison import BY, VOCABULARY, Findings, findings
 from cogcalib_jax.report.html import Card, Making, Section, Source, page
 from cogcalib_jax.report.load_run import Run, read_run
 from cogcalib_jax.report.names import is_tempered, short_name
-from cogcalib_jax.report.pictures import task_pictures, training_pictures
-from cogcalib_jax.report.recommendation import Recommendation, recommendation
+from cogcalib_jax.report.plots import task_pictures, training_pictures
+from cogcalib_jax.report.recommendation import Recommendation, base_words, read_base, recommendation
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.report.text import TEXT_WIDTH, count, questions
 from cogcalib_jax.report.training_words import training_notes

@@ -9,7 +9,7 @@ from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.files import read_object
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE
 from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
-from cogcalib_jax.report.evaluations import COMPARISON, results_text, write_comparison
+from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
 from cogcalib_jax.report.names import best_epoch_of, long_name
 from cogcalib_jax.report.text import TEXT_WIDTH, count
 from cogcalib_jax.runs.calibrators import FILE as CALIBRATOR

@@ -22,9 +22,16 @@ from cogcalib_jax.inference.commonest import commonest_answer, counted_by
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_results import fit_calibrators
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.report.base_words import BASE_FILE, LETTERS, OPEN, TEXTS, base_words, read_base
 from cogcalib_jax.report.names import BASE, COMMONEST
-from cogcalib_jax.report.recommendation import VALIDATION_FILE
+from cogcalib_jax.report.recommendation import (
+    BASE_FILE,
+    LETTERS,
+    OPEN,
+    TEXTS,
+    VALIDATION_FILE,
+    base_words,
+    read_base,
+)
 from cogcalib_jax.runs.method_run import Run, score, write_answers
 from cogcalib_jax.runs.open_questions import answering
 from cogcalib_jax.runs.results import require_numbers

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogcalib_jax.report.findings import Findings, findings
+from cogcalib_jax.report.comparison import Findings, findings
 from cogcalib_jax.report.load_run import Predictions, Run
 from cogcalib_jax.report.names import credits, short_name
 from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, floor_cell

@@ -10,7 +10,7 @@ from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.inference.scored_rows import read_scored
-from cogcalib_jax.report.evaluations import results_text
+from cogcalib_jax.report.comparison import results_text
 from cogcalib_jax.report.load_run import read_predictions
 from cogcalib_jax.runs.results import require_numbers, write_results
 from tests.inference.encoded_rows import encoded_rows

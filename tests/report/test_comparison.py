@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cogcalib_jax.report.evaluations import (
+from cogcalib_jax.report.comparison import (
     SMALL,
     compare_evaluations,
     results_text,
