@@ -24,9 +24,9 @@ import optax
 
 from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import random_decoder, split_model
 from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step

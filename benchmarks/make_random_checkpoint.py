@@ -25,10 +25,9 @@ from flax import nnx
 
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.files import whole_folder
-from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.hf.safetensors import write_folder
-from cogcalib_jax.hf.weights import tensor_names
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.families import from_hf, tensor_names
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 
@@ -58,7 +57,7 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for path, leaf in nnx.to_flat_state(abstract):
         stacked = path[0] == "layers"
-        for name in tensor_names(path, config.num_layers):
+        for name in tensor_names(path, config):
             shapes[name] = leaf.get_value().shape[stacked:]
     return shapes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.configlib import load_config
-from cogcalib_jax.hf.config import from_hf
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.studies.suite import SuiteConfig, cells
 

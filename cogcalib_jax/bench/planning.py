@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.configlib import check
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.config import from_hf, read_config
+from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.plan.memory import update_memory
 from cogcalib_jax.plan.plan import (
     BatchShape,

@@ -26,9 +26,10 @@ from cogcalib_jax.hf.safetensors import (
     open_folder,
     read_header,
 )
-from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_names
-from cogcalib_jax.models.config import LORA_TARGETS, LoraConfig
+from cogcalib_jax.hf.weights import host_tensors, read_parameter
+from cogcalib_jax.models.config import LORA_TARGETS, DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.families import tensor_names
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
@@ -73,7 +74,7 @@ def save_adapter(
     state = nnx.state(decoder, nnx.LoRAParam)
     tensors = {
         f"{PREFIX}{name}.weight": np.ascontiguousarray(array)
-        for name, array in host_tensors(state, decoder.config.num_layers)
+        for name, array in host_tensors(state, decoder.config)
     }
     _write(Path(folder), raw, tensors)
 
@@ -114,9 +115,8 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     if different:
         raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
 
-    layers = decoder.config.num_layers
     state = nnx.state(decoder, nnx.LoRAParam)
-    tensors = open_adapter(folder, state, layers)
+    tensors = open_adapter(folder, state, decoder.config)
 
     def own(module: str) -> np.ndarray:
         tied = decoder.config.tie_word_embeddings
@@ -128,13 +128,13 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
         now = leaf.get_value()
         target = jax.ShapeDtypeStruct(now.shape, now.dtype, sharding=now.sharding)
-        parts = [tensors[name] for name in tensor_names(path, layers)]
+        parts = [tensors[name] for name in tensor_names(path, decoder.config)]
         return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
 
     nnx.update(decoder, map_parameters(read, state))
 
 
-def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor]:
+def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
     """The adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A"), checked
     against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for.
 
@@ -151,7 +151,7 @@ def open_adapter(folder: Path, lora: nnx.State, layers: int) -> dict[str, Tensor
     shapes = {
         name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
         for path, leaf in nnx.to_flat_state(lora)
-        for name in tensor_names(path, layers)
+        for name in tensor_names(path, config)
     }
     settings = folder / CONFIG_FILE
     covered = covers(read_object(settings, ""), settings)

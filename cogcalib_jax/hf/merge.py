@@ -39,7 +39,6 @@ from cogcalib_jax.hf.adapter import (
 )
 from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
 from cogcalib_jax.hf.card import model_card
-from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
 from cogcalib_jax.hf.tokenizer import (
@@ -48,7 +47,7 @@ from cogcalib_jax.hf.tokenizer import (
     own_tokenizer,
     tokenizer_key,
 )
-from cogcalib_jax.hf.weights import EMBEDDING, HEAD, open_weights
+from cogcalib_jax.hf.weights import EMBEDDING, HEAD, open_weights, read_config
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
@@ -194,7 +193,7 @@ def _open(
     _, abstract = abstract_decoder(config, lora, jnp.dtype(jnp.float32), mesh)
     adapters, parameters = nnx.split_state(abstract, nnx.LoRAParam, ...)
     tensors = open_weights(base, parameters, config)
-    parts = open_adapter(adapter, adapters, config.num_layers)
+    parts = open_adapter(adapter, adapters, config)
 
     def own(module: str) -> np.ndarray:
         name = HEAD if module == "lm_head" and HEAD in tensors else EMBEDDING

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import damage, read_object, require_own_files
-from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.weights import read_config
 
 # Any of these makes a tokenizer.
 TOKENIZER_FILES = (

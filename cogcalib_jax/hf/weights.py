@@ -21,8 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import whole_folder
-from cogcalib_jax.hf.config import read_config, to_hf
+from cogcalib_jax.files import read_object, whole_folder
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.safetensors import (
     DTYPES,
@@ -33,6 +32,7 @@ from cogcalib_jax.hf.safetensors import (
 )
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.families import from_hf, tensor_names, to_hf
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import (
     abstract_decoder,
@@ -51,11 +51,14 @@ READ_BYTES = 16_000_000
 MAX_SHARD_BYTES = 5_000_000_000
 
 
-def tensor_names(path: ParameterPath, layers: int) -> list[str]:
-    """The checkpoint's names of a parameter: one, or one per layer."""
-    if path[0] == "layers":
-        return [f"model.layers.{i}.{'.'.join(path[1:])}" for i in range(layers)]
-    return [".".join(path if path[0] == "lm_head" else ("model", *path))]
+def read_config(name: str | Path) -> DecoderConfig:
+    """Return the architecture of a local folder or Hub id.
+
+    Raises UserError for a file that is absent or no JSON object, an unsupported architecture, or
+    values that make no model.
+    """
+    path = model_folder(name, weights=False) / "config.json"
+    return from_hf(read_object(path, "a model's folder holds its config.json"), str(path))
 
 
 def load_decoder(
@@ -85,7 +88,7 @@ def load_decoder(
     tensors = open_weights(folder, base, config)
 
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
-        parts = [tensors[n] for n in tensor_names(path, config.num_layers)]
+        parts = [tensors[n] for n in tensor_names(path, config)]
         return leaf.replace(read_parameter(parts, leaf.get_value(), path[0] == "layers"))
 
     state = map_parameters(read, base)
@@ -151,7 +154,7 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in nnx.to_flat_state(base):
         shape = leaf.get_value().shape
-        for name in tensor_names(path, config.num_layers):
+        for name in tensor_names(path, config):
             wanted[name] = shape[1:] if path[0] == "layers" else shape
     missing = [name for name in wanted if name not in tensors]
     unexpected = [
@@ -210,15 +213,15 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
         text = json.dumps(raw, indent=2) + "\n"
         (building / "config.json").write_text(text, encoding="utf-8")
         base = nnx.state(decoder, nnx.Not(nnx.LoRAParam))
-        write_folder(building, host_tensors(base, config.num_layers), max_shard_bytes)
+        write_folder(building, host_tensors(base, config), max_shard_bytes)
 
 
-def host_tensors(state: nnx.State, layers: int) -> Iterator[tuple[str, np.ndarray]]:
+def host_tensors(state: nnx.State, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters under their checkpoint names, one layer at a time; gathered where processes hold
     parts of them."""
     for path, leaf in nnx.to_flat_state(state):
         array = leaf.get_value()
-        names = tensor_names(path, layers)
+        names = tensor_names(path, config)
         if path[0] != "layers":
             yield names[0], fetch(array)
             continue

@@ -57,8 +57,8 @@ class RopeConfig:
 class DecoderConfig:
     """The architecture of a decoder-only transformer; hashable, so that it can be static."""
 
-    model_type: Literal["llama", "mistral", "qwen2", "qwen3"]
-    """the family, as Hugging Face names it: only names and defaults follow from it, no code"""
+    model_type: str
+    """the family, as Hugging Face names it; it decides how files are read, and no computation"""
     vocab_size: int
     """rows of the embedding"""
     hidden_size: int
@@ -85,8 +85,8 @@ class DecoderConfig:
     """bias on the attention's output projection"""
     mlp_bias: bool = False
     """biases on the MLP's projections"""
-    qk_norm: bool = False
-    """RMSNorm over each query and key head before the rotation"""
+    qk_norm: Literal["none", "head"] = "none"
+    """RMSNorm of queries and keys before the rotation: none, or over each head"""
     sliding_windows: tuple[int, ...] = ()
     """per layer: how many positions (its own included) a token sees, 0 = all; () = all 0"""
     max_position_embeddings: int = 2048

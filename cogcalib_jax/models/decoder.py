@@ -149,8 +149,8 @@ class Attention(Projections):
         self.v_proj = self.make("v_proj", config, kv_heads, width, config.qkv_bias, *rest)
         self.o_proj = self.make("o_proj", config, width, heads, config.out_bias, *rest)
         norm = ((config.num_layers,), config.head_dim, config.rms_norm_eps, dtype)
-        self.q_norm = RMSNorm(*norm) if config.qk_norm else None
-        self.k_norm = RMSNorm(*norm) if config.qk_norm else None
+        self.q_norm = RMSNorm(*norm) if config.qk_norm == "head" else None
+        self.k_norm = RMSNorm(*norm) if config.qk_norm == "head" else None
         self.head_dim = config.head_dim
         self.attention = attention
         self.windows = tuple(sorted(set(config.sliding_windows)))

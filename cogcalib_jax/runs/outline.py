@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import show_note
-from cogcalib_jax.hf.config import read_config
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
 from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids

@@ -19,7 +19,7 @@ from cogcalib_jax.bench.planning import (
 )
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.hf.config import to_hf
+from cogcalib_jax.models.families import to_hf
 from cogcalib_jax.plan.flops import update_flops
 from cogcalib_jax.plan.plan import OutOfMemory
 from cogcalib_jax.plan.topology import find_topology, next_larger

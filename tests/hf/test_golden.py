@@ -54,7 +54,7 @@ def test_logits_and_lora_gradients_equal_torch(family, mesh, tmp_path):
 
     load_adapter(adapter, decoder)
     _, gradient = run(nnx.state(decoder, nnx.LoRAParam))
-    ours = dict(host_tensors(gradient, decoder.config.num_layers))
+    ours = dict(host_tensors(gradient, decoder.config))
     names = [name for name in stored if name.startswith("gradient:")]
     assert len(names) == len(ours)
     for name in names:

@@ -10,8 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf import safetensors as safetensors_files
-from cogcalib_jax.hf.config import read_config
-from cogcalib_jax.hf.weights import load_decoder, save_decoder
+from cogcalib_jax.hf.weights import load_decoder, read_config, save_decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.golden.checkpoints import golden, write_model

@@ -34,7 +34,7 @@ MODELS = {
     "llama": (TINY, EVERYWHERE),
     "windows, biases, qk_norm": (FLAGS, EVERYWHERE),
     "tied, windows everywhere": (
-        replace(FLAGS, tie_word_embeddings=True, sliding_windows=(4, 4), qk_norm=False),
+        replace(FLAGS, tie_word_embeddings=True, sliding_windows=(4, 4), qk_norm="none"),
         LoraConfig(target_modules=("v_proj",)),
     ),
     "yarn": (

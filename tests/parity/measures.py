@@ -60,7 +60,7 @@ def gradient_differences(raw: dict, folder: Path, scratch: Path) -> dict[str, fl
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(adapter)
-    ours = dict(host_tensors(gradient, decoder.config.num_layers))
+    ours = dict(host_tensors(gradient, decoder.config))
     assert len(reference) == len(ours) == 2 * (7 * decoder.config.num_layers + 1)
     differences = {}
     for name, expected in reference.items():

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.runs.config import RunConfig

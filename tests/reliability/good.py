@@ -7,7 +7,7 @@ from pathlib import Path
 from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.hf.adapter import save_adapter
-from cogcalib_jax.hf.config import read_config
+from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig, settle_comparison
 from cogcalib_jax.runs.folder import write_config

@@ -14,7 +14,7 @@ import train
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.adapter import base_hash, save_adapter
-from cogcalib_jax.hf.config import read_config
+from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.train import open_run

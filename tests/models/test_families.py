@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.config import from_hf, read_config, to_hf
+from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.config import RopeConfig
+from cogcalib_jax.models.families import from_hf, to_hf
 from tests.golden.families import FAMILIES
 
 LLAMA = FAMILIES["llama3"]

@@ -1,0 +1,266 @@
+"""The parts of config.json and of tensor names that families share; a family adds its differences.
+
+Keys that no family reads are ignored, except for those that change what a model computes: they are
+refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.models.config import ROPE_TYPES, DecoderConfig, RopeConfig
+from cogcalib_jax.models.rope import yarn_scale
+
+# The values of transformers' configuration classes for keys that config.json leaves out.
+COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+# No model comes near these. Larger numbers come from a damaged file.
+MOST_LAYERS = 10_000
+LARGEST_SIZE = 2**31 - 1
+NUMBERS = ("rms_norm_eps", "initializer_range", "rope_theta")
+ROPE_NUMBERS = (
+    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor"),
+    *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+)
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+OWN_FILE = "use the model's own config.json"
+LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one `model_type`: config.json and names of tensors, in and out."""
+
+    models: str
+    """the models of this family, for messages"""
+    architecture: str
+    """transformers' class"""
+    defaults: Mapping[str, Any]
+    """values of keys that config.json leaves out; `COMMON` and the family's own"""
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """config.json with defaults -> fields of DecoderConfig that differ from the common ones; raises
+    UserError for what is not supported"""
+    write: Callable[[DecoderConfig], dict[str, Any]]
+    """the inverse: keys of config.json beside the common ones"""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """modules with another name in checkpoints, by their path within a layer (or the model), such
+    as {"mlp.router": "block_sparse_moe.gate"}"""
+
+    def read_config(self, model_type: str, raw: Mapping[str, Any]) -> DecoderConfig:
+        """Return the architecture that config.json describes; raises UserError."""
+        if raw.get("quantization_config"):
+            raise UserError(
+                "quantised weights are not supported; use the model's bfloat16 checkpoint"
+            )
+        missing = [key for key in REQUIRED if raw.get(key) is None]
+        if missing:
+            raise UserError(f"{', '.join(missing)} missing; {OWN_FILE}")
+        known = {**self.defaults, **raw}
+        _require_values(known)
+        heads, eos = known["num_attention_heads"], known["eos_token_id"]
+        if known["head_dim"] is None and known["hidden_size"] % heads:
+            raise UserError(
+                f"hidden_size {known['hidden_size']} cannot be divided among {heads} attention"
+                f" heads, and no head_dim is given; {OWN_FILE}"
+            )
+        common = {
+            "vocab_size": known["vocab_size"],
+            "hidden_size": known["hidden_size"],
+            "intermediate_size": known["intermediate_size"],
+            "num_layers": known["num_hidden_layers"],
+            "num_heads": heads,
+            "kv_heads": known["num_key_value_heads"] or heads,
+            "head_dim": known["head_dim"] or known["hidden_size"] // heads,
+            "rms_norm_eps": known["rms_norm_eps"],
+            "rope": read_rope(known),
+            "tie_word_embeddings": known["tie_word_embeddings"],
+            "max_position_embeddings": known["max_position_embeddings"],
+            "initializer_range": known["initializer_range"],
+            "bos_token_id": known["bos_token_id"],
+            "eos_token_id": tuple(i for i in eos if i is not None)
+            if isinstance(eos, list)
+            else eos,
+        }
+        return DecoderConfig(model_type=model_type, **(common | self.read(known)))
+
+    def write_config(self, config: DecoderConfig) -> dict[str, Any]:
+        """Return the contents of config.json."""
+        eos = config.eos_token_id
+        return {
+            "architectures": [self.architecture],
+            "model_type": config.model_type,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": config.rms_norm_eps,
+            "rope_theta": config.rope.theta,
+            "rope_scaling": _write_rope(config.rope),
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "max_position_embeddings": config.max_position_embeddings,
+            "initializer_range": config.initializer_range,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        } | self.write(config)
+
+    def tensor_names(self, path: tuple[str, ...], layers: int) -> list[str]:
+        """Return the checkpoint's names of a parameter: one, or one for each layer.
+
+        The parameter ("layers", "mlp", "up_proj", "weight") is model.layers.N.mlp.up_proj.weight.
+        """
+        in_layers = path[0] == "layers"
+        *modules, kind = path[1:] if in_layers else path
+        module = ".".join(modules)
+        name = f"{self.renamed.get(module, module)}.{kind}"
+        if in_layers:
+            return [f"model.layers.{i}.{name}" for i in range(layers)]
+        return [name if path[0] == "lm_head" else f"model.{name}"]
+
+
+def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
+    """Return the sliding window of each layer, 0 for full attention, from `layer_types`."""
+    if not isinstance(kinds, list):
+        raise UserError(f"layer_types must be a list; {OWN_FILE}")
+    unknown = sorted(set(kinds) - set(LAYER_KINDS))
+    if unknown:
+        raise UserError(
+            f"layer type {', '.join(unknown)} is not supported; expected {' or '.join(LAYER_KINDS)}"
+        )
+    return tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def layer_types(config: DecoderConfig) -> list[str]:
+    """Return `layer_types` for the windows of `config`."""
+    return ["sliding_attention" if w else "full_attention" for w in config.sliding_windows]
+
+
+def read_rope(known: Mapping[str, Any]) -> RopeConfig:
+    """Return the RoPE of both layouts: `rope_theta` beside `rope_scaling`, and `rope_parameters`
+    of transformers 5."""
+    rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"its RoPE parameters must be a JSON object; {OWN_FILE}")
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise UserError("a RoPE for each layer type is not supported; use a model with one RoPE")
+    for name in ROPE_NUMBERS:
+        _require_number(rope.get(name), name)
+    for settings in (known, rope):
+        if settings.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+            raise UserError("partial_rotary_factor is not supported; use a model without it")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise UserError(
+            f"RoPE type {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}"
+        )
+    theta = rope.get("rope_theta") or known.get("rope_theta") or 10000.0
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    if kind == "linear":
+        return RopeConfig(theta=theta, type=kind, factor=_required(rope, "factor"))
+    length = (
+        known.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings")
+        or known["max_position_embeddings"]
+    )
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            type=kind,
+            factor=_required(rope, "factor"),
+            original_max_position_embeddings=length,
+            low_freq_factor=_required(rope, "low_freq_factor"),
+            high_freq_factor=_required(rope, "high_freq_factor"),
+        )
+    factor = rope.get("factor") or known["max_position_embeddings"] / length
+    scale, mscale, all_dim = (
+        rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim")
+    )
+    if scale is None and mscale and all_dim:
+        scale = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
+    return RopeConfig(
+        theta=theta,
+        type=kind,
+        factor=factor,
+        original_max_position_embeddings=length,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        attention_factor=scale,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
+    keys = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            *("factor", "original_max_position_embeddings"),
+            *("low_freq_factor", "high_freq_factor"),
+        ),
+        "yarn": (
+            *("factor", "original_max_position_embeddings"),
+            *("beta_fast", "beta_slow", "truncate", "attention_factor"),
+        ),
+    }[rope.type]
+    values = {key: getattr(rope, key) for key in keys}
+    written = {key: value for key, value in values.items() if value is not None}
+    return {"rope_type": rope.type, **written} if keys else None
+
+
+def _require_values(known: Mapping[str, Any]) -> None:
+    """Check sizes, flags and ids before anything is made of them."""
+    if known["hidden_act"] != "silu":
+        raise UserError(f"hidden_act {known['hidden_act']!r} is not supported; only silu is")
+    limits = dict.fromkeys((*REQUIRED, "head_dim", "num_key_value_heads"), LARGEST_SIZE)
+    limits |= {"num_hidden_layers": MOST_LAYERS, "max_position_embeddings": LARGEST_SIZE}
+    for name, limit in limits.items():
+        size = known[name]
+        optional = name in ("head_dim", "num_key_value_heads")
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if not (size is None and optional) and not (whole and 1 <= size <= limit):
+            raise UserError(
+                f"{name} is {size!r:.40}, must be a whole number from 1 to {limit:,}; {OWN_FILE}"
+            )
+    for name in NUMBERS:
+        _require_number(known.get(name), name)
+    for name in FLAGS:
+        if known.get(name) not in (True, False, None):
+            raise UserError(f"{name} is {known[name]!r:.40}, must be true or false")
+    for name in ("bos_token_id", "eos_token_id"):
+        ids = known[name] if isinstance(known[name], list) else [known[name]]
+        if not all(token is None or isinstance(token, int) for token in ids):
+            raise UserError(f"{name} is {known[name]!r:.40}, must be a whole number")
+
+
+def _require_number(value: Any, name: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{name} is {value!r:.40}, must be a number; {OWN_FILE}")
+
+
+def _required(rope: Mapping[str, Any], key: str) -> Any:
+    if rope.get(key) is None:
+        raise UserError(f"rope parameters lack {key}; {OWN_FILE}")
+    return rope[key]
