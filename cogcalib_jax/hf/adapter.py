@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout, in and out; what tells their bases apart."""
+"""LoRA adapters in PEFT's layout: their tensors, in and out, and the base that they belong to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cogcalib_jax.hf.safetensors import (
     open_folder,
     read_header,
 )
-from cogcalib_jax.hf.weights import host_tensors, read_parameter
+from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_shapes
 from cogcalib_jax.models.config import LORA_TARGETS, DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.families import tensor_names
@@ -34,10 +34,14 @@ from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import map_parameters
 from cogcalib_jax.sharding import fetch
 
+CALIBRATION_FILE = "calibration.json"
+HASH_OF = (
+    "SHA-256 over all tensors in the order of their names: a JSON line [name, dtype, shape], then"
+    " the bytes of the first row (of a vector: all)"
+)
 PREFIX = "base_model.model."
-
-# The base's embedding and head, which PEFT stores beside an adapter that targets them, where the
-# vocabulary was resized, or with save_embedding_layers.
+# Copies of the base's embedding and head. PEFT stores them beside an adapter that targets them, or
+# if the vocabulary was resized, or with save_embedding_layers.
 BASE_COPIES = {
     "lm_head.base_layer.weight": "lm_head",
     "lm_head.weight": "lm_head",
@@ -51,9 +55,13 @@ def save_adapter(
 ) -> None:
     """Write `decoder`'s LoRA parameters so that `peft.PeftModel.from_pretrained` loads them.
 
-    lora_config: what the decoder was built with. base_name: the Hub id or folder of the base, for
-    the reader of the file. An adapter already in `folder` is replaced; it is never half-written.
-    Of several processes all call this, and the main one writes.
+    An adapter in `folder` is replaced as a whole. All processes call this; the main one writes.
+
+    Args:
+        folder: of the adapter.
+        decoder: the model.
+        lora_config: the form that the decoder was built with.
+        base_name: Hub id or folder of the base, for readers of the file.
     """
     if decoder.lora != lora_config:
         raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
@@ -87,17 +95,12 @@ def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) ->
         save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def adapter_hash(folder: str | Path) -> str:
-    """The SHA-256 of an adapter's weights file, in hexadecimal digits."""
-    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
-
-
 def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     """Put the adapter in `folder` in place of `decoder`'s LoRA parameters.
 
-    The decoder is built with `read_lora_config(folder)` or a LoraConfig that agrees with it. Raises
-    one UserError for another rank, alpha or targets, for tensors missing, unexpected or of the
-    wrong shape, and for an adapter that carries the embedding or head of another base.
+    Build the decoder with `read_lora_config(folder)`. Raises one UserError for another rank, alpha
+    or targets, for tensors that are missing, unexpected or of another shape, and for an adapter
+    that carries the embedding or head of another base.
     """
     folder = Path(folder)
     stored, built = read_lora_config(folder), decoder.lora
@@ -114,7 +117,6 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     ]
     if different:
         raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
-
     state = nnx.state(decoder, nnx.LoRAParam)
     tensors = open_adapter(folder, state, decoder.config)
 
@@ -135,11 +137,18 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
 
 
 def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
-    """The adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A"), checked
-    against the LoRA parameters `lora` (arrays or ShapeDtypeStructs) they are for.
+    """Return the adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A").
 
-    Zeros stand for layers that the adapter's settings leave out. They add nothing, and where A and
-    B are both zero so are their gradients: training from here leaves those layers as they are.
+    Layers that the adapter leaves out get zeros. They add nothing, and as A and B are both zero,
+    so are their gradients: training leaves these layers as they are.
+
+    Args:
+        folder: of the adapter.
+        lora: the LoRA parameters that they are for, arrays or ShapeDtypeStructs.
+        config: of the decoder.
+
+    Raises:
+        UserError: no file, or tensors that do not fit `lora`.
     """
     file = folder / WEIGHTS_FILE
     if not file.is_file():
@@ -148,11 +157,7 @@ def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[s
             " one can run any code)"
         )
     tensors = read_header(file)
-    shapes = {
-        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
-        for path, leaf in nnx.to_flat_state(lora)
-        for name in tensor_names(path, config)
-    }
+    shapes = tensor_shapes(lora, config)
     settings = folder / CONFIG_FILE
     covered = covers(read_object(settings, ""), settings)
     left_out = {name for name in shapes if not covered(name.rpartition(".")[0])}
@@ -190,7 +195,7 @@ def _require_match(
 def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
     """Refuse an adapter that carries the embedding or head of another base.
 
-    own: gives the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
+    own: returns the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
     """
     file = folder / WEIGHTS_FILE
     tensors = read_header(file)
@@ -205,14 +210,10 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
                 f" {weight.shape[0]:,}: its vocabulary was resized for training, which is not"
                 " supported; merge it with PEFT, and give the merged model as the base"
             )
-        same = copy.shape == weight.shape and np.allclose(
-            # bfloat16 keeps 8 bits: either side may have been stored in it.
-            copy.read().astype(np.float32),
-            weight,
-            rtol=2**-7,
-            atol=1e-6,
-        )
-        if not same:
+        # Either side may have been stored in bfloat16, which keeps 8 bits.
+        if copy.shape != weight.shape or not np.allclose(
+            copy.read().astype(np.float32), weight, rtol=2**-7, atol=1e-6
+        ):
             raise UserError(
                 f"{file}: carries {name} with other values than the base: it belongs to another"
                 " base, or that layer was trained as well, which is not supported; give the base it"
@@ -220,18 +221,17 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
             )
 
 
-CALIBRATION_FILE = "calibration.json"
-HASH_OF = (
-    "SHA-256 over all tensors in the order of their names: a JSON line [name, dtype, shape], then"
-    " the bytes of the first row (of a vector: all)"
-)
+def adapter_hash(folder: str | Path) -> str:
+    """Return the SHA-256 of an adapter's weights file, in hexadecimal digits."""
+    return hashlib.sha256((Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def base_hash(folder: Path) -> str:
-    """The hash of a checkpoint, as `HASH_OF` says; about a thousandth of the bytes is read.
+    """Return the hash of a checkpoint, as `HASH_OF` describes it.
 
-    Headers and sizes alone would not do: a model and its instruct version share them. The first
-    rows differ after any training. How tensors are cut into shards does not matter.
+    About a thousandth of the bytes is read. Headers and sizes alone would not do: a model and its
+    instruct version share them, while the first rows differ after any training. The hash does not
+    depend on how tensors are cut into shards.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(open_folder(folder).items()):
@@ -243,7 +243,7 @@ def base_hash(folder: Path) -> str:
 
 
 def read_calibration(adapter: Path) -> dict[str, Any] | None:
-    """What `calibration.json` in an adapter's folder holds; None where there is none."""
+    """Return the contents of `calibration.json` in an adapter's folder; None if there is none."""
     file = adapter / CALIBRATION_FILE
     if not file.is_file():
         return None
@@ -259,9 +259,9 @@ def read_calibration(adapter: Path) -> dict[str, Any] | None:
 
 
 def require_trained_on(adapter: Path, base: Path) -> None:
-    """Refuse a base whose weights are not those the adapter was trained on.
+    """Refuse a base other than the one that the adapter was trained on.
 
-    Adapters of other tools carry no hash: nothing can be said of them, and nothing is.
+    Adapters of other tools carry no hash and are accepted.
     """
     calibration = read_calibration(adapter)
     if calibration is not None and calibration["base"]["hash"] != base_hash(base):

@@ -1,4 +1,4 @@
-"""Which of a decoder's modules an adapter_config.json names, by PEFT's own rules."""
+"""PEFT's adapter_config.json: the form of an adapter, and the modules it is on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cogcalib_jax.models.config import (
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Settings of PEFT that change what an adapter computes; each is unset in plain LoRA.
+# Settings of PEFT that change what an adapter computes; plain LoRA leaves them unset.
 VARIANTS = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -41,29 +41,44 @@ VARIANTS = (
     "use_rslora",
     "velora_config",
 )
-# Values of `init_lora_weights` with which PEFT changes the base's own weights before it trains, and
-# again whenever it loads the adapter.
+# Values of `init_lora_weights` with which PEFT changes the base's own weights, whenever it loads
+# the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:
-    """Rank, alpha, targets and dropout of an adapter.
+    """Return the rank, alpha, targets and dropout of the adapter in `folder`.
 
-    Raises UserError for anything but plain LoRA on layers a decoder has, for tensors of another
-    rank, and for a folder whose files lie elsewhere.
+    Raises UserError for anything but plain LoRA on layers that a decoder has, for tensors of
+    another rank, and for files that are links out of the folder.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
     if folder.is_dir():
         require_no_way_out(folder, folder.iterdir())
     raw = read_object(path, "give a folder that PEFT's save_pretrained wrote")
+    _require_plain_lora(raw, path)
+    numbers = {name: raw.get(name) for name in ("r", "lora_alpha")}
+    numbers["lora_dropout"] = raw.get("lora_dropout", 0.0)
+    for name, value in numbers.items():
+        kinds, wanted = (int, "a whole number") if name == "r" else (int | float, "a number")
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise UserError(
+                f"{path}: {name} is {value!r:.40}, must be {wanted}; fetch the file again"
+            )
+    try:
+        config = LoraConfig(target_modules=_read_targets(raw, path), **numbers)
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from error
+    covers(raw, path)  # refuses patterns before a base is loaded
+    _require_rank(folder, config.r)
+    return config
+
+
+def _require_plain_lora(raw: dict[str, Any], path: Path) -> None:
     if raw.get("peft_type") != "LORA":
         raise UserError(f"{path}: not a LoRA adapter; only peft_type LORA is supported")
-    variants = [key for key in VARIANTS if raw.get(key)]
-    if raw.get("bias", "none") != "none":
-        variants.append("bias")
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
         raise UserError(
@@ -71,37 +86,18 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
             " supported; convert the adapter with PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...)"
         )
+    variants = [key for key in VARIANTS if raw.get(key)]
+    if raw.get("bias", "none") != "none":
+        variants.append("bias")
     if variants:
         raise UserError(f"{path}: {', '.join(variants)} is not supported; only plain LoRA is")
-    numbers = {"r": raw.get("r"), "lora_alpha": raw.get("lora_alpha")}
-    numbers["lora_dropout"] = raw.get("lora_dropout", 0.0)
-    for name, value in numbers.items():
-        kinds = int if name == "r" else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            wanted = "a whole number" if name == "r" else "a number"
-            raise UserError(
-                f"{path}: {name} is {value!r:.40}, must be {wanted}; fetch the file again"
-            )
-    try:
-        config = LoraConfig(
-            r=numbers["r"],
-            lora_alpha=numbers["lora_alpha"],
-            target_modules=read_targets(raw, path),
-            lora_dropout=numbers["lora_dropout"],
-        )
-    except FieldError as error:
-        raise UserError(f"{path}: {error}") from error
-    covers(raw, path)  # refuses what cannot be followed, before a base is loaded
-    _require_rank(folder, config.r)
-    return config
 
 
 def _require_rank(folder: Path, rank: int) -> None:
-    """The tensors are of the rank that the config names: a model is given room for it before they
-    are read."""
+    """Refuse tensors of another rank: the model gets room for this one before they are read."""
     file = folder / WEIGHTS_FILE
     if not file.is_file():
-        return  # told where they are read
+        return  # reported when the tensors are opened
     for name, tensor in read_header(file).items():
         if name.endswith("lora_A.weight") and tensor.shape[:1] != (rank,):
             raise UserError(
@@ -110,12 +106,11 @@ def _require_rank(folder: Path, rank: int) -> None:
             )
 
 
-def read_targets(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """The projections with an adapter in some layer, or `lm_head`.
+def _read_targets(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """The projections that have an adapter in some layer, and `lm_head`.
 
-    raw: the contents of `path`. Names of layers that the decoder does not have are left out, as
-    PEFT does. Raises UserError for patterns, for the embedding, and if no name is left; the
-    caller's LoraConfig names those that match nothing.
+    Names of layers that the decoder does not have are left out, as PEFT does; LoraConfig refuses
+    them if no other name is left.
     """
     names = raw.get("target_modules")
     if names == ALL_LINEAR:
@@ -127,16 +122,16 @@ def read_targets(raw: dict[str, Any], path: Path) -> tuple[str, ...]:
             " only on the layers' projections and lm_head"
         )
     known = tuple(
-        target for target in LORA_TARGETS if any(_could_match(name, target) for name in names)
+        target for target in LORA_TARGETS if any(_may_stand_for(name, target) for name in names)
     )
     return known or tuple(sorted({name.rsplit(".", 1)[-1] for name in names}))
 
 
 def covers(raw: dict[str, Any], path: Path) -> Callable[[str], bool]:
-    """Whether an adapter is on a module ("model.layers.0.self_attn.q_proj", "lm_head").
+    """Return a function that tells if a module ("model.layers.0.self_attn.q_proj") has an adapter.
 
-    An adapter may leave layers out: with whole paths in target_modules, with layers_to_transform,
-    or with exclude_modules. Raises UserError for patterns in place of names.
+    An adapter may leave layers out by whole paths in `target_modules`, by `layers_to_transform`, or
+    by `exclude_modules`. Raises UserError for patterns in place of names.
     """
     names, left_out = raw.get("target_modules"), raw.get("exclude_modules") or []
     if left_out:
@@ -173,8 +168,7 @@ def _matches(module: str, names: list[str]) -> bool:
     return module in names or any(module.endswith(f".{name}") for name in names)
 
 
-def _could_match(name: str, target: str) -> bool:
-    """Whether a name in target_modules may stand for a projection of some layer."""
+def _may_stand_for(name: str, target: str) -> bool:
     *parents, last = name.split(".")
     parent = "self_attn" if target in ATTENTION_PROJECTIONS else "mlp"
     return last == target and (not parents or (target != "lm_head" and parents[-1] == parent))

@@ -1,7 +1,6 @@
-"""A model's name -> a folder on this machine: a path as it is, a Hub id fetched.
+"""Models by name: a local folder as it is, or a Hub id, whose files are fetched.
 
-Only what is needed is fetched, and nothing that could run code: safetensors, JSON and tokenizer
-files.
+Nothing that can run code is fetched: only safetensors, JSON and tokenizer files.
 """
 
 from __future__ import annotations
@@ -30,11 +29,15 @@ WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.i
 def model_folder(
     name: str | Path, *, weights: bool = True, fetch: Callable[..., str] = snapshot_download
 ) -> Path:
-    """The folder of `name`, a local folder or a Hub id such as "Qwen/Qwen2.5-0.5B".
+    """Return the folder of a model.
 
-    weights: False fetches only configuration and tokenizer, for a look before gigabytes move.
-    fetch: downloads the files of a Hub id and returns their folder, as `snapshot_download` does.
-    Raises UserError when it is neither, cannot be fetched, or links out of its folder.
+    Args:
+        name: a local folder, or a Hub id such as "Qwen/Qwen2.5-0.5B".
+        weights: False fetches the configuration and the tokenizer alone.
+        fetch: downloads the files of a Hub id and returns their folder, as `snapshot_download`.
+
+    Raises:
+        UserError: neither folder nor Hub id, a failed download, or links out of the folder.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -50,8 +53,7 @@ def model_folder(
     quiet_downloads(huggingface_hub.utils)
     try:
         return Path(fetch(text, allow_patterns=list(patterns)))
-    # The HTTP library and the storage client below huggingface_hub raise errors of their own, whose
-    # modules change with its version. None of them is a fault of this project.
+    # The libraries below huggingface_hub raise errors of their own, which change with its version.
     except Exception as error:
         raise UserError(_why_not_fetched(text, error)) from error
 
@@ -80,8 +82,7 @@ def _why_not_fetched(name: str, error: Exception) -> str:
 
 
 def public_name(name: str | Path) -> str:
-    """What may be written into files that travel: a Hub id as it is, of a folder only its own
-    name, for the way to it may hold a person's."""
+    """Return a name that may be published: a Hub id, or the last part of a folder's path."""
     text = str(name)
     is_folder = Path(text).is_dir() or text.count("/") != 1 or text.startswith(("/", ".", "~"))
     return Path(text).name if is_folder else text

@@ -3,9 +3,9 @@
     python -m cogcalib_jax.hf.merge --run runs/world-0/cols --out merged/
     python -m cogcalib_jax.hf.merge --model.path BASE --adapter FOLDER --out merged/
 
-Every tensor is read, merged in float32 and written by itself, so that the largest tensor and one
-shard are all that is held in memory. A head that shares the base's embedding is written beside it
-where the adapter targets it: the embedding stays, as it does while training.
+Tensors are read, merged in float32 and written one by one: memory holds the largest tensor and one
+shard. If the adapter targets a head that shares the base's embedding, the head gets a tensor of its
+own, and the embedding stays.
 """
 
 from __future__ import annotations
@@ -53,14 +53,8 @@ from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import make_mesh
 
-# What a model's folder holds beside config.json and weights, for generation and the law; tokenizers
-# are `combined_files`.
-COPIED = (
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
+# Files of the base that are copied, beside those of its tokenizer.
+COPIED = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True)
@@ -68,12 +62,12 @@ class BaseConfig:
     """The base model."""
 
     path: str | None = None
-    """Hub id or local folder; unset: what the adapter names as its base"""
+    """Hub id or local folder; unset: the base that the adapter names"""
 
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """What is merged, and what is written."""
+    """Which adapter is merged, and how the model is written."""
 
     out: str
     """folder of the merged model; new or empty"""
@@ -84,7 +78,7 @@ class MergeConfig:
     model: BaseConfig = field(default_factory=BaseConfig)
     """the base model"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """of the written weights; auto: each as the base stores it"""
+    """dtype of the written weights; auto: each as the base stores it"""
     max_shard_gb: float = 5.0
     """largest size of a weights file, in 10^9 bytes"""
 
@@ -101,10 +95,11 @@ class MergeConfig:
 
 
 def merge(config: MergeConfig, argv: list[str]) -> Path:
-    """Write the merged model; returns its folder.
+    """Write the merged model, and return its folder.
 
-    Raises UserError, before anything is written, for a run without adapter, a base that is not
-    the adapter's, files that cannot be trusted, and a folder that cannot be written.
+    argv: the arguments, for the model card. Raises UserError for a run without adapter, another
+    base than the adapter's, damaged files, and a folder that cannot be written; nothing is written
+    then.
     """
     run = None if config.run is None else _finished_run(Path(config.run))
     adapter = Path(config.adapter) if run is None else run / "adapter"
@@ -132,7 +127,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
 
 
 def _write_calibration(adapter: Path, building: Path) -> None:
-    """The adapter's calibration.json, if there is one, which now belongs to merged weights."""
+    """Copy the adapter's calibration.json, if it has one, and mark it as merged."""
     stored = read_calibration(adapter)
     if stored is not None:
         calibrator = stored.get("calibrator")
@@ -145,13 +140,13 @@ def _write_calibration(adapter: Path, building: Path) -> None:
 
 
 def _copy(file: Path, target: Path) -> None:
-    """Copy a file's bytes. Of a full disk `shutil.copyfile` would say that it is the source's."""
+    """Copy a file. On a full disk `shutil.copyfile` would blame the source."""
     with file.open("rb") as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy)
 
 
 def _finished_run(run: Path) -> Path:
-    """`run` itself, where it is a run with an adapter."""
+    """Return `run` if it holds an adapter; raises UserError."""
     methods = sorted(str(path.parent) for path in run.glob("*/adapter"))
     if methods:
         raise UserError(
@@ -169,7 +164,7 @@ def _finished_run(run: Path) -> Path:
 
 
 def _find_base(given: str | None, adapter: Path) -> tuple[str, Path]:
-    """(the base's name, its folder)."""
+    """The base's name and its folder."""
     if given is not None:
         return given, model_folder(given)
     file = adapter / CONFIG_FILE
@@ -187,7 +182,7 @@ def _find_base(given: str | None, adapter: Path) -> tuple[str, Path]:
 def _open(
     base: Path, adapter: Path, lora: LoraConfig
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """The base's tensors by name, and for each one with an adapter its (A, B); all checked."""
+    """The base's tensors by name, and (A, B) of those with an adapter; all checked."""
     config = read_config(base)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     _, abstract = abstract_decoder(config, lora, jnp.dtype(jnp.float32), mesh)
@@ -201,15 +196,11 @@ def _open(
 
     require_same_base(adapter, own)
     modules = [name.removesuffix(".lora_A") for name in parts if name.endswith(".lora_A")]
-    deltas = {
-        f"{module}.weight": (parts[f"{module}.lora_A"], parts[f"{module}.lora_B"])
-        for module in modules
-    }
-    return tensors, deltas
+    return tensors, {f"{m}.weight": (parts[f"{m}.lora_A"], parts[f"{m}.lora_B"]) for m in modules}
 
 
 def _unties(tensors: dict[str, Tensor], deltas: dict[str, tuple[Tensor, Tensor]]) -> bool:
-    """Whether the head stops being the embedding."""
+    """Return whether the merge gives the head a tensor of its own."""
     return HEAD in deltas and HEAD not in tensors
 
 
@@ -219,9 +210,16 @@ def merged_tensors(
     scale: float,
     dtype: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The merged model's tensors, one at a time: W + scale * B A where there is an adapter.
+    """Yield the merged model's tensors one at a time: W + scale * B A, computed in float32.
 
-    deltas: name of a weight -> (A `[rank, in]`, B `[out, rank]`). dtype: as in MergeConfig.
+    Args:
+        tensors: of the base, by name.
+        deltas: A `[rank, in]` and B `[out, rank]`, by the name of their weight.
+        scale: lora_alpha / r.
+        dtype: as in MergeConfig.
+
+    Raises:
+        UserError: values that the dtype cannot hold.
     """
     sources = tensors | ({HEAD: tensors[EMBEDDING]} if _unties(tensors, deltas) else {})
     for name, tensor in sources.items():
@@ -243,11 +241,10 @@ def merged_tensors(
 def _write_config(
     base: Path, building: Path, dtype: str, tensors: dict[str, Tensor], untied: bool
 ) -> None:
-    """The base's own config.json, with what the merge changes."""
+    """Write the base's config.json with the changes of the merge."""
     raw: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    # A path on the machine where the base was saved.
-    raw.pop("_name_or_path", None)
-    # transformers 4 wrote torch_dtype; later readers know both.
+    raw.pop("_name_or_path", None)  # a path on the machine where the base was saved
+    # transformers 4 wrote torch_dtype; later versions read both.
     key = "torch_dtype" if "torch_dtype" in raw else "dtype"
     raw[key] = DTYPES[tensors[EMBEDDING].dtype].name if dtype == "auto" else dtype
     if untied:
@@ -257,7 +254,7 @@ def _write_config(
 
 
 def main(argv: list[str]) -> None:
-    # Numpy does the work; an accelerator may be busy, and would lend its memory for nothing.
+    # NumPy does the work: leave accelerators and their memory to others.
     jax.config.update("jax_platforms", "cpu")
     prog = "python -m cogcalib_jax.hf.merge"
     config = load_config(MergeConfig, argv, prog=prog, description=__doc__ or "").config

@@ -1,7 +1,4 @@
-"""Tensors in a folder of safetensors: one file, or shards with an index; in and out.
-
-Headers are read and checked first; tensor bytes only when a slice is asked for.
-"""
+"""Tensors in a folder of safetensors files, one file or shards with an index: in and out."""
 
 from __future__ import annotations
 
@@ -32,33 +29,35 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor on disk: its header, and a way to read part of it."""
+    """A tensor in a file, of which only the header has been read."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """as safetensors names it: F32, BF16, ..."""
+    """as safetensors calls it: F32, BF16, ..."""
 
     def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
-        """The part at `index`, in the file's dtype; only those bytes are read."""
+        """Return the part at `index` in the file's dtype; no other bytes are read."""
         with safe_open(self.file, framework="numpy") as handle:
             return handle.get_slice(self.name)[index]
 
 
 class Zeros(Tensor):
-    """A tensor that no file holds, all zero."""
+    """A tensor of zeros that is in no file."""
 
     def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
-        """The part at `index`, float32."""
         return np.zeros(self.shape, np.float32)[index]
 
 
 def open_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name. Raises UserError for files that cannot be trusted."""
-    if (folder / SINGLE_FILE).exists():
-        _require_file(folder / SINGLE_FILE)
-        return read_header(folder / SINGLE_FILE)
+    """Return all tensors of a checkpoint by name. Raises UserError for files that are missing,
+    damaged, pickled, or outside of the folder."""
+    single = folder / SINGLE_FILE
+    if single.exists():
+        if not single.is_file():  # to open a named pipe would wait for ever
+            raise UserError(f"{single}: is no file; put the weights there")
+        return read_header(single)
     if (folder / INDEX_FILE).exists():
         return _read_index(folder / INDEX_FILE)
     _require_no_shards(folder)
@@ -75,7 +74,7 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _require_no_shards(folder: Path) -> None:
-    """Name what is missing in a folder that holds shards and no index of them."""
+    """Refuse a folder with shards but without their index, and name what is missing."""
     found = {path.name: SHARD.fullmatch(path.name) for path in folder.iterdir()}
     present = {name: match for name, match in found.items() if match}
     if not present:
@@ -89,14 +88,8 @@ def _require_no_shards(folder: Path) -> None:
     )
 
 
-def _require_file(file: Path) -> None:
-    """A folder has no bytes, and opening a named pipe would wait for ever."""
-    if not file.is_file():
-        raise UserError(f"{file}: is no file; put the weights there")
-
-
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file. Raises UserError for a truncated or damaged file."""
+    """Return the tensors of one file. Raises UserError for a truncated or damaged file."""
     try:
         with safe_open(file, framework="numpy") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
@@ -148,7 +141,7 @@ def _read_index(index: Path) -> dict[str, Tensor]:
 
 
 def first_of(names: Sequence[str], most: int = 8) -> str:
-    """Names for a message: a checkpoint of another model lacks hundreds."""
+    """Return the first names for a message, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -158,13 +151,12 @@ def write_folder(
 ) -> None:
     """Write tensors as one file, or as shards of at most `max_shard_bytes` with an index.
 
-    Only one shard's tensors are in memory at a time.
+    The tensors of one shard are in memory at a time.
     """
     shards: list[Path] = []
     placed: dict[str, Path] = {}
     total = 0
     for number, shard in enumerate(_cut(tensors, max_shard_bytes), start=1):
-        # How many there will be is only known at the end.
         path = folder / f"shard-{number}.safetensors"
         save_file(shard, path, metadata={"format": "pt"})
         shards.append(path)

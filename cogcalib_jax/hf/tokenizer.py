@@ -1,4 +1,8 @@
-"""The tokenizer of a model, or of an adapter on it."""
+"""The tokenizer of a model, and of an adapter that brings files of its own.
+
+PEFT trainers save the tokenizer beside the adapter, often with another chat template. It is used
+only if it gives the base's ids, since these select the rows of the base's embedding.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -19,47 +22,59 @@ from cogcalib_jax.files import damage, read_object, require_own_files
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.weights import read_config
 
+CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 # Any of these makes a tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "tokenizer.json",
+TOKENIZER_FILES = (SETTINGS, "tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json")
+# All files of a tokenizer; a merge copies them.
+PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
-    "tokenizer.model",
+    "merges.txt",
     "tekken.json",
+    "chat_template*",
 )
-
 WITHOUT_EMBEDDING = "without_embedding"
 """attribute of a tokenizer: its tokens whose ids the model's embedding does not have"""
+# The types that transformers raises for damaged files; nesting without end is a RecursionError.
+DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
+    *(ArithmeticError, RecursionError, StrictDataclassError),
+)
+# Texts that tokenizers of one vocabulary may cut in different ways: spaces, lines, digits, cases,
+# apostrophes, scripts, and letters that normal forms change.
+_PROBES = (
+    "Question: Which is it?\nA. red\nB. blue\nAnswer: A",
+    " a  b   c\n\n\td ",
+    "It's 3.14159 or 1,000,000 m² at 5°C; don't SHOUT.",
+    "naïve e\u0301 ﬁ 東京は何? Привет שלום 🙂",
+    "def f(x):\n    return x ** 2  # {letter}",
+)
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a Hub id; code from the Hub is never run.
+    """Return the tokenizer of a local folder or a Hub id; code from the Hub never runs.
 
     Raises:
-        UserError: not found, not reachable, damaged, incomplete, in need of its own code, or of
-            files outside its folder.
+        UserError: files that are missing, damaged, out of reach, need code of their own, or name
+            files outside their folder.
     """
     folder = model_folder(source, weights=False)
-    settings = folder / "tokenizer_config.json"
+    settings = folder / SETTINGS
     if settings.is_file():
         require_own_files(settings)
     try:
-        # From the folder also for a Hub id, so that nothing is fetched by another way.
+        # By its folder, even for a Hub id, so that transformers fetches nothing.
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        tokenizer("a")  # some settings are looked at only now
+        tokenizer("a")  # some settings are first read here
     except Exception as error:
-        # The tokenizers library raises the bare `Exception` for a damaged tokenizer.json, and
-        # transformers stumbles over damaged content with the types below; others are bugs.
-        # That a JSON file is nested without end shows as a RecursionError.
-        expected = (
-            *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
-            *(ArithmeticError, RecursionError, StrictDataclassError),
-        )
-        if type(error) is not Exception and not isinstance(error, expected):
+        # The tokenizers library raises a bare `Exception` for a damaged file; others are bugs.
+        if type(error) is not Exception and not isinstance(error, DAMAGED):
             raise
         raise UserError(_why_not_loaded(folder, error)) from error
-    # Where the file with the vocabulary is missing, transformers 5 may make a tokenizer out of the
-    # class that a config names, with its special tokens and nothing else.
+    # Without the file of the vocabulary, transformers 5 may make a tokenizer that has its special
+    # tokens and nothing else.
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.added_tokens_decoder):
         raise UserError(_without_vocabulary(Path(source)))
     tokenizer.name_or_path = str(source)
@@ -73,12 +88,7 @@ def _without_vocabulary(source: Path) -> str:
 
 
 def _why_not_loaded(source: Path, error: Exception) -> str:
-    """What a user can do about a tokenizer that transformers stumbles over. It tells damaged files
-    in words of its own code, so they are looked at here.
-
-    Raises:
-        UserError: a file in the folder `source` is no JSON object.
-    """
+    """The message for a tokenizer that transformers cannot load; damaged JSON raises UserError."""
     present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if source.is_dir() and not present:
         return _without_vocabulary(source)
@@ -96,97 +106,69 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
     )
 
 
-CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
-# What a tokenizer is made of; a merge copies these as well.
-PATTERNS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tekken.json",
-    "chat_template*",
-)
-# Texts that tokenizers of one vocabulary may cut in different ways: spaces, lines, digits, cases,
-# apostrophes, scripts, and letters that normal forms change.
-_PROBES = (
-    "Question: Which is it?\nA. red\nB. blue\nAnswer: A",
-    " a  b   c\n\n\td ",
-    "It's 3.14159 or 1,000,000 m² at 5°C; don't SHOUT.",
-    "naïve e\u0301 ﬁ 東京は何? Привет שלום 🙂",
-    "def f(x):\n    return x ** 2  # {letter}",
-)
-
-
-class OwnTokenizer(NamedTuple):
-    """The tokenizer that an adapter was trained with, and what it changes."""
-
-    tokenizer: PreTrainedTokenizerBase
-    notes: tuple[str, ...]
-
-
-def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that make up a tokenizer, by name."""
-    found = (path for pattern in PATTERNS for path in folder.glob(pattern))
-    return {path.name: path for path in sorted(found) if path.is_file()}
-
-
-def combined_files(base: Path, adapter: Path) -> dict[str, Path]:
-    """The tokenizer files of a base with an adapter, by name; the adapter's come first."""
-    files, own = tokenizer_files(base), tokenizer_files(adapter)
-    in_settings = SETTINGS in own and "chat_template" in read_object(own[SETTINGS], "")
-    if in_settings and CHAT_TEMPLATE not in own:
-        # transformers would prefer the base's file to the adapter's entry.
-        files.pop(CHAT_TEMPLATE, None)
-    return files | own
-
-
-def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) -> None:
-    """Copy the tokenizer that an adapter was trained with into the adapter's folder.
-
-    Byte for byte: an adapter with the base's own files is one without a tokenizer of its own.
+def load_base_tokenizer(
+    base: str | Path,
+    adapter: str | Path | None = None,
+    note: Callable[[str], None] = show_note,
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a base, or of an adapter on it that has its own.
 
     Args:
-        base: folder or Hub id of the base.
-        start: folder of an adapter whose tokenizer is used instead, as far as it has one.
-        adapter: the folder.
+        base: a local folder or Hub id.
+        adapter: a folder; None: none.
+        note: receives what the adapter's tokenizer changes.
+
+    Raises:
+        UserError: a tokenizer that contradicts the base's, or ids without a row in the embedding,
+            for which JAX would read the last row.
     """
-    folder = model_folder(base, weights=False)
-    files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))
-    for name, file in files.items():
-        shutil.copyfile(file, adapter / name)
+    # Before the tokenizer, since transformers reads config.json too, with poorer messages.
+    rows = read_config(base).vocab_size
+    tokenizer = load_tokenizer(base)
+    _require_rows(base, tokenizer, rows)
+    if adapter is None:
+        return tokenizer
+    own, notes = own_tokenizer(base, adapter, tokenizer, rows)
+    for text in notes:
+        note(text)
+    return own
 
 
-def tokenizer_key(base: str | Path, adapter: str | Path | None) -> str:
-    """A hash of the adapter's tokenizer files; empty if they change nothing in the base's."""
-    own = {} if adapter is None else tokenizer_files(Path(adapter))
-    if not own:
-        return ""
-    theirs = tokenizer_files(model_folder(base, weights=False))
-    contents = {name: path.read_bytes() for name, path in sorted(own.items())}
-    # Files that the base has as well: a tokenizer is the same with and without them.
-    changed = {
-        name: data
-        for name, data in contents.items()
-        if name not in theirs or theirs[name].read_bytes() != data
-    }
-    digest = hashlib.sha256()
-    for name, data in changed.items():
-        digest.update(f"{name} {len(data)}\n".encode() + data)
-    return digest.hexdigest() if changed else ""
+def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse ids beyond the embedding, except for special tokens that no prompt holds: many bases
+    were given a padding token that way."""
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
+    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    used = [token for token in beyond if token not in special or token in roles or token in chat]
+    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
+        largest = max(beyond.values())
+        raise UserError(
+            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
+            " tokenizer that belongs to these weights"
+        )
+    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))  # a question with one is refused
 
 
 def own_tokenizer(
     base: str | Path, adapter: str | Path, theirs: PreTrainedTokenizerBase, rows: int
-) -> OwnTokenizer:
-    """The tokenizer of `adapter` on `base`.
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Return the tokenizer of `adapter` on `base`, and notes on what it changes.
 
-    theirs: the base's tokenizer. rows: of the base's embedding. Raises UserError for a tokenizer
-    that cannot be loaded, that gives other ids than the base's, or ids that the base does not have.
+    Args:
+        base: a local folder or Hub id.
+        adapter: a folder.
+        theirs: the base's tokenizer.
+        rows: number of rows of the base's embedding.
+
+    Raises:
+        UserError: a tokenizer that cannot be loaded, gives other ids than the base's, or has ids
+            that the embedding does not have.
     """
     folder = Path(adapter)
     if not tokenizer_key(base, adapter):
-        return OwnTokenizer(theirs, ())
+        return theirs, ()
     base_folder = model_folder(base, weights=False)
     with tempfile.TemporaryDirectory() as place:
         for name, path in combined_files(base_folder, folder).items():
@@ -200,7 +182,15 @@ def own_tokenizer(
     own.name_or_path = str(folder)
     _require_same_ids(folder, own, theirs, rows)
     setattr(own, WITHOUT_EMBEDDING, getattr(theirs, WITHOUT_EMBEDDING, frozenset()))
-    return OwnTokenizer(own, tuple(_differences(folder, own, theirs)))
+    notes = []
+    if own.chat_template != theirs.chat_template:
+        notes.append(f"the chat template is that of the adapter ({adapter}), not the base's")
+    if _ids(own, "a", special=True) != _ids(theirs, "a", special=True):
+        notes.append(
+            f"the special tokens around a text are those of the adapter's tokenizer ({adapter}),"
+            " not the base's"
+        )
+    return own, tuple(notes)
 
 
 def _require_same_ids(
@@ -235,57 +225,49 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False
     return tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
-def _differences(
-    adapter: Path, own: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase
-) -> list[str]:
-    """What the adapter's tokenizer changes, in words."""
-    notes = []
-    if own.chat_template != theirs.chat_template:
-        notes.append(f"the chat template is that of the adapter ({adapter}), not the base's")
-    if _ids(own, "a", special=True) != _ids(theirs, "a", special=True):
-        notes.append(
-            f"the special tokens around a text are those of the adapter's tokenizer ({adapter}),"
-            " not the base's"
-        )
-    return notes
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder that make up a tokenizer, by name."""
+    found = (path for pattern in PATTERNS for path in folder.glob(pattern))
+    return {path.name: path for path in sorted(found) if path.is_file()}
 
 
-def load_base_tokenizer(
-    base: str | Path,
-    adapter: str | Path | None = None,
-    note: Callable[[str], None] = show_note,
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, or of an adapter on it that has one of its own.
+def combined_files(base: Path, adapter: Path) -> dict[str, Path]:
+    """Return the tokenizer files of a base with an adapter, by name; the adapter's replace
+    the base's."""
+    files, own = tokenizer_files(base), tokenizer_files(adapter)
+    in_settings = SETTINGS in own and "chat_template" in read_object(own[SETTINGS], "")
+    if in_settings and CHAT_TEMPLATE not in own:
+        files.pop(CHAT_TEMPLATE, None)  # transformers would prefer it to the adapter's entry
+    return files | own
 
-    note: gets what the adapter's tokenizer changes. Raises UserError for one that contradicts the
-    base's (`own_tokenizer`), and for ids that the base has no embedding for. Such an id would not
-    fail: JAX reads the last row in its place.
+
+def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) -> None:
+    """Copy the tokenizer that an adapter was trained with into the adapter's folder.
+
+    Args:
+        base: folder or Hub id of the base.
+        start: folder of the adapter that training began with; its files replace the base's.
+        adapter: the folder.
     """
-    # First, since transformers reads config.json for a tokenizer, too, and says less of it.
-    rows = read_config(base).vocab_size
-    tokenizer = load_tokenizer(base)
-    _require_rows(base, tokenizer, rows)
-    if adapter is None:
-        return tokenizer
-    own = own_tokenizer(base, adapter, tokenizer, rows)
-    for text in own.notes:
-        note(text)
-    return own.tokenizer
+    folder = model_folder(base, weights=False)
+    files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))
+    for name, file in files.items():
+        shutil.copyfile(file, adapter / name)
 
 
-def _require_rows(base: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer with ids beyond the embedding's rows, except for special tokens that no
-    prompt holds: many bases were given a padding token that way."""
-    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    roles = {str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.unk_token)}
-    chat = json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
-    used = [token for token in beyond if token not in special or token in roles or token in chat]
-    if used or max(tokenizer("a")["input_ids"], default=0) >= rows:
-        largest = max(beyond.values())
-        raise UserError(
-            f"{base}: its tokenizer has ids up to {largest:,}, its embedding {rows:,} rows; use the"
-            " tokenizer that belongs to these weights"
-        )
-    # A row that holds one is refused.
-    setattr(tokenizer, WITHOUT_EMBEDDING, frozenset(beyond))
+def tokenizer_key(base: str | Path, adapter: str | Path | None) -> str:
+    """Return a hash of the adapter's tokenizer files; "" if they are the base's own."""
+    own = {} if adapter is None else tokenizer_files(Path(adapter))
+    if not own:
+        return ""
+    theirs = tokenizer_files(model_folder(base, weights=False))
+    contents = {name: path.read_bytes() for name, path in sorted(own.items())}
+    changed = {
+        name: data
+        for name, data in contents.items()
+        if name not in theirs or theirs[name].read_bytes() != data
+    }
+    digest = hashlib.sha256()
+    for name, data in changed.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest() if changed else ""

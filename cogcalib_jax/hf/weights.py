@@ -1,9 +1,4 @@
-"""Hugging Face weights <-> a Decoder.
-
-The decoder's parameters carry the checkpoint's own names and orientation, so the map between them
-is a rule: `("layers", "mlp", "up_proj", "weight")` is `model.layers.N.mlp.up_proj.weight` for every
-layer N, stacked.
-"""
+"""Checkpoints in Hugging Face layout and decoders: config.json and weights, in and out."""
 
 from __future__ import annotations
 
@@ -43,11 +38,11 @@ from cogcalib_jax.models.parameters import (
 from cogcalib_jax.sharding import fetch
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Buffers that old checkpoints carry and that are computed here.
+# Buffers of old checkpoints, which the decoder computes.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-# Of a file at a time, while loading.
+# Bytes of a file that are read at a time.
 READ_BYTES = 16_000_000
-# What transformers writes where nothing else is asked.
+# The default of transformers.
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -71,12 +66,23 @@ def load_decoder(
     remat: Remat = "none",
     attention: str = "xla",
 ) -> Decoder:
-    """A decoder with the weights of a local folder or Hub id, in `dtype`, spread over `mesh`.
+    """Return a decoder with the weights of a checkpoint, spread over `mesh`.
 
-    Weights may be stored as bfloat16, float16 or float32. Each device gets exactly the slices it
-    holds, read from the files when it needs them. LoRA parameters, where asked for, begin as
-    PEFT's do, from `seed`. Raises one UserError that names missing, unexpected and misshapen
-    tensors, before any is read; and one for a mesh that cannot cut the model.
+    Weights may be stored as bfloat16, float16 or float32. Each device gets the slices that it
+    holds, read from the files as it needs them.
+
+    Args:
+        name: a local folder or Hub id.
+        lora: adds fresh LoRA parameters of this form; None: none.
+        dtype: of the base's parameters.
+        mesh: the devices.
+        seed: of the LoRA parameters, which begin as PEFT's do.
+        remat: what the backward pass computes again; see `ModelConfig`.
+        attention: the kernel; see `ModelConfig`.
+
+    Raises:
+        UserError: tensors that are missing, unexpected or of another shape, all in one message; a
+            mesh that cannot cut the model.
     """
     config = read_config(name)
     require_cut(config, mesh)
@@ -98,7 +104,10 @@ def load_decoder(
 
 
 def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
-    """A parameter of `target`'s shape, dtype and sharding from its tensor, or its layers'."""
+    """Return a parameter with `target`'s shape, dtype and sharding, read from its tensors.
+
+    parts: one tensor, or with `stacked` the tensor of each layer.
+    """
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         # The axis of layers is never cut (sharding.RULES).
@@ -111,8 +120,10 @@ def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: b
 
 
 def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
-    """Copy `part[index]` into `out`, some rows at a time: what is read of a file counts as this
-    process's memory until it is closed, whole rows even where only some columns are wanted."""
+    """Copy `part[index]` into `out`, some rows at a time.
+
+    Until a file is closed, all rows that were touched count as memory of this process.
+    """
     first, *columns = index
     start = first.start or 0
     row_bytes = max(1, math.prod(part.shape[1:])) * DTYPES[part.dtype].itemsize
@@ -125,12 +136,11 @@ def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
 def _from_slices(
     target: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    """A global array whose shards `read(index)` gives. Devices that hold the same slice share one
-    reading of it.
+    """Return a global array with the shards `read(index)`; equal slices are read once.
 
-    One slice is on the host at a time. `jax.make_array_from_callback` calls for all slices before
-    it moves the first: a whole stack of layers would be held twice (measured on a checkpoint of
-    1 GB: 1.15 GB instead of 1.06).
+    One slice is on the host at a time. `jax.make_array_from_callback` reads all slices before it
+    moves the first, so that a stack of layers is held twice (measured on a checkpoint of 1 GB:
+    1.15 GB instead of 1.06).
     """
     indices = target.sharding.addressable_devices_indices_map(target.shape)
     holders: dict[tuple, list[jax.Device]] = {}
@@ -144,18 +154,16 @@ def _from_slices(
 
 
 def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
-    """The tensors in `folder` that make up `base` (arrays or ShapeDtypeStructs, without LoRA), by
-    name. Nothing but headers is read, and a head stored beside the embedding it is tied to; raises
-    what `load_decoder` raises."""
+    """Return the tensors in `folder` that make up `base`, by name; only headers are read.
+
+    base: parameters without LoRA, arrays or ShapeDtypeStructs. Raises UserError as `load_decoder`
+    does. A head that is stored beside the embedding it is tied to is read and compared.
+    """
     tensors, tied = open_folder(folder), config.tie_word_embeddings
     if tied and HEAD in tensors and EMBEDDING not in tensors:
         # Some checkpoints store a tied weight under the head's name alone.
         tensors[EMBEDDING] = tensors.pop(HEAD)
-    wanted: dict[str, tuple[int, ...]] = {}
-    for path, leaf in nnx.to_flat_state(base):
-        shape = leaf.get_value().shape
-        for name in tensor_names(path, config):
-            wanted[name] = shape[1:] if path[0] == "layers" else shape
+    wanted = tensor_shapes(base, config)
     missing = [name for name in wanted if name not in tensors]
     unexpected = [
         name
@@ -187,8 +195,16 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     return {name: tensors[name] for name in wanted}
 
 
+def tensor_shapes(state: nnx.State, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a checkpoint of these parameters, by name."""
+    return {
+        name: leaf.get_value().shape[1 if path[0] == "layers" else 0 :]
+        for path, leaf in nnx.to_flat_state(state)
+        for name in tensor_names(path, config)
+    }
+
+
 def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
-    """A head that is stored beside the embedding it is said to be must be equal to it."""
     rows = max(1, READ_BYTES // (4 * math.prod(embedding.shape[1:])))
     parts = [
         (slice(start, min(start + rows, embedding.shape[0])),)
@@ -205,8 +221,10 @@ def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write config.json and the base's weights (LoRA left out) in Hugging Face layout, in the
-    decoder's dtype. `folder` must be new or empty, and appears whole or not at all."""
+    """Write config.json and the weights without LoRA in Hugging Face layout, in their dtype.
+
+    folder: new or empty; it appears whole or not at all.
+    """
     config = decoder.config
     with whole_folder(Path(folder)) as building:
         raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}
@@ -217,8 +235,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
 
 
 def host_tensors(state: nnx.State, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters under their checkpoint names, one layer at a time; gathered where processes hold
-    parts of them."""
+    """Yield parameters by their checkpoint names, one layer at a time, gathered on every host."""
     for path, leaf in nnx.to_flat_state(state):
         array = leaf.get_value()
         names = tensor_names(path, config)

@@ -201,7 +201,7 @@ class LoraConfig:
         check(
             1 <= self.r <= LARGEST_RANK,
             "r",
-            f"must be an integer from 1 to {LARGEST_RANK}, wider than which is no layer",
+            f"must be an integer from 1 to {LARGEST_RANK}",
         )
         alpha = self.lora_alpha
         check(math.isfinite(alpha) and alpha > 0, "lora_alpha", "must be a positive number")

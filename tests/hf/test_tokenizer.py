@@ -95,7 +95,7 @@ def test_added_tokens_need_a_row_of_the_bases_embedding(base, adapter, added):
     own.add_tokens([f"<new-{i}>" for i in range(added)])
     own.save_pretrained(adapter)
     if added == 2:
-        assert load(base, adapter).tokenizer.convert_tokens_to_ids("<new-1>") == ROWS - 1
+        assert load(base, adapter)[0].convert_tokens_to_ids("<new-1>") == ROWS - 1
         return
     with pytest.raises(UserError, match=f"adds '<new-2>' with the id {ROWS}; expected"):
         load(base, adapter)

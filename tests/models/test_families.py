@@ -6,16 +6,24 @@ import pytest
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.config import RopeConfig
-from cogcalib_jax.models.families import from_hf, to_hf
-from tests.golden.families import FAMILIES
+from cogcalib_jax.models.families import FAMILIES, from_hf, to_hf
+from tests.golden.families import FAMILIES as MODELS
 
-LLAMA = FAMILIES["llama3"]
+LLAMA = MODELS["llama3"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 def test_a_config_survives_being_written_and_read(family):
-    config = from_hf(FAMILIES[family], "config.json")
+    config = from_hf(MODELS[family], "config.json")
     assert from_hf(json.loads(json.dumps(to_hf(config))), "config.json") == config
+
+
+def test_a_family_may_call_its_modules_otherwise():
+    family = replace(FAMILIES["llama"], renamed={"mlp.router": "block_sparse_moe.gate"})
+    names = family.tensor_names(("layers", "mlp", "router", "weight"), 2)
+    assert names == [f"model.layers.{i}.block_sparse_moe.gate.weight" for i in range(2)]
+    assert family.tensor_names(("norm", "weight"), 2) == ["model.norm.weight"]
+    assert family.tensor_names(("lm_head", "lora_A"), 2) == ["lm_head.lora_A"]
 
 
 def test_both_layouts_of_rope_mean_the_same():
@@ -34,7 +42,7 @@ def test_both_layouts_of_rope_mean_the_same():
 
 
 def test_qwen_slides_from_max_window_layers_on_and_only_where_switched_on():
-    raw = FAMILIES["qwen2.5_windows"]
+    raw = MODELS["qwen2.5_windows"]
     assert from_hf(raw, "config.json").sliding_windows == (0, 5, 5)
     assert from_hf(raw | {"use_sliding_window": False}, "config.json").sliding_windows == (0, 0, 0)
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -43,7 +51,7 @@ def test_qwen_slides_from_max_window_layers_on_and_only_where_switched_on():
 
 def test_a_mistral_with_layer_types_slides_where_they_say():
     """transformers reads such a file as Ministral's; without them every layer slides."""
-    raw = FAMILIES["mistral_v0.1"]
+    raw = MODELS["mistral_v0.1"]
     assert from_hf(raw, "config.json").sliding_windows == (5, 5, 5)
     kinds = ["full_attention", "sliding_attention", "sliding_attention"]
     config = from_hf(raw | {"layer_types": kinds}, "config.json")
@@ -60,26 +68,32 @@ def test_several_end_of_text_tokens_are_kept():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "gemma2"}, "'gemma2' is not supported; supported are Llama"),
-        ({"model_type": "qwen3_moe"}, "'qwen3_moe' is not supported"),
-        ({"model_type": None}, "model_type None"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "RoPE type 'longrope'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type 'dynamic'"),
+        ({"model_type": "gemma2"}, "model_type is 'gemma2'; expected one of llama"),
+        ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'; expected"),
+        ({"model_type": None}, "model_type is None"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+            "RoPE type is 'longrope'; expected one of default",
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE type is 'dynamic'"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each layer type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lack factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected silu"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": None, "vocab_size": None}, "vocab_size, hidden_size missing"),
         ({"num_key_value_heads": 3}, "kv_heads: must divide"),
-        ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a whole number"),
-        ({"vocab_size": 10**12}, "vocab_size is 1000000000000, must be a whole number from 1 to"),
-        ({"num_hidden_layers": 10**9}, "must be a whole number from 1 to 10,000"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'; expected a whole number"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; expected a whole number from 1 to"),
+        ({"num_hidden_layers": 10**9}, "expected a whole number from 1 to 10,000"),
         ({"num_attention_heads": 5, "head_dim": None}, "cannot be divided among 5 attention heads"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
-        ({"eos_token_id": [1, "x"]}, "eos_token_id is .*, must be a whole number"),
-        ({"rms_norm_eps": None, "rope_scaling": [1]}, "RoPE parameters must be a JSON object"),
-        ({"rope_theta": "large"}, "rope_theta is 'large', must be a number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true or false"),
+        ({"eos_token_id": [1, "x"]}, "eos_token_id is .*; expected a whole number"),
+        (
+            {"rms_norm_eps": None, "rope_scaling": [1]},
+            "RoPE parameters are .*; expected a JSON object",
+        ),
+        ({"rope_theta": "large"}, "rope_theta is 'large'; expected a number"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, says):
@@ -88,11 +102,11 @@ def test_what_is_not_supported_is_refused_by_name(change, says):
 
 
 def test_unknown_layer_types_are_refused_by_name():
-    with pytest.raises(UserError, match="layer_types must be a list"):
-        from_hf(FAMILIES["mistral_v0.1"] | {"layer_types": "full_attention"}, "config.json")
+    with pytest.raises(UserError, match="layer_types is 'full_attention'; expected a list"):
+        from_hf(MODELS["mistral_v0.1"] | {"layer_types": "full_attention"}, "config.json")
     kinds = ["linear_attention"] * 3
-    with pytest.raises(UserError, match="linear_attention is not supported"):
-        from_hf(FAMILIES["qwen3_tied"] | {"layer_types": kinds}, "config.json")
+    with pytest.raises(UserError, match="layer_types names linear_attention; expected"):
+        from_hf(MODELS["qwen3_tied"] | {"layer_types": kinds}, "config.json")
 
 
 def test_flags_a_family_has_no_word_for_are_not_written():

@@ -30,8 +30,11 @@ def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
     """
     name = raw.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(f"{family.models} ({key})" for key, family in FAMILIES.items())
-        raise UserError(f"{source}: model_type {name!r} is not supported; supported are {known}")
+        known = ", ".join(f"{key} ({family.models})" for key, family in FAMILIES.items())
+        raise UserError(
+            f"{source}: model_type is {name!r:.40}; expected one of {known}. Use a model of one of"
+            " these families"
+        )
     try:
         return FAMILIES[name].read_config(name, raw)
     except UserError as error:

@@ -42,7 +42,7 @@ ROPE_NUMBERS = (
     *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
 )
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-OWN_FILE = "use the model's own config.json"
+OWN_FILE = "Use the model's own config.json"
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
@@ -73,14 +73,14 @@ class Family:
             )
         missing = [key for key in REQUIRED if raw.get(key) is None]
         if missing:
-            raise UserError(f"{', '.join(missing)} missing; {OWN_FILE}")
+            raise UserError(f"{', '.join(missing)} missing. {OWN_FILE}")
         known = {**self.defaults, **raw}
         _require_values(known)
         heads, eos = known["num_attention_heads"], known["eos_token_id"]
         if known["head_dim"] is None and known["hidden_size"] % heads:
             raise UserError(
                 f"hidden_size {known['hidden_size']} cannot be divided among {heads} attention"
-                f" heads, and no head_dim is given; {OWN_FILE}"
+                f" heads, and no head_dim is given. {OWN_FILE}"
             )
         common = {
             "vocab_size": known["vocab_size"],
@@ -91,7 +91,6 @@ class Family:
             "kv_heads": known["num_key_value_heads"] or heads,
             "head_dim": known["head_dim"] or known["hidden_size"] // heads,
             "rms_norm_eps": known["rms_norm_eps"],
-            "rope": read_rope(known),
             "tie_word_embeddings": known["tie_word_embeddings"],
             "max_position_embeddings": known["max_position_embeddings"],
             "initializer_range": known["initializer_range"],
@@ -100,7 +99,10 @@ class Family:
             if isinstance(eos, list)
             else eos,
         }
-        return DecoderConfig(model_type=model_type, **(common | self.read(known)))
+        own = self.read(known)
+        if "rope" not in own:
+            common["rope"] = read_rope(known)
+        return DecoderConfig(model_type=model_type, **(common | own))
 
     def write_config(self, config: DecoderConfig) -> dict[str, Any]:
         """Return the contents of config.json."""
@@ -143,11 +145,12 @@ class Family:
 def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
     """Return the sliding window of each layer, 0 for full attention, from `layer_types`."""
     if not isinstance(kinds, list):
-        raise UserError(f"layer_types must be a list; {OWN_FILE}")
+        raise UserError(f"layer_types is {kinds!r:.40}; expected a list. {OWN_FILE}")
     unknown = sorted(set(kinds) - set(LAYER_KINDS))
     if unknown:
         raise UserError(
-            f"layer type {', '.join(unknown)} is not supported; expected {' or '.join(LAYER_KINDS)}"
+            f"layer_types names {', '.join(unknown)}; expected {' or '.join(LAYER_KINDS)}. Use a"
+            " model with these layers alone"
         )
     return tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
 
@@ -162,18 +165,23 @@ def read_rope(known: Mapping[str, Any]) -> RopeConfig:
     of transformers 5."""
     rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"its RoPE parameters must be a JSON object; {OWN_FILE}")
+        raise UserError(f"RoPE parameters are {rope!r:.40}; expected a JSON object. {OWN_FILE}")
     if any(isinstance(value, dict) for value in rope.values()):
-        raise UserError("a RoPE for each layer type is not supported; use a model with one RoPE")
+        raise UserError(
+            "each layer type has its own RoPE; expected one for all layers. Use a model with one"
+        )
     for name in ROPE_NUMBERS:
         _require_number(rope.get(name), name)
     for settings in (known, rope):
         if settings.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-            raise UserError("partial_rotary_factor is not supported; use a model without it")
+            raise UserError(
+                "partial_rotary_factor is not 1; expected 1, or none. Use a model that has none"
+            )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise UserError(
-            f"RoPE type {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}"
+            f"RoPE type is {kind!r}; expected one of {', '.join(ROPE_TYPES)}. Use a model with one"
+            " of them"
         )
     theta = rope.get("rope_theta") or known.get("rope_theta") or 10000.0
     if kind == "default":
@@ -233,7 +241,9 @@ def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
 def _require_values(known: Mapping[str, Any]) -> None:
     """Check sizes, flags and ids before anything is made of them."""
     if known["hidden_act"] != "silu":
-        raise UserError(f"hidden_act {known['hidden_act']!r} is not supported; only silu is")
+        raise UserError(
+            f"hidden_act is {known['hidden_act']!r:.40}; expected silu. Use a model with it"
+        )
     limits = dict.fromkeys((*REQUIRED, "head_dim", "num_key_value_heads"), LARGEST_SIZE)
     limits |= {"num_hidden_layers": MOST_LAYERS, "max_position_embeddings": LARGEST_SIZE}
     for name, limit in limits.items():
@@ -242,25 +252,25 @@ def _require_values(known: Mapping[str, Any]) -> None:
         whole = isinstance(size, int) and not isinstance(size, bool)
         if not (size is None and optional) and not (whole and 1 <= size <= limit):
             raise UserError(
-                f"{name} is {size!r:.40}, must be a whole number from 1 to {limit:,}; {OWN_FILE}"
+                f"{name} is {size!r:.40}; expected a whole number from 1 to {limit:,}. {OWN_FILE}"
             )
     for name in NUMBERS:
         _require_number(known.get(name), name)
     for name in FLAGS:
         if known.get(name) not in (True, False, None):
-            raise UserError(f"{name} is {known[name]!r:.40}, must be true or false")
+            raise UserError(f"{name} is {known[name]!r:.40}; expected true or false. {OWN_FILE}")
     for name in ("bos_token_id", "eos_token_id"):
         ids = known[name] if isinstance(known[name], list) else [known[name]]
         if not all(token is None or isinstance(token, int) for token in ids):
-            raise UserError(f"{name} is {known[name]!r:.40}, must be a whole number")
+            raise UserError(f"{name} is {known[name]!r:.40}; expected a whole number. {OWN_FILE}")
 
 
 def _require_number(value: Any, name: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{name} is {value!r:.40}, must be a number; {OWN_FILE}")
+        raise UserError(f"{name} is {value!r:.40}; expected a number. {OWN_FILE}")
 
 
 def _required(rope: Mapping[str, Any], key: str) -> Any:
     if rope.get(key) is None:
-        raise UserError(f"rope parameters lack {key}; {OWN_FILE}")
+        raise UserError(f"RoPE parameters lack {key}. {OWN_FILE}")
     return rope[key]
