@@ -108,7 +108,7 @@ def test_a_suite_plans_its_cells_and_leaves_its_questions_whole(file, tmp_path):
     planned = cells(suite, tmp_path)
     assert len(planned) == len(suite.conditions) * len(suite.seeds)
     text = header(file)
-    assert f"python -m cogcalib_jax.studies configs/suites/{file.name}" in text
+    assert f"cogcalib study {file.stem}" in text
     assert "Needs:" in text
     for cell in planned:
         # Their texts stand in the question, which is never cut (docs/tasks.md).

@@ -32,7 +32,7 @@ COMMANDS = {
     "bench": Command("cogcalib_jax.cli.bench", "main", "time training, evaluation and loading"),
     "plan": Command("cogcalib_jax.cli.bench", "plan", "compile a step for absent devices"),
     "merge": Command("cogcalib_jax.hf.merge", "main", "merge an adapter into its base"),
-    "study": Command("cogcalib_jax.studies.__main__", "main", "run a suite of runs, or tune"),
+    "study": Command("cogcalib_jax.studies", "main", "run a suite of runs, or choose settings"),
 }
 EXAMPLES = """\
   cogcalib train --config world

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import Loaded, command_line
+from cogcalib_jax.configlib import Loaded
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.runs.folder import resumable
 
 
 def refuse_meaningless(loaded: Loaded[Any], refused: Mapping[str, str], command: str) -> None:
@@ -41,16 +39,6 @@ def require_folder(folder: Path, option: str) -> None:
     _make(folder, folder)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: cannot be written; choose another folder for {option}")
-
-
-def goes_on(folder: Path, argv: Sequence[str]) -> AbstractContextManager[None]:
-    """Tell SIGTERM and Ctrl-C within the block with this command, which goes on once `folder` is
-    there.
-
-    argv: the words behind `python -m cogcalib_jax.studies`.
-    """
-    command = command_line("python", "-m", "cogcalib_jax.studies", *argv)
-    return resumable(folder, command, begun=".")
 
 
 def _make(path: Path, folder: Path) -> None:

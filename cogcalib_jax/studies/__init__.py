@@ -1,0 +1,83 @@
+"""Studies: suites of runs, tuning on validation questions, the gate's NLL as a detector.
+
+This is the top room: it may import every other, and none imports it. `main` is `cogcalib study`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+
+from cogcalib_jax.cli.presets import preset_folder, preset_names
+from cogcalib_jax.compile_cache import enable_compile_cache
+from cogcalib_jax.configlib import command_line
+from cogcalib_jax.errors import UserError
+
+COMMANDS = {
+    "tune": "choose term, gate, weight and epochs on validation questions",
+    "detector": "measure how long the gate's NLL detects what the base knows",
+}
+SUITES = "suites/"
+
+
+def main(argv: list[str]) -> None:
+    """Run the suite that the first word names, or `tune` or `detector`, with the words after it.
+
+    Raises:
+        UserError: no such suite, and whatever a study refuses.
+    """
+    if argv and argv[0] in ("--help", "-h"):
+        print(_help())
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UserError(
+            f"command line: no study is named; expected a suite or one of {', '.join(COMMANDS)}."
+            " `cogcalib study --help` lists the suites"
+        )
+    enable_compile_cache()
+    if argv[0] in COMMANDS:
+        getattr(import_module(f"cogcalib_jax.studies.{argv[0]}"), argv[0])(argv[1:])
+    else:
+        import_module("cogcalib_jax.studies.suite").run_suite(find_suite(argv[0]), argv)
+
+
+def study_command(*argv: str) -> str:
+    """Return the line for a shell that runs a study with these words."""
+    return command_line("cogcalib", "study", *argv)
+
+
+def find_suite(word: str) -> str:
+    """Return the file that `word` names: a file as it stands, or a suite of ours by its name.
+
+    Raises:
+        UserError: neither.
+    """
+    if Path(word).is_file():
+        return word
+    name = word.removeprefix(SUITES).removesuffix(".yaml")
+    names = _suite_names()
+    if name in names:
+        return str(preset_folder() / SUITES / f"{name}.yaml")
+    if Path(word).suffix or "/" in word:
+        return word  # meant as a file: the reader says why it cannot be read
+    near = difflib.get_close_matches(name, [*names, *COMMANDS], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected a file or one of {', '.join(names)}"
+    raise UserError(f"command line: study is {word!r}; {hint}")
+
+
+def _suite_names() -> list[str]:
+    return [name.removeprefix(SUITES) for name in preset_names() if name.startswith(SUITES)]
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:10}{summary}" for name, summary in COMMANDS.items())
+    suites = "\n".join(f"  {name}" for name in _suite_names())
+    return (
+        "usage: cogcalib study SUITE [OPTIONS]\n"
+        f"       cogcalib study {{{','.join(COMMANDS)}}} [OPTIONS]\n\n"
+        "SUITE is the name of a suite or a YAML file of your own. `--dry-run true` lists its cells."
+        f"\n\nsuites (each with --help):\n{suites}\n\ncommands (each with --help):\n{commands}\n\n"
+        "examples:\n  cogcalib study world_quick\n"
+        "  cogcalib study tune --config world --seeds 0,1,2"
+    )

@@ -1,11 +1,11 @@
-"""Does the gate's NLL tell what the model knows, and for how long?
+"""The gate's NLL as a detector of knowledge, and for how long it is one.
 
-    python -m cogcalib_jax.studies detector --config configs/world.yaml --seeds 0,1
+    cogcalib study detector --config world --seeds 0,1
 
-Before fine-tuning and at every validation the very NLL that the gate compares with its threshold is
-written down for questions that are trained on and for validation questions, which are not, with the
-threshold fitted at that moment. It is judged as a detector of what the base knows (SliCK categories
-and, in the world, how often the corpus states a fact) and of answers that are right.
+Before fine-tuning and at every validation the gate's NLL is recorded for questions that are trained
+on and for validation questions, with the threshold fitted at that moment. It is judged as a
+detector of what the base knows (SliCK categories and, in the world, how often the corpus states a
+fact) and of right answers.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.configlib import check, command_line, load_config, style_identity
+from cogcalib_jax.configlib import check, load_config, style_identity
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.inference.predictions import write_rows
 from cogcalib_jax.runs.assemble import say
-from cogcalib_jax.runs.before_work import goes_on, require_folder, require_writable
+from cogcalib_jax.runs.before_work import require_folder, require_writable
 from cogcalib_jax.runs.config import SAMPLING_BASELINES, RunConfig
+from cogcalib_jax.runs.folder import resumable
 from cogcalib_jax.runs.method_run import Run
 from cogcalib_jax.runs.train import open_run
-from cogcalib_jax.studies.detector_report import MadeBy, write_results
-from cogcalib_jax.studies.detector_results import (
+from cogcalib_jax.studies import study_command
+from cogcalib_jax.studies.detector_report import (
     HELD_OUT,
     LABELS,
     NUMBERS,
@@ -38,11 +39,10 @@ from cogcalib_jax.studies.detector_results import (
     SCORES,
     TRAINED,
     tidy_rows,
+    write_results,
 )
-from cogcalib_jax.studies.slick import SlickScorer
-from cogcalib_jax.studies.slick_rule import SHOTS
-from cogcalib_jax.studies.suite import Cell, run_cells
-from cogcalib_jax.studies.suite_plan import plan_text
+from cogcalib_jax.studies.slick import SHOTS, SlickScorer
+from cogcalib_jax.studies.suite import Cell, advice, listing, run_cells
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.refit import example_nll
@@ -50,16 +50,16 @@ from cogcalib_jax.training.refit import example_nll
 
 @dataclass(frozen=True)
 class DetectorConfig(RunConfig):
-    """A run whose losses are watched while they train."""
+    """A run whose gate is watched while it trains."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
     methods: tuple[str, ...] = ("sft",)
-    """losses whose training is watched, each from the same start, named as in compare"""
+    """losses that are trained and watched, each from the same start, named as in compare"""
     shots: int = SHOTS
     """solved questions before each one in SliCK's prompts (the world's have none)"""
     folder: str | None = None
-    """where runs and results lie; unset: runs/detector-NAME after the preset's file"""
+    """folder of runs and results; unset: runs/detector-NAME after the preset's file"""
     out: str | None = None
     """Markdown file for a copy of the tables; unset: in the folder only"""
 
@@ -81,14 +81,14 @@ class DetectorConfig(RunConfig):
         check(self.training.probe_rows > 0, "training.probe_rows", "must be above 0 to watch rows")
 
     def run_config(self, seed: int, folder: Path) -> RunConfig:
-        """The comparison of one seed."""
+        """Return the comparison of one seed."""
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         own = {"seed": seed, "compare": self.methods, "run_dir": str(folder), "dry_run": False}
         return RunConfig(**values | own)
 
 
 class WatchedSeed(Cell):
-    """A seed is finished when its numbers are there."""
+    """One seed, finished when its numbers are written."""
 
     @property
     def title(self) -> str:
@@ -99,15 +99,17 @@ class WatchedSeed(Cell):
         return (self.folder / NUMBERS).is_file()
 
 
-def detector(argv: list[str]) -> str:
-    """The command: watch every seed, write the results, return what to print.
+def detector(argv: list[str]) -> None:
+    """Watch every seed, write the results and print them.
 
-    Raises UserError where seeds failed, after the results of the others were written.
+    Raises:
+        UserError: mistakes, before anything runs; and failed seeds, after the results of the others
+            were written.
     """
     loaded = load_config(
         DetectorConfig,
         with_preset_file(argv),
-        prog="detector",
+        prog=study_command("detector"),
         description=__doc__,
         default_preset=find_preset(DEFAULT),
     )
@@ -117,37 +119,31 @@ def detector(argv: list[str]) -> str:
     for seed in config.seeds:
         place = folder / f"seed-{seed}"
         run = config.run_config(seed, place)
-        # Its training, repeated: the config in the folder says it all.
+        # The config in the folder repeats its training.
         again = ("--config", str(place / "config.yaml"))
         planned.append(WatchedSeed("as in the preset", seed, run, place, again))
     if config.dry_run:
-        return plan_text(planned)
+        print(plain_text(listing(planned)))
+        return
     require_folder(folder, "--folder")
     if config.out is not None:
         require_writable(Path(config.out), "--out")
-    with goes_on(folder, ["detector", *argv]):
+    command = study_command("detector", *argv)
+    with resumable(folder, command, begun="."):
         failed = run_cells(planned, folder, partial(watch_seed, shots=config.shots))
     done = {cell.seed: cell.folder for cell in planned if cell not in failed}
     if not done:
         raise UserError(f"{folder}: every seed failed; the first: {failed[0].folder}/failure.txt")
-    command = command_line("python", "-m", "cogcalib_jax.studies", "detector", *argv)
     methods = tuple(planned[0].config.resolved_methods())
-    made_by = MadeBy(command, preset.name)
-    text = write_results(folder, made_by, done, methods, config.out and Path(config.out))
+    text = write_results(folder, command, done, methods, config.out and Path(config.out))
     if failed:
-        listed = ", ".join(cell.title for cell in failed)
-        raise UserError(
-            f"{folder / 'results.md'} lacks {listed}, which failed; see failure.txt in their"
-            " folders, then run the same command again"
-        )
-    return (
-        f"{text}\nTables and pictures: {folder / 'results.md'}, {folder / 'results.jsonl'}"
-        f"\nReport: {folder / 'report.html'}"
-    )
+        raise UserError(f"{folder / 'results.md'} lacks seeds that failed: {advice(failed)}")
+    print(plain_text(text))
+    print(f"Tables and pictures: {folder / 'results.md'}, {folder / 'results.jsonl'}")
 
 
 def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = SHOTS) -> None:
-    """Train every method of `config` and write down what the gate saw; `style` is not used."""
+    """Train every method of `config` and record the gate's NLL; `style` is not used."""
     run = open_run(config, "detector", list(cell.argv))
     trainer = run.trainer
     rows = {
@@ -167,12 +163,12 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
         finetune(trainer, method, start, run.folder / "style", folder, watch)
     hashes = {data: data_hash(encoded) for data, encoded in rows.items()}
     write_json(run.folder / PROVENANCE, provenance(cell.seed, hashes))
-    # Last, for it says that the seed is finished.
+    # Last: it marks the seed as finished.
     write_rows(run.folder / NUMBERS, tidy_rows(cell.seed, run.folder, tuple(methods)))
 
 
 def write_labels(run: Run, rows: Mapping[str, EncodedSplit], shots: int) -> None:
-    """What the model that training starts from knows of each question, a line each."""
+    """Write what the base knows of each question: a line with its SliCK category and exposure."""
     if (run.folder / LABELS).is_file():
         return
     say("== SliCK categories, before any training")
@@ -198,7 +194,8 @@ def write_labels(run: Run, rows: Mapping[str, EncodedSplit], shots: int) -> None
 def scores(
     trainer: Trainer, rows: Mapping[str, EncodedSplit], lora: nnx.State
 ) -> Iterator[dict[str, Any]]:
-    """What the gate sees of every question, and what the threshold of this moment makes of it."""
+    """Yield NLL, correctness and the gate's decision for every question, with the threshold of this
+    moment."""
     threshold = trainer.refit(lora).threshold
     for data, encoded in rows.items():
         nll, correct = example_nll(trainer.losses, lora, encoded, trainer.evaluation.batch_size)

@@ -1,12 +1,9 @@
-"""Pictures of a study: every seed of every condition, and the curve over the known share.
-
-Each function draws one figure from plain numbers and knows nothing of files.
-"""
+"""Figures of studies, each drawn from plain numbers; alternative texts of those on pages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +25,19 @@ from cogcalib_jax.report.canvas import (
     place_axes,
 )
 from cogcalib_jax.report.names import Look
+from cogcalib_jax.report.text import count, percent
+from cogcalib_jax.report.training_plots import KNOWN, UNKNOWN, steps_axis, style_patch
 
 COLUMNS = 3
 FLOOR = "floor: a calibrated model's ECE, up to its 95th percentile"
+TIMES = (("at the start", "#56B4E9"), ("at the end", "#7A1E5C"))
+KINDS = (("#7A1E5C", "-"), ("#009E73", (0, (4, 2))))
+"""colour and line of the questions trained on, and of the others"""
 
 
 @dataclass(frozen=True)
 class SeedDots:
-    """One method under one condition, a number a seed."""
+    """One method under one condition: a number for each seed."""
 
     method: str
     condition: str
@@ -50,24 +52,8 @@ class SeedDots:
     """[seeds]"""
 
 
-@dataclass(frozen=True)
-class RatioCurve:
-    """One method over the share of known rows among those it was fine-tuned on."""
-
-    name: str
-    look: Look
-    share: np.ndarray
-    """[dots] known share, as the other arrays a dot for each seed of each condition"""
-    ece: np.ndarray
-    confidence: np.ndarray
-    """[dots] mean confidence"""
-    accuracy: np.ndarray
-    floor: np.ndarray
-    """[dots, 2] mean and 95th percentile of the ECE's noise floor"""
-
-
 def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
-    """A line a method and condition: a dot for each seed, a bar at their mean."""
+    """Draw a line for each method and condition: a dot for each seed, a bar at their mean."""
     names = list(dict.fromkeys(row.method for row in rows))
     several = len({row.condition for row in rows}) > 1
     line, gap, height = 0.27, (0.38 if several else 0.0), 0.0
@@ -83,7 +69,7 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
     figure = new_figure(10.85, top + tall + 1.05)
     headline(
         figure,
-        "Every seed: how far off, how good, how often right",
+        "Every seed: ECE, NLL and accuracy",
         f"Answers to {task}. Dots: seeds; bars: their mean. Lower ECE and NLL are better.",
     )
     panels = [
@@ -91,7 +77,7 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
         ("NLL (nats)", lambda row: row.nll, False),
         ("accuracy (%)", lambda row: row.accuracy, True),
     ]
-    for column, (title, values, percent) in enumerate(panels):
+    for column, (title, values, is_share) in enumerate(panels):
         axes = place_axes(figure, left + across * column, top, across - 0.25, tall)
         for row, place in zip(rows, places, strict=True):
             dots = values(row)
@@ -105,7 +91,7 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
         axes.set_yticks(places, labels if column == 0 else [""] * len(labels))
         if column == 0:
             axes.set_xlim(left=0)
-        if percent:
+        if is_share:
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(title)
@@ -120,8 +106,36 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
     return figure
 
 
+def dots_text(rows: Sequence[SeedDots], task: str) -> str:
+    """Return the picture's numbers in words: a sentence for each line."""
+    parts = [
+        f"{row.method}, {row.condition}: ECE {row.ece.mean():.3f} (95th percentile of the floor"
+        f" {row.floor_p95:.3f}), NLL {row.nll.mean():.3f} nats, accuracy"
+        f" {percent(row.accuracy.mean())}, {count(len(row.ece), 'seed')}."
+        for row in rows
+    ]
+    opening = f"ECE, NLL and accuracy on {task} of every seed; in numbers, the means."
+    return " ".join([opening, *parts])
+
+
+@dataclass(frozen=True)
+class RatioCurve:
+    """One method over the share of known rows among its fine-tuning rows; a dot a run."""
+
+    name: str
+    look: Look
+    share: np.ndarray
+    """[dots] share of known rows"""
+    ece: np.ndarray
+    confidence: np.ndarray
+    """[dots] mean confidence"""
+    accuracy: np.ndarray
+    floor: np.ndarray
+    """[dots, 2] mean and 95th percentile of the ECE's noise floor"""
+
+
 def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
-    """ECE, and accuracy beside mean confidence, over the known share; a column a method."""
+    """Draw ECE, and accuracy beside mean confidence, over the known share: a column a method."""
     columns = min(len(curves), COLUMNS)
     rows = math.ceil(len(curves) / columns)
     across, height = (3.45 if len(curves) > 1 else 6.3), 2.05
@@ -129,7 +143,7 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
     figure = new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.95)
     headline(
         figure,
-        "Does known data make it overconfident?",
+        "Does known data make the model overconfident?",
         f"Fine-tuned on equally many questions; answers to {task}. Dots: seeds; lines: means.",
     )
     highest = 1.1 * max(max(curve.ece.max(), curve.floor.max()) for curve in curves)
@@ -192,3 +206,145 @@ def _ratio_panels(upper: Axes, lower: Axes, curve: RatioCurve, highest: float) -
         axes.set_xticks(shares)
         percent_axis(axes.xaxis)
         light_grid(axes)
+
+
+def ratio_text(curves: Sequence[RatioCurve], task: str) -> str:
+    """Return the curves' numbers in words: a sentence for each method and known share."""
+    parts = []
+    for curve in curves:
+        for share in sorted(set(curve.share.tolist())):
+            dots = curve.share == share
+            parts.append(
+                f"{curve.name}, {100 * share:.0f} % known: ECE {curve.ece[dots].mean():.3f} (floor"
+                f" {curve.floor[dots, 0].mean():.3f}), mean confidence"
+                f" {percent(curve.confidence[dots].mean())}, accuracy"
+                f" {percent(curve.accuracy[dots].mean())}."
+            )
+    opening = f"ECE, mean confidence and accuracy on {task} over the known share; means of seeds."
+    return " ".join([opening, *parts])
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A detector's ROC on one kind of questions, before and after fine-tuning."""
+
+    title: str
+    fpr: np.ndarray
+    """[points]"""
+    tpr: np.ndarray
+    """[2, seeds, points] at the start and at the end"""
+    threshold: np.ndarray
+    """[2, 2] its false and true positive rate with the threshold of that moment, mean of seeds"""
+    auroc: tuple[float, float]
+    """mean of seeds"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One kind of questions over training."""
+
+    name: str
+    steps: np.ndarray
+    """[moments]"""
+    auroc: Mapping[str, np.ndarray]
+    """detected property -> [seeds, moments], NaN if undefined"""
+    called: np.ndarray
+    """[seeds, moments, 3] share called known: of the known, of the unknown, of all"""
+
+
+def roc_figure(panels: Sequence[Curves], method: str) -> Figure:
+    """Draw ROC curves in two columns: the questions trained on, and the others."""
+    rows = -(-len(panels) // 2)
+    side, gap = 3.25, 0.95
+    figure = new_figure(2 * (side + gap) + 0.3, rows * (side + gap) + 0.85)
+    headline(
+        figure,
+        f"{method}: NLL as a detector of knowledge, before and after fine-tuning",
+        "Lines: mean of seeds; bands: all of them. Dots: the threshold fitted at that moment.",
+    )
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, 2)
+        axes = place_axes(
+            figure, 0.75 + column * (side + gap), 1.15 + row * (side + gap), side, side
+        )
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        for tpr, point, area, (when, color) in zip(
+            panel.tpr, panel.threshold, panel.auroc, TIMES, strict=True
+        ):
+            axes.fill_between(
+                panel.fpr, tpr.min(0), tpr.max(0), color=color, alpha=0.22, linewidth=0
+            )
+            label = f"{when}: AUROC {area:.3f}"
+            axes.plot(panel.fpr, tpr.mean(0), color=color, linewidth=2, label=label)
+            axes.plot(*point, "o", color=color, markersize=8, markeredgecolor="white", zorder=4)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_title(panel.title, fontweight="bold")
+        axes.set_xlabel("unknown called known (%)")
+        axes.set_ylabel("known called known (%)")
+        axes.legend(loc="lower right")
+        for axis in (axes.xaxis, axes.yaxis):
+            percent_axis(axis)
+        light_grid(axes)
+    return figure
+
+
+def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
+    """Draw AUROC over updates, a panel for each property; below, the share called known."""
+    targets = list(courses[0].auroc)
+    across, height = 3.55, 2.6
+    figure = new_figure(across * len(targets) + 0.75, 2 * height + 2.3)
+    headline(
+        figure,
+        f"{method}: NLL as a detector of knowledge during fine-tuning",
+        "Lines: mean of seeds; bands: all of them. Higher AUROC is better; 0.5 is chance.",
+    )
+    areas = np.concatenate([area.ravel() for one in courses for area in one.auroc.values()])
+    lowest = min(areas[~np.isnan(areas)], default=0.5)
+    for i, target in enumerate(targets):
+        axes = place_axes(figure, 0.75 + across * i, 1.1, across - 0.55, height)
+        for course, (color, line) in zip(courses, KINDS, strict=True):
+            _with_band(axes, course.steps, course.auroc[target], color, line)
+        axes.set_ylim(min(0.5, np.floor(10 * lowest) / 10), 1.005)
+        axes.set_title(target, fontweight="bold")
+        if i == 0:
+            axes.set_ylabel("AUROC of -NLL")
+        steps_axis(axes, int(courses[0].steps[-1]), int(courses[0].steps[0]))
+    for i, course in enumerate(courses):
+        axes = place_axes(figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2)
+        for k, (color, line) in enumerate(((KNOWN, "-"), (UNKNOWN, "-"), (INK, (0, (1, 1.5))))):
+            _with_band(axes, course.steps, course.called[:, :, k], color, line)
+        axes.set_ylim(0, 1.01)
+        percent_axis(axes.yaxis)
+        axes.set_title(f"Called known, {course.name}", fontweight="bold")
+        if i == 0:
+            axes.set_ylabel("called known (%)")
+        axes.set_xlabel("update")
+        steps_axis(axes, int(course.steps[-1]), int(course.steps[0]))
+    handles = [
+        Line2D([], [], color=color, linestyle=line, linewidth=2, label=f"questions {course.name}")
+        for course, (color, line) in zip(courses, KINDS, strict=True)
+    ]
+    handles += [
+        Line2D([], [], color=KNOWN, linewidth=2, label=f"of the known ({known})"),
+        Line2D([], [], color=UNKNOWN, linewidth=2, label="of the unknown"),
+        Line2D([], [], color=INK, linewidth=2, linestyle=(0, (1, 1.5)), label="of all"),
+        style_patch(),
+    ]
+    width, tall = figure.get_size_inches()
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=((0.75 + across * len(courses)) / width, 1 - (1.95 + height) / tall),
+        borderaxespad=0,
+        labelspacing=0.8,
+    )
+    return figure
+
+
+def _with_band(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, line: object) -> None:
+    """Draw `[seeds, moments]` without the moments that are undefined in a seed."""
+    defined = ~np.isnan(values).any(0)
+    steps, values = steps[defined], values[:, defined]
+    if values.size:
+        axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0)
+        axes.plot(steps, values.mean(0), color=color, linewidth=2, linestyle=line)

@@ -1,12 +1,8 @@
-"""What a model knows before it is fine-tuned: SliCK categories of questions, several prompts each.
+"""SliCK: categories of what a model knows, from its answers under several prompts.
 
-Definition and numbers: `studies/slick_rule.py`. Which prompts: of the world, the texts in which a
-fact can stand before its value, all of which its corpus holds (two forms of question, three
-statements); of other tasks, solved questions of the style split drawn anew for every prompt, since
-that split is neither trained on by a method nor scored. How answers are judged: open ones are
-generated and matched exactly, as published; of questions with options the greedy answer and the
-probability of the right one at temperature 0.5 are computed exactly, over the whole vocabulary, in
-place of 16 samples from its 40 likeliest tokens.
+Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?", EMNLP 2024
+(arXiv 2405.05904): section 3, figure 2a, and appendix C for the estimate of P_Correct. It is for
+analysis; no loss and no gate uses it. docs/studies.md says what differs from the paper.
 """
 
 from __future__ import annotations
@@ -30,28 +26,64 @@ from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.runs.method_run import Run
-from cogcalib_jax.studies.slick_rule import (
-    PROMPTS,
-    SAMPLES,
-    SHOTS,
-    TEMPERATURE,
-    slick_categories,
-    would_be_sampled,
-)
 from cogcalib_jax.world.config import RELATIONS
 
+# Section 3 and appendix C: 10 prompts of 4 solved questions, a greedy answer and 16 samples each.
+PROMPTS = 10
+SHOTS = 4
+SAMPLES = 16
+TEMPERATURE = 0.5
 MAX_BUCKETS = 4
 """padded lengths of all prompts together"""
+
+UNKNOWN = "Unknown"
+KNOWN = ("HighlyKnown", "MaybeKnown", "WeaklyKnown")
+CATEGORIES = (*KNOWN, UNKNOWN)
+
+
+def slick_categories(greedy: np.ndarray, sampled: np.ndarray) -> np.ndarray:
+    """Return the category of each question, `[rows]` of `CATEGORIES` (figure 2a).
+
+    Args:
+        greedy: `[rows, prompts]` bool, the greedy answer is right.
+        sampled: `[rows]` bool, an answer sampled at `TEMPERATURE` under any prompt is right.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    greedy, sampled = np.asarray(greedy, bool), np.asarray(sampled, bool)
+    if greedy.ndim != 2 or greedy.shape[1] == 0 or sampled.shape != greedy.shape[:1]:
+        raise ValueError(
+            f"shapes are {greedy.shape} and {sampled.shape}; expected [rows, prompts] and [rows]"
+        )
+    cases = [greedy.all(1), greedy.any(1), sampled]
+    return np.select(cases, KNOWN, default=UNKNOWN)
+
+
+def would_be_sampled(probability: np.ndarray, samples: int = SAMPLES) -> np.ndarray:
+    """Decide from exact probabilities if samples would hold the right answer, `[rows]` bool.
+
+    `samples` answers a prompt hold it with probability 1 - prod_j (1 - p_j)^samples. That is above
+    0 for every answer, so the line is drawn at one half, the outcome of most draws.
+
+    Args:
+        probability: `[rows, prompts]`, of the right answer at `TEMPERATURE`.
+        samples: answers drawn for each prompt.
+    """
+    p = np.asarray(probability, np.float64)
+    with np.errstate(divide="ignore"):  # log of 0 if an answer is certain
+        log_none = samples * np.log1p(-np.minimum(p, 1.0)).sum(1)
+    return -np.expm1(log_none) >= 0.5
 
 
 @dataclass(frozen=True)
 class Slick:
-    """What a model said to each of `n` questions."""
+    """A model's answers to `n` questions."""
 
     greedy: np.ndarray
     """[n, prompts] bool: the greedy answer is right"""
     sampled: np.ndarray
-    """[n, prompts]: P_correct at `TEMPERATURE`, exact or the share of right samples"""
+    """[n, prompts]: P_Correct at `TEMPERATURE`, exact or the share of right samples"""
     category: np.ndarray
     """[n] of `CATEGORIES`"""
 
@@ -67,21 +99,23 @@ class SlickScorer:
         self._pass = SplitPass(run.assembled.model, run.assembled.mesh, _greedy_and_sampled)
 
     def __call__(self, lora: nnx.State, rows: EncodedSplit) -> Slick:
-        """Raises UserError where a question with its solved ones does not fit the model."""
+        """Return the answers and categories of `rows`.
+
+        Raises:
+            UserError: a question with its solved ones does not fit the model.
+        """
         prompts = list(prompts_of(self._run, rows, self._shots))
         # The same for all prompts: each padded length compiles a pass of its own.
         buckets = length_buckets(np.concatenate([asked.lengths for asked in prompts]), MAX_BUCKETS)
-        greedy, sampled = [], []
-        for number, asked in enumerate(prompts):
-            if rows.is_open:
-                right, share = self._generated(lora, asked, number)
-            else:
-                right, share = self._exact(lora, asked, buckets)
-            greedy.append(right)
-            sampled.append(share)
-        chosen, probability = np.stack(greedy, 1), np.stack(sampled, 1)
-        ever = (probability > 0).any(1) if rows.is_open else would_be_sampled(probability)
-        return Slick(chosen, probability, slick_categories(chosen, ever))
+        answered = [
+            self._generated(lora, asked, number)
+            if rows.is_open
+            else self._exact(lora, asked, buckets)
+            for number, asked in enumerate(prompts)
+        ]
+        greedy, sampled = (np.stack(values, 1) for values in zip(*answered, strict=True))
+        ever = (sampled > 0).any(1) if rows.is_open else would_be_sampled(sampled)
+        return Slick(greedy, sampled, slick_categories(greedy, ever))
 
     def _generated(
         self, lora: nnx.State, asked: EncodedSplit, number: int
@@ -103,7 +137,7 @@ class SlickScorer:
 def _greedy_and_sampled(
     decoder: Decoder, batch: Batch, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether greedy decoding gives the right answer, and its log-probability when sampled.
+    """Greedy decoding gives the right answer; its log-probability when sampled, `[rows]` each.
 
     A sampled answer is drawn token by token, so its probability is the product of its tokens' at
     the temperature.
@@ -113,9 +147,14 @@ def _greedy_and_sampled(
 
 
 def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[EncodedSplit]:
-    """`rows` asked anew under one prompt after the other; count: of solved questions.
+    """Yield `rows` under one prompt after the other, each with `count` solved questions.
 
-    Raises UserError where there are too few to show, or the model has no room for them.
+    In the world the prompts are the texts that its corpus may hold before a value, without solved
+    questions. Other tasks draw the solved ones anew for every prompt from the style split, which
+    no method trains on after style adaptation and none is scored on.
+
+    Raises:
+        UserError: too few solved questions, or no room for them in the model's context.
     """
     examples = [row.example for row in rows]
     if isinstance(TASKS[run.config.data.task], MadeTask):
@@ -125,8 +164,8 @@ def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[Enc
     config, pool = _with_shots(run.config.data, count), run.trainer.splits["style"]
     if len(pool) < count:
         raise UserError(
-            f"detector: the style split has {len(pool)} questions, and {count} solved ones are"
-            " to be shown before each; raise data.style_fraction, or lower shots"
+            f"detector: the style split has {len(pool)} questions; expected at least {count}, to be"
+            " shown before each one. Raise data.style_fraction, or lower shots"
         )
     context = run.assembled.decoder.config.max_position_embeddings
     new = run.config.evaluation.open.max_new_tokens if rows.is_open else 0
@@ -137,14 +176,14 @@ def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[Enc
         longest = max(len(row.prompt_ids) for row in asked) if rows.is_open else asked.lengths.max()
         if longest + new > context:
             raise UserError(
-                f"detector: with {count} solved questions a prompt takes {longest} tokens, and with"
-                f" its answer more than the model's context of {context}; lower shots"
+                f"detector: a prompt with {count} solved questions is {longest} tokens long, too"
+                f" long with its answer for the model's context of {context}; lower shots"
             )
         yield asked
 
 
 def wordings(example: Example) -> tuple[Example, ...]:
-    """A fact of the world in each of the texts that its corpus may hold before the value."""
+    """Return a fact of the world in each text that its corpus may hold before the value."""
     relation = RELATIONS[example.extra["relation"]]
     texts = (relation.form_a, relation.form_b, *relation.statements)
     return tuple(
@@ -154,6 +193,6 @@ def wordings(example: Example) -> tuple[Example, ...]:
 
 
 def _with_shots(config: DataConfig, count: int) -> DataConfig:
-    """Prompts of the task with solved questions; a published protocol's prompt has none."""
+    """The task's own prompt with solved questions; a published protocol's has none."""
     room = config.max_length * (count + 1)
     return replace(config, few_shot=count, protocol=CLEAN, max_length=room, on_bad_row="error")

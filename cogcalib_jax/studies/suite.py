@@ -1,16 +1,15 @@
-"""A study: a preset under several conditions and seeds, resumable, in one folder with one table.
+"""A suite: a preset under several conditions and seeds, resumable, in one folder with one table.
 
-A cell is one condition with one seed. Its methods are a comparison (`--compare`), so they share
-base, data, style phase and first threshold; cells that differ in nothing the style phase sees share
-that phase too, and all share compiled steps through JAX's cache on disk. A finished cell is never
-run again, a half-finished one continues, and one that fails is reported and does not stop the rest.
+A cell is one condition with one seed. Its methods are a comparison (`--compare`): they share base,
+data, style phase and first threshold. Cells with the same style phase share it, too, and all cells
+share compiled steps. A finished cell is not run again, a begun one continues, and one that fails
+does not stop the others.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,51 +17,59 @@ from pathlib import Path
 
 import jax
 
+from cogcalib_jax.cli.presets import with_preset_file
 from cogcalib_jax.configlib import (
     FieldError,
     check,
     load_config,
     places,
     style_identity,
+    to_yaml,
     without_person,
 )
 from cogcalib_jax.configlib.command_line import SOURCE
 from cogcalib_jax.console import progress_bar
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.report.load_run import read_run
 from cogcalib_jax.report.names import DERIVED, REFERENCES
 from cogcalib_jax.report.report import write_report
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.text import count
 from cogcalib_jax.runs.assemble import say, with_own_lora
-from cogcalib_jax.runs.before_work import refuse_choice_of_rule
+from cogcalib_jax.runs.before_work import refuse_choice_of_rule, require_folder, require_writable
 from cogcalib_jax.runs.config import RunConfig, require_same_config
-from cogcalib_jax.runs.folder import holding_locks, lock_folder
+from cogcalib_jax.runs.folder import holding_locks, lock_folder, resumable
 from cogcalib_jax.runs.train import train_run
+from cogcalib_jax.studies import study_command
+from cogcalib_jax.studies.suite_report import write_results
+from cogcalib_jax.studies.suite_results import Condition, Study
 
-# Compiling a step of the world takes 2 to 6 s; what takes less is not worth a file.
 MIN_COMPILE_SECONDS = 0.5
+"""compiled steps that took less are not worth a file"""
 
-# Settings of a run that a condition cannot have, and who has them.
-THE_SUITES = {
+OWN_SETTINGS = {
     "seed": "name them in seeds",
     "run_dir": "cells lie in folder",
-    "resume": "a suite goes on by itself",
+    "resume": "a suite continues by itself",
     "dry_run": "give the suite --dry-run",
 }
+"""settings of a run that a condition cannot have, and what to do instead"""
 
 
 @dataclass(frozen=True)
 class SuiteConfig:
     """A grid of conditions and seeds over one preset."""
 
-    preset: str = "configs/world.yaml"
-    """the run every cell starts from"""
+    preset: str = "world"
+    """the run every cell starts from: the name of a preset, or a file"""
     question: str = ""
-    """what the suite is to answer, in a sentence; heads its tables"""
+    """the question that the suite answers, in one sentence; it heads the tables"""
     compare: tuple[str, ...] = ()
     """methods of every cell, as in train.py; none: as the preset says"""
     conditions: tuple[str, ...] = ("'as in the preset'",)
-    """each a name, in quotes where it has blanks, then settings as PATH=VALUE"""
+    """each a name, in quotes if it has blanks, then settings as PATH=VALUE"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
     across: tuple[str, ...] = ()
@@ -70,18 +77,18 @@ class SuiteConfig:
     followed: tuple[str, ...] = ()
     """methods whose accuracy and confidence over training are shown; none: every loss"""
     folder: str | None = None
-    """where the cells and results lie; unset: runs/NAME after the suite's file"""
+    """folder of the cells and results; unset: runs/suites/NAME after the suite's file"""
     out: str | None = None
     """Markdown file for a copy of the tables; unset: in the folder only"""
     dry_run: bool = False
-    """list the cells with an estimate of their time, and run nothing"""
+    """list the cells with their state, and run nothing"""
 
     def __post_init__(self) -> None:
         check(len(self.seeds) > 0, "seeds", "must name at least one seed")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", "must name each seed once")
         check(len(self.conditions) > 0, "conditions", "must name at least one condition")
         names = [parse_condition(entry)[0] for entry in self.conditions]
-        check(len(set(names)) == len(names), "conditions", "must have a name of its own each")
+        check(len(set(names)) == len(names), "conditions", "must have different names")
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Cell:
     config: RunConfig
     folder: Path
     argv: tuple[str, ...]
-    """the command line of train.py that makes this very run"""
+    """the command line of train.py that makes the same run"""
 
     @property
     def title(self) -> str:
@@ -107,9 +114,92 @@ class Cell:
     def trained(self) -> bool:
         return (self.folder / "comparison.json").is_file()
 
+    @property
+    def state(self) -> str:
+        """The word of a dry run for what a start of the suite finds."""
+        if self.finished:
+            return "finished"
+        if (self.folder / "failure.txt").is_file():
+            return "failed, runs again"
+        return "begun" if (self.folder / "config.yaml").is_file() else "to do"
+
+
+def run_suite(file: str, argv: Sequence[str]) -> None:
+    """Run the suite in `file`, write its results and print them.
+
+    argv: the words behind `cogcalib study`; all but the first are options.
+
+    Raises:
+        UserError: mistakes, before anything runs; and failed cells, after the results of the others
+            were written.
+    """
+    words = ["--config", file, *argv[1:]]
+    prog = study_command(argv[0])
+    config = load_config(SuiteConfig, words, prog=prog, description=__doc__).config
+    name = Path(file).stem
+    folder = Path(config.folder) if config.folder else Path("runs") / "suites" / name
+    planned = cells(config, folder)
+    if config.dry_run:
+        print(plain_text(listing(planned)))
+        return
+    require_folder(folder, "--folder")
+    if config.out is not None:
+        require_writable(Path(config.out), "--out")
+    command = study_command(*argv)
+    with resumable(folder, command, begun="."):
+        failed = run_cells(planned, folder)
+    if len(failed) == len(planned):
+        raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
+    text = write_results(_study(config, name, command, planned, failed, folder))
+    if config.out is not None:
+        write_whole(Path(config.out), f"    {command}\n\n{text}")
+    print(plain_text(text))
+    print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
+    print(f"Report: {folder / 'report.html'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(planned)} cells failed: {advice(failed)}")
+
+
+def advice(failed: Sequence[Cell]) -> str:
+    """Return the titles of failed cells and what to do about them."""
+    titles = ", ".join(cell.title for cell in failed)
+    return f"{titles}. Read failure.txt in their folders, then run the same command again"
+
+
+def _study(
+    config: SuiteConfig,
+    name: str,
+    command: str,
+    planned: Sequence[Cell],
+    failed: Sequence[Cell],
+    folder: Path,
+) -> Study:
+    """The finished cells as the report sees them, in the suite's order."""
+    conditions = []
+    for entry in config.conditions:
+        condition, words = parse_condition(entry)
+        done = [cell for cell in planned if cell.condition == condition and cell not in failed]
+        if done:
+            changed = zip(words[::2], words[1::2], strict=True)
+            settings = tuple(f"{path.removeprefix('--')}={value}" for path, value in changed)
+            runs = {cell.seed: read_run(cell.folder) for cell in done}
+            conditions.append(Condition(condition, settings, runs))
+    return Study(
+        name=name,
+        question=config.question,
+        folder=folder,
+        preset=config.preset,
+        command=command,
+        configuration=to_yaml(config),
+        across=config.across,
+        conditions=tuple(conditions),
+        followed=config.followed,
+        failed=tuple(cell.title for cell in failed),
+    )
+
 
 def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
-    """`"all known" composition.known_share=1` -> name and command-line words."""
+    """Return name and command-line words of `"all known" composition.known_share=1`."""
     try:
         name, *settings = shlex.split(entry)
     except ValueError as error:
@@ -117,51 +207,62 @@ def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
     check(
         any(map(str.isalnum, name)),
         "conditions",
-        f"must have names with a letter or a digit, which become those of folders (got {name!r})",
+        f"must have names with a letter or a digit, for their folders (got {name!r})",
     )
     words: list[str] = []
     for setting in settings:
         path, equals, value = setting.partition("=")
         check(bool(equals), "conditions", f"must have settings as PATH=VALUE (got {setting!r})")
-        of_suite = THE_SUITES.get(path.replace("-", "_"))
-        check(of_suite is None, "conditions", f"must not set {path}; {of_suite} (got {setting!r})")
+        instead = OWN_SETTINGS.get(path.replace("-", "_"))
+        check(instead is None, "conditions", f"must not set {path}; {instead} (got {setting!r})")
         words += [f"--{path}", value]
     return name, tuple(words)
 
 
 def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
-    """Every cell, seeds of one condition together.
+    """Return every cell, the seeds of one condition together.
 
-    Raises UserError for a preset or setting that does not exist, before anything is run.
+    Raises:
+        UserError: a preset or setting that does not exist, or tables of a method that no condition
+            trains.
     """
     planned = []
     for entry in config.conditions:
         name, words = parse_condition(entry)
+        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
         for seed in config.seeds:
-            place = folder / slug(name) / f"seed-{seed}"
-            argv = ["--config", config.preset]
+            place = folder / slug / f"seed-{seed}"
+            options = {"--config": config.preset}
             if config.compare:
-                argv += ["--compare", ",".join(config.compare)]
+                options["--compare"] = ",".join(config.compare)
             # Later words win: a condition may compare other methods than the suite.
-            merged = dict(zip(argv[::2], argv[1::2], strict=True))
-            merged |= dict(zip(words[::2], words[1::2], strict=True))
-            merged |= {"--seed": str(seed), "--run-dir": str(place)}
-            argv = [word for pair in merged.items() for word in pair]
-            run = _config(argv, f"condition {name!r}, seed {seed}")
+            options |= dict(zip(words[::2], words[1::2], strict=True))
+            options |= {"--seed": str(seed), "--run-dir": str(place)}
+            argv = tuple(word for pair in options.items() for word in pair)
+            run = _run_config(argv, f"condition {name!r}, seed {seed}")
             if not run.compare:
                 raise UserError(
                     f"suite: condition {name!r} compares no methods; name them with compare (in the"
                     " suite, in the condition as compare=sft,cols, or in the preset)"
                 )
-            planned.append(Cell(name, seed, run, place, tuple(argv)))
+            planned.append(Cell(name, seed, run, place, argv))
     if len({cell.folder for cell in planned}) < len(planned):
         raise UserError("suite: two conditions would have one folder; give them other names")
     _require_methods(config, planned)
     return planned
 
 
+def _run_config(argv: Sequence[str], cell: str) -> RunConfig:
+    try:
+        config = load_config(RunConfig, with_preset_file(argv), prog="", description="").config
+        refuse_choice_of_rule(config.option_score, "a suite")
+        return config
+    except UserError as error:
+        reason = str(error).removeprefix(f"{SOURCE}: ")  # nobody typed these words
+        raise UserError(f"suite: {cell}: {reason}") from error
+
+
 def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
-    """Tables of a method that nobody trains would only be missing in the end."""
     losses = dict.fromkeys(key for cell in planned for key in cell.config.resolved_methods())
     baselines = dict.fromkeys(key for cell in planned for key in cell.config.sampling_baselines)
     derived = [f"{key}_{derivation}" for key in losses for derivation in DERIVED]
@@ -177,28 +278,23 @@ def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
                 )
 
 
-def _config(argv: Sequence[str], cell: str) -> RunConfig:
-    try:
-        config = load_config(RunConfig, argv, prog="", description="").config
-        refuse_choice_of_rule(config.option_score, "a suite")
-        return config
-    except UserError as error:
-        reason = str(error).removeprefix(f"{SOURCE}: ")  # nobody typed these words
-        raise UserError(f"suite: {cell}: {reason}") from error
-
-
-def slug(name: str) -> str:
-    """A condition's name as that of a folder."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+def listing(planned: Sequence[Cell]) -> str:
+    """Return a table of the cells with their state."""
+    rows = tuple(
+        (cell.condition, str(cell.seed), ", ".join(cell.config.compare), cell.state)
+        for cell in planned
+    )
+    note = f"{count(len(rows), 'cell')}, {sum(not cell.finished for cell in planned)} still to run."
+    return as_text(Table(("condition", "seed", "methods", "state"), rows, note))
 
 
 Work = Callable[[Cell, RunConfig, Path | None], None]
-"""What is done for a cell: with its config, resumed where it was begun, and a finished style phase
-that is the same, where there is one."""
+"""The work of a cell: with its config, resumed if it was begun, and the folder of an equal finished
+style phase, if there is one."""
 
 
 def train_cell(cell: Cell, config: RunConfig, style: Path | None) -> None:
-    """A comparison with its report; the report alone where it was killed over that."""
+    """Train a comparison and write its report, or the report alone if that is all that lacks."""
     if cell.trained:
         require_same_config(cell.folder, with_own_lora(cell.config))
     else:
@@ -207,55 +303,49 @@ def train_cell(cell: Cell, config: RunConfig, style: Path | None) -> None:
 
 
 def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) -> list[Cell]:
-    """Do what is not finished; returns the cells that failed, each with `failure.txt`.
+    """Do what is not finished. Return the cells that failed, each with its `failure.txt`.
 
-    Raises Preempted where SIGTERM comes: no cell failed, and the same suite goes on from there.
+    Raises:
+        Preempted: SIGTERM came. No cell failed, and the same suite continues from there.
     """
-    with holding_locks():
-        lock_folder(folder)
-        return _run_cells(planned, folder, work)
-
-
-def _run_cells(planned: Sequence[Cell], folder: Path, work: Work) -> list[Cell]:
-    share_compiled_steps(folder / "compiled")
     failed = []
     styles: dict[str, Path] = {}
-    with progress_bar(len(planned), folder.name, "cell") as bar:
-        for cell in planned:
-            bar.set_postfix_str(cell.title)
-            settings = style_identity(with_own_lora(cell.config))
-            style_key = json.dumps([settings, places(cell.config)], sort_keys=True)
-            try:
-                _run(cell, styles.get(style_key), work)
-            except Preempted as stopped:
-                raise stopped.with_words(f"in {cell.title}") from None
-            except Exception as error:  # whatever it is: the other cells do not depend on it
-                failed.append(cell)
-                write_whole(cell.folder / "failure.txt", without_person(traceback.format_exc()))
-                say(f"== {cell.title} failed: {error} (details: {cell.folder / 'failure.txt'})")
-            else:
-                styles.setdefault(style_key, cell.folder / "style")
-            bar.update()
-            # Compiled functions of finished cells would stay in memory.
-            jax.clear_caches()
+    with holding_locks():
+        lock_folder(folder)
+        share_compiled_steps(folder / "compiled")
+        with progress_bar(len(planned), folder.name, "cell") as bar:
+            for cell in planned:
+                bar.set_postfix_str(cell.title)
+                settings = style_identity(with_own_lora(cell.config))
+                style_key = json.dumps([settings, places(cell.config)], sort_keys=True)
+                try:
+                    _run(cell, styles.get(style_key), work)
+                except Preempted as stopped:
+                    raise stopped.with_words(f"in {cell.title}") from None
+                except Exception as error:  # whatever it is: the other cells do not depend on it
+                    failed.append(cell)
+                    file = cell.folder / "failure.txt"
+                    write_whole(file, without_person(traceback.format_exc()))
+                    say(f"== {cell.title} failed: {error} (details: {file})")
+                else:
+                    styles.setdefault(style_key, cell.folder / "style")
+                bar.update()
+                # Compiled functions of finished cells would stay in memory.
+                jax.clear_caches()
     return failed
 
 
-def share_compiled_steps(folder: Path) -> None:
-    """Keep what XLA compiles in `folder`, for later cells and later processes."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
-
-
 def _run(cell: Cell, style: Path | None, work: Work) -> None:
-    """One cell, from where it stands."""
     if cell.finished:
         require_same_config(cell.folder, with_own_lora(cell.config))
         return
     say(f"== {cell.title}, in {cell.folder}")
     (cell.folder / "failure.txt").unlink(missing_ok=True)
     resume = (cell.folder / "config.yaml").is_file()
-    start = time.monotonic()
     work(cell, replace(cell.config, resume=resume), style)
-    with (cell.folder / "seconds.txt").open("a", encoding="utf-8") as file:
-        file.write(f"{time.monotonic() - start:.1f}\n")
+
+
+def share_compiled_steps(folder: Path) -> None:
+    """Keep compiled programs in `folder`, for later cells and later processes."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

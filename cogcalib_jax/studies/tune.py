@@ -1,44 +1,59 @@
 """Choose term, gate, weight and epochs on validation questions; no test question is read.
 
-    python -m cogcalib_jax.studies tune --config configs/world.yaml --seeds 0,1,2
+    cogcalib study tune --config world --seeds 0,1,2
 
-Every candidate is trained from the same style-adapted start. Plain fine-tuning, the same stopped at
-its best validation epoch, and with a fitted temperature, are candidates like all others. Among
-those whose accuracy is within one point of plain fine-tuning's, the lowest validation NLL leads;
-recommended is the simplest candidate that cannot be told from the leader. A preset that trains the
-recommended candidate is written.
+Every candidate is trained from the same style-adapted start. Plain fine-tuning is a candidate like
+all others, also stopped at its best validation epoch and with a fitted temperature. Recommended is
+the simplest candidate that cannot be told from the best, and a preset that trains it is written.
 
-What a candidate believes of the questions is kept in the folder as soon as it is trained: the same
-command started again trains what is missing, also where it asks for more.
+The answers of a candidate are kept in the folder as soon as it is trained. The same command
+continues after any interruption, and may then ask for more.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.configlib import FieldError, check, command_line, load_config, to_yaml
+from cogcalib_jax.configlib import FieldError, check, load_config, style_identity, to_yaml
 from cogcalib_jax.data.json_values import as_json
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import whole_file, write_whole
+from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.files import damage, whole_file, write_whole
+from cogcalib_jax.inference.posthoc import fit_temperature
+from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.registries import GATES, TERMS
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.runs.assemble import say, with_own_lora
 from cogcalib_jax.runs.before_work import (
-    goes_on,
     refuse_choice_of_rule,
     refuse_meaningless,
     require_folder,
 )
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.folder import holding_locks, lock_folder
-from cogcalib_jax.studies.choosing import BEST_EPOCH, Candidate, Found, numbers_of, recommend
+from cogcalib_jax.runs.config import RunConfig, require_same_config
+from cogcalib_jax.runs.folder import holding_locks, lock_folder, resumable
+from cogcalib_jax.runs.stored import CONFIG_FILE, read_config
+from cogcalib_jax.runs.train import composed, open_run
+from cogcalib_jax.studies import study_command
+from cogcalib_jax.studies.recommend import (
+    BEST_EPOCH,
+    SFT,
+    TEMPERATURE,
+    Candidate,
+    Found,
+    numbers_of,
+    recommend,
+)
 from cogcalib_jax.studies.suite import share_compiled_steps
-from cogcalib_jax.studies.trying import Trial, read_trial, require_same_trials, train_missing
-from cogcalib_jax.studies.tune_plan import trials_text
+from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
+from cogcalib_jax.training.validation import Belief, options_belief
 
-# Options of a run that mean nothing here, and what to write instead.
 REFUSED = {
     "compare": "name what is tried with --terms, --gates and --weights",
     "method.name": "name what is tried with --terms and --gates",
@@ -49,11 +64,40 @@ REFUSED = {
     "run_dir": "everything lies in the folder --out",
     "resume": "what is finished in the folder --out is never trained again",
 }
+"""options of a run that have no meaning here, and what to write instead"""
+KEPT = ("correct", "confidence", "nll")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Candidates of one seed and length, which share their start.
+
+    `folder` is a run folder with the style phase of all candidates; `folder/tried` holds a file for
+    each finished training, named as in compare.
+    """
+
+    config: RunConfig
+    entries: tuple[str, ...]
+    """methods as in compare, with their weights; `sft` includes those derived from it"""
+    folder: Path
+
+    def tried(self, entry: str) -> Path:
+        """Return the file of a finished training."""
+        return self.folder / "tried" / f"{entry}.json"
+
+    @property
+    def missing(self) -> list[str]:
+        """Entries that are not finished."""
+        return [entry for entry in self.entries if not self.tried(entry).is_file()]
+
+    def method(self, entry: str) -> MethodConfig:
+        (method,) = replace(self.config, compare=(entry,)).resolved_methods().values()
+        return method
 
 
 @dataclass(frozen=True)
 class TuneConfig(RunConfig):
-    """A run, and what is tried on its validation split."""
+    """A run, and the candidates tried on its validation split."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds for developing; those that are published (100 and up) are refused"""
@@ -95,14 +139,14 @@ class TuneConfig(RunConfig):
                 )
 
     def run_config(self, seed: int, epochs: float) -> RunConfig:
-        """The run that is tuned, with one seed and length."""
+        """Return the run that is tuned, with one seed and length."""
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         training = replace(self.training, epochs=epochs)
         own = {"seed": seed, "training": training, "compare": ("sft",)}
         return RunConfig(**values | own | {"run_dir": None, "resume": False, "dry_run": False})
 
     def trials(self, folder: Path) -> list[Trial]:
-        """Everything that is tried, a trial for each seed and length."""
+        """Return a trial for each seed and length, with all candidates."""
         entries = ["sft"] + [
             f"{term}@{gate}={weight}"
             for term in self.terms
@@ -118,12 +162,12 @@ class TuneConfig(RunConfig):
         return made
 
 
-def tune(argv: list[str]) -> str:
-    """The command: try what is not yet tried, write results and preset, return what to print."""
+def tune(argv: list[str]) -> None:
+    """Try all candidates that are missing, write results and preset, and print them."""
     loaded = load_config(
         TuneConfig,
         with_preset_file(argv),
-        prog="tune",
+        prog=study_command("tune"),
         description=__doc__,
         default_preset=find_preset(DEFAULT),
     )
@@ -132,21 +176,22 @@ def tune(argv: list[str]) -> str:
     refuse_choice_of_rule(config.option_score, "tune")
     folder = Path(config.out) if config.out else Path("runs") / f"tune-{name}"
     trials = config.trials(folder)
-    require_same_trials(folder, trials)
+    _require_same_config(folder, trials[0].config)
     if config.dry_run:
-        return trials_text(trials)
+        print(plain_text(_listing(trials)))
+        return
     require_folder(folder, "--out")
-    with goes_on(folder, ["tune", *argv]), holding_locks():
+    command = study_command("tune", *argv)
+    with resumable(folder, command, begun="."), holding_locks():
         lock_folder(folder)
         share_compiled_steps(folder / "compiled")
         for trial in trials:
-            train_missing(trial, argv)
-    tried = [(one.config.seed, *found) for one in trials for found in read_trial(one)]
+            _train_missing(trial, argv)
+    tried = [(one.config.seed, *found) for one in trials for found in _read_trial(one)]
     found: Found = {}
     for _, candidate, belief in tried:
         found.setdefault(candidate, []).append(belief)
     chosen, text = recommend(found, len(config.seeds))
-    command = command_line("python", "-m", "cogcalib_jax.studies", "tune", *argv)
     write_whole(folder / "tune.md", f"    {command}\n\n{text}\n")
     with whole_file(folder / "tune.jsonl") as file:
         for seed, candidate, belief in tried:
@@ -154,11 +199,12 @@ def tune(argv: list[str]) -> str:
             file.write(json.dumps(as_json(line), allow_nan=False) + "\n")
     preset = folder / f"{name}_tuned.yaml"
     write_whole(preset, _preset(config, chosen, command))
-    return f"{text}\n\nPreset: {preset}\nEverything tried: {folder / 'tune.md'}"
+    places = f"Preset: {preset}\nEverything tried: {folder / 'tune.md'}"
+    print(plain_text(f"{text}\n\n{places}"))
 
 
 def _preset(config: TuneConfig, chosen: Candidate, command: str) -> str:
-    """The run that trains the recommended candidate."""
+    """The run that trains the recommended candidate, as YAML."""
     run = replace(config.run_config(0, chosen.epochs), compare=())
     notes = [f"# Recommended on validation questions: {chosen.label}.", "#", f"#     {command}"]
     if chosen.method is not None:
@@ -170,3 +216,93 @@ def _preset(config: TuneConfig, chosen: Candidate, command: str) -> str:
         else:
             notes += ["#", "# Divide option scores by the temperature in adapter/calibration.json."]
     return "\n".join(notes) + "\n" + to_yaml(run)
+
+
+def _listing(trials: Sequence[Trial]) -> str:
+    rows = []
+    for trial in trials:
+        missing = trial.missing
+        seed, epochs = str(trial.config.seed), f"{trial.config.training.epochs:g}"
+        for entry in trial.entries:
+            rows.append((seed, epochs, entry, "to do" if entry in missing else "finished"))
+    to_do = sum(row[-1] == "to do" for row in rows)
+    note = (
+        f"{len(rows)} trainings, {to_do} still to run. The best epoch of sft and a temperature for"
+        " it need no training of their own."
+    )
+    return as_text(Table(("seed", "epochs", "method", "state"), tuple(rows), note))
+
+
+def _require_same_config(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder whose trials have another config; seeds and lengths may differ."""
+    for file in sorted(folder.glob(f"seed-*/epochs-*/{CONFIG_FILE}")):
+        stored = read_config(file.parent, RunConfig)
+        training = replace(config.training, epochs=stored.training.epochs)
+        asked = with_own_lora(replace(config, seed=stored.seed, training=training))
+        require_same_config(file.parent, asked)
+
+
+def _train_missing(trial: Trial, argv: Sequence[str]) -> None:
+    """Train what is not finished and keep its answers; a begun training continues."""
+    folder, missing = trial.folder, trial.missing
+    if not missing:
+        return
+    resume = (folder / CONFIG_FILE).is_file()
+    run = open_run(replace(trial.config, resume=resume), "tune", list(argv))
+    style = folder / "style"
+    start = style_phase(run.trainer, run.assembled.lora, style, style_identity(run.config))
+    run = composed(run, start)
+    for entry in missing:
+        at = f"{trial.entries.index(entry) + 1} of {len(trial.entries)}"
+        epochs = trial.config.training.epochs
+        say(f"== seed {trial.config.seed}, {epochs:g} epochs: {entry} ({at})")
+        method, place = trial.method(entry), folder / entry
+        result = finetune(run.trainer, method, start, style, place)
+        belief = run.trainer.belief(result.lora, run.trainer.splits["validation"])
+        found = {SFT if entry == SFT else f"{method.label}, weight {method.weight:g}": belief}
+        if entry == SFT:
+            found |= _derived(run.trainer, result)
+        kept = {
+            name: {key: getattr(belief, key).tolist() for key in KEPT}
+            for name, belief in found.items()
+        }
+        write_whole(trial.tried(entry), json.dumps(as_json(kept), allow_nan=False))
+        # Only answers are compared; the weights of dozens of trainings would fill a disk.
+        shutil.rmtree(place)
+
+
+def _derived(trainer: Trainer, result: FinetuneResult) -> dict[str, Belief]:
+    """The candidates that plain fine-tuning gives without a training of their own, by name."""
+    validation = trainer.splits["validation"]
+    derived = {BEST_EPOCH: trainer.belief(result.best_lora, validation)}
+    if trainer.answers is None:
+        try:
+            calibration = trainer.predictor(result.lora, trainer.splits["calibration"])
+            temperature = fit_temperature(calibration)
+        except UserError as error:
+            say(f"   note: no candidate {TEMPERATURE}: {error}")
+        else:
+            predictions = trainer.predictor(result.lora, validation, temperature)
+            derived[TEMPERATURE] = options_belief(predictions)
+    return derived
+
+
+def _read_trial(trial: Trial) -> list[tuple[Candidate, Belief]]:
+    """The kept answers of a trial with nothing missing, in the order it was asked for."""
+    results = []
+    for entry in trial.entries:
+        file = trial.tried(entry)
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            beliefs = {
+                name: Belief(**{key: np.array(one[key], np.float64) for key in KEPT}, brier=None)
+                for name, one in kept.items()
+            }
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file}: damaged ({damage(error)}); remove it, and it is trained again"
+            ) from error
+        for name, belief in beliefs.items():
+            method = None if name in (BEST_EPOCH, TEMPERATURE) else trial.method(entry)
+            results.append((Candidate(name, trial.config.training.epochs, method), belief))
+    return results

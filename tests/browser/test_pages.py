@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.report.report import write_report
-from cogcalib_jax.studies.detector_report import MadeBy, write_results
-from cogcalib_jax.studies.detector_results import PROVENANCE
-from cogcalib_jax.studies.page import write_suite_report
-from cogcalib_jax.studies.study_tables import study_findings
+from cogcalib_jax.studies.suite_report import write_page
+from cogcalib_jax.studies.suite_results import study_findings
 from tests.report.synthetic import (
     option_probs,
     write_comparison,
@@ -24,7 +22,6 @@ from tests.report.synthetic import (
     write_study,
     write_training,
 )
-from tests.studies.watched import write_watched
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
 
@@ -77,17 +74,7 @@ def write_conditions(folder: Path) -> Path:
     first, *others = study.conditions
     first = replace(first, name=EVIL, settings=(*first.settings, f"a={EVIL}"))
     study = replace(study, conditions=(first, *others), question=EVIL, failed=(EVIL,))
-    write_suite_report(study, study_findings(study))
-    return folder
-
-
-def write_detector(folder: Path) -> Path:
-    place = folder / "seed-0"
-    write_watched(place, ("sft", "ls"))
-    (place / "config.yaml").write_text(f"# {EVIL}\n")
-    (place / PROVENANCE).write_text(json.dumps({"seed": 0, "device": EVIL}))
-    made_by = MadeBy(f"run '{EVIL}'", EVIL_FILE)
-    write_results(folder, made_by, {0: place}, ("sft", "ls"), out=None)
+    write_page(study, study_findings(study))
     return folder
 
 
@@ -95,7 +82,6 @@ WRITERS = {
     "run": write_run,
     "comparison": write_methods,
     "study": write_conditions,
-    "detector": write_detector,
 }
 
 

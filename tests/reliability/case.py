@@ -9,7 +9,7 @@ from tests.reliability.place import Place
 
 TRAIN, EVAL, BENCH = "train.py", "eval.py", "bench.py"
 MERGE = "cogcalib_jax.hf.merge"
-STUDY = "cogcalib_jax.studies"
+STUDY = "cogcalib study"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import bench
 import eval as eval_program
 import train
+from cogcalib_jax import studies
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import merge
-from cogcalib_jax.studies import __main__ as experiments
 from tests.reliability.case import BENCH, EVAL, MERGE, STUDY, TRAIN, Case
 from tests.reliability.place import Place
 
@@ -20,7 +20,7 @@ PROGRAMS = {
     EVAL: eval_program.main,
     BENCH: bench.main,
     MERGE: merge.main,
-    STUDY: experiments.main,
+    STUDY: studies.main,
 }
 
 

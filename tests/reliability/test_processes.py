@@ -18,7 +18,7 @@ COMMANDS = {
     "train.py --config none.yaml": "none.yaml: cannot be read",
     "eval.py --run adapter --run-dir new": "adapter: no config.yaml",
     "bench.py speed": "bench.py: 'speed' is no command",
-    "-m cogcalib_jax.studies none.yaml": "none.yaml: cannot be read",
+    "-m cogcalib_jax study none.yaml": "none.yaml: cannot be read",
     "-m cogcalib_jax.hf.merge --adapter adapter --model.path base --out merged": (
         "base/model.safetensors: not a whole safetensors file"
     ),

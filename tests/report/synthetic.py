@@ -10,7 +10,7 @@ import numpy as np
 
 from cogcalib_jax.metrics import summarize
 from cogcalib_jax.report.load_run import read_run
-from cogcalib_jax.studies.study_tables import Condition, Study
+from cogcalib_jax.studies.suite_results import Condition, Study
 
 CONFIG = """\
 seed: {seed}
@@ -149,7 +149,7 @@ def write_study(
     seeds: tuple[int, ...] = (0, 1),
     n: int = 60,
     methods: tuple[str, ...] = ("sft", "cols"),
-    command: str = "python -m cogcalib_jax.studies suites/ratios.yaml",
+    command: str = "cogcalib study ratios.yaml",
 ) -> Study:
     """A study whose conditions are known shares; over-confidence grows with them."""
     conditions = []

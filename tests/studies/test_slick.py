@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from cogcalib_jax.data.config import DataConfig
@@ -18,8 +20,17 @@ from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.studies import slick as knownness
-from cogcalib_jax.studies.slick import SlickScorer, prompts_of, wordings
-from cogcalib_jax.studies.slick_rule import SAMPLES, SHOTS, TEMPERATURE, UNKNOWN
+from cogcalib_jax.studies.slick import (
+    SAMPLES,
+    SHOTS,
+    TEMPERATURE,
+    UNKNOWN,
+    SlickScorer,
+    prompts_of,
+    slick_categories,
+    wordings,
+    would_be_sampled,
+)
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, build_world
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
@@ -153,3 +164,43 @@ def test_what_cannot_be_asked_is_refused():
         next(prompts_of(tight, open_rows()))
     (block, question) = next(prompts_of(tight, open_rows(), 1))[0].prompt.split("\n\n")
     assert "Answer: " in block and question == open_rows()[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("greedy", "sampled", "category"),
+    [
+        ([1, 1, 1], False, "HighlyKnown"),  # no sample can take that away
+        ([1, 1, 1], True, "HighlyKnown"),
+        ([1, 1, 0], True, "MaybeKnown"),
+        ([0, 0, 1], False, "MaybeKnown"),
+        ([0, 0, 0], True, "WeaklyKnown"),
+        ([0, 0, 0], False, "Unknown"),
+    ],
+)
+def test_categories_are_those_of_the_papers_figure(greedy, sampled, category):
+    assert slick_categories(np.array([greedy]), np.array([sampled])) == [category]
+
+
+def test_rows_are_told_apart_and_shapes_must_agree():
+    greedy = np.array([[True, True], [False, False]])
+    assert list(slick_categories(greedy, [False, True])) == ["HighlyKnown", "WeaklyKnown"]
+    with pytest.raises(ValueError, match="prompts"):
+        slick_categories(greedy, [True])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 1e-4, 0.002, 0.01, 0.05, 0.3, 1.0]), min_size=1, max_size=6),
+    st.integers(1, SAMPLES),
+)
+def test_exact_probabilities_say_what_most_draws_say(probabilities, samples):
+    rng = np.random.default_rng(0)
+    drawn = rng.random((2000, len(probabilities), samples)) < np.array(probabilities)[:, None]
+    share = drawn.any((1, 2)).mean()
+    if abs(share - 0.5) > 0.05:  # nearer than that, draws themselves disagree
+        assert would_be_sampled(np.array([probabilities]), samples) == [share > 0.5]
+
+
+def test_one_sample_of_one_prompt_is_right_from_one_half_on():
+    p = np.array([[0.49], [0.5], [1.0]])
+    assert list(would_be_sampled(p, 1)) == [False, True, True]

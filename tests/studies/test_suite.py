@@ -10,12 +10,9 @@ import yaml
 from cogcalib_jax.configlib import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.preemption import Preempted
-from cogcalib_jax.runs.before_work import goes_on
 from cogcalib_jax.runs.folder import resumable, write_config
-from cogcalib_jax.studies import suite
-from cogcalib_jax.studies.__main__ import main
-from cogcalib_jax.studies.suite import SuiteConfig, cells, parse_condition, run_cells
-from cogcalib_jax.studies.suite_plan import plan_text
+from cogcalib_jax.studies import main, suite
+from cogcalib_jax.studies.suite import SuiteConfig, cells, listing, parse_condition, run_cells
 from tests.runs.small_base import arguments, write_base
 
 CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
@@ -81,7 +78,7 @@ def test_one_tidy_table_holds_every_cell_method_and_task(finished):
 
 def test_tables_in_markdown_set_conditions_side_by_side(finished):
     text = (finished / "copy.md").read_text()
-    assert "python -m cogcalib_jax.studies" in text.splitlines()[0]
+    assert text.startswith("    cogcalib study ")
     assert "Which?" in text and "## few known" in text
     assert "conditions against plain" in text
     assert "few known" in text and "±" in text
@@ -173,18 +170,20 @@ def test_an_interrupted_cell_is_resumed(preset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [Preempted, KeyboardInterrupt])
-def test_a_stopped_suite_names_its_own_command_and_not_that_of_a_cell(kind, tmp_path):
-    place = tmp_path / "cell"
-    with pytest.raises(kind) as stopped, goes_on(place, ["my suite.yaml"]):
-        raise kind
-    assert getattr(stopped.value, "command", "") == ""
-    place.mkdir()
-    (place / "config.yaml").write_text("")
-    with pytest.raises(kind) as stopped, goes_on(place, ["my suite.yaml", "--seeds", "0,1"]):  # noqa: SIM117
-        with resumable(place, "python train.py --resume --run-dir cell"):
+def test_a_stopped_suite_names_its_own_command_and_not_that_of_a_cell(
+    preset, tmp_path, monkeypatch, kind
+):
+    def run(config, *rest):
+        fake_run(config, *rest)
+        with resumable(Path(config.run_dir), "python train.py --resume --run-dir cell"):
             raise kind
-    command = "python -m cogcalib_jax.studies 'my suite.yaml' --seeds 0,1"
-    assert stopped.value.command == command
+
+    monkeypatch.setattr(suite, "train_run", run)
+    file = str(write_suite(tmp_path, preset))
+    out = tmp_path / "my out"
+    with pytest.raises(kind) as stopped:
+        main([file, "--folder", str(out)])
+    assert stopped.value.command == f"cogcalib study {file} --folder '{out}'"
 
 
 def test_a_cell_without_its_report_gets_it_at_the_next_start(preset, tmp_path, monkeypatch):
@@ -210,18 +209,23 @@ def test_a_cell_without_its_report_gets_it_at_the_next_start(preset, tmp_path, m
     assert not list(tmp_path.rglob("failure.txt"))
 
 
-def test_a_cell_takes_as_long_as_all_its_attempts(preset, tmp_path):
-    plan = planned(preset, tmp_path)
-    for cell in plan:
+def test_a_dry_run_tells_the_state_of_every_cell(preset, tmp_path):
+    first, second = plan = planned(preset, tmp_path)
+    assert listing(plan).count("to do") == 2
+    for cell, file in ((first, "failure.txt"), (second, "config.yaml")):
         cell.folder.mkdir(parents=True)
-        (cell.folder / "seconds.txt").write_text("100.0\n20.0\n")
-    assert plan_text(plan).count("2.0 min") == len(plan)
+        (cell.folder / file).write_text("")
+    assert "failed, runs again" in listing(plan) and "begun" in listing(plan)
+    assert "2 cells, 2 still to run" in listing(plan)
+    fake_run(second.config, "", [], None)
+    fake_report(second.folder)
+    assert "finished" in listing(plan) and "2 cells, 1 still to run" in listing(plan)
 
 
 def test_the_plan_lists_cells_and_runs_nothing(finished, capsys):
     main([str(finished / "quick.yaml"), "--folder", str(finished / "new"), "--dry-run", "true"])
     text = capsys.readouterr().out
-    assert text.count("to do") == 4 and "min" in text
+    assert text.count("to do") == 4 and "4 cells, 4 still to run" in text
     assert not (finished / "new").exists()
 
 
@@ -233,6 +237,40 @@ def test_every_suite_of_ours_can_be_planned(path, tmp_path):
     config = load_config(SuiteConfig, ["--config", str(path)], prog="", description="").config
     assert config.question
     assert len(cells(config, tmp_path)) == len(config.conditions) * len(config.seeds)
+
+
+def test_a_suite_is_found_by_name_wherever_one_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for word in ("world_quick", "suites/world_quick", "world_quick.yaml"):
+        main([word, "--dry-run", "true"])
+        assert capsys.readouterr().out.count("to do") == 6
+    Path("own.yaml").write_text("compare: [sft]\nseeds: [7]\n")
+    main(["own.yaml", "--dry-run", "true"])
+    assert "1 cell, 1 still to run" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["world_quik"], "study is 'world_quik'; did you mean world_quick"),
+        (["tuna"], "did you mean tune"),
+        (["xyz"], "expected a file or one of obqa_deletion, "),
+        (["none.yaml"], "none.yaml: cannot be read"),
+        ([], "no study is named; expected a suite or one of tune, detector"),
+        (["--seeds", "0"], "no study is named"),
+    ],
+)
+def test_a_study_that_does_not_exist_is_named_with_those_that_do(words, message):
+    with pytest.raises(UserError, match=message):
+        main(words)
+
+
+def test_help_lists_suites_and_commands(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {path.stem}\n" in text for path in SUITES)
+    assert "  tune " in text and "  detector " in text
 
 
 @pytest.mark.parametrize(

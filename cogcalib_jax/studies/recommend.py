@@ -1,4 +1,8 @@
-"""Which of the candidates is recommended, and why."""
+"""Recommend one of the candidates of a tuning, with the table and sentences that say why.
+
+Among candidates whose accuracy is within one point of plain fine-tuning's, the lowest validation
+NLL leads. Recommended is the simplest candidate that cannot be told from the leader.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,7 @@ import numpy as np
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.metrics import ece
 from cogcalib_jax.metrics.significance import FEWEST_SEEDS, holm, paired_difference, resamples_for
-from cogcalib_jax.report.tables import Table, as_markdown
-from cogcalib_jax.studies.suite_results import mean_sd
+from cogcalib_jax.report.tables import Table, as_markdown, cell
 from cogcalib_jax.training.validation import Belief
 
 ACCURACY_MARGIN = 0.01
@@ -24,12 +27,12 @@ SFT, BEST_EPOCH, TEMPERATURE = "sft", "sft, best epoch", "sft + temperature"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that could be recommended."""
+    """A way to fine-tune that could be recommended."""
 
     name: str
     epochs: float
     method: MethodConfig | None
-    """resolved; None for what is derived from plain fine-tuning"""
+    """resolved; None for those derived from plain fine-tuning"""
 
     @property
     def label(self) -> str:
@@ -37,7 +40,7 @@ class Candidate:
 
     @property
     def simplicity(self) -> tuple[int, float]:
-        """Sorts the simplest first: nothing added, less training, a temperature, all, a gate."""
+        """A sort key: nothing added, best epoch, temperature, all rows, a gate; then length."""
         order = {SFT: 0, BEST_EPOCH: 1, TEMPERATURE: 2}
         if self.name in order:
             return order[self.name], self.epochs
@@ -45,11 +48,11 @@ class Candidate:
 
 
 Found = dict[Candidate, list[Belief]]
-"""Candidate -> what it believes of the validation questions, one a seed."""
+"""Candidate -> its answers to the validation questions, one for each seed."""
 
 
 def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
-    """The recommended candidate, and the table and sentences that say why.
+    """Return the recommended candidate, and a table and sentences in Markdown.
 
     Candidates that lack a seed (a temperature that could not be fitted) are left out.
     """
@@ -79,16 +82,16 @@ def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
             d = differences[c]
             against = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
             against += "" if adjusted[c] <= LEVEL else " (not beyond noise)"
-        cells = [mean_sd([n[key] for n in numbers]) for key in ("accuracy", "nll", "ece")]
+        cells = [cell([n[key] for n in numbers]) for key in ("accuracy", "nll", "ece")]
         rows.append((c.label, *cells, against))
     n = len(whole[plain][0].nll)
     note = (
         f"Validation, {n:,} questions in each of {seeds} seed(s). Beyond noise: p at most {LEVEL}"
         f" after Holm's correction over {len(others)} comparisons with the leader. The best epoch"
-        " was chosen on these very questions, so its numbers flatter it."
+        " was chosen on these same questions, so its numbers are optimistic."
     )
     if seeds < FEWEST_SEEDS:
-        note += " With so few seeds intervals hold the questions' noise and little of training's."
+        note += " With so few seeds, intervals hold the noise of questions and little of training."
     header = ("candidate", "accuracy", "NLL (nats)", "ECE", "NLL minus the leader's")
     return chosen, "\n\n".join(
         [as_markdown(Table(header, tuple(rows), note)), _sentence(chosen, leader, plain, n, seeds)]
@@ -98,8 +101,8 @@ def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
 def _sentence(chosen: Candidate, leader: Candidate, plain: Candidate, n: int, seeds: int) -> str:
     if chosen == plain:
         return (
-            f"No difference detectable at this n ({n:,} questions, {seeds} seed(s)): nothing is"
-            f" better than {plain.label} beyond noise. Recommended: {plain.label}."
+            f"No difference detectable at this n ({n:,} questions, {seeds} seed(s)): no candidate"
+            f" is better than {plain.label} beyond noise. Recommended: {plain.label}."
         )
     if chosen == leader:
         return f"Recommended: {chosen.label}, the lowest validation NLL."
@@ -114,7 +117,7 @@ def _average(beliefs: Sequence[Belief], field: str) -> float:
 
 
 def numbers_of(belief: Belief) -> dict[str, Any]:
-    """The numbers of one candidate with one seed."""
+    """Return the numbers of one candidate with one seed."""
     return {
         "n": len(belief.nll),
         "accuracy": float(np.mean(belief.correct)),

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.studies.page import write_suite_report
-from cogcalib_jax.studies.study_tables import study_findings, study_markdown
+from cogcalib_jax.studies.suite_report import write_page
+from cogcalib_jax.studies.suite_results import study_findings, study_markdown
 from tests.report.synthetic import write_study
 from tests.report.test_report import read_page
 
@@ -26,7 +26,7 @@ def found(study):
 
 @pytest.fixture(scope="module")
 def page(study, found):
-    write_suite_report(study, found)
+    write_page(study, found)
     return read_page(study.folder)
 
 
@@ -108,11 +108,11 @@ def test_conditions_that_differ_in_more_than_the_share_make_no_curve(study, tmp_
     mixed = replace(study, conditions=(first, second, other))
     folder = study.folder
     (folder / "plots" / "ratio.png").unlink(missing_ok=True)
-    write_suite_report(mixed, study_findings(mixed))
+    write_page(mixed, study_findings(mixed))
     page = read_page(folder)
     assert "100 % known" not in page.all("img")[0]["alt"]
     alone = replace(study, conditions=(first, other))
-    write_suite_report(alone, study_findings(alone))
+    write_page(alone, study_findings(alone))
     alts = [image["alt"] for image in read_page(folder).all("img")]
     assert len(alts) == 3 and not any("over the known share" in alt for alt in alts)
 
@@ -121,7 +121,7 @@ def test_one_condition_with_one_seed_is_a_study_too(tmp_path):
     study = write_study(tmp_path, shares=(0.5,), seeds=(3,))
     found = study_findings(study)
     assert found.side_by_side == {}
-    write_suite_report(study, found)
+    write_page(study, found)
     page = read_page(tmp_path)
     assert "Seeds on world" in page.text
     assert "Results over the whole vocabulary" in page.text
@@ -130,7 +130,7 @@ def test_one_condition_with_one_seed_is_a_study_too(tmp_path):
 
 def test_what_failed_is_said(study, found):
     lacking = replace(study, failed=("50% known, seed 7",))
-    write_suite_report(lacking, found)
+    write_page(lacking, found)
     assert "they failed: 50% known, seed 7." in read_page(study.folder).text
     assert "they failed: 50% known, seed 7." in study_markdown(lacking, found)
     assert "failed" not in study_markdown(study, found)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.studies.dynamics import (
+from cogcalib_jax.studies.suite_results import (
     followed_methods,
     points,
     seed_means,
