@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,31 +24,45 @@ from cogcalib_jax.report.canvas import (
     place_axes,
 )
 from cogcalib_jax.report.names import Look
+from cogcalib_jax.report.tables import Metrics
 from cogcalib_jax.report.text import count, percent
 from cogcalib_jax.report.training_plots import KNOWN, UNKNOWN, steps_axis, style_patch
 
 COLUMNS = 3
 FLOOR = "floor: a calibrated model's ECE, up to its 95th percentile"
 TIMES = (("at the start", "#56B4E9"), ("at the end", "#7A1E5C"))
-KINDS = (("#7A1E5C", "-"), ("#009E73", (0, (4, 2))))
+DASHED = (0, (4, 2))
+DOTTED = (0, (1, 1.5))
+KINDS = (("#7A1E5C", "-"), ("#009E73", DASHED))
 """colour and line of the questions trained on, and of the others"""
 
 
 @dataclass(frozen=True)
 class SeedDots:
-    """One method under one condition: a number for each seed."""
+    """One method under one condition: a dot for each seed."""
 
     method: str
     condition: str
     look: Look
-    ece: np.ndarray
+    runs: Sequence[Metrics]
     """[seeds]"""
-    floor_p95: float
-    """95th percentile of the ECE's noise floor, mean over seeds"""
-    nll: np.ndarray
-    """[seeds] nats"""
-    accuracy: np.ndarray
-    """[seeds]"""
+
+
+@dataclass(frozen=True)
+class RatioCurve:
+    """One method over the share of known rows among its fine-tuning rows: a dot for each run."""
+
+    name: str
+    look: Look
+    share: np.ndarray
+    """[runs] share of known rows"""
+    runs: Sequence[Metrics]
+
+
+def numbers(runs: Sequence[Metrics], name: str) -> np.ndarray:
+    """Return one number of eval.json, or `mean` or `p95` of its ECE's noise floor, `[runs]`."""
+    floor = name in ("mean", "p95")
+    return np.array([(run["ece_noise_floor"] if floor else run)[name] for run in runs])
 
 
 def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
@@ -72,17 +85,14 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
         "Every seed: ECE, NLL and accuracy",
         f"Answers to {task}. Dots: seeds; bars: their mean. Lower ECE and NLL are better.",
     )
-    panels = [
-        ("ECE", lambda row: row.ece, False),
-        ("NLL (nats)", lambda row: row.nll, False),
-        ("accuracy (%)", lambda row: row.accuracy, True),
-    ]
-    for column, (title, values, is_share) in enumerate(panels):
+    panels = {"ece": "ECE", "nll": "NLL (nats)", "accuracy": "accuracy (%)"}
+    for column, (name, title) in enumerate(panels.items()):
         axes = place_axes(figure, left + across * column, top, across - 0.25, tall)
         for row, place in zip(rows, places, strict=True):
-            dots = values(row)
+            dots = numbers(row.runs, name)
             if column == 0:
-                axes.barh(place, row.floor_p95, line * 0.95, color=BAND, zorder=1)
+                floor = numbers(row.runs, "p95").mean()
+                axes.barh(place, floor, line * 0.95, color=BAND, zorder=1)
             axes.plot(dots, np.full(len(dots), place), "o", color=row.look.color, markersize=5,
                       alpha=0.65, markeredgewidth=0, zorder=3)  # fmt: skip
             axes.plot(dots.mean(), place, "|", color=INK, markersize=12, markeredgewidth=1.8,
@@ -91,7 +101,7 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
         axes.set_yticks(places, labels if column == 0 else [""] * len(labels))
         if column == 0:
             axes.set_xlim(left=0)
-        if is_share:
+        if name == "accuracy":
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(title)
@@ -108,30 +118,18 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
 
 def dots_text(rows: Sequence[SeedDots], task: str) -> str:
     """Return the picture's numbers in words: a sentence for each line."""
-    parts = [
-        f"{row.method}, {row.condition}: ECE {row.ece.mean():.3f} (95th percentile of the floor"
-        f" {row.floor_p95:.3f}), NLL {row.nll.mean():.3f} nats, accuracy"
-        f" {percent(row.accuracy.mean())}, {count(len(row.ece), 'seed')}."
-        for row in rows
-    ]
+    parts = []
+    for row in rows:
+        ece, floor, nll, accuracy = (
+            numbers(row.runs, name).mean() for name in ("ece", "p95", "nll", "accuracy")
+        )
+        parts.append(
+            f"{row.method}, {row.condition}: ECE {ece:.3f} (95th percentile of the floor"
+            f" {floor:.3f}), NLL {nll:.3f} nats, accuracy {percent(accuracy)},"
+            f" {count(len(row.runs), 'seed')}."
+        )
     opening = f"ECE, NLL and accuracy on {task} of every seed; in numbers, the means."
     return " ".join([opening, *parts])
-
-
-@dataclass(frozen=True)
-class RatioCurve:
-    """One method over the share of known rows among its fine-tuning rows; a dot a run."""
-
-    name: str
-    look: Look
-    share: np.ndarray
-    """[dots] share of known rows"""
-    ece: np.ndarray
-    confidence: np.ndarray
-    """[dots] mean confidence"""
-    accuracy: np.ndarray
-    floor: np.ndarray
-    """[dots, 2] mean and 95th percentile of the ECE's noise floor"""
 
 
 def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
@@ -146,7 +144,7 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
         "Does known data make the model overconfident?",
         f"Fine-tuned on equally many questions; answers to {task}. Dots: seeds; lines: means.",
     )
-    highest = 1.1 * max(max(curve.ece.max(), curve.floor.max()) for curve in curves)
+    highest = 1.1 * max(numbers(c.runs, name).max() for c in curves for name in ("ece", "p95"))
     for i, curve in enumerate(curves):
         row, column = divmod(i, columns)
         left, top = 0.8 + across * column, 1.1 + down * row
@@ -156,18 +154,10 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
         if column == 0:
             upper.set_ylabel("ECE")
             lower.set_ylabel("accuracy, confidence (%)")
-    handles: list[Any] = [
-        Line2D([], [], color=INK, marker="o", markersize=4, label="ECE, accuracy"),
-        Line2D(
-            [],
-            [],
-            color=INK,
-            marker="o",
-            markersize=4,
-            markerfacecolor="white",
-            linestyle=(0, (4, 2)),
-            label="mean confidence",
-        ),  # fmt: skip
+    dot = {"color": INK, "marker": "o", "markersize": 4}
+    handles = [
+        Line2D([], [], label="ECE, accuracy", **dot),
+        Line2D([], [], label="mean confidence", markerfacecolor="white", linestyle=DASHED, **dot),
         Patch(facecolor=BAND, label=FLOOR),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3 if columns > 1 else 2)
@@ -177,23 +167,24 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
 def _ratio_panels(upper: Axes, lower: Axes, curve: RatioCurve, highest: float) -> None:
     shares = np.unique(curve.share)
 
-    def means(values: np.ndarray) -> np.ndarray:
-        return np.array([values[curve.share == share].mean(0) for share in shares])
+    def means(name: str) -> np.ndarray:
+        values = numbers(curve.runs, name)
+        return np.array([values[curve.share == share].mean() for share in shares])
 
-    floor = means(curve.floor)
-    upper.fill_between(shares, floor[:, 1], color=BAND, linewidth=0, zorder=1)
-    upper.plot(shares, floor[:, 0], color=MUTED, linewidth=1, zorder=2)
+    upper.fill_between(shares, means("p95"), color=BAND, linewidth=0, zorder=1)
+    upper.plot(shares, means("mean"), color=MUTED, linewidth=1, zorder=2)
     lines = (
-        (upper, curve.ece, "-", curve.look.color),
-        (lower, curve.accuracy, "-", curve.look.color),
-        (lower, curve.confidence, (0, (4, 2)), "white"),
+        (upper, "ece", "-", curve.look.color),
+        (lower, "accuracy", "-", curve.look.color),
+        (lower, "confidence", DASHED, "white"),
     )
-    for axes, values, style, inside in lines:
-        axes.plot(shares, means(values), color=curve.look.color, linewidth=2, linestyle=style,
+    for axes, name, style, inside in lines:
+        axes.plot(shares, means(name), color=curve.look.color, linewidth=2, linestyle=style,
                   zorder=3)  # fmt: skip
-        axes.plot(curve.share, values, "o", markersize=4.5, markerfacecolor=inside,
+        dots = numbers(curve.runs, name)
+        axes.plot(curve.share, dots, "o", markersize=4.5, markerfacecolor=inside,
                   markeredgecolor=curve.look.color, alpha=0.8, zorder=4)  # fmt: skip
-    lower.fill_between(shares, means(curve.accuracy), means(curve.confidence),
+    lower.fill_between(shares, means("accuracy"), means("confidence"),
                        color=curve.look.color, alpha=0.12, linewidth=0)  # fmt: skip
     upper.set_title(curve.name, fontweight="bold")
     upper.set_ylim(0, highest)
@@ -212,13 +203,14 @@ def ratio_text(curves: Sequence[RatioCurve], task: str) -> str:
     """Return the curves' numbers in words: a sentence for each method and known share."""
     parts = []
     for curve in curves:
-        for share in sorted(set(curve.share.tolist())):
-            dots = curve.share == share
+        for share in np.unique(curve.share):
+            ece, floor, confidence, accuracy = (
+                numbers(curve.runs, name)[curve.share == share].mean()
+                for name in ("ece", "mean", "confidence", "accuracy")
+            )
             parts.append(
-                f"{curve.name}, {100 * share:.0f} % known: ECE {curve.ece[dots].mean():.3f} (floor"
-                f" {curve.floor[dots, 0].mean():.3f}), mean confidence"
-                f" {percent(curve.confidence[dots].mean())}, accuracy"
-                f" {percent(curve.accuracy[dots].mean())}."
+                f"{curve.name}, {100 * share:.0f} % known: ECE {ece:.3f} (floor {floor:.3f}), mean"
+                f" confidence {percent(confidence)}, accuracy {percent(accuracy)}."
             )
     opening = f"ECE, mean confidence and accuracy on {task} over the known share; means of seeds."
     return " ".join([opening, *parts])
@@ -311,7 +303,7 @@ def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
         steps_axis(axes, int(courses[0].steps[-1]), int(courses[0].steps[0]))
     for i, course in enumerate(courses):
         axes = place_axes(figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2)
-        for k, (color, line) in enumerate(((KNOWN, "-"), (UNKNOWN, "-"), (INK, (0, (1, 1.5))))):
+        for k, (color, line) in enumerate(((KNOWN, "-"), (UNKNOWN, "-"), (INK, DOTTED))):
             _with_band(axes, course.steps, course.called[:, :, k], color, line)
         axes.set_ylim(0, 1.01)
         percent_axis(axes.yaxis)
@@ -327,7 +319,7 @@ def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
     handles += [
         Line2D([], [], color=KNOWN, linewidth=2, label=f"of the known ({known})"),
         Line2D([], [], color=UNKNOWN, linewidth=2, label="of the unknown"),
-        Line2D([], [], color=INK, linewidth=2, linestyle=(0, (1, 1.5)), label="of all"),
+        Line2D([], [], color=INK, linewidth=2, linestyle=DOTTED, label="of all"),
         style_patch(),
     ]
     width, tall = figure.get_size_inches()

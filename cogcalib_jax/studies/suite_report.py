@@ -220,44 +220,19 @@ def _curves(shares: Shares, task: str) -> list[RatioCurve]:
     style = looks(methods)
     curves = []
     for method in methods:
-        dots = [
-            (share, metrics)
-            for share, condition in shares
-            for metrics in seeds_of(condition, method, task)
-        ]
-        if len({share for share, _ in dots}) < len(shares):
-            continue
-        floors = [m["ece_noise_floor"] for _, m in dots]
-        curves.append(
-            RatioCurve(
-                short_name(method),
-                style[method],
-                share=np.array([share for share, _ in dots]),
-                ece=np.array([m["ece"] for _, m in dots]),
-                confidence=np.array([m["confidence"] for _, m in dots]),
-                accuracy=np.array([m["accuracy"] for _, m in dots]),
-                floor=np.array([(floor["mean"], floor["p95"]) for floor in floors]),
-            )
-        )
+        runs = [(share, run) for share, c in shares for run in seeds_of(c, method, task)]
+        if len({share for share, _ in runs}) == len(shares):
+            found, metrics = zip(*runs, strict=True)
+            curves.append(RatioCurve(short_name(method), style[method], np.array(found), metrics))
     return curves
 
 
 def _dots(study: Study, task: str) -> list[SeedDots]:
     methods = methods_of(study.conditions)
     style = looks(methods)
-    rows = []
-    for method in methods:
-        for condition in study.conditions:
-            if seeds := seeds_of(condition, method, task):
-                rows.append(
-                    SeedDots(
-                        short_name(method),
-                        condition.name,
-                        style[method],
-                        ece=np.array([m["ece"] for m in seeds]),
-                        floor_p95=float(np.mean([m["ece_noise_floor"]["p95"] for m in seeds])),
-                        nll=np.array([m["nll"] for m in seeds]),
-                        accuracy=np.array([m["accuracy"] for m in seeds]),
-                    )
-                )
-    return rows
+    return [
+        SeedDots(short_name(method), condition.name, style[method], seeds)
+        for method in methods
+        for condition in study.conditions
+        if (seeds := seeds_of(condition, method, task))
+    ]
