@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all, and files that somebody else made."""
+"""Files and folders that appear whole or not at all, and caution with those of other people.
+
+A program must not read, copy or overwrite its user's other files because a downloaded one says so.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+LONGEST_NAME = 255  # bytes
+SUFFIX = ".partial"
+"""the end of names of files and folders that are half-written; a resumed run removes its own"""
 
 # Libraries in Rust and C++ have no OSError, but keep its number in their text: safetensors writes
 # "(os error 28)", TensorStore "[os_error_code='28']" or "[OS error 28: ...]".
@@ -49,13 +56,13 @@ def user_cache(variables: Mapping[str, str] = os.environ, platform: str = sys.pl
 
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """Another name, for a file that takes the name `path` when the block ends without error.
+    """Yield another path for a file, which is renamed to `path` when the block ends without error.
 
-    Its folder is made where it is missing. An error leaves nothing, and what was there before.
+    A missing folder is made. After an error `path` is as it was before.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        with named(path):
+        with with_path_in_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             partial.replace(path)
@@ -68,7 +75,7 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 file, written whole or not at all (see `whole_path`)."""
+    """Yield an open UTF-8 file, written whole or not at all (see `whole_path`)."""
     with whole_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         yield file
 
@@ -80,10 +87,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """What the operating system refuses within the block is an OSError that names a file.
+def with_path_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to errors of the operating system within the block, as an OSError.
 
-    A full disk shows itself when a buffer is written, where Python knows the file no more.
+    A full disk shows when a buffer is written, and Python no longer knows the file then.
     """
     try:
         yield
@@ -115,17 +122,13 @@ def lock_file(file: int) -> None:
     msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
 
 
-SUFFIX = ".partial"
-"""Ends the names of files and folders that are half-written; a resumed run removes those in it."""
-
-
 @contextmanager
 def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends without error.
+    """Yield a temporary folder, which is renamed to `folder` when the block ends without error.
 
-    An interrupted or failed write leaves nothing under the name; what a killed one left beside it
-    is removed by the next. Raises UserError when `folder` cannot be written, or when it holds files
-    already, or in the end, and `replace` is False.
+    An interrupted write leaves nothing under the name; the next call removes what a killed process
+    left beside it. Raises UserError if `folder` cannot be written, or holds files and `replace` is
+    False.
     """
     if folder.is_symlink() and not replace:
         raise UserError(f"{folder}: is a link; give the folder it stands for, or choose another")
@@ -143,9 +146,9 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         raise _unwritable(folder, error) from error
     lock = _lock(building)
     try:
-        with named(folder):
+        with with_path_in_errors(folder):
             yield building
-        # mkdtemp and safetensors make what they write readable for its owner alone.
+        # mkdtemp and safetensors let only the owner read what they write.
         umask = os.umask(0)
         os.umask(umask)
         building.chmod(0o777 & ~umask)
@@ -154,8 +157,7 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         if replace and folder.is_dir():
             shutil.rmtree(folder)
         try:
-            # An empty folder goes first, which Windows would not replace; one that holds something
-            # refuses.
+            # Windows does not rename over an empty folder; rmdir refuses one that holds files.
             if folder.is_dir():
                 folder.rmdir()
             building.rename(folder)
@@ -172,7 +174,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary folders of `folder` whose processes were killed: none holds their lock."""
+    """Remove temporary folders of `folder` whose processes were killed, so that none locks them."""
     ours = re.compile(rf"\.{re.escape(folder.name)}-\w{{8}}{re.escape(SUFFIX)}")
     for path in folder.parent.iterdir():
         if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -183,10 +185,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock that ends with this process; None if another one holds it, or there are none.
-
-    Windows locks no folders: what a killed process left there stays.
-    """
+    """Lock a folder until this process ends; None if another one holds the lock, or on Windows."""
     with suppress(OSError):
         file = os.open(folder, os.O_RDONLY)
         try:
@@ -197,14 +196,8 @@ def _lock(folder: Path) -> int | None:
     return None
 
 
-LONGEST_NAME = 255  # bytes, of a file
-# Of the machine where a tokenizer was saved; transformers writes it and never opens it.
-LEFTOVER = "special_tokens_map_file"
-
-
-def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse links among `files` that lead out of `folder`: what was made elsewhere must not make
-    a program read, copy or overwrite its user's other files.
+def refuse_external_links(folder: Path, files: Iterable[Path]) -> None:
+    """Refuse symbolic links among `files` to files outside of `folder`.
 
     A snapshot in the Hub's cache may link to its blobs.
     """
@@ -213,48 +206,21 @@ def require_no_way_out(folder: Path, files: Iterable[Path]) -> None:
     is_snapshot = place.parent.name == "snapshots" and (repository / "blobs").is_dir()
     root = repository if is_snapshot else place
     for file in sorted(files):
-        # A link to itself cannot be followed: where it is read it is told as any other file.
         if file.is_symlink() and not file.resolve().is_relative_to(root):
             raise UserError(
-                f"{file}: is a link that leads out of its folder, and what was made elsewhere may"
-                " not name other files of this machine; put the file itself there"
+                f"{file}: is a symbolic link to a file outside its folder. Links out of downloaded"
+                " folders are not followed; replace the link with the file"
             )
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is that of a file in the folder at hand: no path, and printable."""
+    """Return whether `name` is a printable name of a file, without a path."""
     plain = Path(name).name == name and name not in ("", ".", "..") and name.isprintable()
     return plain and len(name.encode()) <= LONGEST_NAME
 
 
-def require_own_files(settings: Path) -> None:
-    """Refuse a tokenizer_config.json that names files outside its folder: transformers opens them.
-
-    Raises:
-        UserError: that, or the file is no JSON object.
-    """
-    for key, value in read_object(settings, "").items():
-        if _leads_out(key, value):
-            raise UserError(
-                f"{settings}: {key} may name files outside its folder ({value!r:.80}), and what was"
-                " made elsewhere may not read other files of this machine; remove that entry"
-            )
-
-
-def _leads_out(key: str, value: Any) -> bool:
-    if key in ("vocab", "merges"):
-        return isinstance(value, str)  # a path, from the working directory
-    if key == "init_inputs":
-        return bool(value)  # the first of them are vocab and merges
-    if not key.endswith(("_file", "_files")) or key == LEFTOVER:
-        return False
-    names = value if isinstance(value, list | dict) else [value]
-    return not all(is_plain_name(name) for name in names if isinstance(name, str))
-
-
-def damage(error: Exception) -> str:
-    """What is wrong with a file whose JSON could not be read, or lacks what it should hold: the
-    words of `error`, but for those that only programmers know."""
+def reason_of(error: Exception) -> str:
+    """Return what is wrong with a file that could not be parsed, in words for users."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -264,22 +230,21 @@ def damage(error: Exception) -> str:
     if isinstance(error, TypeError | AttributeError | IndexError):
         return "an entry is not of the kind it should be"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    # Python says how its own limit can be lifted.
+    # Python adds how to lift its limit on digits.
     return reason.partition("; use sys.set_int_max_str_digits()")[0]
 
 
 def read_object(file: Path, absent: str) -> dict[str, Any]:
-    """The JSON object in `file`; `absent` says what to do where there is no such file.
+    """Return the JSON object in `file`; raises UserError if there is none.
 
-    Raises:
-        UserError: absent, not readable, not JSON, or no object.
+    absent: what the user can do if there is no such file.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; {absent}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({damage(error)}); fetch the file again") from error
+        raise UserError(f"{file}: not JSON ({reason_of(error)}); fetch the file again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold a JSON object; fetch the file again")
     return content

@@ -12,7 +12,13 @@ import pytest
 from safetensors import SafetensorError
 
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.files import named, user_cache, whole_file, whole_folder, write_whole
+from cogcalib_jax.files import (
+    user_cache,
+    whole_file,
+    whole_folder,
+    with_path_in_errors,
+    write_whole,
+)
 from tests.conftest import REPOSITORY
 
 
@@ -45,7 +51,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
 )
 def test_a_full_disk_is_an_os_error_with_the_files_name(error, tmp_path, capsys):
     def main(argv):
-        with named(tmp_path / "a.json"):
+        with with_path_in_errors(tmp_path / "a.json"):
             raise error
 
     assert run_main(main, []) == 2
@@ -58,7 +64,7 @@ def test_a_full_disk_is_an_os_error_with_the_files_name(error, tmp_path, capsys)
 
 @pytest.mark.parametrize("error", [ValueError("no number"), KeyError("os error 28")])
 def test_other_errors_stay_what_they_are(error, tmp_path):
-    with pytest.raises(type(error)), named(tmp_path):
+    with pytest.raises(type(error)), with_path_in_errors(tmp_path):
         raise error
 
 

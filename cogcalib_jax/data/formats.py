@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cogcalib_jax.data.example import BadRow
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 
 TABLES = (".csv", ".tsv")
 """suffixes of the formats in which every value is a text"""
@@ -136,7 +136,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | BadRow:
     except UnicodeDecodeError:
         return BadRow("is not UTF-8 text")
     except (ValueError, RecursionError) as error:
-        return BadRow(f"is not JSON ({damage(error)})")
+        return BadRow(f"is not JSON ({reason_of(error)})")
 
 
 def _object(content: Any) -> Mapping[str, Any] | BadRow:
@@ -163,7 +163,7 @@ def _array(file: Path, text: str) -> Iterator[Row]:
             raise json.JSONDecodeError("Expecting the end of the array", text, at)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file}: is no JSON array of objects ({damage(error)}); write it again"
+            f"{file}: is no JSON array of objects ({reason_of(error)}); write it again"
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import read_object, require_no_way_out
+from cogcalib_jax.files import read_object, refuse_external_links
 from cogcalib_jax.hf.safetensors import read_header
 from cogcalib_jax.models.config import (
     ALL_LINEAR,
@@ -56,7 +56,7 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     folder = Path(folder)
     path = folder / CONFIG_FILE
     if folder.is_dir():
-        require_no_way_out(folder, folder.iterdir())
+        refuse_external_links(folder, folder.iterdir())
     raw = read_object(path, "give a folder that PEFT's save_pretrained wrote")
     _require_plain_lora(raw, path)
     numbers = {name: raw.get(name) for name in ("r", "lora_alpha")}

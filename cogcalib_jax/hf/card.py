@@ -19,7 +19,7 @@ from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import command_line
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage, write_whole
+from cogcalib_jax.files import reason_of, write_whole
 from cogcalib_jax.hf.adapter import read_calibration
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.models.config import LoraConfig
@@ -145,8 +145,8 @@ def _reading(file: Path) -> Iterator[str]:
         yield file.read_text(encoding="utf-8")
     except (*DAMAGED, yaml.YAMLError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); put it back from a copy, or merge its adapter with"
-            " --adapter instead of --run, for a card without its numbers"
+            f"{file}: damaged ({reason_of(error)}); put it back from a copy, or merge its adapter"
+            " with --adapter instead of --run, for a card without its numbers"
         ) from error
 
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 
 from cogcalib_jax.console import quiet_downloads
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import require_no_way_out
+from cogcalib_jax.files import refuse_external_links
 
 DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # Not "*.safetensors": some repositories hold the same weights again as consolidated*.safetensors.
@@ -41,7 +41,7 @@ def model_folder(
     """
     folder = Path(name)
     if folder.is_dir():
-        require_no_way_out(folder, folder.rglob("*"))
+        refuse_external_links(folder, folder.rglob("*"))
         return folder
     text = str(name)
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or folder.exists():

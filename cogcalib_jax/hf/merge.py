@@ -29,7 +29,7 @@ from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib import check, load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.files import require_no_way_out, whole_folder
+from cogcalib_jax.files import refuse_external_links, whole_folder
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     open_adapter,
@@ -153,7 +153,7 @@ def _finished_run(run: Path) -> Path:
             f"{run}: is a comparison of methods; give one of them: {', '.join(methods)}"
         )
     read = ("adapter", "config.yaml", "eval.json", "metrics.jsonl")
-    require_no_way_out(run, [run / name for name in read])
+    refuse_external_links(run, [run / name for name in read])
     if not (run / "config.yaml").is_file():
         raise UserError(
             f"{run}: no config.yaml, so it is no run that train.py wrote; give the folder of a run"

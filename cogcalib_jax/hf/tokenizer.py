@@ -12,17 +12,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage, read_object, require_own_files
+from cogcalib_jax.files import is_plain_name, read_object, reason_of
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.weights import read_config
 
 CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+# An entry that transformers writes and never opens.
+LEFTOVER = "special_tokens_map_file"
 # Any of these makes a tokenizer.
 TOKENIZER_FILES = (SETTINGS, "tokenizer.json", "vocab.json", "tokenizer.model", "tekken.json")
 # All files of a tokenizer; a merge copies them.
@@ -63,7 +66,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     folder = model_folder(source, weights=False)
     settings = folder / SETTINGS
     if settings.is_file():
-        require_own_files(settings)
+        _require_own_files(settings)
     try:
         # By its folder, even for a Hub id, so that transformers fetches nothing.
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -79,6 +82,28 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(_without_vocabulary(Path(source)))
     tokenizer.name_or_path = str(source)
     return tokenizer
+
+
+def _require_own_files(settings: Path) -> None:
+    """Refuse a tokenizer_config.json that names files outside its folder, which transformers would
+    open."""
+    for key, value in read_object(settings, "").items():
+        if _leads_out(key, value):
+            raise UserError(
+                f"{settings}: {key} may name files outside its folder ({value!r:.80}). Files"
+                " outside a downloaded folder are not read; remove that entry"
+            )
+
+
+def _leads_out(key: str, value: Any) -> bool:
+    if key in ("vocab", "merges"):
+        return isinstance(value, str)  # a path, from the working directory
+    if key == "init_inputs":
+        return bool(value)  # the first of them are vocab and merges
+    if not key.endswith(("_file", "_files")) or key == LEFTOVER:
+        return False
+    names = value if isinstance(value, list | dict) else [value]
+    return not all(is_plain_name(name) for name in names if isinstance(name, str))
 
 
 def _without_vocabulary(source: Path) -> str:
@@ -101,7 +126,7 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
             " a model whose tokenizer is a tokenizer.json that transformers reads by itself"
         )
     return (
-        f"{source}: cannot load a tokenizer ({damage(error)}); fetch tokenizer.json and"
+        f"{source}: cannot load a tokenizer ({reason_of(error)}); fetch tokenizer.json and"
         " tokenizer_config.json again, or name another model"
     )
 

@@ -16,7 +16,7 @@ from cogcalib_jax.data.encoding import pmi_prefix, prompt_prefix
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import require_no_way_out
+from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     HASH_OF,
@@ -122,7 +122,7 @@ def start_of(adapter: Path, spec: str) -> Path:
     wanted = (read_calibration(adapter) or {}).get(START_HASH)
     run = adapter.resolve().parent
     for folder in (run / START, run.parent / START):
-        require_no_way_out(folder.parent, (folder, folder / WEIGHTS_FILE))
+        refuse_external_links(folder.parent, (folder, folder / WEIGHTS_FILE))
         if (folder / WEIGHTS_FILE).is_file() and adapter_hash(folder) == wanted:
             return folder
     raise UserError(

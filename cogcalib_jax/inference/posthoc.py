@@ -12,7 +12,7 @@ from cogcalib_jax.calibration import Calibrator, TemperatureScaler
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.calibration.scaling import at_bound, bound_warning
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.inference.predictions import Predictions
 
@@ -53,7 +53,7 @@ def stored_temperature(adapter: Path) -> FittedTemperature | None:
         fitted = FittedTemperature(value, stored.get("why_none"), int(stored["rows"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); train again, or fetch it again"
+            f"{file}: damaged ({reason_of(error)}); train again, or fetch it again"
         ) from error
     if value is not None and not 0 < value < np.inf:
         raise UserError(f"{file}: temperature is {value}; expected a positive number. Train again")

@@ -14,7 +14,7 @@ import yaml
 
 from cogcalib_jax.data.repeats import clusters_of_predictions
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.inference.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row
@@ -185,7 +185,7 @@ def read_predictions(path: Path) -> Predictions:
         found = _of_answers(rows) if "exact_match" in rows[0] else _of_options(rows)
         return replace(found, clusters=clusters_of_predictions(rows))
     except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: a row is damaged ({damage(error)}); {remedy}") from error
+        raise UserError(f"{path}: a row is damaged ({reason_of(error)}); {remedy}") from error
 
 
 def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
@@ -319,7 +319,7 @@ def _journal(
             for field in ("step", *fields(line)):
                 line[field]
         except (LookupError, TypeError) as error:
-            raise UserError(f"{path}:{number}: damaged ({damage(error)}); {remedy}") from error
+            raise UserError(f"{path}:{number}: damaged ({reason_of(error)}); {remedy}") from error
     return lines
 
 
@@ -333,5 +333,7 @@ def _read_lines(path: Path, remedy: str) -> tuple[dict[str, Any], ...]:
             try:
                 rows.append(dict(json.loads(line.decode()).items()))
             except (ValueError, RecursionError, AttributeError) as error:
-                raise UserError(f"{path}:{number}: damaged ({damage(error)}); {remedy}") from error
+                raise UserError(
+                    f"{path}:{number}: damaged ({reason_of(error)}); {remedy}"
+                ) from error
     return tuple(rows)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cogcalib_jax.configlib import command_line, program_words
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
 from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
@@ -42,7 +42,7 @@ def read_validation_nll(folder: Path) -> np.ndarray:
         return np.array([float(json.loads(line)["nll"]) for line in lines])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
+            f"{file}: damaged ({reason_of(error)}); remove it and resume the run (--resume), which"
             " writes it again"
         ) from error
 
@@ -90,7 +90,7 @@ def recommendation(run: Run) -> Recommendation | None:
         asked = chosen["question"]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); remove it and resume the run (--resume), which"
+            f"{file}: damaged ({reason_of(error)}); remove it and resume the run (--resume), which"
             " writes it again"
         ) from error
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"

@@ -14,7 +14,7 @@ from cogcalib_jax.configlib import command_line, program_words, to_yaml
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import SUFFIX, damage, lock_file, named, write_whole
+from cogcalib_jax.files import SUFFIX, lock_file, reason_of, with_path_in_errors, write_whole
 from cogcalib_jax.preemption import Interrupted, Preempted
 from cogcalib_jax.runs.stored import (
     COMMAND_FILE,
@@ -92,7 +92,7 @@ def _lock(folder: Path) -> bool:
     place = folder.resolve()
     if place in _locks:
         return False
-    with named(folder):
+    with with_path_in_errors(folder):
         file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         lock_file(file)
@@ -161,7 +161,7 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
             return file.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{file}: {damage(error)}; remove it, and this command is kept in its place"
+                f"{file}: {reason_of(error)}; remove it, and this command is kept in its place"
             ) from error
 
     return from_main(kept)

@@ -12,7 +12,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
@@ -52,7 +52,7 @@ def stored_calibrators(adapter: Path) -> Calibrators:
         return from_json(answers["calibrators"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{adapter / CALIBRATION_FILE}: damaged ({damage(error)}); train again, or fetch it"
+            f"{adapter / CALIBRATION_FILE}: damaged ({reason_of(error)}); train again, or fetch it"
             " again"
         ) from error
 

@@ -14,7 +14,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.repeats import question_clusters
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.inference.open_ended import OpenPredictions
@@ -216,6 +216,6 @@ def _read(file: Path) -> dict[str, Any]:
         results["provenance"]["data_hash"].items()
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: damaged ({damage(error)}); remove it, and its questions are scored again"
+            f"{file}: damaged ({reason_of(error)}); remove it, and its questions are scored again"
         ) from error
     return results

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from cogcalib_jax.configlib import command_line, from_yaml, program_words
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage, require_no_way_out
+from cogcalib_jax.files import reason_of, refuse_external_links
 from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
 
 DEFAULT_ROOT = Path("runs")
@@ -47,7 +47,7 @@ def choose(run_dir: str | None, name: str, resume: bool) -> Path:
                 f"{folder}: nothing to resume (no config.yaml); leave out --resume to start there"
             )
         held = list(folder.rglob("*"))
-        require_no_way_out(folder, held)
+        refuse_external_links(folder, held)
         _require_plain(held)
         return folder
     require_empty(folder)
@@ -95,7 +95,7 @@ def stored_config(argv: Sequence[str], cls: type) -> list[str]:
         if not any(name.startswith("distributed.") for name in given.words):
             choose(run_dir, "", resume=True)
         return []
-    require_no_way_out(file.parent, (file,))
+    refuse_external_links(file.parent, (file,))
     return ["--config", str(file)]
 
 
@@ -119,7 +119,7 @@ def read_choice(folder: Path) -> OptionScore:
         rule = stored_option_score(content)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file}: cannot be read ({damage(error)}); put it back from a copy, or train again"
+            f"{file}: cannot be read ({reason_of(error)}); put it back from a copy, or train again"
         ) from error
     if rule is None:
         raise UserError(f"{file}: names no rule; put it back from a copy, or train again")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import require_no_way_out
+from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.report.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.runs.stored import CHOICE_FILE, read_choice, read_config, resume_command
@@ -76,7 +76,7 @@ def _read_config(folder: Path) -> RunConfig:
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
             " run, or of a comparison of methods"
         )
-    require_no_way_out(folder, (file, folder / "adapter", folder / CHOICE_FILE))
+    refuse_external_links(folder, (file, folder / "adapter", folder / CHOICE_FILE))
     config = read_config(folder, RunConfig)
     if config.option_score == "auto" and not config.compare:
         config = replace(config, option_score=read_choice(folder))

@@ -25,7 +25,7 @@ from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.configlib import FieldError, check, load_config, style_identity, to_yaml
 from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.errors import UserError, plain_text
-from cogcalib_jax.files import damage, whole_file, write_whole
+from cogcalib_jax.files import reason_of, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.registries import GATES, TERMS
@@ -300,7 +300,7 @@ def _read_trial(trial: Trial) -> list[tuple[Candidate, Belief]]:
             }
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{file}: damaged ({damage(error)}); remove it, and it is trained again"
+                f"{file}: damaged ({reason_of(error)}); remove it, and it is trained again"
             ) from error
         for name, belief in beliefs.items():
             method = None if name in (BEST_EPOCH, TEMPERATURE) else trial.method(entry)

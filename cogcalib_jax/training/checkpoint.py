@@ -40,7 +40,7 @@ from cogcalib_jax.distributed import (
     require_agreement,
 )
 from cogcalib_jax.errors import UserError, refusal
-from cogcalib_jax.files import named
+from cogcalib_jax.files import with_path_in_errors
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.manifest import (
@@ -191,7 +191,7 @@ class Checkpoints:
             self._forget_old()
 
         try:
-            with named(self.folder):
+            with with_path_in_errors(self.folder):
                 from_main(begin)
                 with _quiet():
                     ocp.save(unfinished / STATE, host)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.distributed import main_only
-from cogcalib_jax.files import named, whole_path
+from cogcalib_jax.files import whole_path, with_path_in_errors
 
 
 class Journal:
@@ -22,7 +22,7 @@ class Journal:
     def write(self, **record: Any) -> None:
         finite = {key: _finite(value) for key, value in record.items()}
         line = (json.dumps(finite, allow_nan=False) + "\n").encode()
-        with named(self.path):
+        with with_path_in_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 whole = file.tell()
@@ -47,7 +47,7 @@ class Journal:
     def cut_to(self, size: int) -> None:
         """Drop what comes after the first `size` bytes: a resumed run writes it again."""
         if self.size() > size:
-            with named(self.path):
+            with with_path_in_errors(self.path):
                 os.truncate(self.path, size)
 
     @main_only

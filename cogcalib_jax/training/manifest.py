@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import named, write_whole
+from cogcalib_jax.files import with_path_in_errors, write_whole
 
 # What is in a checkpoint and what it means: to be raised whenever a field of the saved tree or of
 # the manifest is added, removed or read in another way. Not the package's version: most versions
@@ -87,7 +87,7 @@ def journal_mark(path: Path, size: int) -> dict[str, Any]:
     """What the manifest keeps of a file that is only appended to: its first `size` bytes, as they
     are on the disk from now on."""
     if size:
-        with named(path), path.open("rb") as file:
+        with with_path_in_errors(path), path.open("rb") as file:
             os.fsync(file)
     return {"bytes": size, "sha256": _prefix_checksum(path, size)}
 

@@ -10,7 +10,7 @@ import yaml
 from cogcalib_jax.configlib import from_yaml, with_new_names
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import damage
+from cogcalib_jax.files import reason_of
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.world.base import ensure_base
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
@@ -51,5 +51,5 @@ def read_stored_run(folder: Path) -> StoredRun:
         tree = with_new_names(yaml.safe_load(file.read_text(encoding="utf-8")))
         kept = {f.name: tree[f.name] for f in fields(StoredRun) if f.name in tree}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: damaged ({damage(error)}); train again") from error
+        raise UserError(f"{file}: damaged ({reason_of(error)}); train again") from error
     return from_yaml(StoredRun, yaml.safe_dump(kept), file)

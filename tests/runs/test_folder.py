@@ -162,7 +162,7 @@ def test_what_is_resumed_says_itself_what_it_is(tmp_path):
     assert stored_config([*asked, "--config", "mine.yaml"], RunConfig) == []
     file.unlink()
     file.symlink_to("/etc/hostname")
-    with pytest.raises(UserError, match="is a link that leads out of its folder"):
+    with pytest.raises(UserError, match="is a symbolic link to a file outside its folder"):
         stored_config(asked, RunConfig)
 
 
