@@ -373,7 +373,8 @@ class Model:
             examples: the calibration split of a task.
             calibrator: a name (temperature, vector, platt, isotonic, mixture, linear_mixture), with
                 settings if wanted, as in "vector(l2=0.1)"; or one of your own.
-            batch_size, option_score: as for `predict`.
+            batch_size: as for `predict`.
+            option_score: as for `predict`.
 
         Raises:
             UserError: questions on which it cannot be fitted.

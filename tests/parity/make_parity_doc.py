@@ -1,4 +1,4 @@
-"""Write docs/parity.md: every family against transformers and PEFT, measured now (needs torch).
+"""Write docs/results/parity.md: every family against transformers and PEFT (needs torch).
 
 python -m tests.parity.make_parity_doc
 """
@@ -17,26 +17,27 @@ from tests.golden.families import FAMILIES  # noqa: E402
 from tests.golden.make_golden import torch_model  # noqa: E402
 from tests.parity import measures  # noqa: E402
 
-DOC = Path(__file__).parents[2] / "docs" / "parity.md"
+DOC = Path(__file__).parents[2] / "docs" / "results" / "parity.md"
 TEXT = """\
-# Parity with transformers and PEFT
+# Results: agreement with transformers and PEFT
 
-Written by `python -m tests.parity.make_parity_doc`; `pytest tests/parity` holds every number to its
-bound. {versions}; float32 on CPU.
+Written by `python -m tests.parity.make_parity_doc`. `pytest tests/parity` checks every number
+against its bound. {versions}; float32 on CPU.
 
-**Random small weights**: models of 3 layers, width 32 and 64 tokens, drawn at random, one for every
-family and flag. That the same code computes the same function shows at this size; how well a real
-checkpoint of billions of weights is served has to be seen on it.
+Models have random weights, 3 layers, width 32 and 64 tokens, one for each family and flag. The
+table shows that the same function is computed. How well a checkpoint of billions of weights is
+served must be seen on it.
 
-- **logits**: largest absolute difference over {positions} positions, from a checkpoint that
-  transformers saved (in shards) and this project loaded. Bound 1e-4.
-- **LoRA gradients**: largest difference for any A or B of an adapter that PEFT saved, on every
-  linear layer and the head, as a share of that matrix's largest gradient. Bound 1e-4.
-- **merged**: largest absolute difference of logits between PEFT's base with its adapter and the
-  folder that `cogcalib_jax.hf.merge` made of them, read by transformers and by us. Bound 1e-4.
-- **tokens equal**: greedy generation with a KV cache, {new} tokens for each of {prompts} prompts of
-  unequal length in one padded batch, against transformers one prompt at a time without padding or
-  cache. Prompts at which the two likeliest tokens ever come closer than 1e-3 are not used.
+- **logits**: the largest absolute difference over {positions} positions, from a checkpoint that
+  transformers saved in shards. Bound 1e-4.
+- **LoRA gradients**: the largest difference in any A or B, relative to the largest gradient of
+  that matrix. The adapter is on every linear layer and the head, and PEFT saved it. Bound 1e-4.
+- **merged**: the largest absolute difference of logits between PEFT's base with its adapter and
+  the merged folder, read by transformers and by us. Bound 1e-4.
+- **tokens equal**: greedy generation of {new} tokens for each of {prompts} prompts of unequal
+  length in one padded batch with a cache, against transformers one prompt at a time without
+  padding or cache. Prompts at which the two most probable tokens come closer than 1e-3 are not
+  used.
 
 | family | flags | logits | LoRA gradients | merged | tokens equal |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""What the parity tests assert and docs/parity.md reports: one family against torch, in numbers."""
+"""The numbers of the parity tests and of docs/results/parity.md: one family against torch."""
 
 import warnings
 from pathlib import Path
