@@ -1,45 +1,39 @@
-"""Metrics of answers with confidence: calibration, proper scores, ranking, and their summary.
+"""Metrics of answers with confidence; see `docs/metrics.md`. May import `errors` alone.
 
-Public functions take NumPy arrays (any float type) and return Python floats or NumPy arrays,
-computed in float64 on the CPU. `docs/metrics.md` states each convention and its oracle.
-
-Shapes, everywhere: confidence [rows] in [0, 1]; correct [rows] of 0 and 1; option_probs
-[rows, options], 0 where an option does not exist; option_mask [rows, options], or the number of
-options of each row [rows]; answers [rows] option indices. Bad rows raise `InvalidRows`.
+Functions take NumPy arrays of any float type and return Python floats or float64 arrays. Shapes:
+confidence [rows] in [0, 1]; correct [rows] of 0 and 1; option_probs [rows, options], 0 for options
+that do not exist; option_mask [rows, options], or the number of options of each row [rows];
+answers [rows] option indices. Bad rows raise `InvalidRows`.
 """
 
 from cogcalib_jax.metrics.bootstrap import bootstrap_intervals
 from cogcalib_jax.metrics.calibration import (
-    NoiseFloor,
     ReliabilityBins,
     ece,
     ece_classwise,
     ece_debiased,
     ece_equal_mass,
-    ece_noise_floor,
-    ece_p_value,
     ece_smooth,
     mce,
     reliability_bins,
 )
 from cogcalib_jax.metrics.checks import InvalidRows
-from cogcalib_jax.metrics.ranking import (
+from cogcalib_jax.metrics.noise_floor import NoiseFloor, ece_noise_floor, ece_p_value
+from cogcalib_jax.metrics.scores import (
     RiskCoverage,
     Roc,
-    aurc,
-    auroc,
-    coverage_at_accuracy,
-    risk_coverage,
-    roc,
-)
-from cogcalib_jax.metrics.scores import (
     TopLabel,
     accuracy,
+    aurc,
+    auroc,
     brier,
     brier_per_row,
+    coverage_at_accuracy,
     mean_confidence,
     nll,
     nll_per_row,
+    risk_coverage,
+    roc,
     top_label,
     vocab_brier_per_row,
     vocab_nll_per_row,

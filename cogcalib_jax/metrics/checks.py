@@ -1,8 +1,7 @@
-"""What every metric does with its rows before any arithmetic: check, widen to float64, pad.
+"""Checks of the rows that a metric gets, in float64 and padded.
 
-Metrics are small reductions over many rows and are compared with other people's float64
-implementations, so they run in float64 on the host's CPU device whatever accelerator trains the
-model. Both choices are made per call, never in JAX's global configuration.
+Metrics run in float64 on the CPU, whatever accelerator trains the model, since they are compared
+with other float64 implementations. JAX's global configuration is left alone.
 """
 
 import functools
@@ -18,7 +17,7 @@ from cogcalib_jax.errors import UserError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# A float32 softmax may return 1 + 6e-8; that is rounding. 1.01 is a mistake.
+# A float32 softmax may return 1 + 6e-8.
 PROBABILITY_SLACK = 1e-6
 # Sums of bfloat16 probabilities miss 1 by a few thousandths; unnormalised scores miss it by more.
 SUM_SLACK = 1e-2
@@ -28,11 +27,11 @@ _Result = TypeVar("_Result")
 
 
 class InvalidRows(UserError, ValueError):
-    """Rows that no metric can be computed from; the message names the first offending row."""
+    """Rows from which no metric can be computed; the message names the first bad row."""
 
 
 def cpu_float64(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Run `function` with 64-bit types on this process's CPU device, leaving JAX's config alone."""
+    """Run `function` with 64-bit types on this process's CPU device."""
 
     @functools.wraps(function)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
@@ -43,10 +42,10 @@ def cpu_float64(function: Callable[_Parameters, _Result]) -> Callable[_Parameter
 
 
 def padded_length(rows: int) -> int:
-    """The next of 64, 128, ... 512, 640, 768, 896, 1024, 1280, ...: four sizes an octave.
+    """Return the next of 64, 128, ... 512, 640, 768, 896, 1024, 1280, ...: four sizes an octave.
 
-    Padded rows carry weight 0. Without them every new number of rows (57 MMLU subjects, say) would
-    compile every metric again; with them at most a quarter of the work is wasted.
+    Padded rows have weight 0. Fixed sizes save a compilation of every metric for every number of
+    rows, and waste at most a quarter of the work.
     """
     step = 64
     while rows > 8 * step:
@@ -55,13 +54,13 @@ def padded_length(rows: int) -> int:
 
 
 def pad_rows(values: NDArray) -> NDArray:
-    """Append zeros along axis 0 up to `padded_length`."""
+    """Return `values` with zeros appended along axis 0 up to `padded_length`."""
     missing = padded_length(len(values)) - len(values)
     return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
 
 
 def _refuse(bad: NDArray[np.bool_], values: NDArray, name: str, requirement: str) -> None:
-    """Raise for the first row in which `bad` [rows, ...] holds anywhere."""
+    """Raise InvalidRows for the first row in which `bad` [rows, ...] is true."""
     if not bad.any():
         return
     row, *column = (int(i) for i in np.argwhere(bad)[0])
@@ -70,13 +69,13 @@ def _refuse(bad: NDArray[np.bool_], values: NDArray, name: str, requirement: str
 
 
 def check_probabilities(values: ArrayLike, name: str, ndim: int) -> FloatArray:
-    """Return `values` as float64 in [0, 1]; refuse other shapes, no rows, NaN, and other ranges."""
+    """Return `values` as float64 in [0, 1], with `ndim` axes and at least one row."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != ndim:
         raise InvalidRows(f"{name} has shape {array.shape}: expected {ndim} axes, rows first")
     if len(array) == 0:
         raise InvalidRows(f"{name} has no rows: a metric needs at least one")
-    # Written so that NaN, for which every comparison is false, is refused too.
+    # NaN is refused, too: every comparison with it is false.
     inside = (array >= -PROBABILITY_SLACK) & (array <= 1 + PROBABILITY_SLACK)
     _refuse(~inside, array, name, "is not a probability (must be a number from 0 to 1)")
     return np.clip(array, 0.0, 1.0)
@@ -101,10 +100,7 @@ def check_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatAr
 def cluster_numbers(clusters: ArrayLike | None, rows: int) -> IntArray | None:
     """Return clusters [rows] numbered from 0 by first appearance; None if no two rows share one.
 
-    Args:
-        clusters: [rows] labels that can be sorted; rows with equal labels belong together.
-    Raises:
-        InvalidRows: another shape.
+    clusters: [rows] labels that can be sorted; rows with equal labels belong together.
     """
     if clusters is None:
         return None
@@ -118,7 +114,7 @@ def cluster_numbers(clusters: ArrayLike | None, rows: int) -> IntArray | None:
 
 
 def check_mask(option_mask: ArrayLike, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask [rows, options] of the options that exist, from a mask or counts [rows]."""
+    """Return the mask [rows, options] of options that exist, from a mask or from counts [rows]."""
     mask = np.asarray(option_mask)
     if mask.shape == shape[:1]:
         counts = mask
@@ -138,8 +134,8 @@ def check_options(
 ) -> tuple[FloatArray, NDArray[np.bool_], IntArray]:
     """Return probabilities [rows, options], mask [rows, options] and answers [rows], checked.
 
-    With `complete` the options of a row sum to 1; otherwise they sum to at most 1 and the rest
-    belongs to every string that is no option. Options that do not exist must have probability 0.
+    Options that do not exist must have probability 0. With `complete` the options of a row must sum
+    to 1, otherwise to at most 1: the rest belongs to strings that are no option.
     """
     name = "option_probs" if complete else "vocab_option_probs"
     probs = check_probabilities(option_probs, name, 2)
@@ -155,12 +151,9 @@ def check_options(
 
 
 def check_answers(answers: ArrayLike, mask: NDArray[np.bool_], name: str = "answers") -> IntArray:
-    """Return the option indices [rows] as int64; each must be of an option in mask [rows, options].
+    """Return the option indices [rows] as int64; each must exist in mask [rows, options].
 
-    Args:
-        name: what they are called in messages.
-    Raises:
-        InvalidRows: another shape or dtype, or an index of no option.
+    name: for messages.
     """
     answers = np.asarray(answers)
     if answers.shape != mask.shape[:1]:
@@ -177,10 +170,9 @@ def check_scores(scores: ArrayLike, name: str, mask: ArrayLike | None) -> FloatA
     """Return scores [rows, options] as float64, -inf for options that do not exist.
 
     Args:
-        name: what they are called in messages.
+        scores: [rows, options], finite for options that exist.
+        name: for messages.
         mask: bool [rows, options], or the number of options of each row [rows]; None: all exist.
-    Raises:
-        InvalidRows: another shape, no rows, or a score of an option that is not finite.
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 2 or 0 in values.shape:

@@ -1,11 +1,10 @@
-"""Whether method A beats method B, and what n questions can show."""
+"""Tests of the difference between two methods, and the differences that n questions can show."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from cogcalib_jax.metrics.bootstrap import (
     weighted_ece,
     weighted_mean,
 )
-from cogcalib_jax.metrics.calibration import bin_index, ece_noise_floor
+from cogcalib_jax.metrics.calibration import bin_index
 from cogcalib_jax.metrics.checks import (
     FloatArray,
     InvalidRows,
@@ -30,32 +29,33 @@ from cogcalib_jax.metrics.checks import (
     pad_rows,
     padded_length,
 )
+from cogcalib_jax.metrics.noise_floor import ece_noise_floor
 
 ECE_BINS = 15
-# Fewer say too little of how seeds vary for any claim: show each of them.
+# Fewer seeds show too little of their spread for any claim.
 FEWEST_SEEDS = 5
 
 SeedRows = ArrayLike | tuple[ArrayLike, ArrayLike]
-"""One seed: values [questions], or the pair (confidence [questions], correct [questions])."""
+"""one seed: values [questions], or the pair (confidence [questions], correct [questions])"""
 RowStatistic = Callable[[FloatArray, FloatArray], float | None]
-"""From (confidence [rows], correct [rows]) to a number, None where it is undefined."""
+"""(confidence [rows], correct [rows]) -> a number, or None if it is undefined"""
 _CountStatistic = Callable[[NDArray], NDArray | jax.Array]
-"""From counts [chunk, padded questions] to the statistic [chunk], NaN where it is undefined."""
+"""counts [chunk, padded questions] -> the statistic [chunk], NaN if it is undefined"""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Statistic of A minus statistic of B, averaged over seeds."""
+    """The statistic of A minus that of B, averaged over seeds."""
 
     difference: float
     low: float
-    """Lower end of the interval."""
+    """lower end of the interval"""
     high: float
-    """Upper end of the interval."""
+    """upper end of the interval"""
     p_value: float
-    """Two-sided, against no difference."""
+    """two-sided, against no difference"""
     per_seed: tuple[float, ...]
-    """The difference of each seed: show these, and no stars, with fewer than `FEWEST_SEEDS`."""
+    """the difference of each seed; with fewer than `FEWEST_SEEDS`, show these and no stars"""
 
 
 def _mean_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
@@ -79,7 +79,7 @@ def _ece_statistic(rows: SeedRows, bins: int = ECE_BINS) -> tuple[_CountStatisti
 def _auroc_statistic(rows: SeedRows) -> tuple[_CountStatistic, int]:
     confidence, correct = check_confidence(*rows)
     order, hits, first, last = sorted_for_auroc(confidence, correct)
-    # Counts are drawn by question; each method sorts the questions its own way.
+    # Counts are in the order of questions, which each method sorts in its own way.
     padding = np.arange(len(order), padded_length(len(order)))
     order = np.concatenate([order, padding])
     return lambda counts: weighted_auroc(hits, first, last, counts[:, order]), len(correct)
@@ -124,36 +124,34 @@ def paired_difference(
     level: float = 0.95,
     bins: int = ECE_BINS,
 ) -> PairedDifference:
-    """Hierarchical percentile bootstrap of A - B over seeds and questions.
+    """Return the hierarchical percentile bootstrap of A - B over seeds and questions.
 
-    A resample draws seeds, and questions that are the same ones for both methods. Where all seeds
-    have equally many questions, one draw of questions serves all of them, because what is hard for
-    one training seed is hard for the next (crossed factors, Owen 2007); where the seeds happen to
-    hold different questions, this gives the same spread. With one seed it is the plain paired
-    bootstrap over questions, and says nothing about training noise.
+    A resample draws seeds, and the same questions for both methods. If all seeds have equally many
+    questions, one draw of questions serves all seeds, since a question that is hard for one seed is
+    hard for the next (crossed factors, Owen 2007). With one seed this is the paired bootstrap over
+    questions, without training noise. With `clusters` a question is drawn with all its repeats.
 
-    With `clusters` what is drawn is a question with all its repeats, in every method at once; draws
-    of questions serve all seeds only if all seeds have the same clusters, too.
+    A few seeds drawn with replacement vary too little: with five seeds whose effects differ far
+    more than the questions', the 95 % interval covered 86 % (`docs/metrics.md`). From
+    `FEWEST_SEEDS` seeds on, each end of the interval is therefore the farther one of the bootstrap
+    and of Student's t over seeds, and the p-value the larger one.
 
-    A few seeds drawn with replacement vary too little: with five whose effects differ far more than
-    the questions', the bootstrap's 95 % interval covered 86 % (`docs/metrics.md`). From
-    `FEWEST_SEEDS` on, an end of the interval is therefore the farther one of the bootstrap's and of
-    Student's t over seeds, and the p-value the larger one.
-
-    An ECE is biased upwards, most where a method is calibrated, so that the percentile interval of
-    an ECE difference misses the truth just where calibration was achieved. For "ece" the interval
-    is centred on the observed difference and widened by bounds on both biases; `docs/metrics.md`
-    has the simulated coverage. A function that computes an ECE gets no such care.
+    An ECE is biased upwards, most for a calibrated method. For "ece" the interval is centred on the
+    observed difference and widened by bounds on both biases; `docs/metrics.md` has its simulated
+    coverage. A function that computes an ECE gets no such treatment.
 
     Args:
-        rows_a, rows_b: one entry per seed, in the same order, question q of a seed being the same
-            question in both. An entry holds values [questions] (the rows' NLL or Brier score, say)
-            for "mean", else the pair (confidence [questions], correct [questions]).
+        rows_a, rows_b: one entry per seed, with the same questions in the same order. An entry
+            holds values [questions], such as NLLs, for "mean", else the pair (confidence
+            [questions], correct [questions]).
         statistic: "mean", "ece" (of `bins` equal-width bins), "auroc", or a function of
             (confidence, correct), which costs a call per resample, seed and method.
         clusters: one entry per seed: labels [questions], equal for repeats of a question, or None.
-            None: no question is repeated.
-        resamples: number of resamples. seed: of the resampling. level: coverage aimed at.
+        resamples: number of resamples.
+        seed: of the resampling.
+        level: nominal coverage.
+        bins: of the ECE.
+
     Raises:
         InvalidRows: seeds or questions that do not pair, bad values, an undefined statistic.
     """
@@ -189,7 +187,7 @@ def paired_difference(
             lambda c: evaluate(c, everything), sizes[0], resamples, seed, repeats[0]
         )
     else:
-        # Spawned streams: drawn from one seed, the questions of two seeds would be related.
+        # Spawned streams, so that the questions of two seeds are drawn independently.
         spawned = np.random.SeedSequence(seed).spawn(len(sizes))
         streams = [int(stream.generate_state(1)[0]) for stream in spawned]
         each = [
@@ -228,9 +226,9 @@ def paired_difference(
 def student_t(
     values: ArrayLike, *, level: float = 0.95, down: float = 0.0, up: float = 0.0
 ) -> tuple[float, float, float]:
-    """Interval of the mean of `values` [n], n at least 2, and its two-sided p-value against 0.
+    """Return the interval of the mean of `values` [n], n at least 2, and its p-value against 0.
 
-    down, up: how far the truth may lie below and above what the values are drawn around.
+    down, up: bounds on the bias: how far the truth may lie below and above the mean.
     """
     values = np.asarray(values, np.float64)
     mean, error = values.mean(), stats.sem(values)
@@ -246,13 +244,15 @@ def student_t(
 def _ece_bias_bounds(
     observed: FloatArray, resampled: FloatArray, floors: FloatArray
 ) -> tuple[float, float]:
-    """How far the true ECE difference may lie below, and above, the expected observed one.
+    """How far the true ECE difference may lie below and above the expected observed one.
 
-    A method's ECE is biased upwards by at least what resampling adds once more (exact far from
-    calibration, half of it near) and at most by its noise floor (exact at calibration).
+    The bias of a method's ECE is at least the bias that resampling adds (exact far from
+    calibration, half of it near) and at most its noise floor (exact at calibration).
 
     Args:
-        observed: [seeds, 2]. resampled: [resamples, seeds, 2]. floors: [seeds, 2] mean floors.
+        observed: [seeds, 2].
+        resampled: [resamples, seeds, 2].
+        floors: [seeds, 2] mean floors.
     """
     least = np.maximum(resampled.mean(axis=0) - observed, 0.0)
     most = np.maximum(floors, least)
@@ -262,15 +262,15 @@ def _ece_bias_bounds(
 
 
 def resamples_for(tests: int, level: float = 0.05) -> int:
-    """Resamples with which the smallest p-value, 2 / (1 + resamples), can pass Holm's correction
-    over `tests`; with fewer nothing could, whatever the data."""
+    """Return the resamples with which the smallest p-value, 2 / (1 + resamples), can pass Holm's
+    correction over `tests`."""
     return math.ceil(2.5 * tests / level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (1979), in the order given.
+    """Return Holm's step-down adjusted p-values (1979), in the order given.
 
-    Comparing each with alpha bounds by alpha the chance of any false claim in the family.
+    If each is compared with alpha, the chance of any false claim is at most alpha.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
@@ -282,63 +282,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-# z(0.975) + z(0.8): a two-sided test at 5 % finds a difference of this many standard errors in 80 %
-# of all cases.
+# z(0.975) + z(0.8): a two-sided test at 5 % finds a difference of so many standard errors with 80 %
+# power.
 _STANDARD_ERRORS = 1.959964 + 0.841621
-
-# Half the width of confidences that are called narrow.
-NARROW = 0.03
-
-
-class ExpectedFloor(NamedTuple):
-    """The ECE that a calibrated model would show by chance, for two spreads of its confidences."""
-
-    wide: tuple[float, float]
-    """mean and 95th percentile, confidences spread evenly from `chance` to 1"""
-    narrow: tuple[float, float]
-    """the same, confidences spread evenly within `NARROW` of the middle between chance and 1"""
-
-
-def expected_noise_floor(
-    n: int, chance: float, *, bins: int = 15, draws: int = 1000
-) -> ExpectedFloor:
-    """Simulated by `ece_noise_floor` from assumed confidences.
-
-    Args:
-        n: questions, at least 1. chance: the lowest confidence there can be (1 / options; 0 for
-            open answers). bins: of the ECE. draws: simulated answer sheets.
-    """
-
-    def floor(confidence: FloatArray) -> tuple[float, float]:
-        simulated = ece_noise_floor(confidence, bins=bins, draws=draws)
-        return simulated.mean, simulated.p95
-
-    middle = (1 + chance) / 2
-    return ExpectedFloor(
-        wide=floor(_spread(chance, 1.0, n)),
-        narrow=floor(_spread(middle - NARROW, middle + NARROW, n)),
-    )
-
-
-def _spread(low: float, high: float, n: int) -> FloatArray:
-    """n confidences, the middles of n equal parts of the interval."""
-    return low + (high - low) * (np.arange(n) + 0.5) / n
 
 
 def detectable_mean_difference(n: int, deviation: float) -> float:
-    """The smallest true difference of a mean over n paired questions that is found with 80 % power.
+    """Return the smallest difference of a mean over n paired questions found with 80 % power.
 
-    deviation: of the difference between two methods on one question. Two-sided test at 5 %, normal
-    approximation: 2.80 deviation / sqrt(n).
+    Two-sided test at 5 %, normal approximation: 2.80 deviation / sqrt(n), with the standard
+    deviation of the difference between two methods on one question.
     """
     return _STANDARD_ERRORS * deviation / math.sqrt(n)
 
 
 def detectable_accuracy_difference(n: int, discordant: float) -> float | None:
-    """The same for accuracy, None where no difference is large enough to be found.
+    """Return the smallest difference of accuracy found with 80 % power; None if there is none.
 
-    discordant: share of questions that one method answers right and the other wrong; no accuracy
-    can differ by more. The paired difference d (McNemar) has the variance discordant - d^2 on one
+    discordant: share of questions that one method answers right and the other wrong, an upper bound
+    of the difference. A paired difference d (McNemar) has the variance discordant - d^2 on one
     question, so d = 2.80 sqrt((discordant - d^2) / n), solved for d.
     """
     difference = _STANDARD_ERRORS * math.sqrt(discordant / (n + _STANDARD_ERRORS**2))

@@ -1,9 +1,9 @@
-"""Every metric of one task in one dictionary: what `eval.json` holds."""
+"""All metrics of one task in one dictionary, as in `eval.json`."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from cogcalib_jax.metrics.bootstrap import bootstrap_intervals
 from cogcalib_jax.metrics.calibration import (
@@ -11,7 +11,6 @@ from cogcalib_jax.metrics.calibration import (
     ece_classwise,
     ece_debiased,
     ece_equal_mass,
-    ece_noise_floor,
     ece_smooth,
     mce,
 )
@@ -22,10 +21,13 @@ from cogcalib_jax.metrics.checks import (
     check_options,
     cluster_numbers,
 )
-from cogcalib_jax.metrics.ranking import aurc, auroc, coverage_at_accuracy
+from cogcalib_jax.metrics.noise_floor import ece_noise_floor
 from cogcalib_jax.metrics.scores import (
     accuracy,
+    aurc,
+    auroc,
     brier_per_row,
+    coverage_at_accuracy,
     mean_confidence,
     nll_per_row,
     top_label,
@@ -34,16 +36,18 @@ from cogcalib_jax.metrics.scores import (
 )
 
 
-def _calibration_summary(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int,
-    draws: int,
-    seed: int,
-    clusters: IntArray | None,
-) -> dict[str, Any]:
-    floor = ece_noise_floor(confidence, bins=bins, draws=draws, seed=seed, clusters=clusters)
-    observed = ece(confidence, correct, bins=bins)
+class _Settings(NamedTuple):
+    bins: int
+    resamples: int
+    seed: int
+    clusters: IntArray | None
+
+
+def _calibration(confidence: ArrayLike, correct: ArrayLike, how: _Settings) -> dict[str, Any]:
+    floor = ece_noise_floor(
+        confidence, bins=how.bins, draws=how.resamples, seed=how.seed, clusters=how.clusters
+    )
+    observed = ece(confidence, correct, bins=how.bins)
     return {
         "ece": observed,
         "ece_noise_floor": {"mean": floor.mean, "p95": floor.p95},
@@ -54,54 +58,30 @@ def _calibration_summary(
     }
 
 
-def _vocab_summary(
-    vocab_option_probs: ArrayLike,
-    option_mask: NDArray[np.bool_],
-    answers: IntArray,
-    prediction: IntArray,
-    bins: int,
-    draws: int,
-    seed: int,
-    clusters: IntArray | None,
-) -> dict[str, Any]:
-    probs, _, _ = check_options(vocab_option_probs, option_mask, answers, complete=False)
-    correct = (prediction == answers).astype(np.float64)
-    confidence = probs[np.arange(len(probs)), prediction]
-    scores = {
-        "nll": float(vocab_nll_per_row(vocab_option_probs, option_mask, answers).mean()),
-        "brier": float(vocab_brier_per_row(vocab_option_probs, option_mask, answers).mean()),
-    }
-    return _calibration_summary(confidence, correct, bins, draws, seed, clusters) | scores
-
-
-def _top_label_summary(
+def _top_label(
     confidence: ArrayLike,
     correct: ArrayLike,
     nll_rows: FloatArray,
     brier_rows: FloatArray,
-    bins: int,
-    resamples: int,
-    seed: int,
-    clusters: IntArray | None,
+    how: _Settings,
 ) -> dict[str, Any]:
-    """What follows from confidence and correctness [rows], and the rows' proper scores [rows]."""
     intervals = bootstrap_intervals(
         confidence,
         correct,
         {"nll": nll_rows, "brier": brier_rows},
-        clusters=clusters,
-        resamples=resamples,
-        seed=seed,
+        clusters=how.clusters,
+        resamples=how.resamples,
+        seed=how.seed,
     )
-    repeats = {} if clusters is None else {"n_questions": int(clusters.max()) + 1}
+    repeats = {} if how.clusters is None else {"n_questions": int(how.clusters.max()) + 1}
     return {
         "n": len(nll_rows),
         **repeats,
-        **_calibration_summary(confidence, correct, bins, resamples, seed, clusters),
-        "ece_debiased": ece_debiased(confidence, correct, bins=bins, clusters=clusters),
-        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=bins),
+        **_calibration(confidence, correct, how),
+        "ece_debiased": ece_debiased(confidence, correct, bins=how.bins, clusters=how.clusters),
+        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=how.bins),
         "ece_smooth": ece_smooth(confidence, correct),
-        "mce": mce(confidence, correct, bins=bins),
+        "mce": mce(confidence, correct, bins=how.bins),
         "nll": float(nll_rows.mean()),
         "brier": float(brier_rows.mean()),
         "aurc": aurc(confidence, correct),
@@ -121,31 +101,36 @@ def summarize(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """All metrics of one task, as written to `eval.json`: JSON-able, None where undefined, no NaN.
+    """Return all metrics of one task, ready for JSON: None if undefined, never NaN.
 
     Args:
-        option_probs: [rows, options], each row summing to 1.
-        option_mask: [rows, options] or counts [rows]. answers: [rows].
+        option_probs: [rows, options], each row with the sum 1.
+        option_mask: [rows, options] or counts [rows].
+        answers: [rows] option indices.
         vocab_option_probs: [rows, options] probabilities under the vocabulary's softmax, or None;
-            the confidence there is that of the prediction made from `option_probs`.
-        clusters: [rows] labels; rows that share one are repeats of a question. Intervals, noise
-            floors, p-values and debiasing count it once, and `n_questions` stands beside `n`. None,
+            the confidence there is that of the prediction from `option_probs`.
+        clusters: [rows] labels; rows with one label are repeats of a question. Intervals, noise
+            floors, p-values and debiasing count it once, and `n_questions` is added to `n`. None,
             or all different: every row by itself.
-        bins: equal-width bins of the calibration errors. seed: of simulation and resampling.
+        bins: number of equal-width bins of the calibration errors.
+        seed: of simulation and resampling.
         resamples: bootstrap resamples, and draws of the noise floor.
     """
     probs, mask, answers = check_options(option_probs, option_mask, answers)
     prediction, confidence, correct = top_label(probs, mask, answers)
     nll_rows = nll_per_row(option_probs, mask, answers)
     brier_rows = brier_per_row(option_probs, mask, answers)
-    numbers = cluster_numbers(clusters, len(answers))
-    settings = (bins, resamples, seed, numbers)
+    how = _Settings(bins, resamples, seed, cluster_numbers(clusters, len(answers)))
     vocab = None
     if vocab_option_probs is not None:
-        vocab = _vocab_summary(vocab_option_probs, mask, answers, prediction, *settings)
+        in_vocab, _, _ = check_options(vocab_option_probs, mask, answers, complete=False)
+        vocab = _calibration(in_vocab[np.arange(len(probs)), prediction], correct, how) | {
+            "nll": float(vocab_nll_per_row(vocab_option_probs, mask, answers).mean()),
+            "brier": float(vocab_brier_per_row(vocab_option_probs, mask, answers).mean()),
+        }
     return {
-        **_top_label_summary(confidence, correct, nll_rows, brier_rows, *settings),
-        # Accuracy of guessing, where every option of a question is equally likely to be chosen.
+        **_top_label(confidence, correct, nll_rows, brier_rows, how),
+        # The accuracy of guessing.
         "chance": float(np.mean(1 / mask.sum(-1))),
         "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
         "vocab": vocab,
@@ -161,14 +146,15 @@ def summarize_confidence(
     seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """The metrics of answers of which only the confidence is known: no options, no classes.
+    """Return the metrics of answers with a confidence but without options.
 
     As `summarize`, with the proper scores of a binary forecast of "the answer is correct": Brier is
-    the mean of (confidence - correct)^2, from 0 to 1 (half the sum form over two options), NLL the
-    log loss in nats. JSON-able, None where undefined, no NaN.
+    the mean of (confidence - correct)^2, from 0 to 1 (half the sum form over two options), and NLL
+    the log loss in nats.
 
     Args:
-        confidence: [rows]. correct: [rows] of 0 and 1.
+        confidence: [rows] probabilities.
+        correct: [rows] of 0 and 1.
         clusters, bins, seed, resamples: as for `summarize`.
     """
     _, hits = check_confidence(confidence, correct)
@@ -178,7 +164,5 @@ def summarize_confidence(
     two = np.full(len(hits), 2)
     nll_rows = nll_per_row(right_or_wrong, two, outcome)
     brier_rows = brier_per_row(right_or_wrong, two, outcome) / 2
-    numbers = cluster_numbers(clusters, len(hits))
-    return _top_label_summary(
-        confidence, correct, nll_rows, brier_rows, bins, resamples, seed, numbers
-    )
+    how = _Settings(bins, resamples, seed, cluster_numbers(clusters, len(hits)))
+    return _top_label(confidence, correct, nll_rows, brier_rows, how)

@@ -12,11 +12,10 @@ from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.repeats import question_clusters, repeats_note
+from cogcalib_jax.metrics.noise_floor import NARROW, expected_noise_floor
 from cogcalib_jax.metrics.significance import (
-    NARROW,
     detectable_accuracy_difference,
     detectable_mean_difference,
-    expected_noise_floor,
 )
 from cogcalib_jax.plan.memory import Memory
 from cogcalib_jax.report.tables import Table, as_text

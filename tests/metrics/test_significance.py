@@ -10,11 +10,11 @@ from scipy import stats
 
 from cogcalib_jax import metrics
 from cogcalib_jax.metrics import InvalidRows, ece_noise_floor
+from cogcalib_jax.metrics.noise_floor import expected_noise_floor
 from cogcalib_jax.metrics.significance import (
     FEWEST_SEEDS,
     detectable_accuracy_difference,
     detectable_mean_difference,
-    expected_noise_floor,
     holm,
     paired_difference,
     resamples_for,
