@@ -1,12 +1,6 @@
 """Calibrators: maps from a model's scores to probabilities, fitted on held-out questions.
 
-They take NumPy arrays of any model and know nothing of this project's files.
-
-    base.py       what every calibrator has: fit, transform, JSON, a name
-    nll.py        the convex fits of scaled scores
-    scaling.py    temperature and vector scaling
-    top_label.py  Platt scaling and isotonic regression
-    mixture.py    mixtures of the fine-tuned model with its start
+They take NumPy arrays of any model, and no files. May import `metrics`, `registry` and `errors`.
 """
 
 from cogcalib_jax.calibration.base import (

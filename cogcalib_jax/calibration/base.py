@@ -1,4 +1,4 @@
-"""The interface of every calibrator: fit and transform as in scikit-learn, JSON, and a name."""
+"""The interface of calibrators: fit and transform as in scikit-learn, JSON, and the registry."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from cogcalib_jax.registry import Registry
 log = logging.getLogger(__name__)
 
 KIND = "calibrator"
-"""The key of the name in JSON."""
+"""the key of the name in JSON"""
 
 
 @dataclass(frozen=True)
 class OptionRows:
-    """Checked scores of `n` questions with up to `k` options, as a calibrator works with them."""
+    """Checked scores of `n` questions with up to `k` options."""
 
     scores: FloatArray
     """[n, k] float64: log-probabilities in nats, up to a constant a row; absent options are -inf"""
     labels: IntArray | None = None
-    """[n] int64: index of the right option; None where nothing is fitted"""
+    """[n] int64: index of the right option; None to transform"""
     start_scores: FloatArray | None = None
     """like `scores`, of the start; only for calibrators that need it"""
 
     @property
     def mask(self) -> np.ndarray:
-        """[n, k] bool: which options exist."""
+        """The options that exist, [n, k] bool."""
         return np.isfinite(self.scores)
 
     def of_labels(self, values: FloatArray) -> FloatArray:
@@ -52,47 +52,47 @@ class OptionRows:
 class Calibrator(ABC):
     """A map from option scores to probabilities that is fitted on labelled, held-out questions.
 
-    Subclass it, add settings as fields with defaults, name in `fitted` what a fit finds, and
-    register it with `register_calibrator`. A subclass may define `check(self)`, which raises
-    ValueError for settings out of range.
+    Subclass it, add settings as fields with defaults, name in `fitted` the attributes that a fit
+    sets, and register the class with `register_calibrator`. It may define `check(self)`, which
+    raises ValueError for settings out of range.
 
-    Scores are log-probabilities of the options, in nats; a constant that is added to a row changes
-    nothing. Attributes that end in `_` exist after `fit`.
+    Scores are log-probabilities of the options in nats, up to a constant for each row. Attributes
+    that end in `_` exist after `fit`.
     """
 
     needs_start: ClassVar[bool] = False
     """whether it needs `start_scores`: a second pass with the start's adapter"""
     needs_classes: ClassVar[bool] = False
-    """whether option i must mean the same in every row: one list of options for all questions"""
+    """whether all questions must have one list of options"""
     fitted: ClassVar[Mapping[str, int]] = {}
-    """attributes that `fit` finds, each with its number of axes: 0 for a float, else float64"""
+    """attributes that `fit` sets, each with its number of axes: 0 for a float, else float64"""
 
     converged_: bool
-    """False where the best value was not reached; `warning` says what that means"""
+    """False if the best value was not reached; see `warning`"""
     n_rows_: int
-    """rows it was fitted on"""
+    """number of rows it was fitted on"""
 
     @abstractmethod
     def _fit(self, rows: OptionRows) -> bool:
-        """Set what `fitted` names from `rows`, which have labels; return whether it converged."""
+        """Set the attributes of `fitted` from labelled rows; return whether the fit converged."""
 
     @abstractmethod
     def _transform(self, rows: OptionRows) -> FloatArray:
-        """Return probabilities [n, k] float64, 0 where there is no option."""
+        """Return probabilities [n, k] float64, 0 for absent options."""
 
     def _check_fitted(self) -> None:  # noqa: B027 - most have nothing to check
-        """Raise ValueError if what `fitted` names, read from JSON, cannot be applied."""
+        """Raise ValueError if attributes that were read from JSON cannot be applied."""
 
     @property
     def warning(self) -> str | None:
-        """The sentence that a user must read before using it; None for an ordinary fit."""
+        """A sentence on what is wrong with the fit; None for an ordinary one."""
         if self.converged_:
             return None
         return f"{self.name}: the fit on {self.n_rows_:,} calibration questions did not converge"
 
     @property
     def name(self) -> str:
-        """The registered name, or that of a class that is not registered."""
+        """The registered name, or the name of a class that is not registered."""
         cls = type(self)
         return next((entry.name for entry in CALIBRATORS if entry.cls is cls), cls.__name__)
 
@@ -107,10 +107,10 @@ class Calibrator(ABC):
         """Fit it on held-out questions, and return it.
 
         Args:
-            scores: `[n, k]` float, log-probabilities of options in nats, up to a constant a row.
+            scores: `[n, k]` float, log-probabilities in nats, up to a constant for each row.
             labels: `[n]` int, index of the right option.
-            mask: `[n, k]` bool, which options exist, or their numbers `[n]`; None: all of them.
-            start_scores: `[n, k]` float, scores of the start, if `needs_start`; else not looked at.
+            mask: `[n, k]` bool, the options that exist, or their numbers `[n]`; None: all.
+            start_scores: `[n, k]` float, scores of the start; read only if `needs_start`.
 
         Raises:
             InvalidRows: arrays of other shapes, scores that are not finite, labels of no option.
@@ -130,7 +130,7 @@ class Calibrator(ABC):
         Raises:
             ValueError: it is not fitted.
             InvalidRows: as `fit`.
-            UserError: what was fitted gives no numbers, as a file that was changed may.
+            UserError: probabilities that are not numbers, as from a stored fit that was changed.
         """
         self._require_fitted()
         return self._probabilities(self._transform, self._rows(scores, None, mask, start_scores))
@@ -150,7 +150,7 @@ class Calibrator(ABC):
         return self.transform(scores, mask=mask, start_scores=start_scores)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{"calibrator": NAME, setting: ..., fitted_: ...}`, which `from_json` reads back.
+        """Return `{"calibrator": NAME, setting: ..., fitted_: ...}` for `from_json`.
 
         Raises ValueError if it is not fitted, or its class not registered.
         """
@@ -164,7 +164,7 @@ class Calibrator(ABC):
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Calibrator:
-        """Return the calibrator that `to_json` wrote; it transforms to the very same numbers.
+        """Return the calibrator that `to_json` wrote; its probabilities are the same, bit for bit.
 
         Raises:
             UserError: an unknown name, or keys or values that no calibrator of that name has.
@@ -257,7 +257,7 @@ register_calibrator = CALIBRATORS.register
 
 
 def refuse_without_mistake(name: str, rows: int) -> UserError:
-    """The error for rows that are all answered right, where no finite fit exists."""
+    """Return the error for rows without a wrong answer, for which no finite fit exists."""
     return UserError(
         f"{name}: all {rows} calibration questions are answered correctly, so the best temperature"
         " is 0; use a larger calibration split (data.calibration_rows)"
@@ -265,7 +265,7 @@ def refuse_without_mistake(name: str, rows: int) -> UserError:
 
 
 def _value(name: str, key: str, value: Any, kind: type | int) -> Any:
-    """A stored setting of type `kind`, or a fitted number or array of `kind` axes."""
+    """A stored setting of type `kind`, or a fitted array with `kind` axes; raises UserError."""
     if isinstance(kind, int):
         wanted = "finite numbers" if kind else "a finite number"
         try:

@@ -1,8 +1,4 @@
-"""Mixtures of a fine-tuned model with the start of its fine-tuning.
-
-Fine-tuning makes a model sure of what it was told, right or wrong. The start's beliefs, which are
-calibrated better, are mixed back in.
-"""
+"""Mixtures of a fine-tuned model with its start, whose confidences are calibrated better."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ from cogcalib_jax.calibration.scaling import (
 )
 from cogcalib_jax.metrics.checks import FloatArray
 
-# A prior of 0 has no logarithm; nor has an option that no fitted row had.
+# In place of 0, which has no logarithm.
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -35,7 +31,7 @@ class LogitMixture(Calibrator):
     z are log-probabilities over the options, of the fine-tuned model and of its start. The NLL is
     convex in (a, b, c). Temperature scaling is (1/T, 0, 0), so on the fitted rows no temperature
     has a lower NLL. With `use_prior` the prior is the mean option distribution of the start on the
-    fitted rows, which takes a shared list of options; without it c is 0.
+    fitted rows, and all questions need one list of options; without it c is 0.
     """
 
     use_prior: bool = False
@@ -74,7 +70,7 @@ class LogitMixture(Calibrator):
         return softmax(np.where(rows.mask, mixed, -np.inf))
 
     def _parts(self, rows: OptionRows, prior: FloatArray) -> FloatArray:
-        """`[2 or 3, n, k]`: what the weights multiply; 0 where there is no option."""
+        """The terms `[2 or 3, n, k]` that the weights multiply; 0 for absent options."""
         parts = [log_softmax(rows.scores), log_softmax(rows.start_scores)]
         if self.use_prior:
             parts.append(np.broadcast_to(-np.log(np.maximum(prior, _TINY)), rows.scores.shape))
@@ -83,11 +79,11 @@ class LogitMixture(Calibrator):
 
 @register_calibrator("linear_mixture", label="Linear mixture")
 class LinearMixture(Calibrator):
-    """(1 - w) p_tuned + w p_start, each at a temperature of its own, w in [0, 1] by NLL.
+    """(1 - w) p_tuned + w p_start, each at its own temperature, w in [0, 1] by NLL.
 
-    The temperatures are fitted first, each alone, as in temperature scaling: else w would have to
-    repair the confidence of one model and could not weigh what both know. Given them, the NLL is
-    convex in w. w = 0 is temperature scaling, so on the fitted rows its NLL is no lower.
+    The temperatures are fitted first, each alone; otherwise w would correct the confidence of one
+    model instead of weighing both. The NLL is convex in w. w = 0 is temperature scaling, so on the
+    fitted rows temperature scaling has no lower NLL.
     """
 
     needs_start = True
@@ -105,7 +101,7 @@ class LinearMixture(Calibrator):
             return float(-np.mean(np.log(np.maximum(mixed, _TINY))))
 
         found = minimize_scalar(nll, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
-        # The bounded search comes near the ends, and never to them.
+        # The bounded search never reaches 0 and 1.
         self.start_weight_ = float(min((0.0, 1.0, found.x), key=nll))
         self.temperature_, self.start_temperature_ = temperature, start_temperature
         return bool(found.success)

@@ -16,27 +16,28 @@ from cogcalib_jax.calibration.base import (
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics.checks import FloatArray
 
-# log-temperatures: 1/100 to 100.
+# The range of log T: temperatures from 1/100 to 100.
 LOG_RANGE = np.log(100.0)
+# The bounded search ends this close to a bound, in log T.
+AT_BOUND = 1e-3
 
 
 def softmax(scores: FloatArray) -> FloatArray:
-    """Probabilities `[n, k]` of scores `[n, k]`; 0 where a score is -inf."""
+    """Return probabilities `[n, k]` of scores `[n, k]`; 0 for a score of -inf."""
     shifted = np.exp(scores - scores.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
 
 def log_softmax(scores: FloatArray) -> FloatArray:
-    """Log-probabilities `[n, k]` of scores `[n, k]`; -inf where a score is -inf."""
+    """Return log-probabilities `[n, k]` of scores `[n, k]`; -inf for a score of -inf."""
     return scores - np.logaddexp.reduce(scores, -1, keepdims=True)
 
 
 def best_temperature(rows: OptionRows, name: str = "temperature") -> float:
-    """Return the temperature that minimises the mean NLL of `rows` (Guo et al. 2017, section 4.2).
+    """Return the temperature from 1/100 to 100 with the lowest mean NLL of `rows`.
 
-    The NLL is convex in 1 / T, so the bounded search over log T, from 1/100 to 100, has one
-    minimum. Rows that are answered without a mistake have none; UserError is raised, with `name`
-    before it.
+    The NLL is convex in 1 / T (Guo et al. 2017, section 4.2). Rows without a wrong answer have no
+    best temperature and raise UserError, which begins with `name`.
     """
     scores = rows.scores
     right = rows.of_labels(scores)
@@ -65,12 +66,14 @@ def minimise_nll(
     """Minimise mean NLL + l2 / 2 |x - start|^2 over x `[p]`, for scores that are linear in x.
 
     Args:
-        scores: from x to scores `[n, k]`, finite wherever an option exists.
-        pull_back: from the gradient by those scores `[n, k]` to that by x `[p]`.
-        start: `[p]`, where the search begins, and what `l2` pulls towards.
+        rows: labelled rows.
+        scores: x -> scores `[n, k]`, finite for options that exist.
+        pull_back: the gradient by these scores `[n, k]` -> the gradient by x `[p]`.
+        start: `[p]`, the first x, and the centre of the penalty.
+        l2: weight of the penalty.
 
     Returns:
-        x, and whether the gradient there is 0 to seven digits.
+        x, and whether the gradient at x is 0 to seven digits.
     """
     chosen = np.zeros(rows.scores.shape)
     chosen[np.arange(len(chosen)), rows.labels] = 1.0
@@ -87,16 +90,11 @@ def minimise_nll(
     return found.x, bool(np.abs(loss(found.x)[1]).max() < 1e-7)
 
 
-# The bounded search stops this close to an end, in log T.
-AT_BOUND = 1e-3
-
-
 @register_calibrator("temperature", label="Temperature")
 class TemperatureScaler(Calibrator):
-    """softmax(z / T), with the T of the lowest NLL, from 1/100 to 100 (Guo et al. 2017).
+    """softmax(z / T), with the T from 1/100 to 100 that has the lowest NLL (Guo et al. 2017).
 
-    Rows that are all answered right have no best T and are refused. At an end of the range
-    `converged_` is False.
+    Rows without a wrong answer have no best T and are refused. At a bound `converged_` is False.
     """
 
     fitted = {"temperature_": 0}
@@ -123,14 +121,14 @@ def require_temperature(name: str, value: float) -> None:
 
 
 def at_bound(temperature: float) -> bool:
-    """Return whether a fitted temperature lies at an end of the range that is searched."""
+    """Return whether a fitted temperature lies at a bound of the search."""
     return bool(abs(np.log(temperature)) > LOG_RANGE - AT_BOUND)
 
 
 def bound_warning(temperature: float, rows: int) -> str | None:
-    """The sentence about a temperature at an end of the range; None for an ordinary one.
+    """Return a warning for a temperature at a bound of the search; None for an ordinary one.
 
-    rows: calibration questions it was fitted on.
+    rows: number of calibration questions it was fitted on.
     """
     if not at_bound(temperature):
         return None
@@ -152,8 +150,8 @@ class VectorScaler(Calibrator):
     """softmax(s_j z_j + b_j): a scale and a bias for each option of the shared list, fitted by NLL.
 
     Guo et al. 2017, section 4.2; z are log-probabilities over the options. `l2` is the weight of
-    (|s - 1|^2 + |b|^2) / 2 beside the mean NLL. Above 0 there is always one best fit. At 0 an
-    option that is never right has none: its bias falls for ever.
+    (|s - 1|^2 + |b|^2) / 2 beside the mean NLL. Above 0 there is one best fit; at 0 there is none
+    if an option is never right.
     """
 
     l2: float = 1e-3
@@ -202,5 +200,5 @@ class VectorScaler(Calibrator):
 
 
 def _finite_log_softmax(rows: OptionRows) -> FloatArray:
-    """Log-probabilities `[n, k]`; 0 where there is no option, so that products stay numbers."""
+    """Log-probabilities `[n, k]`; 0 for absent options, so that products are numbers."""
     return np.where(rows.mask, log_softmax(rows.scores), 0.0)

@@ -1,8 +1,7 @@
-"""From how likely an answer was to how likely it is right: Platt scaling and isotonic regression.
+"""Platt scaling and isotonic regression: the probability that an answer is right.
 
-The probability of a generated answer says how much of the model's distribution it holds, not how
-often such answers are right: with many ways to say the same thing it is far too low. So both maps
-are fitted on questions of the calibration split, never on test questions.
+The probability of a generated answer is often far below the share of such answers that are right,
+since there are many ways to say the same thing.
 """
 
 from __future__ import annotations
@@ -20,37 +19,36 @@ from cogcalib_jax.calibration.scaling import log_softmax, softmax
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics.checks import FloatArray, InvalidRows, check_correct
 
-# float32 log-probabilities are rounded by about 1e-7: nearer to certainty is noise.
+# float32 log-probabilities are rounded by about 1e-7.
 _LARGEST_LOG = -1e-7
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Log-probabilities [n] of one answer a question, in nats, and whether each is right [n]."""
+    """Log-probabilities [n] of answers, in nats, and 1 for each right one [n]."""
 
     scores: FloatArray
     correct: FloatArray
 
 
 class TopLabelCalibrator(Calibrator):
-    """A map of one answer's log-probability to the probability that it is right.
+    """A map from the log-probability of an answer to the probability that it is right.
 
-    Of scores `[n, k]` the answer is the most probable option, the first of several. What its new
-    probability leaves is shared by the other options in proportion to their probabilities, so the
-    prediction is the argmax of the result, and may be another option than before. An only option
-    keeps probability 1.
+    For scores `[n, k]` the answer is the most probable option, the first of several. The other
+    options share the rest of the probability in proportion to their own. The prediction is the
+    argmax of the result and may change. A single option keeps probability 1.
 
-    It also takes answers without options: `fit(logprobs [n], correct [n])` with correct of 0 and 1,
-    and `transform(logprobs [n])`, which returns `[n]`.
+    Answers without options work, too: `fit(logprobs [n], correct [n])` with correct of 0 and 1, and
+    `transform(logprobs [n])`, which returns `[n]`.
     """
 
     @abstractmethod
     def _fit_answers(self, logprobs: FloatArray, correct: FloatArray) -> bool:
-        """Set what `fitted` names; `correct` has both 0 and 1. Return whether it converged."""
+        """Set the attributes of `fitted`; return whether it converged. Both outcomes occur."""
 
     @abstractmethod
     def _map(self, logprobs: FloatArray) -> FloatArray:
-        """Return probabilities of being right `[n]` of log-probabilities `[n]`."""
+        """Return the probability of being right `[n]` for log-probabilities `[n]`."""
 
     def fit(
         self,
@@ -60,7 +58,7 @@ class TopLabelCalibrator(Calibrator):
         mask: ArrayLike | None = None,
         start_scores: ArrayLike | None = None,
     ) -> Self:
-        """Fit it on options, see `Calibrator.fit`, or on answers: scores [n], correctness [n]."""
+        """Fit it on options (see `Calibrator.fit`) or on answers: scores [n], correctness [n]."""
         if np.ndim(scores) != 1:
             return super().fit(scores, labels, mask=mask, start_scores=start_scores)
         logprobs, correct = _check_logprobs(scores), check_correct(labels)
@@ -75,7 +73,7 @@ class TopLabelCalibrator(Calibrator):
         mask: ArrayLike | None = None,
         start_scores: ArrayLike | None = None,
     ) -> FloatArray:
-        """Return probabilities, of options [n, k] or of answers [n], as `scores` has it."""
+        """Return probabilities of options [n, k] or of answers [n], with the shape of `scores`."""
         if np.ndim(scores) != 1:
             return super().transform(scores, mask=mask, start_scores=start_scores)
         self._require_fitted()
@@ -98,7 +96,7 @@ class TopLabelCalibrator(Calibrator):
         is_top = np.arange(rows.scores.shape[1]) == top[:, None]
         alone = rows.mask.sum(-1) == 1
         confidence = np.where(alone, 1.0, self._map(_at(log_softmax(rows.scores), top)))
-        # By their scores, for beside a certain option the probabilities of the others round to 0.
+        # From scores: beside a certain option the probabilities of the others round to 0.
         others = np.where(is_top & ~alone[:, None], -np.inf, rows.scores)
         shares = softmax(others) * (1 - confidence[:, None])
         return np.where(is_top, confidence[:, None], shares)
@@ -106,11 +104,11 @@ class TopLabelCalibrator(Calibrator):
 
 @register_calibrator("platt", label="Platt scaling")
 class PlattScaler(TopLabelCalibrator):
-    """sigmoid(slope x log-odds + intercept) of the top option; slope 1, intercept 0 change nothing.
+    """sigmoid(slope * log-odds + intercept) of the top option.
 
     The logistic regression of correctness on the log-odds, with Platt's smoothed targets (1999):
     (r + 1) / (r + 2) for each of the r right answers and 1 / (w + 2) for each of the w wrong ones,
-    so that separable answers have a finite fit too. All right or all wrong is refused.
+    so that separable answers have a finite fit, too. All right or all wrong is refused.
     """
 
     fitted = {"slope_": 0, "intercept_": 0}
@@ -120,7 +118,7 @@ class PlattScaler(TopLabelCalibrator):
         wrong = len(correct) - right
         target = np.where(correct, (right + 1) / (right + 2), 1 / (wrong + 2))
         odds = log_odds(logprobs)
-        # Searched on a standard scale; the start is the constant that fits best.
+        # Standardised for the search, which begins at the best constant.
         centre, spread = odds.mean(), odds.std() or 1.0
         x = (odds - centre) / spread
 
@@ -135,7 +133,7 @@ class PlattScaler(TopLabelCalibrator):
         slope, intercept = found.x
         self.slope_ = float(slope / spread)
         self.intercept_ = float(intercept - slope * centre / spread)
-        # The search itself may report that it cannot get nearer than rounding allows.
+        # The search may report failure when rounding stops it.
         return bool(np.abs(loss(found.x)[1]).max() < 1e-7)
 
     def _map(self, logprobs: FloatArray) -> FloatArray:
@@ -159,7 +157,7 @@ class IsotonicCalibrator(TopLabelCalibrator):
         )
         means = np.bincount(index, weights=correct) / weights
         fitted = isotonic_regression(means, weights=weights).x
-        # Within a level only its two ends bend the line.
+        # Of a level its two ends are enough.
         same = np.isclose(fitted[1:], fitted[:-1], rtol=0, atol=1e-12)
         corner = ~(np.append(False, same) & np.append(same, False))
         self.knots_, self.values_ = points[corner], fitted[corner]
@@ -176,7 +174,7 @@ class IsotonicCalibrator(TopLabelCalibrator):
 
 
 def log_odds(logprobs: FloatArray) -> FloatArray:
-    """log(p / (1 - p)) of p = exp(logprobs), finite also where p rounds to 1."""
+    """Return log(p / (1 - p)) for p = exp(logprobs); finite if p rounds to 1."""
     bounded = np.minimum(np.asarray(logprobs, np.float64), _LARGEST_LOG)
     return bounded - np.log(-np.expm1(bounded))
 
