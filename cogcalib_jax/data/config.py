@@ -1,4 +1,4 @@
-"""What to read, how to split it and how to write it as a prompt."""
+"""The settings of a task: its rows, its splits and its prompts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cogcalib_jax.configlib import FieldError, check, often, setting
-from cogcalib_jax.data.answers import Way
-from cogcalib_jax.data.columns import parse_columns
-from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
+from cogcalib_jax.data.tasks import TASKS, MadeTask
+from cogcalib_jax.data.tasks.answers import Way
+from cogcalib_jax.data.tasks.columns import parse_columns
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
 OWN_ROWS = ("columns", "answers", "answers_from")
-"""fields that say how the user's own rows are read"""
+"""fields about the user's own rows"""
 LIMITS = ("calibration_rows", "validation_rows", "train_rows", "test_rows")
-"""fields that cut splits of stored rows; a task that makes its rows makes as many as are wanted"""
+"""fields that cut splits of stored rows; a task that makes its rows has sizes of its own"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DataConfig:
     """The task, its rows, its splits and its prompts."""
 
     task: str = often("world")
-    """Name of a task in the registry (cogcalib_jax/data/known_tasks.py)."""
+    """Name of a task (docs/tasks.md)."""
     path: str | None = often(None, place=True)
     """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
     columns: tuple[str, ...] | None = often(None)
@@ -37,7 +37,7 @@ class DataConfig:
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
     prompt: str = often("auto")
-    """A prompt template (cogcalib_jax/data/prompts.py); auto: the task's own; chat: as a chat."""
+    """Prompt template: letters, cloze or qa; auto: the task's own; chat: the tokenizer's format."""
     few_shot: int = 0
     """Solved questions of the training split before every question; they are not trained on."""
     protocol: str = CLEAN
@@ -101,9 +101,10 @@ class DataConfig:
         check(self.split_seed >= 0, "split_seed", "must be at least 0")
 
     def for_task(self, task: str) -> DataConfig:
-        """The same settings for `task`; `path` holds the rows of `self.task` alone.
+        """Return the same settings for `task`, without the path and columns of `self.task`.
 
-        Raises FieldError where they cannot be those of `task`.
+        Raises:
+            FieldError: a setting that `task` does not allow.
         """
         if task == self.task:
             return self
@@ -112,7 +113,7 @@ class DataConfig:
         return replace(self, task=task, path=None, **dict.fromkeys(unset))
 
     def column_names(self) -> dict[str, tuple[str, ...]]:
-        """Return field -> columns, as `columns` names them."""
+        """Return field -> columns, from `columns`."""
         return parse_columns(self.columns or ())
 
     def _check_own_rows(self) -> None:

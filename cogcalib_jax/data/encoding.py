@@ -8,13 +8,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.data.chat import chat_notes, chat_template
 from cogcalib_jax.data.config import CHAT, DataConfig
-from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example
-from cogcalib_jax.data.known_tasks import TASKS
-from cogcalib_jax.data.prompts import PROMPTS, Prompt, Template
+from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example, question_key
+from cogcalib_jax.data.prompts import PROMPTS, Prompt, Template, chat_notes, chat_template
 from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
-from cogcalib_jax.data.repeats import question_key
+from cogcalib_jax.data.tasks import TASKS
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.tokenizer import WITHOUT_EMBEDDING
 

@@ -1,6 +1,14 @@
-"""The shapes rows take on their way from a data set to a batch."""
+"""Questions, encoded questions and splits, and the rule by which two rows ask the same question.
 
-from collections.abc import Iterable, Sequence
+Repeats are one unit in intervals, paired differences, noise floors and p-values: a model that knows
+a question is right in all of them, so they add no information.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -11,9 +19,13 @@ import numpy as np
 if TYPE_CHECKING:
     from cogcalib_jax.data.prompts import Template
 
+HASH = "question_hash"
+"""the field of a prediction row that `question_hash` fills"""
+_OPTIONS = ("choices", "options", "completions")
+
 
 class BadRow(Exception):
-    """A row that cannot be used. The message says why; whoever reads rows adds where."""
+    """A row that cannot be used. The message is the reason; the reader of rows adds the place."""
 
 
 class NoLabel(BadRow):
@@ -27,20 +39,20 @@ class Example:
     id: str
     question: str
     choices: tuple[str, ...]
-    """the options; of an open question its reference answer alone, which training completes"""
+    """the options; for an open question its reference answer alone, which training completes"""
     answer: int
     """index of the right choice; 0 for an open question"""
     passage: str = ""
     group: str | None = None
     """rows of one group never lie in two splits (twin sentences, questions about one person)"""
     extra: dict[str, Any] = field(default_factory=dict)
-    """JSON-able facts about the row, carried into predictions"""
+    """JSON values about the row, carried into predictions"""
     aliases: tuple[str, ...] = ()
     """accepted answers of an open question, the reference first; () for one with options"""
 
     @property
     def is_open(self) -> bool:
-        """Whether the answer is written freely instead of chosen."""
+        """True if the answer is written freely instead of chosen."""
         return bool(self.aliases)
 
 
@@ -54,14 +66,14 @@ class Splits:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     shots: tuple[Example, ...] = ()
-    """solved questions that stand before every prompt (`data.few_shot`), in none of the five"""
+    """solved questions before every prompt (`data.few_shot`), in none of the five splits"""
     notes: tuple[str, ...] = ()
-    """what was left out and why, a line each, to be shown to the user"""
+    """rows that were left out and why, a line each"""
     read: str = field(default="", compare=False)
     """which files were read and how, in a line; "" if there are none"""
 
     def items(self) -> tuple[tuple[str, tuple[Example, ...]], ...]:
-        """(name, rows) of the five splits."""
+        """Return (name, rows) of the five splits."""
         names = ("style", "train", "calibration", "validation", "test")
         return tuple((name, getattr(self, name)) for name in names)
 
@@ -86,37 +98,26 @@ class Encoded:
         return tuple(len(text.strip()) for text in self.completions)
 
 
-def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:
-    """Whether no completion `[tokens]` begins with all of another one.
-
-    Then at most one of them can follow a prompt, and their probabilities over the vocabulary sum to
-    at most 1. "cat" and "cat food" can both: what begins with the second begins with the first.
-    """
-    # In order, what begins with a completion comes right behind it.
-    in_order = pairwise(sorted(map(tuple, completions)))
-    return all(longer[: len(shorter)] != shorter for shorter, longer in in_order)
-
-
 class EncodedSplit(tuple[Encoded, ...]):
-    """A tuple of encoded rows that remembers what batches need to know about all of them.
+    """A tuple of encoded rows that caches the facts about all rows that shapes of batches need.
 
-    Shapes of batches depend on the split and not on the rows drawn, so that one split compiles
-    once per padded length; with 100,000 rows that must not be worked out at every step.
+    Shapes depend on the split and not on the rows drawn, so a split compiles once per padded
+    length.
     """
 
-    template: "Template | None" = None
-    """what its prompts are made of, as `encode_split` says; None for rows put together since"""
+    template: Template | None = None
+    """the template of its prompts, set by `encode_split`"""
 
     pmi_prefix_ids: tuple[int, ...] | None = None
-    """the ids after which an option is scored without its question, as `encode_split` says; None
+    """the ids after which an option is scored without its question, set by `encode_split`; None
     for open questions and for tokenizers with neither BOS nor end-of-text token"""
 
     protocol: str = "clean"
-    """the protocol they are asked by"""
+    """the protocol of its prompts"""
 
     @classmethod
-    def of(cls, rows: Iterable[Encoded]) -> "EncodedSplit":
-        """`rows` themselves where they are a split already, else a copy that is one."""
+    def of(cls, rows: Iterable[Encoded]) -> EncodedSplit:
+        """Return `rows` as a split; a split is returned as it is."""
         return rows if isinstance(rows, cls) else cls(rows)
 
     @cached_property
@@ -144,17 +145,17 @@ class EncodedSplit(tuple[Encoded, ...]):
 
     @cached_property
     def exclusive_options(self) -> bool:
-        """Whether the options of every row exclude one another over the vocabulary."""
+        """True if the options of every row exclude one another over the vocabulary."""
         return all(exclude_one_another(row.completion_ids) for row in self)
 
     @cached_property
     def is_open(self) -> bool:
-        """Whether its questions are open; loading refuses a split of both kinds."""
+        """True for open questions; loading refuses a split of both kinds."""
         return bool(self) and all(row.example.is_open for row in self)
 
     @cached_property
     def single_token_options(self) -> bool:
-        """Whether every option is one token, and another one for every option of a row.
+        """True if every option is one token, different for every option of a row.
 
         An open question has no options, however short its answer.
         """
@@ -163,3 +164,98 @@ class EncodedSplit(tuple[Encoded, ...]):
             and all(len(ids) == 1 for row in self for ids in row.completion_ids)
             and all(len(set(row.completion_ids)) == len(row.completion_ids) for row in self)
         )
+
+
+def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:
+    """Return whether no completion `[tokens]` begins with all of another one.
+
+    At most one of such completions can follow a prompt, so their probabilities over the vocabulary
+    sum to at most 1. "cat" and "cat food" do not exclude one another.
+    """
+    # Sorted, a completion stands right before those that begin with it.
+    in_order = pairwise(sorted(map(tuple, completions)))
+    return all(longer[: len(shorter)] != shorter for shorter, longer in in_order)
+
+
+def as_read(value: str) -> str:
+    """Return `value` as a reader sees it: Unicode NFC, runs of white space as one space.
+
+    Case stays, because it tells 5 mW from 5 MW; so do compatibility forms, which tell 5² from 52.
+    Choices and questions are compared in this form.
+    """
+    return " ".join(unicodedata.normalize("NFC", value).split())
+
+
+def fold_case(value: str) -> str:
+    """Return `as_read(value)` without case, for comparisons in which a wrong match costs little."""
+    return as_read(as_read(value).casefold())
+
+
+def question_key(example: Example) -> tuple[str, ...]:
+    """Return a key that is equal for two rows that ask the same, as a reader sees it.
+
+    The order of choices does not count. Two references do not make an open question two.
+    """
+    return _key(example.passage, example.question, () if example.is_open else example.choices)
+
+
+def question_hash(example: Example) -> str:
+    """Return 16 hexadecimal digits of a hash of `question_key`."""
+    return hashlib.sha256("\x1f".join(question_key(example)).encode()).hexdigest()[:16]
+
+
+def question_clusters(rows: Iterable[Example]) -> np.ndarray:
+    """Return [rows] int64: the number of each row's question, by first appearance."""
+    return _numbers(map(question_key, rows))
+
+
+def clusters_of_predictions(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return [rows] int64: the number of the question of each row of a file of predictions.
+
+    Two rows have one question if they have the same `question_hash`; else the same passage,
+    question and options; else the same prompt and options; else the same id. A row with none of
+    these is a question of its own.
+    """
+    return _numbers(_prediction_key(row, place) for place, row in enumerate(rows))
+
+
+def repeats_note(name: str, clusters: np.ndarray) -> tuple[str, ...]:
+    """Return a note on the repeated questions of the rows `name`; () if there are none.
+
+    clusters: [rows], as the functions above return them.
+    """
+    questions = len(np.unique(clusters))
+    if questions == len(clusters):
+        return ()
+    return (
+        f"{name}: {len(clusters):,} rows, {questions:,} different questions; repeats of a question"
+        " count as one in intervals, noise floors and p-values",
+    )
+
+
+def _key(passage: str, question: str, options: Iterable[str]) -> tuple[str, ...]:
+    return (as_read(passage), as_read(question), *sorted(map(as_read, options)))
+
+
+def _numbers(keys: Iterable[Hashable]) -> np.ndarray:
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
+
+
+def _prediction_key(row: Mapping[str, Any], place: int) -> Hashable:
+    if isinstance(row.get(HASH), str):
+        return (HASH, row[HASH])
+    passage = row["passage"] if isinstance(row.get("passage"), str) else ""
+    options = next((texts for name in _OPTIONS if (texts := _texts(row.get(name)))), ())
+    for name in ("question", "prompt"):
+        if isinstance(row.get(name), str):
+            return (name, _key(passage, row[name], options))
+    if isinstance(row.get("id"), str | int):
+        return ("id", str(row["id"]))
+    return ("place", place)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    return ()

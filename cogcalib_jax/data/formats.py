@@ -39,11 +39,11 @@ class FileRows(NamedTuple):
 
     rows: list[Row]
     note: str = ""
-    """how the file was read, if it was not read in the plain way"""
+    """how the file was read, if it was not read in the usual way"""
 
 
 def format_of(file: Path) -> str | None:
-    """Return the suffix that decides how `file` is read (".csv" of x.CSV.gz), or None."""
+    """Return the suffix that decides how `file` is read (".csv" for x.CSV.gz), or None."""
     suffixes = ["", *(suffix.casefold() for suffix in file.suffixes)]
     zipped = suffixes[-1] == ".gz"
     suffix = suffixes[-2 if zipped else -1]
@@ -68,7 +68,7 @@ def read_file(file: Path) -> FileRows:
             f"{file}: is no file of rows; expected {', '.join(FORMATS)}, or one of the text"
             " formats with .gz. Save the rows in one of them"
         )
-    if file.is_fifo():  # who opens one waits for its other end
+    if file.is_fifo():  # opening one waits for its other end
         raise UserError(f"{file}: is a pipe, no file; write its rows to a file first")
     try:
         return _read_parquet(file) if suffix == ".parquet" else _READERS[suffix](file, _bytes(file))
@@ -78,7 +78,7 @@ def read_file(file: Path) -> FileRows:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's message, which may run over many."""
+    """Return the first line of an error's message, at most 200 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
 
@@ -112,22 +112,16 @@ def _read_json(file: Path, data: bytes) -> FileRows:
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[":
         return FileRows(list(_array(file, _text(file, data))))
-    rows = list(_lines(file, data))
+    # Split at "\n" alone: JSON text may hold U+2028, at which str.splitlines splits.
+    lines = enumerate(data.split(b"\n"), start=1)
+    rows = [Row(f"{file}:{number}", number, _parse(line)) for number, line in lines if line.strip()]
     if start == b"{" and len(rows) != 1 and isinstance(rows[0].content, BadRow):
         # The first line alone is no JSON: an object that was written over several lines.
         try:
-            content = json.loads(data.decode("utf-8-sig"))
+            return FileRows([Row(f"{file}:1", 1, json.loads(data.decode("utf-8-sig")))])
         except (ValueError, RecursionError):
             return FileRows(rows)
-        return FileRows([Row(f"{file}:1", 1, content)])
     return FileRows(rows)
-
-
-def _lines(file: Path, data: bytes) -> Iterator[Row]:
-    # Bytes are cut at "\n" alone: JSON text may hold U+2028, at which str.splitlines cuts.
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield Row(f"{file}:{number}", number, _parse(line))
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | BadRow:
@@ -148,17 +142,21 @@ def _object(content: Any) -> Mapping[str, Any] | BadRow:
 def _array(file: Path, text: str) -> Iterator[Row]:
     """Read the objects of a JSON array, each with the line that it begins on."""
     decoder, number, line, counted = json.JSONDecoder(), 0, 1, 0
-    at = _SPACE.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+
+    def skip_space(at: int) -> int:
+        return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+    at = skip_space(text.index("[") + 1)
     more = text[at : at + 1] != "]"
     try:
         while more:
             value, end = decoder.raw_decode(text, at)
             number, line, counted = number + 1, line + text.count("\n", counted, at), at
             yield Row(f"{file}:{line}", number, _object(value))
-            at = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+            at = skip_space(end)
             more = text[at : at + 1] == ","
             if more:
-                at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
+                at = skip_space(at + 1)
         if text[at : at + 1] != "]" or text[at + 1 :].strip():
             raise json.JSONDecodeError("Expecting the end of the array", text, at)
     except (ValueError, RecursionError) as error:
@@ -185,12 +183,12 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
     separator = _separator(file, text)
     # A passage may be longer than the module's limit of 131,072 characters.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    # strict: an open quotation mark would swallow the rows behind it without a word.
-    cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    cells = _cells(text, separator)
     rows: list[Row] = []
     line = 1
     try:
-        header = _header(file, next(cells))
+        header = [cell.strip() or f"column {i}" for i, cell in enumerate(next(cells), start=1)]
+        _require_distinct(file, header)
         line = cells.line_num + 1
         for record in cells:
             if any(cell.strip() for cell in record):
@@ -201,8 +199,14 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
             f"{file}:{line}: is no row of a table with {_SEPARATORS[separator]} ({error}); a"
             " quotation mark inside a cell is written twice"
         ) from error
-    note = "" if separator == usual else f"columns of {file.name} separated by"
-    return FileRows(rows, f"{note} {_SEPARATORS[separator]}" if note else "")
+    if separator == usual:
+        return FileRows(rows)
+    return FileRows(rows, f"columns of {file.name} separated by {_SEPARATORS[separator]}")
+
+
+def _cells(text: str, separator: str) -> Any:
+    # strict: an open quotation mark would swallow the rows after it.
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
 
 
 def _separator(file: Path, text: str) -> str:
@@ -210,8 +214,7 @@ def _separator(file: Path, text: str) -> str:
     counts = {}
     for separator in _SEPARATORS:
         try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-            counts[separator] = len(next(reader))
+            counts[separator] = len(next(_cells(text, separator)))
         except csv.Error:
             counts[separator] = 0
     most = max(counts.values())
@@ -229,12 +232,6 @@ def _separator(file: Path, text: str) -> str:
             " that hold the other into quotation marks"
         )
     return best[0]
-
-
-def _header(file: Path, cells: list[str]) -> list[str]:
-    names = [cell.strip() or f"column {i}" for i, cell in enumerate(cells, start=1)]
-    _require_distinct(file, names)
-    return names
 
 
 def _require_distinct(file: Path, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A look at rows before anything is trained: overlaps, labels, lengths, cuts, and what is fed."""
+"""Facts about rows before training: overlaps, labels, lengths, cut passages, the text fed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import prompt_prefix
-from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.repeats import question_key
-from cogcalib_jax.data.tasks.fields import fold_case
+from cogcalib_jax.data.example import Encoded, EncodedSplit, Example, fold_case, question_key
 
-# What separates prompt and completion, and line ends, in a text shown to a person.
+# Marks between prompt and completion, and at line ends, in a text shown to a person.
 BORDER = "▶"
 LINE_END = "⏎"
 
@@ -34,8 +32,7 @@ class Labels(NamedTuple):
 
     @property
     def commonest(self) -> int:
-        """The position that is right most often, from 0: always chosen, it is right in
-        `shares[commonest]` of the questions."""
+        """The position, from 0, that is right most often, in `shares[commonest]` of the rows."""
         return int(np.argmax(self.shares))
 
 
@@ -49,7 +46,7 @@ class References(NamedTuple):
     commonest: str
     """the reference that most questions share, case and white space aside"""
     share: float
-    """of the questions"""
+    """share of the questions with it"""
 
 
 class Lengths(NamedTuple):
@@ -62,30 +59,30 @@ class Lengths(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """Questions of one split that stand in another, too."""
+    """Questions of one split that are also in another."""
 
     first: str
     second: str
     rows: int
-    """of `second`"""
+    """rows of `second`"""
     example: str
     """the question of one of them"""
 
 
 class Cut(NamedTuple):
-    """Where a passage lost its middle or end."""
+    """The place at which a passage lost its middle or end."""
 
     id: str
     beginning: str
-    """of the prompt"""
+    """beginning of the prompt"""
     before: str
-    """the last of the passage that stayed before the cut"""
+    """end of the passage before the cut"""
     after: str
-    """what follows in the prompt"""
+    """text after the cut"""
 
 
 def labels(rows: Sequence[Example]) -> Labels:
-    """Of questions with options, at least one."""
+    """Count the right answers of questions with options, at least one."""
     options = Counter(len(row.choices) for row in rows)
     positions = np.bincount([row.answer for row in rows], minlength=max(options))
     chance = sum(count / size for size, count in options.items()) / len(rows)
@@ -94,7 +91,7 @@ def labels(rows: Sequence[Example]) -> Labels:
 
 
 def references(rows: Sequence[Example]) -> References:
-    """Of open questions, at least one."""
+    """Count the accepted answers of open questions, at least one."""
     counts = [len(row.aliases) for row in rows]
     answers = Counter(fold_case(row.aliases[0]) for row in rows)
     (commonest, times), *_ = answers.most_common(1)
@@ -103,15 +100,10 @@ def references(rows: Sequence[Example]) -> References:
     )
 
 
-def token_counts(split: EncodedSplit) -> np.ndarray:
-    """[rows] tokens of each prompt with its longest option: what `max_length` limits."""
-    # `lengths` counts inputs: the last token of a text is predicted and never read.
-    return split.lengths + 1
-
-
 def lengths(split: EncodedSplit) -> Lengths:
-    """Of a split with at least one row."""
-    counts = token_counts(split)
+    """Measure a split with at least one row."""
+    # `split.lengths` counts inputs: the last token of a text is predicted and never read.
+    counts = split.lengths + 1
     return Lengths(
         int(counts.min()),
         float(np.median(counts)),
@@ -121,12 +113,12 @@ def lengths(split: EncodedSplit) -> Lengths:
 
 
 def repeated(rows: Sequence[Example]) -> int:
-    """Rows whose question stands earlier in the same split."""
+    """Return the number of rows whose question stands earlier in the same split."""
     return len(rows) - len({question_key(row) for row in rows})
 
 
 def overlaps(splits: Mapping[str, Sequence[Example]]) -> list[Overlap]:
-    """Equal questions in two splits, for every pair of them, as splitting compares questions."""
+    """Find equal questions in every pair of splits, compared by `question_key`."""
     keys = {name: {question_key(row) for row in rows} for name, rows in splits.items()}
     found = []
     for first, second in combinations(splits, 2):
@@ -139,10 +131,10 @@ def overlaps(splits: Mapping[str, Sequence[Example]]) -> list[Overlap]:
 def near_overlaps(
     sources: Mapping[str, Sequence[Example]], rows: Sequence[Example]
 ) -> list[Example]:
-    """Return those of `rows` that ask in the same words as a row of `sources`, with another
-    passage, other options, other punctuation or other case.
+    """Return the rows whose question has the same words as a row of `sources`, but not its
+    passage, options, punctuation or case.
 
-    Splitting does not remove them, for they may well be two questions.
+    Splitting keeps them, for they may be two questions.
     """
     earlier = [row for source in sources.values() for row in source]
     words, equal = set(map(_words, earlier)), set(map(question_key, earlier))
@@ -155,15 +147,14 @@ def _words(row: Example) -> str:
 
 
 def cut_rows(split: EncodedSplit) -> list[Encoded]:
-    """Rows whose passage does not stand whole in the prompt."""
+    """Return the rows whose prompt does not hold the whole passage."""
     return [e for e in split if e.example.passage and e.example.passage not in e.prompt]
 
 
 def show_cut(row: Encoded, width: int = 60) -> Cut:
-    """What is left on both sides of the cut, `width` characters each."""
+    """Return the text on both sides of the cut, `width` characters each."""
     passage, prompt = row.example.passage, row.prompt
-    # The head that stayed is the longest beginning of the passage that the prompt holds; length
-    # by bisection, since every shorter beginning is held, too.
+    # Bisection for the longest beginning of the passage that the prompt holds.
     low, high = 0, len(passage)
     while low < high:
         middle = (low + high + 1) // 2
@@ -173,8 +164,8 @@ def show_cut(row: Encoded, width: int = 60) -> Cut:
 
 
 def fed_text(row: Encoded, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:
-    """The text whose tokens a model is fed: special tokens written out, a mark at line ends and
-    where the right completion begins."""
+    """Return the text that a model is fed: special tokens written out, with a mark at line ends
+    and before the right completion."""
     special = tokenizer.convert_ids_to_tokens(prompt_prefix(config, tokenizer))
     text = "".join(special) + row.prompt + BORDER + row.completions[row.answer]
     return text.replace("\n", f"{LINE_END}\n")

@@ -1,4 +1,6 @@
-"""From a DataConfig to examples: read, refuse what cannot be used, split."""
+"""Stored rows become examples: read them, refuse those that cannot be used, split the others."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,33 +9,40 @@ from typing import Any
 
 from cogcalib_jax.data import sources
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import BadRow, Example, NoLabel, Splits
+from cogcalib_jax.data.example import (
+    BadRow,
+    Example,
+    NoLabel,
+    Splits,
+    question_clusters,
+    repeats_note,
+)
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.known_tasks import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.protocols import published
-from cogcalib_jax.data.reading import folder_files, read_line
-from cogcalib_jax.data.repeats import question_clusters, repeats_note
-from cogcalib_jax.data.split_files import split_files
+from cogcalib_jax.data.sources import Stored, split_files, stored_rows, unread_files
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
+from cogcalib_jax.data.tasks import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repeats
 from cogcalib_jax.errors import UserError
+
+# Names that a line about files and columns shows.
+_MOST = 12
 
 
 def load_splits(
     config: DataConfig,
     seed: int,
-    stored: Mapping[str, sources.Stored] | None = None,
+    stored: Mapping[str, Stored] | None = None,
     *,
     world: Any = None,
 ) -> Splits:
-    """The five splits of a task.
+    """Return the five splits of a task.
 
     Args:
-        config: the task, where its rows are, and sizes.
+        config: the task, the place of its rows, and sizes.
         seed: the run's seed; decides the world (stored rows are split by `config.split_seed`).
-        stored: split -> rows that are in memory already, of a task of the user's own rows; None:
-            they are read as `config` says.
+        stored: split -> rows in memory, for a task of the user's own rows; None: read `config`.
         world: settings of a task that makes its own rows (`WorldConfig`); None: its defaults.
 
     Raises:
@@ -48,7 +57,7 @@ def load_splits(
 
 
 def load_shots(config: DataConfig) -> tuple[Example, ...]:
-    """The solved questions before every prompt, as `load_splits` draws them; for evaluation alone.
+    """Return the solved questions that `load_splits` draws, for evaluation alone.
 
     Raises:
         UserError: as `load_splits`; no training split to draw them from.
@@ -67,41 +76,16 @@ def load_shots(config: DataConfig) -> tuple[Example, ...]:
     return draw_shots(_official(task, config)[0], config)
 
 
-def _official(
-    task: RowTask, config: DataConfig, given: Mapping[str, sources.Stored] | None = None
-) -> tuple[Official, list[str], str]:
-    """The rows as published, with their groups; notes; and a line on what was read."""
-    notes: list[str] = []
-    stored = given or _stored(task, config, _split_names(task, config))
-    reader = _reader(task, config, stored)
-    official = {
-        name: _usable(task, name, rows, reader, config, notes) for name, rows in stored.items()
-    }
-    _require_one_kind(config, official)
-    rows = [row for part in official.values() for row in part]
-    read = "" if given else _read_line(config, stored, rows, reader)
-    if task.group is not None:
-        official = _grouped(task, official)
-    parts = Official(official["train"], official.get("validation"), official.get("test"))
-    return parts, notes, read
-
-
-def groups_of(task: str) -> tuple[str, ...]:
-    """Names that TASK:GROUP accepts for `task`; () where it has no groups."""
-    return tuple(TASKS[task].groups)
-
-
 def load_test(
     config: DataConfig, seed: int, group: str | None = None, *, world: Any = None
 ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """The test split alone, or one group of questions, and notes: for evaluation.
+    """Return the test split alone, or one group of questions, and notes.
 
     Args:
-        config: as for `load_splits`; a `path` that is one file is the test set as a whole. No
-            other split need be there. `test_rows` limits what is left of a group.
+        config: as for `load_splits`; a `path` that is one file is the test set as a whole. Other
+            splits may be missing. `test_rows` also limits a group.
         seed: the run's seed; decides the world.
-        group: one of `groups_of(config.task)`: a part of the test split, or what the world
-            offers beside it.
+        group: one of `groups_of(config.task)`: a part of the test split, or questions beside it.
         world: as for `load_splits`.
 
     Raises:
@@ -111,16 +95,16 @@ def load_test(
     if group is not None:
         _require_group(config.task, group)
     if isinstance(task, MadeTask):
-        if group is not None:
-            examples = task.group(group, world, seed)
-            if not examples:
-                raise UserError(
-                    f"task {config.task}:{group}: no question is left out of fine-tuning; name"
-                    f" what is with {config.task}.{group}"
-                )
-            return examples, ()
-        splits = task.build(world, seed)
-        return splits.test, splits.notes
+        if group is None:
+            splits = task.build(world, seed)
+            return splits.test, splits.notes
+        examples = task.group(group, world, seed)
+        if not examples:
+            raise UserError(
+                f"task {config.task}:{group}: no question is left out of fine-tuning; name"
+                f" what is with {config.task}.{group}"
+            )
+        return examples, ()
     notes: list[str] = []
     names = {"test": "test"} if _is_file(config) else _split_names(task, config)
     if "test" not in names:
@@ -130,7 +114,7 @@ def load_test(
         )
     wanted = {"test": names["test"]}
     if task.read is None and not _is_file(config):
-        # Answers are read in one way over all files of the task, as they are for training.
+        # Answers have one form over all files of the task, as for training.
         wanted |= {name: split for name, split in names.items() if _files(task, config, split)}
     stored = _stored(task, config, wanted)
     reader = _reader(task, config, stored)
@@ -143,6 +127,66 @@ def load_test(
     test = limit_test(test, config)
     notes += repeats_note("test", question_clusters(test))
     return test, tuple(filter(None, notes))
+
+
+def groups_of(task: str) -> tuple[str, ...]:
+    """Return the names that TASK:GROUP accepts for `task`; () if it has no groups."""
+    return tuple(TASKS[task].groups)
+
+
+def read_line(
+    stored: Mapping[str, Stored],
+    examples: Sequence[Example],
+    reader: Reader | None,
+    unread: Sequence[str],
+) -> str:
+    """Return which files were read as which split, how, and which were not read.
+
+    stored: our split -> its rows; the name "" is not shown.
+    """
+    files = ", ".join(_shown_files(name, split.files) for name, split in stored.items())
+    plural = "s" if len(examples) != 1 else ""
+    kind = f"open question{plural}"
+    if not examples[0].is_open:
+        sizes = sorted({len(example.choices) for example in examples})
+        options = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        kind = f"question{plural} with {options} options"
+    parts = [f"read {files}: {len(examples):,} {kind}"]
+    parts += dict.fromkeys(note for split in stored.values() for note in split.notes)
+    if reader is not None:
+        parts += reader.notes
+        if reader.unread:
+            parts.append(f"columns not used: {_listed(reader.unread)}")
+    if unread:
+        parts.append(f"files not read: {_listed(unread)}")
+    return "; ".join(parts)
+
+
+def _official(
+    task: RowTask, config: DataConfig, given: Mapping[str, Stored] | None = None
+) -> tuple[Official, list[str], str]:
+    """Return the rows as published, with their groups; notes; and a line about the files."""
+    notes: list[str] = []
+    stored = given or _stored(task, config, _split_names(task, config))
+    reader = _reader(task, config, stored)
+    official = {
+        name: _usable(task, name, rows, reader, config, notes) for name, rows in stored.items()
+    }
+    open_splits = [name for name, rows in official.items() if rows[0].is_open]
+    if open_splits and len(open_splits) < len(official):
+        closed = [name for name in official if name not in open_splits]
+        raise UserError(
+            f"task {config.task}: {', '.join(open_splits)} rows are open questions, "
+            f"{', '.join(closed)} rows have choices; a task is of one kind"
+        )
+    rows = [row for part in official.values() for row in part]
+    read = "" if given else _read_line(config, stored, rows, reader)
+    if task.group is not None:
+        # Groups are found over all splits together.
+        grouped = iter(task.group(rows))
+        official = {name: [next(grouped) for _ in part] for name, part in official.items()}
+    parts = Official(official["train"], official.get("validation"), official.get("test"))
+    return parts, notes, read
 
 
 def _require_group(task: str, group: str) -> None:
@@ -159,23 +203,12 @@ def _require_group(task: str, group: str) -> None:
     raise UserError(f"task {task}:{group}: no such group of questions; {hint}")
 
 
-def _require_one_kind(config: DataConfig, official: Mapping[str, Sequence[Example]]) -> None:
-    """Splits of both kinds could not be trained, thresholded and scored alike."""
-    open_splits = [name for name, rows in official.items() if rows[0].is_open]
-    if open_splits and len(open_splits) < len(official):
-        closed = [name for name in official if name not in open_splits]
-        raise UserError(
-            f"task {config.task}: {', '.join(open_splits)} rows are open questions, "
-            f"{', '.join(closed)} rows have choices; a task is of one kind"
-        )
-
-
 def _is_file(config: DataConfig) -> bool:
     return config.path is not None and Path(config.path).is_file()
 
 
 def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
-    """Our split -> the stored split it is read from; what is missing is carved from train."""
+    """Return our split -> the stored split it is read from; missing ones are carved from train."""
     if task.hub is not None:
         if _is_file(config):
             raise UserError(
@@ -184,26 +217,17 @@ def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
             )
         found = published(config.protocol, config.task)
         return dict(found.splits if found and found.splits else task.splits)
-    if _is_file(config):
-        return {"train": "train"}
     names = {"train": "train"}
-    names |= {name: name for name in ("validation", "test") if _files(task, config, name)}
+    if not _is_file(config):
+        names |= {name: name for name in ("validation", "test") if _files(task, config, name)}
     if "test" not in names and "validation" in names:
         # As for the tasks whose test split is unlabelled.
         names["test"] = names.pop("validation")
     return names
 
 
-def _grouped(task: RowTask, official: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """The same rows with their groups, found over all splits together."""
-    grouped = iter(task.group([e for examples in official.values() for e in examples]))
-    return {name: [next(grouped) for _ in examples] for name, examples in official.items()}
-
-
-def _stored(
-    task: RowTask, config: DataConfig, names: Mapping[str, str]
-) -> dict[str, sources.Stored]:
-    """Our split -> the rows of the stored split that it is read from.
+def _stored(task: RowTask, config: DataConfig, names: Mapping[str, str]) -> dict[str, Stored]:
+    """Return our split -> the rows of the stored split that it is read from.
 
     Raises:
         UserError: a split that is not there, cannot be read, or has no rows.
@@ -214,7 +238,7 @@ def _stored(
             assert task.hub is not None  # DataConfig holds that a task without a Hub has a path
             stored[name] = sources.read_hub(task.hub, split)
         elif _is_file(config):
-            stored[name] = sources.stored_rows([Path(config.path)], config.path)
+            stored[name] = stored_rows([Path(config.path)], config.path)
         else:
             stored[name] = sources.read_files(Path(config.path), split, _files(task, config, split))
         if not stored[name].rows:
@@ -222,34 +246,16 @@ def _stored(
     return stored
 
 
-def _reader(
-    task: RowTask, config: DataConfig, stored: Mapping[str, sources.Stored]
-) -> Reader | None:
-    """How the user's own rows are read; None for a task with a schema of its own."""
+def _reader(task: RowTask, config: DataConfig, stored: Mapping[str, Stored]) -> Reader | None:
+    """Return the reader of the user's own rows; None for a task with a schema of its own."""
     if task.read is not None:
         return None
     rows = [row for split in stored.values() for row in split.rows]
     return settle(rows, config.column_names(), config.answers, config.answers_from)
 
 
-def _read_line(
-    config: DataConfig,
-    stored: Mapping[str, sources.Stored],
-    rows: Sequence[Example],
-    reader: Reader | None,
-) -> str:
-    """Return the line about the files that were read; empty for rows of the Hub."""
-    if config.path is None:
-        return ""
-    if _is_file(config):
-        return read_line({"": next(iter(stored.values()))}, rows, reader, ())
-    # An evaluation of a published task reads one of its splits alone.
-    unread = folder_files(Path(config.path), stored) if "train" in stored or reader else ()
-    return read_line(stored, rows, reader, unread)
-
-
 def _files(task: RowTask, config: DataConfig, split: str) -> list[Path]:
-    """The files of a stored split in the folder that `config` names; [] if there are none."""
+    """Return the files of a stored split in the folder of `config`; [] if there are none."""
     folder = Path(config.path or "")
     name = task.hub.config if task.hub else None
     # Published tasks have names of their own: `dev` of MMLU is not its validation split.
@@ -259,12 +265,12 @@ def _files(task: RowTask, config: DataConfig, split: str) -> list[Path]:
 def _usable(
     task: RowTask,
     name: str,
-    stored: sources.Stored,
+    stored: Stored,
     reader: Reader | None,
     config: DataConfig,
     notes: list[str],
 ) -> list[Example]:
-    """The usable rows of one stored split."""
+    """Return the usable rows of one stored split."""
     rows, source = stored.rows, stored.source
     examples, refused = _examples(task, reader, rows)
     examples = _as_published(examples, config, source, notes)
@@ -298,7 +304,7 @@ def _usable(
 def _as_published(
     examples: list[Example], config: DataConfig, source: str, notes: list[str]
 ) -> list[Example]:
-    """The rows that the protocol uses."""
+    """Return the rows that the protocol uses."""
     found = published(config.protocol, config.task)
     if found is None or found.choices is None:
         return examples
@@ -314,7 +320,7 @@ def _as_published(
 def _examples(
     task: RowTask, reader: Reader | None, rows: Sequence[Row]
 ) -> tuple[list[Example], list[tuple[str, BadRow]]]:
-    """Usable rows, and the others with where they are and why they are refused.
+    """Return the usable rows, and the places of the others with the reasons.
 
     Raises:
         UserError: a row with choices among open questions, or an open one among rows with choices.
@@ -335,7 +341,7 @@ def _examples(
             refused.append((row.where, reason))
         else:
             if examples and example.is_open != examples[0].is_open:
-                # Never skipped: which of the two kinds was meant, nobody but the user knows.
+                # Never skipped: only the user knows which of the two kinds was meant.
                 kinds = ("has choices", "has no choices")
                 raise UserError(
                     f"{row.where}: {kinds[example.is_open]}, but {seen[examples[0].id]} "
@@ -344,3 +350,32 @@ def _examples(
             seen[example.id] = row.where
             examples.append(example)
     return examples, refused
+
+
+def _read_line(
+    config: DataConfig,
+    stored: Mapping[str, Stored],
+    rows: Sequence[Example],
+    reader: Reader | None,
+) -> str:
+    """Return a line about the files that were read; empty for rows of the Hub."""
+    if config.path is None:
+        return ""
+    if _is_file(config):
+        return read_line({"": next(iter(stored.values()))}, rows, reader, ())
+    # An evaluation of a published task reads one of its splits alone.
+    read = [file for split in stored.values() for file in split.files]
+    unread = unread_files(Path(config.path), read) if "train" in stored or reader else []
+    return read_line(stored, rows, reader, unread)
+
+
+def _shown_files(name: str, files: Sequence[Path]) -> str:
+    first = files[0].name
+    shown = first if len(files) == 1 else f"{first} to {files[-1].name}"
+    # The split is named only if the file's name does not begin with it.
+    return f"{shown} as {name}" if name and not first.casefold().startswith(name) else shown
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST
+    return ", ".join(names[:_MOST]) + (f" and {more} more" if more > 0 else "")

@@ -1,19 +1,48 @@
-"""Prompt templates: an example becomes the text before the answer and one text per option.
+"""Prompt templates, and prompts in a tokenizer's own chat format.
 
-A template is text alone, so that whoever asks the trained model elsewhere can rebuild its prompts
-from the pieces (`calibration.json` beside an adapter carries them).
+A template is text alone, so that other tools can rebuild the prompts of a trained model from the
+pieces in `calibration.json`. A chat template writes the same around every user's message, so its
+text is found once, from two made-up conversations, and becomes a template's start and end.
 """
 
+from __future__ import annotations
+
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Example
+from cogcalib_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Templates of reasoning models open an empty thought instead of waiting for one; those of Llama 3
+# write this date, their own default, instead of today's, so that prompts do not change overnight.
+_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+# A template is a program: it may add values that are no text, divide by zero, count too far or
+# call itself for ever. ValueError also: several templates, and none that is the default.
+_TEMPLATE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+_PROBES = (
+    ("Which colour has it?\nA. red\nB. blue\nAnswer:", "Xylophone"),
+    ("Who wrote the book", "Zebra"),
+)
+
+Turn = tuple[str, str]
+"""a user's message and the assistant's answer"""
 
 
 class Prompt(NamedTuple):
-    """`completions[i]` is what is appended to `prompt` for option i."""
+    """A prompt; `completions[i]` is appended to it for option i."""
 
     prompt: str
     completions: tuple[str, ...]
@@ -23,29 +52,33 @@ class Prompt(NamedTuple):
 class Template:
     """The pieces of a prompt, in their order.
 
-    `passage` and `question` may hold {passage} and {question}; what stands for an option {letter}
+    `passage` and `question` may hold {passage} and {question}; the pieces of an option {letter}
     (A, B ...), {choice} (its text), {sentence} (the same with a capital and a full stop) and
-    {label} (as its row labels it: the letter, but "1" in some rows of ARC).
+    {label} (its label in the row: the letter, but "1" in some rows of ARC).
     """
 
     passage: str
-    """left out where an example has no passage"""
+    """left out for an example without a passage"""
     question: str
     option: str | tuple[str, ...]
     """once for each option; or a text for each, in their order"""
     end: str
     completion: str | tuple[str, ...]
-    """what follows the prompt as the answer; or the text of each answer itself, of which there may
-    be more than options"""
+    """the answer after the prompt; or the text of each answer itself, of which there may be more
+    than options"""
     stop: str = ""
-    """ends the answer to an open question, in training and where a model writes one itself"""
+    """ends the answer to an open question, in training and in generated text"""
     start: str = ""
-    """what stands before every question: solved ones, the header of a chat"""
+    """the text before every question: solved ones, the header of a chat"""
     cut: Literal["middle", "end"] = "middle"
-    """what a passage that is too long loses"""
+    """the part that a passage loses if it is too long"""
 
     def __call__(self, example: Example) -> Prompt:
-        """Raises BadRow for more options than letters, and an open question that would not end."""
+        """Return the prompt of `example`.
+
+        Raises:
+            BadRow: more options than letters, or an open question that would not end.
+        """
         if example.is_open and not self.stop:
             raise BadRow("is an open question, and this prompt has options; use --data.prompt qa")
         uses_letters = "{letter}" in "".join((*self.option, *self.completion))
@@ -70,19 +103,18 @@ class Template:
         return Prompt("".join(pieces), tuple(text + stop for text in completions))
 
     def solved(self, example: Example) -> Prompt:
-        """The prompt of `example` with its right answer alone, without what stops it."""
+        """Return the prompt of `example` with its right answer alone, without the stop."""
         prompt, completions = self(example)
         right = completions[example.answer]
         return Prompt(prompt, (right.removesuffix(self.stop) if example.is_open else right,))
 
-    def after(self, shots: Sequence[Example]) -> "Template":
-        """This template with solved questions before every prompt, a blank line after each."""
+    def after(self, shots: Sequence[Example]) -> Template:
+        """Return this template with solved questions and a blank line after each before it."""
         solved = (f"{prompt}{answer}" for prompt, (answer,) in map(self.solved, shots))
         return replace(self, start="".join(text + "\n\n" for text in solved))
 
 
 def _options(example: Example) -> list[dict[str, str]]:
-    """What an option's piece may hold, for each option."""
     letters = ascii_uppercase.ljust(len(example.choices))
     labels = example.extra.get("labels")
     # A user's row may have a field of this name that means something else.
@@ -100,7 +132,7 @@ def _for_each(piece: str | tuple[str, ...], options: list[dict[str, str]]) -> li
 
 
 def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
+    """Return `text` with a capital first letter and a full stop."""
     text = text if text.endswith(".") else f"{text}."
     return text[0].upper() + text[1:]
 
@@ -114,11 +146,11 @@ PROMPTS: dict[str, Template] = {
         end="\nAnswer:",
         completion=" {letter}",
     ),
-    # The question is continued by the option's own text.
+    # The option's own text continues the question.
     "cloze": Template(
         passage="{passage}\n", question="{question}", option="", end="", completion=" {choice}"
     ),
-    # An open question, whose answer is a line.
+    # An open question; its answer is one line.
     "qa": Template(
         passage="{passage}\n\n",
         question="Question: {question}",
@@ -128,3 +160,118 @@ PROMPTS: dict[str, Template] = {
         stop="\n",
     ),
 }
+
+
+class _Frame(NamedTuple):
+    """The text that a chat template writes around the last user message and around an answer."""
+
+    before: str
+    after: str
+    lead: str
+    stop: str
+
+
+def chat_template(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[Example],
+    *,
+    is_open: bool = False,
+) -> Template:
+    """Return `template` as a user's message, with its answer as the assistant's.
+
+    The prompt is the conversation up to the answer, special tokens written out. Spaces at its end
+    go to the completions, since most tokenizers write a space and the next word as one token.
+    `stop` is the end-of-turn, or the tokenizer's end of text if the chat template has none.
+
+    shots: solved questions, which become earlier turns.
+
+    Raises:
+        UserError: no chat template, or one that fails, thinks before it answers, changes the
+            messages, or (`is_open`) never ends an answer.
+    """
+    _require_chat(tokenizer)
+    turns = [(p.prompt, p.completions[0].strip()) for p in map(template.solved, shots)]
+    frames = [_frame(tokenizer, turns, probe) for probe in _PROBES]
+    if frames[0] != frames[1]:
+        raise _refusal(tokenizer, "writes different things around different messages")
+    before, after, lead, stop = frames[0]
+    assert isinstance(template.completion, str)  # only protocols list answers, and none is a chat
+    answer = lead + template.completion.strip()
+    stop = stop or tokenizer.eos_token or ""
+    if is_open and not stop:
+        raise _refusal(
+            tokenizer, "writes nothing after an answer, and the tokenizer has no end-of-text token"
+        )
+    return replace(template, start=before, end=template.end + after, completion=answer, stop=stop)
+
+
+def chat_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of the tokenizer's chat template."""
+    _require_chat(tokenizer)
+    return hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
+
+
+def chat_notes(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return notes on the chat template that a user should know."""
+    text = tokenizer.get_chat_template()
+    if "strftime_now" in text and "date_string" not in text:
+        return ("the chat template writes today's date: prompts differ from day to day",)
+    return ()
+
+
+def _require_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"data.prompt = chat: tokenizer {tokenizer.name_or_path} has no chat template; name a"
+            " chat model, or use data.prompt auto"
+        )
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], probe: Turn) -> _Frame:
+    prompt = _rendered(tokenizer, turns, probe[0])
+    whole = _rendered(tokenizer, [*turns, probe])
+    if any(text not in prompt for turn in turns for text in turn) or prompt.count(probe[0]) != 1:
+        raise _refusal(tokenizer, "changes the messages it is given")
+    spaces = prompt[len(prompt.rstrip(" ")) :]
+    if not whole.startswith(prompt):
+        raise _refusal(
+            tokenizer,
+            "does not continue what it asks the model to answer (as those of models that always"
+            " think first)",
+        )
+    before, _, after = prompt.removesuffix(spaces).partition(probe[0])
+    lead, answer, stop = whole[len(prompt) - len(spaces) :].partition(probe[1])
+    if not answer or lead.strip():
+        raise _refusal(tokenizer, f"writes {lead[:40]!r} before an answer")
+    # The line break after an end-of-turn belongs to the next turn, and no token holds both.
+    return _Frame(before, after, lead, stop.rstrip() or stop)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], question: str | None = None
+) -> str:
+    """Return the conversation as text, up to the answer if it ends with a `question`."""
+    # Imported here: transformers needs it only once a chat is rendered.
+    from jinja2 import TemplateError
+
+    messages = []
+    for user, assistant in turns:
+        messages.append({"role": "user", "content": user})
+        messages.append({"role": "assistant", "content": assistant})
+    if question is not None:
+        messages.append({"role": "user", "content": question})
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=question is not None, **_SETTINGS
+        )
+    except (*_TEMPLATE_ERRORS, TemplateError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise _refusal(tokenizer, f"cannot write a conversation ({reason})") from error
+
+
+def _refusal(tokenizer: PreTrainedTokenizerBase, what: str) -> UserError:
+    return UserError(
+        f"data.prompt = chat: the chat template of tokenizer {tokenizer.name_or_path} {what}; use"
+        " data.prompt auto, or a tokenizer with another chat template"
+    )

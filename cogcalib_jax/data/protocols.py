@@ -1,7 +1,7 @@
 """Published set-ups: prompt, splits and answer tokens of other people's code, oddities included.
 
-Facts are from the two repositories named at each; docs/protocols.md says what is odd in them, what
-is reproduced and what is not. The training recipes are presets, configs/protocols/.
+docs/protocols.md lists the oddities and what is not reproduced. The training recipes are presets in
+configs/protocols/.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LLAMA_2_EOS = "</s>"
 
 @dataclass(frozen=True)
 class Published:
-    """How a protocol asks one task."""
+    """Prompt and splits of one task under a protocol."""
 
     template: Template
     splits: Mapping[str, str] | None
@@ -34,7 +34,7 @@ class Published:
     """rows with another number of choices are left out; None: all are used"""
 
     def template_for(self, tokenizer: PreTrainedTokenizerBase) -> Template:
-        """The template with the end that the published code gave it with this tokenizer."""
+        """Return the template with the end that the published code gives it with `tokenizer`."""
         eos = _LLAMA_2_EOS if tokenizer.eos_token == _LLAMA_2_EOS else ""
         return replace(self.template, end=self.template.end.replace(_EOS, eos))
 
@@ -123,18 +123,17 @@ PROTOCOLS: dict[str, dict[str, Published]] = {
 
 
 def published(protocol: str, task: str) -> Published | None:
-    """How `protocol` asks `task`; None for the project's own protocol."""
+    """Return the set-up of `task` under `protocol`; None for the project's own protocol."""
     return None if protocol == CLEAN else PROTOCOLS[protocol][task]
 
 
 def verbaliser_notes(
     protocol: str, row: Encoded, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, ...]:
-    """A note where the tokens scored are not those of the published code.
+    """Return a note if the tokens scored are not those of the published code.
 
-    It scores the last token of each answer's text taken alone. With tokenizers of the Llama 2 kind
-    that is the token of " A", which follows a prompt; others have another token for "A" alone,
-    which no text after this prompt would hold.
+    The published code scores the last token of each answer's text alone. Tokenizers of the Llama 2
+    kind write the same token after a prompt; others do not.
     """
     for text, ids in zip(row.completions, row.completion_ids, strict=True):
         alone = tokenizer(text.strip(), add_special_tokens=False)["input_ids"][-1]

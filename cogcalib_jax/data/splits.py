@@ -1,18 +1,9 @@
-"""Who goes where: official rows become five splits that share no row and no question.
+"""Official rows become five splits that share no row and no question.
 
-Rows are first joined into *components*: rows with the same question or the same group, and
-whatever these are joined with in turn. A component goes into one carved split as a whole, so an
-overlap cannot arise, whatever the sizes and seed.
-
-Two rows have the same question if passage, question and set of choices look the same to a reader
-(`repeats.question_key`; an open question has no choices, whatever answers it accepts). Rows that
-differ in case alone count as one question here if they also have the same right answer: "who wrote
-it?" leaks "Who wrote it?", and "5 mW" does not leak "5 MW".
-
-Official splits may overlap. Training rows that ask a question of validation or test are left out,
-and validation rows that ask one of test. Rows that only share a group with a later split are left
-out too if the task finds its groups itself (WinoGrande's twins give each other's answer away) or if
-`data.shared_groups` is drop; else they stay as their owner split them, and a note counts them.
+Rows are joined into *components*: rows with the same question (`example.question_key`) or the same
+group, and all rows joined with these. A component goes into one split as a whole. Rows that differ
+in case alone are joined only if their right answer is the same: "5 mW" does not leak "5 MW".
+docs/tasks.md states which rows are left out if official splits overlap.
 """
 
 from collections import Counter
@@ -22,10 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
-from cogcalib_jax.data.example import Example, Splits
-from cogcalib_jax.data.known_tasks import TASKS, RowTask
-from cogcalib_jax.data.repeats import question_clusters, question_key, repeats_note
-from cogcalib_jax.data.tasks.fields import fold_case
+from cogcalib_jax.data.example import (
+    Example,
+    Splits,
+    fold_case,
+    question_clusters,
+    question_key,
+    repeats_note,
+)
+from cogcalib_jax.data.tasks import TASKS, RowTask
 from cogcalib_jax.errors import UserError
 
 # WinoGrande S has 640 rows: 500 for calibration alone would leave nothing to train on.
@@ -43,10 +39,10 @@ class Official(NamedTuple):
 
 
 def make_splits(official: Official, config: DataConfig) -> Splits:
-    """The five splits, deterministic in the rows and `config.split_seed`.
+    """Make the five splits, deterministic in the rows and `config.split_seed`.
 
-    Rows keep their order within a split. The seed draws the carved rows and, where there is a
-    limit, which rows it keeps; a limit on one split changes nothing in the others.
+    Rows keep their order within a split. The seed draws the carved rows and the rows that a limit
+    keeps; a limit on one split changes nothing in the others.
 
     Raises:
         UserError: too few training rows for the splits asked for.
@@ -113,7 +109,7 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
 
 
 def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
-    """The solved questions that `make_splits` draws from the same rows.
+    """Return the solved questions that `make_splits` draws from the same rows.
 
     Raises:
         UserError: fewer training questions than `config.few_shot`.
@@ -123,17 +119,17 @@ def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
 
 
 def limit_test(test: Sequence[Example], config: DataConfig) -> tuple[Example, ...]:
-    """At most `config.test_rows` of the test rows."""
+    """Return at most `config.test_rows` of the test rows."""
     return _limit(test, config.test_rows, config.split_seed, 2)
 
 
 def _deal_shots(
     train: Sequence[Example], config: DataConfig
 ) -> tuple[tuple[Example, ...], list[list[int]]]:
-    """Solved questions, and the deck of components without theirs.
+    """Return solved questions, and the deck of components without theirs.
 
-    They come off the end of the deck: what is dealt from its front (calibration, validation) stays
-    the same for any number of them.
+    They come off the end of the deck, so that calibration and validation rows, which come off its
+    front, stay the same for any number of them.
     """
     deck = _shuffled(_components(train), config.split_seed, stream=0)
     if config.few_shot > len(deck):
@@ -146,7 +142,7 @@ def _deal_shots(
 
 
 def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[str, int]:
-    """Rows to be carved from train, by split."""
+    """Return the number of rows to be carved from train, by split."""
     sizes = {}
     share = round(_CARVED_SHARE * n_train)
     if official.test is None:
@@ -162,8 +158,7 @@ def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[
 def _drops_groups(config: DataConfig) -> bool:
     """Return whether a row that shares a group with a later official split is left out.
 
-    Published tasks have no groups of their own. Those that the readers find here join rows that
-    answer one another, so such rows are left out, and numbers stay those of earlier releases.
+    The groups that readers find in published tasks join rows that answer one another.
     """
     task = TASKS[config.task]
     published = isinstance(task, RowTask) and task.hub is not None
@@ -176,21 +171,21 @@ def _leak(later: str, config: DataConfig) -> str:
 
 
 def _keep(config: DataConfig) -> str:
-    """The way out if the user's own choice left rows out."""
+    """Return the option that keeps rows which the user's own choice left out."""
     return ", or use --data.shared-groups keep" if config.shared_groups == "drop" else ""
 
 
 def _without_overlap(
     official: Official, config: DataConfig
 ) -> tuple[list[Example], list[Example], list[str]]:
-    """Train and validation rows that share no component with a later split, and what was lost."""
+    """Return train and validation rows that share no component with a later split, and notes."""
     validation, test = official.validation or (), official.test or ()
     rows = [*official.train, *validation, *test]
     n_train, n_before_test = len(official.train), len(official.train) + len(validation)
     kept_train, kept_validation = [], []
     lost = {("train", "test"): 0, ("train", "validation"): 0, ("validation", "test"): 0}
     for component in _components(rows, groups=_drops_groups(config)):
-        # Indices are sorted, so the last one tells the component's latest split.
+        # Indices are sorted, so the last one is in the component's latest split.
         of_test = component[-1] >= n_before_test
         of_validation = component[-1] >= n_train
         for i in component:
@@ -214,7 +209,7 @@ def _without_overlap(
 def _shared_groups(
     train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]
 ) -> list[str]:
-    """A note on the groups that files have in common, none if there are none."""
+    """Return a note on the groups that files have in common; [] if there are none."""
     files = {"train": train, "validation": validation, "test": test}
     groups = {name: {row.group for row in rows} - {None} for name, rows in files.items()}
     times = Counter(group for found in groups.values() for group in found)
@@ -234,9 +229,9 @@ def _shared_groups(
 
 
 def _components(rows: Sequence[Example], groups: bool = True) -> list[list[int]]:
-    """Indices of rows that belong together, each list and the lists themselves in order.
+    """Return the indices of rows that belong together, each list and the lists in order.
 
-    groups: whether rows of one group do.
+    groups: also join the rows of one group.
     """
     parent = list(range(len(rows)))
 
@@ -266,7 +261,7 @@ def _components(rows: Sequence[Example], groups: bool = True) -> list[list[int]]
 
 
 def _folded(example: Example) -> tuple[str, ...]:
-    """`question_key` without case."""
+    """Return `question_key` without case."""
     choices = () if example.is_open else sorted(map(fold_case, example.choices))
     return (fold_case(example.passage), fold_case(example.question), *choices)
 
@@ -274,7 +269,7 @@ def _folded(example: Example) -> tuple[str, ...]:
 def _deal(
     deck: list[list[int]], rows: int, at_least_one: bool = False
 ) -> tuple[list[int], list[list[int]]]:
-    """Components off the deck, in its order, as long as they fit into `rows`; and the rest.
+    """Take components off the deck, in its order, while they fit into `rows`; return the rest, too.
 
     at_least_one: take the smallest component if none fits.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, SupportsIndex, overload
+from typing import Any, NamedTuple, Protocol, Self, SupportsIndex, overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,10 +15,11 @@ from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import template_of
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.loading import load_splits, read_line
 from cogcalib_jax.data.prompts import Template
-from cogcalib_jax.data.questions import read_questions
 from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.data.tasks.custom import Reader, settle
+from cogcalib_jax.data.tasks.fields import check
 from cogcalib_jax.errors import UserError
 
 IN_MEMORY = "rows in memory"
@@ -39,7 +40,7 @@ RowSource = str | Path | Frame | Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Prompting:
-    """How questions become prompts."""
+    """The settings by which questions become prompts."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(task="custom", path=IN_MEMORY))
     shots: tuple[Example, ...] = ()
@@ -55,9 +56,9 @@ class Prompting:
 
 
 def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
-    """Return how the questions were asked that a `calibration.json` was fitted on.
+    """Return the prompting that `calibration.json` stores.
 
-    Its template holds the solved questions of a few-shot prompt already.
+    Its template already holds the solved questions of a few-shot prompt.
     """
     pieces = {
         name: tuple(piece) if isinstance(piece, list) else piece
@@ -74,14 +75,14 @@ def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
 
 
 class Examples(tuple[Example, ...]):
-    """Questions of one split, and how they are asked; a slice is asked in the same way."""
+    """Questions of one split with their prompting; a slice keeps it."""
 
     split: str
     prompting: Prompting
 
     @classmethod
     def of(cls, rows: Iterable[Example], split: str, prompting: Prompting) -> Self:
-        """Return `rows` with the way they are asked."""
+        """Return `rows` with their prompting."""
         made = cls(rows)
         made.split, made.prompting = split, prompting
         return made
@@ -114,7 +115,7 @@ class Task:
     validation: Examples
     test: Examples
     notes: tuple[str, ...] = ()
-    """what was left out of the rows and why, a line each"""
+    """rows that were left out and why, a line each"""
 
     @classmethod
     def from_rows(
@@ -133,13 +134,13 @@ class Task:
 
         Args:
             rows: training rows. Each has a question, choices (none for open questions) and an
-                answer, in the columns that people use (docs/tasks.md).
+                answer, in the usual columns (docs/tasks.md).
             validation: rows of that split; None: 15 % of `rows`, at most 500.
             test: rows of that split; None: 20 % of `rows`, at most 2,000.
             prompt: the name of a prompt (letters, cloze, qa, chat ...), auto, or a `Template`.
-            columns: field -> column, or columns, if they have other names than usual:
+            columns: field -> column, or columns, with unusual names:
                 `{"question": "stem", "choices": ["A", "B"], "answer": "key"}`.
-            name: what messages call the task.
+            name: the task's name in messages.
             seed: decides which rows go where.
             settings: further fields of `DataConfig`, such as few_shot, max_length,
                 calibration_rows, validation_rows, test_rows, train_rows, on_bad_row.
@@ -202,7 +203,7 @@ def stored_source(source: RowSource, name: str) -> Stored:
         stored = stored_rows([Path(source)], str(source))
     else:
         if hasattr(source, "to_dict") and hasattr(source, "columns"):
-            # A table marks what is missing in several ways (NaN, NA, NaT); here it is None.
+            # Missing values of a table (NaN, NA, NaT) become None.
             source = source.astype(object).where(source.notna(), None).to_dict("records")
         rows = [Row(f"{name} row {n}", n, _content(row)) for n, row in enumerate(source, start=1)]
         stored = Stored(rows, f"{name} rows")
@@ -211,8 +212,74 @@ def stored_source(source: RowSource, name: str) -> Stored:
     return stored
 
 
+class Question(NamedTuple):
+    """An example without an answer, and its place."""
+
+    where: str
+    """FILE:LINE"""
+    example: Example
+    """its `answer` is 0 and means nothing"""
+
+
+class Questions(NamedTuple):
+    """All questions of a file."""
+
+    questions: list[Question]
+    note: str
+    """which columns were read, in a line"""
+
+
+def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = None) -> Questions:
+    """Return all questions of a file of rows, in its order; their answers are not read.
+
+    columns: field -> columns, as for the training rows; a field whose columns the file lacks is
+        looked for under its usual names.
+
+    Raises:
+        UserError: a row that cannot be used, with file and line; a file without rows.
+    """
+    stored = stored_rows([path], str(path))
+    if not stored.rows:
+        raise UserError(f"{path}: has no rows; give one question a line")
+    questions, read = read_questions(stored, columns or {})
+    examples = [question.example for question in questions]
+    return Questions(questions, read_line({"": stored}, examples, read, ()))
+
+
+def read_questions(
+    stored: Stored, columns: Mapping[str, tuple[str, ...]]
+) -> tuple[list[Question], Reader]:
+    """Return the questions among stored rows, and their reader; else as `load_questions`."""
+    held = {
+        str(name) for row in stored.rows if isinstance(row.content, Mapping) for name in row.content
+    }
+    asked = {
+        field: names
+        for field, names in columns.items()
+        if all(part.strip() in held for name in names for part in name.split("+"))
+    }
+    read = settle(stored.rows, asked, needs_answer=False)
+    questions: list[Question] = []
+    for row in stored.rows:
+        try:
+            if isinstance(row.content, BadRow):
+                raise row.content
+            questions.append(Question(row.where, check(read(row.content, row.number, row.where))))
+        except BadRow as reason:
+            raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
+    seen: dict[str, str] = {}
+    for where, example in questions:
+        if example.id in seen:
+            raise UserError(
+                f"{where}: its id {example.id!r} stands at {seen[example.id]} already;"
+                " give each an id of its own, or none"
+            )
+        seen[example.id] = where
+    return questions, read
+
+
 def questions_of(source: RowSource, prompting: Prompting) -> Examples:
-    """Return questions whose answers nobody has to know; their `answer` means nothing.
+    """Return questions without answers; their `answer` means nothing.
 
     Raises:
         UserError: a row that cannot be used, with its place.
@@ -222,7 +289,7 @@ def questions_of(source: RowSource, prompting: Prompting) -> Examples:
 
 
 def are_examples(rows: Any) -> bool:
-    """Return whether `rows` are a task's questions, and no rows that are to be read."""
+    """Return whether `rows` are a task's questions, and no rows to be read."""
     if isinstance(rows, Examples):
         return True
     listed = isinstance(rows, Sequence) and not isinstance(rows, str)
@@ -236,7 +303,7 @@ def _content(row: Any) -> Mapping[str, Any] | BadRow:
 
 
 def _plain(value: Any) -> Any:
-    """Return what Parquet and pandas hold as arrays and NumPy scalars as Python has it."""
+    """Return arrays and NumPy scalars of Parquet and pandas as Python values."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import Calibrator, TemperatureScaler
-from cogcalib_jax.data.chat import chat_hash
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import pmi_prefix, prompt_prefix
-from cogcalib_jax.data.prompts import Template
+from cogcalib_jax.data.prompts import Template, chat_hash
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import refuse_external_links

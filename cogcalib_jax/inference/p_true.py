@@ -21,11 +21,10 @@ import numpy as np
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.data.chat import chat_template
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import Encoder
 from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example
-from cogcalib_jax.data.prompts import PROMPTS
+from cogcalib_jax.data.prompts import PROMPTS, chat_template
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.predict import Predictor
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator
 from cogcalib_jax.calibration.scaling import log_softmax, softmax
-from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
-from cogcalib_jax.data.repeats import HASH, question_hash
+from cogcalib_jax.data.example import HASH, Encoded, EncodedSplit, Example, question_hash
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.inference.option_score import OptionScore, score_options

@@ -13,10 +13,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cogcalib_jax.data.example import BadRow, exclude_one_another
+from cogcalib_jax.data.example import (
+    HASH,
+    BadRow,
+    clusters_of_predictions,
+    exclude_one_another,
+    repeats_note,
+)
 from cogcalib_jax.data.formats import TABLES, format_of, read_file
-from cogcalib_jax.data.json_values import as_json
-from cogcalib_jax.data.repeats import HASH, clusters_of_predictions, repeats_note
+from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.option_score import OptionScore

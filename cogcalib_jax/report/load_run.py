@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cogcalib_jax.data.repeats import clusters_of_predictions
+from cogcalib_jax.data.example import clusters_of_predictions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import reason_of
 from cogcalib_jax.inference.posthoc import FittedTemperature, stored_temperature

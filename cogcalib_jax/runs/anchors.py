@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.encoding import encode_split, single_token_options
-from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.example import EncodedSplit, question_key
 from cogcalib_jax.data.loading import load_shots
-from cogcalib_jax.data.questions import load_questions
-from cogcalib_jax.data.repeats import question_key
+from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.evaluate import data_hash
 from cogcalib_jax.runs.config import RunConfig

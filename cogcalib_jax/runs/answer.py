@@ -16,7 +16,7 @@ from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_shots, load_splits
-from cogcalib_jax.data.questions import Question, load_questions
+from cogcalib_jax.data.task import Question, load_questions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration

@@ -16,8 +16,8 @@ from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.distributed import require_agreement, start_processes
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.inference.base_model import load_on_mesh

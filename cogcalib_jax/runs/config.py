@@ -24,7 +24,7 @@ from cogcalib_jax.configlib import (
 )
 from cogcalib_jax.configlib.command_line import split_arguments
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.known_tasks import TASKS, MadeTask
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore

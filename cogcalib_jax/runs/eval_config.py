@@ -19,7 +19,7 @@ from cogcalib_jax.configlib import (
 )
 from cogcalib_jax.configlib.renamed import get
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.known_tasks import TASKS
+from cogcalib_jax.data.tasks import TASKS
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import read_calibration
 from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator

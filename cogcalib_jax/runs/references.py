@@ -15,8 +15,8 @@ from cogcalib_jax.configlib import command_line
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.known_tasks import TASKS, MadeTask
 from cogcalib_jax.data.protocols import CLEAN
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.inference.commonest import commonest_answer, counted_by
 from cogcalib_jax.inference.evaluate import write_json

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.repeats import question_clusters
+from cogcalib_jax.data.example import EncodedSplit, question_clusters
 from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import reason_of

@@ -23,7 +23,7 @@ import numpy as np
 
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.configlib import FieldError, check, load_config, style_identity, to_yaml
-from cogcalib_jax.data.json_values import as_json
+from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.files import reason_of, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature

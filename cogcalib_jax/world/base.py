@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from cogcalib_jax.console import progress_bar
-from cogcalib_jax.data.json_values import as_json
+from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import user_cache
 from cogcalib_jax.hf.weights import save_decoder

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.data.answers import Asked, settle_answers
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits, load_test
+from cogcalib_jax.data.tasks.answers import Asked, settle_answers
 from cogcalib_jax.errors import UserError
 
 LETTERS = ("A", "B", "C", "D")

@@ -6,7 +6,7 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits, load_test
-from cogcalib_jax.data.questions import load_questions
+from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.errors import UserError
 
 WORDS = ["red", "green", "blue"]

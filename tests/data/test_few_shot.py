@@ -8,9 +8,8 @@ import pytest
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
-from cogcalib_jax.data.example import Example
+from cogcalib_jax.data.example import Example, question_key
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
-from cogcalib_jax.data.repeats import question_key
 from cogcalib_jax.errors import UserError
 from tests.data.chats import chat_tokenizer
 

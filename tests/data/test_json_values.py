@@ -11,8 +11,8 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import BadRow
-from cogcalib_jax.data.json_values import as_json
 from cogcalib_jax.data.loading import load_test
+from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.inference.predictions import write_rows
 from tests.data.shapes import FIRST
 

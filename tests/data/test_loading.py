@@ -12,8 +12,8 @@ import pytest
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
-from cogcalib_jax.data.known_tasks import TASKS
 from cogcalib_jax.data.loading import groups_of, load_splits, load_test
+from cogcalib_jax.data.tasks import TASKS
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 

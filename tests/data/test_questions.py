@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cogcalib_jax.data.questions import load_questions
+from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.errors import UserError
 
 ROW = {"question": "Is it?", "choices": ["yes", "no"]}

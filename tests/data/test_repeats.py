@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.repeats import (
+from cogcalib_jax.data.example import (
+    Example,
     clusters_of_predictions,
     question_clusters,
     question_hash,

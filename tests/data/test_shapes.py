@@ -4,7 +4,7 @@ import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_test
-from cogcalib_jax.data.questions import load_questions
+from cogcalib_jax.data.task import load_questions
 from tests.data.shapes import SHAPES, YES_NO, Shape, documented, tables
 
 

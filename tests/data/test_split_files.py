@@ -9,7 +9,7 @@ import pytest
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.formats import FORMATS
 from cogcalib_jax.data.loading import load_splits, load_test
-from cogcalib_jax.data.split_files import SPLIT_NAMES, split_files, unread_files
+from cogcalib_jax.data.sources import SPLIT_NAMES, split_files, unread_files
 from cogcalib_jax.errors import UserError
 
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.repeats import question_clusters, question_key
+from cogcalib_jax.data.example import Example, question_clusters, question_key
 from cogcalib_jax.data.splits import Official, make_splits
 from cogcalib_jax.errors import UserError
 

@@ -6,11 +6,16 @@ import pytest
 
 from cogcalib_jax.data.example import BadRow, NoLabel
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.known_tasks import TASKS
+from cogcalib_jax.data.tasks import TASKS
 from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.data.tasks.fields import accepted, check
-from cogcalib_jax.data.tasks.mmlu import CATEGORIES, GROUPS, SUBCATEGORIES, SUBJECTS
-from cogcalib_jax.data.tasks.winogrande import group_twins
+from cogcalib_jax.data.tasks.published import (
+    CATEGORIES,
+    GROUPS,
+    SUBCATEGORIES,
+    SUBJECTS,
+    group_twins,
+)
 
 
 def lettered_row(**changes):

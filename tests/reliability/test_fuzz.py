@@ -16,7 +16,7 @@ from cogcalib_jax.configlib import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.data.questions import load_questions
+from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import adapter_hash, base_hash, read_calibration
 from cogcalib_jax.hf.adapter_config import read_lora_config

@@ -1,4 +1,4 @@
-"""The user's own questions, in the columns that people have."""
+"""The reader of the user's own questions, settled over all files of a task."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cogcalib_jax.data.answers import (
-    Asked,
-    Settled,
-    Way,
-    could_be_answers,
-    expected_answer,
-    settle_answers,
-)
-from cogcalib_jax.data.columns import (
+from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read
+from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.tasks.answers import Asked, Settled, Way, could_be_answers, settle_answers
+from cogcalib_jax.data.tasks.columns import (
     NAMES,
     OPEN,
     OTHERS,
@@ -26,17 +21,7 @@ from cogcalib_jax.data.columns import (
     is_absent,
     two_columns,
 )
-from cogcalib_jax.data.example import BadRow, Example, NoLabel
-from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.json_values import as_json
-from cogcalib_jax.data.tasks.fields import (
-    accepted,
-    as_read,
-    clean,
-    content_id,
-    labelled,
-    texts,
-)
+from cogcalib_jax.data.tasks.fields import accepted, as_json, clean, content_id, labelled, texts
 from cogcalib_jax.errors import UserError
 
 _LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")
@@ -44,26 +29,26 @@ _LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")
 
 @dataclass(frozen=True)
 class Reader:
-    """How the rows of a task are read; decided over all of them, and called for each."""
+    """The reader of a task's rows, which is called for each of them."""
 
     asked: Mapping[str, tuple[str, ...]]
     """field -> columns, as the user names them"""
     answers: tuple[str, ...]
-    """columns of the answer, the first that a row has is its own; () if answers are not read"""
+    """columns of the answer, of which the first in a row counts; () if answers are not read"""
     settled: Settled
     needs_answer: bool
     read: frozenset[str] = frozenset()
-    """columns that are read in some row; where they are empty, they are no facts about a row"""
+    """columns that are read in some row; empty ones are not kept in `extra`"""
     unread: tuple[str, ...] = ()
-    """columns that hold something and are not read"""
+    """columns that are not empty and not read"""
     notes: tuple[str, ...] = ()
-    """how columns and answers are read, if not in the plain way"""
+    """how columns and answers are read, if not in the usual way"""
 
     def __call__(self, content: Mapping[str, Any], number: int, where: str = "") -> Example:
         """Return the question of a row.
 
-        Columns beyond those that are read are kept in `extra` as JSON has them; `known` among
-        them, if it is there, says whether the base knows the answer.
+        Other columns are kept in `extra` as JSON values; `known` among them says whether the base
+        knows the answer.
 
         Raises:
             BadRow: a row that cannot be used; NoLabel: one without an answer.
@@ -113,7 +98,7 @@ class Reader:
         answer = _value(answer)
         found = self.settled.position(answer, choices.texts, choices.labels)
         if found is None:
-            expected = expected_answer(self.settled, choices.labels)
+            expected = self.settled.expected(choices.labels)
             raise BadRow(f"answer {answer!r:.60} is no choice; expected {expected}")
         return found
 
@@ -125,17 +110,17 @@ def settle(
     answers_from: int | None = None,
     needs_answer: bool = True,
 ) -> Reader:
-    """Decide how the rows of a task are read, over all of its files.
+    """Return the reader of a task's rows.
 
     Args:
-        rows: of all splits.
+        rows: the rows of all splits.
         asked: field -> columns, as the user names them.
-        answers: the form of the answers, if the user says it.
-        answers_from: the number of the first choice, if the user says it.
+        answers: the form of the answers, if the user names it.
+        answers_from: the index of the first choice, if the user names it.
         needs_answer: False for questions that are only asked: their answers are not read.
 
     Raises:
-        UserError: what cannot be told apart, with the option that decides it.
+        UserError: columns or answers that cannot be told apart, with the option that decides it.
     """
     found = []
     unread: dict[str, None] = {}
@@ -230,14 +215,14 @@ def _first(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _value(answer: Any) -> Any:
-    """Return an answer without the types that only Parquet has, as decimals."""
+    """Return an answer without the types that only Parquet has, such as decimals."""
     return answer if isinstance(answer, bool | float) else as_json(answer)
 
 
 def _require_no_letters(
     found: _Found, names: Sequence[str], asked: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Refuse open questions whose answers are all letters: their choices stand somewhere else."""
+    """Refuse open questions whose answers are all letters: their choices are in other columns."""
     if asked.get("choices") == (OPEN,):
         return
     values = [
@@ -259,7 +244,7 @@ def _columns(found: Found) -> tuple[str | None, ...]:
 
 
 def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> tuple[str, ...]:
-    """Return where fields are read from, if not from the plain columns, and how answers are."""
+    """Return notes on columns with unusual names and on the form of the answers."""
     used = {
         "question": [columns.question for columns in found if columns.question],
         "choices": ["+".join(c.choices.columns) for c in found if c.choices],

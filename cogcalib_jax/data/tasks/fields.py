@@ -1,46 +1,39 @@
-"""Reading the fields of a row, with a reason where one cannot be used.
+"""Reading and writing the fields of a row, with a reason for those that cannot be used."""
 
-Texts are compared in three ways, each for its own purpose:
-
-- `as_read`: equal for a reader. Choices (`check`, `read_custom`) and questions
-  (`repeats.question_key`: repeats within a split, repeats across splits, clusters of intervals).
-- `fold_case`: the same, and case does not count. It only serves where a wrong match costs little:
-  an answer that is no choice as written (`matching_choices`), rows of different splits that differ
-  in case alone and have the same answer (`splits`), groups that are found by their text (twins of
-  WinoGrande, paragraphs of HotpotQA), and what a dry run counts and reports.
-- `evaluation.open_answers.normalise_answer`: SQuAD's rules, for scores of open answers. `accepted`
-  folds case as these scores do.
-
-No comparison folds compatibility forms (NFKC): 5² is not 52.
-"""
-
+import base64
 import difflib
 import hashlib
+import math
 import re
-import unicodedata
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
-from cogcalib_jax.data.example import BadRow, Example, NoLabel
+import numpy as np
 
-# A value of "" or -1 is how the Hub stores the answers of its unlabelled test splits.
+from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read, fold_case
+
+# "" and -1 are the answers in the unlabelled test splits of the Hub.
 _UNLABELLED = (None, "", -1, "-1")
-# None belongs into a text but white space: the rest is left of a damaged file, or meant for the
-# terminal it is shown on, as U+009B is, which is ESC [ in one. Its neighbours stand for quotation
-# marks in real texts that were once decoded wrongly, and those that turn the direction of writing
-# in Arabic and Hebrew; they are escaped where they are shown.
+# White space aside, control characters are left of a damaged file or meant for a terminal: U+009B
+# is ESC [ in one. Its neighbours occur as quotation marks in texts that were decoded wrongly, and
+# others turn the direction of Arabic and Hebrew; they are escaped where they are shown.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")
+# Readers of JSON in other languages hold numbers as float64, which is exact up to here.
+_EXACT = 2**53
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
-    """A text field, without outer white space; must hold something."""
+    """Return a text field that is not empty, without outer white space."""
     if name not in row:
         raise BadRow(f"has no field {name!r} (its fields are: {', '.join(map(str, row))})")
     return clean(row[name], name)
 
 
 def clean(value: Any, name: str) -> str:
-    """`value` as a text that a tokenizer can take."""
+    """Return `value` as a text that a tokenizer can take (BadRow if it is none)."""
     if not isinstance(value, str):
         raise BadRow(f"{name!r} must be a text, is {value!r:.60}")
     if not value.strip():
@@ -55,18 +48,14 @@ def clean(value: Any, name: str) -> str:
 
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
-    """A list of texts."""
+    """Return a list of texts (BadRow if `value` is none)."""
     if not isinstance(value, list | tuple):
         raise BadRow(f"{name!r} must be a list of texts, is {value!r:.60}")
     return tuple(clean(item, f"{name}[{i}]") for i, item in enumerate(value))
 
 
 def labelled(row: Mapping[str, Any], name: str) -> Any:
-    """The answer field.
-
-    Raises:
-        NoLabel: absent or empty.
-    """
+    """Return the answer field (NoLabel if it is absent or empty)."""
     answer = row.get(name)
     # True == 1 and False == 0, so membership alone would also compare booleans with -1.
     if not isinstance(answer, bool) and answer in _UNLABELLED:
@@ -75,10 +64,10 @@ def labelled(row: Mapping[str, Any], name: str) -> Any:
 
 
 def accepted(answers: Iterable[str]) -> tuple[str, ...]:
-    """Accepted answers of an open question in their order, each once; white space is one space.
+    """Return the accepted answers of an open question, each once; white space is one space.
 
     Answers that differ in case alone are one, as every score of open answers folds case. Unicode
-    is left as it is: scores do not normalise it, so both forms of an accent may be needed.
+    is not normalised, because the scores do not normalise it either.
 
     Raises:
         NoLabel: there are none.
@@ -94,7 +83,7 @@ def accepted(answers: Iterable[str]) -> tuple[str, ...]:
 
 
 def position(label: Any, labels: Sequence[str], name: str) -> int:
-    """Where `label`, a text or a whole number, stands among `labels`."""
+    """Return the index of `label`, a text or a whole number, among `labels`."""
     key = str(label).strip() if isinstance(label, str | int) else label
     if isinstance(label, bool) or key not in labels:
         raise BadRow(f"{name} {label!r:.60} is none of the labels {', '.join(labels)}")
@@ -102,13 +91,13 @@ def position(label: Any, labels: Sequence[str], name: str) -> int:
 
 
 def content_id(number: int, *parts: str) -> str:
-    """An id for rows without one: their number in the file and a hash of their content."""
+    """Return an id for a row without one: its number in the file and a hash of its content."""
     digest = hashlib.sha256("\x1f".join(parts).encode("utf-8")).hexdigest()
     return f"{number:05d}-{digest[:8]}"
 
 
 def near_misses(name: str, names: Iterable[str]) -> list[str]:
-    """Up to five of `names` that may have been meant by `name`, the likeliest first."""
+    """Return up to five of `names` that are like `name`, the likeliest first."""
     names = list(names)
     key = re.sub(r"[\s-]+", "_", name.strip().lower())
     near = difflib.get_close_matches(key, names, n=5)
@@ -116,23 +105,10 @@ def near_misses(name: str, names: Iterable[str]) -> list[str]:
     return near[:5]
 
 
-def as_read(value: str) -> str:
-    """Return `value` as a reader sees it: Unicode NFC, runs of white space as one space.
-
-    Case stays, for it tells 5 mW from 5 MW; so do compatibility forms, which tell 5² from 52.
-    """
-    return " ".join(unicodedata.normalize("NFC", value).split())
-
-
-def fold_case(value: str) -> str:
-    """Return `as_read(value)` without case."""
-    return as_read(as_read(value).casefold())
-
-
 def matching_choices(answer: str, choices: Sequence[str]) -> list[int]:
     """Return the indices of the choices that `answer` writes out, ascending.
 
-    Those that a reader sees as the same text come first; case is folded only if there are none.
+    Case is folded only if no choice is the same text to a reader.
     """
     for same in (as_read, fold_case):
         if found := [i for i, choice in enumerate(choices) if same(choice) == same(answer)]:
@@ -141,13 +117,14 @@ def matching_choices(answer: str, choices: Sequence[str]) -> list[int]:
 
 
 def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
-    """`example` itself.
+    """Return `example` itself.
+
+    Two equal *wrong* choices pass: official OpenBookQA rows have them (train 10-317). In published
+    files the right choice may repeat, too; they are scored by their key.
 
     Raises:
-        BadRow: fewer than two choices, an answer outside them, or one that stands twice (unless
-            it may, as in published files, which are scored by their key). Two equal *wrong*
-            choices pass: official OpenBookQA rows have them (train 10-317).
-            An open question has its reference as its only choice.
+        BadRow: fewer than two choices, an answer outside them, a right choice that stands twice,
+            or an open question whose only choice is not its reference.
     """
     if example.is_open:
         if example.choices != example.aliases[:1] or example.answer != 0:
@@ -166,3 +143,41 @@ def right_choice_repeats(example: Example) -> bool:
     """Return whether the right choice stands twice, as a reader sees it."""
     choices = [as_read(choice) for choice in example.choices]
     return choices.count(choices[example.answer]) > 1
+
+
+def as_json(value: Any) -> Any:
+    """Return `value` as nested dicts, lists, texts, finite numbers, booleans and None.
+
+    Dates, times and durations become ISO 8601 text, decimals and integers beyond 2**53 become text
+    with all their digits, bytes become base64, NaN and infinities become None.
+
+    Raises:
+        BadRow: the value has a type that JSON has no form for.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        # Half a character cannot be written as UTF-8; its escape can.
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int):
+        return int(value) if abs(value) <= _EXACT else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {as_json(str(key)): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if isinstance(value, Decimal):
+        return format(value, "f") if value.is_finite() else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if hasattr(value, "isoformat"):  # dates and times, also those of pandas
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        seconds = Decimal(value // timedelta(microseconds=1)).scaleb(-6)
+        return f"PT{seconds.normalize():f}S"
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    raise BadRow(f"holds a value of type {type(value).__name__}, for which JSON has no form")

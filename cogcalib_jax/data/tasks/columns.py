@@ -1,4 +1,4 @@
-"""Which columns of a row hold its question, its choices and its answer."""
+"""The columns of a row that hold its question, its choices and its answer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """field -> the names of its column, the plain one first; case, spaces, "_" and "-" are ignored"""
 PREFIXES = ("", "choice", "option", "opt", "op")
-"""A, B, C, ... behind one of these, or 1, 2, 3, ... behind one but the first, are choices"""
+"""columns of choices: one of these and A, B, C, ...; or one but the first and 1, 2, 3, ..."""
 OTHERS = ("passage", "group", "id", "known")
 """fields whose column has their name"""
 OPEN = "none"
-"""stands for the columns of the choices if the questions are open"""
+"""in place of the columns of the choices: the questions are open"""
 Asked = Mapping[str, tuple[str, ...]]
 """field -> its columns, as `--data.columns` names them"""
 
@@ -40,7 +40,7 @@ class Choices(NamedTuple):
     columns: tuple[str, ...]
     texts: tuple[str, ...]
     labels: tuple[str, ...]
-    """as the row states them, else A, B, C, ..."""
+    """the row's own, else A, B, C, ..."""
 
 
 class Found(NamedTuple):
@@ -49,7 +49,7 @@ class Found(NamedTuple):
     question: str | None
     choices: Choices | None
     answers: tuple[str, ...]
-    """every column that could be the answer by its name, and is not empty"""
+    """every column that is not empty and could be the answer by its name"""
 
 
 def parse_columns(entries: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -102,7 +102,7 @@ def find(row: Mapping[str, Any], where: str, asked: Asked) -> Found:
 
 
 def is_absent(value: Any) -> bool:
-    """Return whether a value stands for none: null, or the NaN that tables have in its place."""
+    """Return whether a value is missing: null, or the NaN that tables have in its place."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -153,7 +153,7 @@ _PLAIN = {field: [_plain(name) for name in names] for field, names in NAMES.item
 
 
 def _choices(row: Mapping[str, Any], asked: Asked) -> list[Choices]:
-    """Return everything in a row that is choices by its name."""
+    """Return all choices of a row by the names of its columns."""
     if "choices" in asked:
         (name,) = asked["choices"]
         columns = tuple(part.strip() for part in name.split("+"))
@@ -167,12 +167,12 @@ def _choices(row: Mapping[str, Any], asked: Asked) -> list[Choices]:
     for name in _named(row, asked, "choices"):
         # Beside columns A, B, C, ... a plain text is a remark.
         if not (found and isinstance(row[name], str) and _parsed(row[name]) is None):
-            found.append(Choices((name,), *read_choices(row[name], name)))
+            found.append(Choices((name,), *_read_choices(row[name], name)))
     return found
 
 
 def _runs(row: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Return runs of columns: what their names begin with, the columns, and how their names end.
+    """Return runs of columns: the beginning of their names, the columns, the ends of their names.
 
     A run is at least the first two of a, b, c, ..., of 0, 1, 2, ... or of 1, 2, 3, ...
     """
@@ -208,15 +208,12 @@ def _run(row: Mapping[str, Any], columns: Sequence[str], labels: Sequence[str]) 
     return [Choices(tuple(columns[:size]), read, tuple(labels[:size]))]
 
 
-def read_choices(value: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the texts and labels of choices in one column.
+def _read_choices(value: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the texts and labels of choices in one column (BadRow if it holds none).
 
     Accepted are a list of texts, that list written as JSON (or by Python) in a text, the Hub's
     {"text": [...], "label": [...]}, {"A": ..., "B": ...}, and a list of {"label": ..., "text": ...}
     or {"key": ..., "value": ...}.
-
-    Raises:
-        BadRow: something else.
     """
     if isinstance(value, str):
         value = _parsed(value)
@@ -242,7 +239,6 @@ def read_choices(value: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def _letters(size: int) -> tuple[str, ...]:
-    """Return A, B, C, ...; there are none beyond Z."""
     return tuple(ascii_uppercase[:size]) + ("",) * (size - len(ascii_uppercase))
 
 
@@ -254,7 +250,7 @@ def _labels(labels: Any, size: int, name: str) -> tuple[str, ...]:
 
 
 def _parsed(value: str) -> Any:
-    """Return the list or object that a text is the notation of, or None."""
+    """Return the list or object that a text notates, or None."""
     if value.strip()[:1] not in ("[", "{"):
         return None
     for parse in (json.loads, ast.literal_eval):
@@ -290,7 +286,7 @@ def _like_choices(row: Mapping[str, Any]) -> str | None:
 
 def _reads(value: Any, name: str) -> bool:
     try:
-        return len(read_choices(value, name)[0]) > 1
+        return len(_read_choices(value, name)[0]) > 1
     except BadRow:
         return False
 

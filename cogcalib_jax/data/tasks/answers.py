@@ -1,16 +1,18 @@
-"""How the answers of a task are written: one way for all its rows, or none is taken."""
+"""The form of a task's answers: text, letter, boolean or index, one form for all rows."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from cogcalib_jax.data.tasks.fields import as_read, fold_case, matching_choices
+from cogcalib_jax.data.example import as_read, fold_case
+from cogcalib_jax.data.tasks.fields import matching_choices
 from cogcalib_jax.errors import UserError
 
 Way = Literal["text", "letter", "boolean", "index"]
-"""what `--data.answers` accepts"""
+"""values of `--data.answers`"""
 _Reading = Literal["text", "letter", "boolean", "index from 0", "index from 1"]
 _YES_NO = {True: ("yes", "true"), False: ("no", "false")}
 _WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
@@ -18,16 +20,20 @@ _BRACKETS = "().: "
 
 
 class Asked(NamedTuple):
-    """The answer of a row and what it may refer to."""
+    """The answer of a row and the choices it may refer to."""
 
     where: str
     value: Any
     texts: tuple[str, ...]
     labels: tuple[str, ...]
 
+    def position(self, reading: _Reading) -> int | None:
+        """Return the index of the choice that the answer names in this reading, or None."""
+        return _position(reading, self.value, self.texts, self.labels)
+
 
 class Settled(NamedTuple):
-    """The way in which the answers of a task are read."""
+    """The one reading of a task's answers."""
 
     reading: _Reading
     note: str = ""
@@ -39,22 +45,35 @@ class Settled(NamedTuple):
         """Return the index of the right choice, or None if `value` names none."""
         return _position(self.reading, value, texts, labels)
 
+    def expected(self, labels: Sequence[str]) -> str:
+        """Return the answers that a row with these labels may have, for an error."""
+        if not self.fitted:
+            return (
+                'the text of a choice, its letter ("A"), or its index from 0 to'
+                f" {len(labels) - 1} as a number"
+            )
+        return {
+            "text": "the text of a choice",
+            "letter": f"one of {', '.join(label for label in labels if label)}",
+            "boolean": "true or false, beside choices yes and no (or true and false)",
+            "index from 0": f"an index from 0 to {len(labels) - 1}",
+            "index from 1": f"an index from 1 to {len(labels)}",
+        }[self.reading]
+
 
 def settle_answers(
     rows: Sequence[Asked], way: Way | None = None, start: int | None = None
 ) -> Settled:
-    """Find the one way of reading that fits every row.
-
-    A row that no way fits has no say: it is refused, or left out, later.
+    """Find the one reading that fits every row; a row that no reading fits is not counted.
 
     Args:
-        rows: all labelled rows of the task, of all its files.
-        way: what the user says that answers are; None: not known.
-        start: the number of the first choice as the user says it, 0 or 1; None: not known.
+        rows: all labelled rows of the task, from all its files.
+        way: the form that the user names; None: not known.
+        start: the index of the first choice that the user names, 0 or 1; None: not known.
 
     Raises:
-        UserError: no way fits every row, several fit and differ, or indices count from 1 and the
-            user did not say so.
+        UserError: no reading fits every row, several fit and differ, or indices count from 1 and
+            the user did not say so.
     """
     numbers = [(row, number) for row in rows if (number := _whole(row.value)) is not None]
     zero = next((row for row, number in numbers if number == 0), None)
@@ -65,7 +84,7 @@ def settle_answers(
             f"{zero.where}: answer is {zero.value!r} with data.answers_from 1; expected indices"
             " from 1. The rows count from 0: leave --data.answers-from out"
         )
-    # Rows that fit nothing but an index from 1 are bad rows, unless the indices say otherwise.
+    # Rows that fit only an index from 1 are bad rows, unless the indices say otherwise.
     others = [name for name in candidates if name != "index from 1"] or candidates
     fits = _fits(rows, others)
     from_one = "index from 1" in candidates and others != candidates
@@ -77,8 +96,8 @@ def settle_answers(
         )
     if not fits:
         return Settled(candidates[0], fitted=way is not None or start is not None)
-    read = [row for row in rows if _of(row, fits[0]) is not None]
-    if from_one and all(_of(row, "index from 1") is not None for row in read):
+    read = [row for row in rows if row.position(fits[0]) is not None]
+    if from_one and all(row.position("index from 1") is not None for row in read):
         # Indices of which none is 0 and none too large count from 0.
         fits += [] if "index from 0" in fits else ["index from 1"]
     _require_same_answers(rows, fits)
@@ -92,19 +111,18 @@ def settle_answers(
 
 
 def could_be_answers(rows: Sequence[Asked]) -> bool:
-    """Return whether some way of reading fits more than half of the rows."""
+    """Return whether one of the readings fits more than half of the rows."""
     readings: tuple[_Reading, ...] = get_args(_Reading)
-    counts = [sum(_of(row, reading) is not None for row in rows) for reading in readings]
+    counts = [sum(row.position(reading) is not None for row in rows) for reading in readings]
     return 2 * max(counts) > len(rows)
 
 
 def _candidates(way: Way | None, start: int | None, zero: bool) -> list[_Reading]:
-    """Return the readings that are tried."""
     if start is not None:
         return ["index from 1" if start else "index from 0"]
     if way is not None and way != "index":
         return [way]
-    # An index of 0 is none from 1.
+    # Indices among which there is a 0 do not count from 1.
     indices: list[_Reading] = ["index from 0"] if zero else ["index from 0", "index from 1"]
     return indices if way == "index" else ["text", "letter", "boolean", *indices]
 
@@ -115,27 +133,15 @@ def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Readin
     Raises:
         UserError: none fits them all.
     """
-    first: dict[_Reading, Asked] = {}
-    counts: dict[_Reading, int] = {}
-    usable = 0
-    for row in rows:
-        fitting = [name for name in candidates if _of(row, name) is not None]
-        usable += bool(fitting)
-        for name in fitting:
-            first.setdefault(name, row)
-            counts[name] = counts.get(name, 0) + 1
-    if not usable:
-        return []
-    if fits := [name for name in candidates if counts.get(name) == usable]:
-        return fits
-    common = max(counts, key=lambda name: counts[name])
-    odd = next(
-        row
-        for row in rows
-        if _of(row, common) is None and any(_of(row, name) is not None for name in candidates)
-    )
-    other = next(name for name in candidates if _of(odd, name) is not None)
-    shown = first[common]
+    fitting = [[name for name in candidates if row.position(name) is not None] for row in rows]
+    usable = [(row, names) for row, names in zip(rows, fitting, strict=True) if names]
+    counts = Counter(name for names in fitting for name in names)
+    fits = [name for name in candidates if counts[name] == len(usable)]
+    if fits or not usable:
+        return fits if usable else []
+    ((common, _),) = counts.most_common(1)
+    shown = next(row for row, names in usable if common in names)
+    odd, (other, *_) = next((row, names) for row, names in usable if common not in names)
     raise UserError(
         f"{odd.where}: answer {odd.value!r:.60} is read as {_words(other)}, and"
         f" {shown.value!r:.60} ({shown.where}) as {_words(common)}; expected one way for all rows."
@@ -146,7 +152,7 @@ def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Readin
 def _require_same_answers(rows: Sequence[Asked], fits: Sequence[_Reading]) -> None:
     """Refuse two readings that fit every row and name different choices in one."""
     for row in rows if len(fits) > 1 else ():
-        found = {name: place for name in fits if (place := _of(row, name)) is not None}
+        found = {name: place for name in fits if (place := row.position(name)) is not None}
         if len(set(found.values())) > 1:
             first = fits[0]
             other = next(name for name in fits[1:] if found[name] != found[first])
@@ -158,14 +164,9 @@ def _require_same_answers(rows: Sequence[Asked], fits: Sequence[_Reading]) -> No
             )
 
 
-def _of(row: Asked, reading: _Reading) -> int | None:
-    return _position(reading, row.value, row.texts, row.labels)
-
-
 def _position(
     reading: _Reading, value: Any, texts: Sequence[str], labels: Sequence[str]
 ) -> int | None:
-    """Return the place of the choice that `value` names, or None."""
     if reading == "boolean":
         return _boolean(value, texts)
     if isinstance(value, bool):
@@ -191,7 +192,7 @@ def _boolean(value: Any, texts: Sequence[str]) -> int | None:
 def _text(value: str, texts: Sequence[str]) -> int | None:
     """Return the choice with this text; if there is none, the only one that differs in case."""
     found = matching_choices(value, texts)
-    # A choice that stands there twice as written is refused by who reads the row.
+    # A choice that stands there twice as written is refused later.
     if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
         return found[0]
     return None
@@ -209,7 +210,7 @@ def _label(value: str, labels: Sequence[str]) -> int | None:
 
 
 def _forms(value: Any) -> list[str]:
-    """Return the texts that a value may be meant as: 3.0 is also "3"."""
+    """Return the texts that may be meant by a value: 3.0 is also "3"."""
     if isinstance(value, str):
         forms = [value]
     elif isinstance(value, int | float):
@@ -242,19 +243,3 @@ def _option(reading: _Reading) -> str:
     if reading == "index from 1":
         return "--data.answers-from 1"
     return f"--data.answers {'index' if reading == 'index from 0' else reading}"
-
-
-def expected_answer(settled: Settled, labels: Sequence[str]) -> str:
-    """Return what the answer of a row with these labels must be, for an error."""
-    if not settled.fitted:
-        return (
-            'the text of a choice, its letter ("A"), or its index from 0 to'
-            f" {len(labels) - 1} as a number"
-        )
-    return {
-        "text": "the text of a choice",
-        "letter": f"one of {', '.join(label for label in labels if label)}",
-        "boolean": "true or false, beside choices yes and no (or true and false)",
-        "index from 0": f"an index from 0 to {len(labels) - 1}",
-        "index from 1": f"an index from 1 to {len(labels)}",
-    }[settled.reading]
