@@ -3,7 +3,7 @@
 import sys
 
 from cogcalib_jax.cli import run_program
-from cogcalib_jax.cli.bench import main
+from cogcalib_jax.cli.programs import bench as main
 
 if __name__ == "__main__":
     sys.exit(run_program(main))

@@ -3,7 +3,7 @@
 import sys
 
 from cogcalib_jax.cli import run_program
-from cogcalib_jax.cli.train import main
+from cogcalib_jax.cli.programs import train as main
 
 if __name__ == "__main__":
     sys.exit(run_program(main))

@@ -15,6 +15,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cogcalib_jax.cli.eval_config import EvalConfig, load_evaluation
+from cogcalib_jax.cli.evaluate import load, predict_function
+from cogcalib_jax.cli.evaluated import Evaluated, evaluated_models
 from cogcalib_jax.console import say
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
@@ -26,9 +29,6 @@ from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.report.tables import Table, as_markdown
-from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
-from cogcalib_jax.runs.evaluate import load, predict_function
-from cogcalib_jax.runs.evaluated import Evaluated, evaluated_models
 
 RULES: tuple[OptionScore, ...] = ("mean", "sum", "chars", "pmi")
 HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")

@@ -55,6 +55,29 @@ class UserError(Exception):
     """A mistake the user can mend. The message is one line: what, where, what to do."""
 
 
+class FieldError(UserError):
+    """A value outside a field's range; `field` is relative to the dataclass that raised it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def check(condition: bool, field: str, message: str) -> None:
+    """Raise FieldError unless `condition` holds; for `__post_init__` of config dataclasses.
+
+    Args:
+        field: the field's name, or a dotted path below the dataclass that checks.
+        message: "must be ...", with what is allowed; loading adds source, path and value.
+    """
+    if not condition:
+        raise FieldError(field, message)
+
+
 def refusal(error: OSError) -> str | None:
     """What the operating system refuses and what to do about it; None for other errors."""
     if error.errno not in _REFUSED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -248,3 +249,58 @@ def read_object(file: Path, absent: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold a JSON object; fetch the file again")
     return content
+
+
+# Files travel, and name neither the home folder nor the user: a text shows these, a command "$HOME"
+# and "$USER", which a shell fills in again.
+_SHOWN = {"HOME": "~", "USER": "…"}
+# The console command's word for each program at the top of the source.
+_CONSOLE = {"train.py": "train", "eval.py": "eval", "bench.py": "bench"}
+
+
+def program_words(program: str, started: str | None = None) -> list[str]:
+    """Return the words that start `program`, such as "train.py".
+
+    A process of the console command gives that command, any other one the program at the top of the
+    source. started: the name of this process; None: `sys.argv[0]`.
+    """
+    name = Path(sys.argv[0] if started is None else started)
+    if name.stem == "cogcalib":
+        return ["cogcalib", _CONSOLE[program]]
+    if name.parts[-2:] == ("cogcalib_jax", "__main__.py"):
+        return ["python", "-m", "cogcalib_jax", _CONSOLE[program]]
+    return ["python", program]
+
+
+def command_line(*words: str) -> str:
+    """Return a command as a shell takes it, with "$HOME" for the home folder and "$USER" for a
+    folder of the user's name."""
+    return " ".join(map(_quoted, words))
+
+
+def without_person(text: str) -> str:
+    """Return `text` with ~ for the home folder and … for a folder of the user's name."""
+    return _person().sub(lambda found: _SHOWN[found.lastgroup or ""], text)
+
+
+def _quoted(word: str) -> str:
+    parts, at = [], 0
+    for found in _person().finditer(word):
+        before = word[at : found.start()]
+        parts += [shlex.quote(before)] if before else []
+        parts.append(f'"${found.lastgroup}"')
+        at = found.end()
+    rest = word[at:]
+    return "".join([*parts, shlex.quote(rest)] if rest or not parts else parts)
+
+
+def _person() -> re.Pattern[str]:
+    """Return a pattern of the home folder and of folders with the user's name."""
+    home, user = os.environ.get("HOME", "").rstrip("/"), os.environ.get("USER", "")
+    end = r"(?![\w.-])"
+    kinds = {
+        "HOME": rf"(?<![\w.-]){re.escape(home)}{end}" if home else "",
+        "USER": rf"(?<=/){re.escape(user)}{end}" if user else "",
+    }
+    found = "|".join(f"(?P<{name}>{pattern})" for name, pattern in kinds.items() if pattern)
+    return re.compile(found or r"(?!)")

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import identity
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
 from cogcalib_jax.errors import UserError
@@ -21,6 +20,7 @@ from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
+from cogcalib_jax.settings import identity
 from cogcalib_jax.training.callbacks import Callback, StartInfo, told
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig
 from cogcalib_jax.training.compatible import check_compatible, check_mesh

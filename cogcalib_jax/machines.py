@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.errors import check
+from cogcalib_jax.settings import setting
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class MeshConfig:
 class DistributedConfig:
     """How the processes of a run find one another; all unset: there is one."""
 
-    coordinator: str | None = None
+    coordinator: str | None = setting(None, role="processes")
     """address of process 0 as host:port, the same for all"""
-    processes: int | None = None
+    processes: int | None = setting(None, role="processes")
     """how many processes there are, the same for all"""
-    process: int | None = None
+    process: int | None = setting(None, role="processes")
     """the number of this one, from 0"""
-    auto: bool = False
+    auto: bool = setting(False, role="processes")
     """take all three from the cluster: TPU pods, Slurm, Open MPI"""
-    heartbeat_seconds: int = 100
+    heartbeat_seconds: int = setting(100, role="processes")
     """a process that is not heard of for so long is lost, and the others end"""
 
     def __post_init__(self) -> None:

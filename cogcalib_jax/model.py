@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.encoding import encode_split, special_prefix
-from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.example import EncodedSplit, Example, require_shared_options
 from cogcalib_jax.data.task import (
     Examples,
     Prompting,
@@ -256,7 +256,9 @@ class Model:
         options = self.options if calibrator is None else None
         calibrator = calibrator or self.calibrator
         if calibrator is not None and calibrator.needs_classes:
-            _require_one_list(calibrator, encoded, options)
+            require_shared_options(
+                encoded, f"calibrator is {calibrator.name}", "the input", options
+            )
         score = self.base.predictor(batch_size, option_score or self.option_score)
         if isinstance(calibrator, TemperatureScaler):
             predictions = score(self.lora, encoded, calibrator.temperature_)
@@ -383,7 +385,7 @@ class Model:
         encoded = self.encode(examples)
         scored = replace(self, calibrator=None)._predict(encoded, batch_size, option_score)
         if made.needs_classes:
-            _require_one_list(made, encoded, None)
+            require_shared_options(encoded, f"calibrator is {made.name}", "the input")
         start = self._start_scores(encoded, made, batch_size, option_score)
         return made.fit(scored.option_scores, scored.answers, mask=scored.mask, start_scores=start)
 
@@ -409,17 +411,4 @@ class Model:
             return
         self.base.save_adapter(
             folder, self.lora, self.prompting, self.option_score, self.calibrator
-        )
-
-
-def _require_one_list(
-    calibrator: Calibrator, encoded: EncodedSplit, options: tuple[str, ...] | None
-) -> None:
-    """Refuse questions with other options than those that the calibrator was fitted on."""
-    lists = {row.completions for row in encoded}
-    if len(lists) > 1 or (options is not None and lists != {options}):
-        wanted = "one list of options for all questions" if options is None else list(options)
-        raise UserError(
-            f"calibrator is {calibrator.name}; expected {wanted}. Use another calibrator, or a"
-            " prompt whose options are letters"
         )

@@ -23,7 +23,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from tests.runs.small_base import WORLD, write_base
+from tests.cli.small_base import WORLD, write_base
 
 HERE = Path(__file__).parents[1]
 # Fields that an earlier revision does not know say nothing about what both compute.

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.distributed import (
     DistributedConfig,
     from_main,

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import pytest
 
 import bench
-from cogcalib_jax.configlib import to_yaml
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.world.config import WorldConfig
 from cogcalib_jax.world.corpus import save_tokenizer, vocabulary
 from tests.inference.tiny import TINY

@@ -9,8 +9,8 @@ from importlib.metadata import version
 import pytest
 
 from cogcalib_jax.compile_cache import cpu_fingerprint
+from tests.cli.small_base import arguments, write_base
 from tests.conftest import REPOSITORY
-from tests.runs.small_base import arguments, write_base
 
 CPU = """\
 processor\t: {number}

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError, on_failure, plain_text, run_main, telling_others
+from cogcalib_jax.errors import (
+    FieldError,
+    UserError,
+    on_failure,
+    plain_text,
+    run_main,
+    telling_others,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,12 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import run_main
+from cogcalib_jax.errors import FieldError, run_main
 from cogcalib_jax.machines import DistributedConfig
+from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
 from tests.multihost import together
-from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import lines
 
 

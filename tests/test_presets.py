@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.models.families import from_hf
-from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.studies.suite import SuiteConfig, cells
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.protocols import PROTOCOLS
-from cogcalib_jax.runs.config import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/protocols"
 TRAINED_ON = (

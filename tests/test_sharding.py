@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.sharding import (
     MeshConfig,
     batch_parts,

@@ -17,9 +17,9 @@ from cogcalib_jax.report.recommendation import base_words
 from cogcalib_jax.report.report import write_report
 from cogcalib_jax.training import checkpoint
 from cogcalib_jax.training.checkpoint import Checkpoints
+from tests.cli.small_base import WORLD, arguments, write_base
 from tests.inference.quick import quick_compilation
 from tests.reliability.resumed import differences
-from tests.runs.small_base import WORLD, arguments, write_base
 from tests.training.small_trainer import Killed, lines
 
 

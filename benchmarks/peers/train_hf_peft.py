@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.bench.timing import RESAMPLES
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.runs.config import RunConfig
 
 AGREEING_STEPS = 4
 # Of the loss, relative, float32, after as many updates.
@@ -46,8 +46,8 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     """Our step, jitted; the adapter it starts from is written for the peers."""
     import jax
 
+    from cogcalib_jax.cli.prepare import assemble_model, make_trainable
     from cogcalib_jax.hf.adapter import save_adapter
-    from cogcalib_jax.runs.assemble import assemble_model, make_trainable
     from cogcalib_jax.sharding import shard_batch
     from cogcalib_jax.training.loop import jit_step
     from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -142,7 +142,8 @@ def serve(link: Connection, take: Any, batches: list[Batch]) -> None:
 
 def prepare(config: RunConfig, rounds: int) -> dict[str, list[Batch]]:
     """Side -> its batches: first those all sides share, then its own."""
-    from cogcalib_jax.runs.assemble import encode_splits, load_base_tokenizer
+    from cogcalib_jax.cli.questions import encode_splits
+    from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 
     train = encode_splits(config.data, load_base_tokenizer(config.model.path), config.seed)["train"]
     size = config.training.batch_size

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogcalib_jax.bench.planning import Attempt, PlanConfig, Planned, plan
-from cogcalib_jax.configlib import command_line, load_config
+from cogcalib_jax.cli.run_config import settle_comparison
+from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import command_line
 from cogcalib_jax.inference.evaluate import provenance, write_json
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import abstract_decoder
@@ -25,14 +28,13 @@ from cogcalib_jax.plan.flops import update_flops
 from cogcalib_jax.plan.topology import Topology
 from cogcalib_jax.plan.work import roofline
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.runs.before_work import refuse_meaningless, require_writable
-from cogcalib_jax.runs.config import settle_comparison
+from cogcalib_jax.settings import Role
 from cogcalib_jax.sharding import MESH_AXES
 
 LISTED = 8  # collectives that are listed one by one
-REFUSED = {
+REFUSED: dict[Role, str] = {
     "adapter": "a step takes as much from any values; say lora.r and lora.target_modules",
-    "run_dir": "no run folder is written; keep the figures with --json FILE",
+    "folder": "no run folder is written; keep the figures with --json FILE",
     "resume": "nothing is run",
 }
 

@@ -17,27 +17,29 @@ import numpy as np
 
 from cogcalib_jax.bench.timing import Estimate, median
 from cogcalib_jax.bench.train_step import Phases
-from cogcalib_jax.configlib import check, command_line, load_config, to_dict
+from cogcalib_jax.cli.prepare import assemble_model, base_path
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_test
 from cogcalib_jax.data.packing import pack, packed_batches
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, check
+from cogcalib_jax.files import command_line
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.plan.flops import forward_flops
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.runs.assemble import assemble_model, base_path
-from cogcalib_jax.runs.before_work import refuse_meaningless, require_writable
-from cogcalib_jax.runs.config import RunConfig
+from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.sharding import batch_parts
 
-REFUSED = {
-    "compare": "scoring takes as long whatever the method",
-    "run_dir": "no run folder is written; keep the figures with --json FILE",
+REFUSED: dict[Role, str] = {
+    "comparison": "scoring takes as long whatever the method",
+    "folder": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }
 

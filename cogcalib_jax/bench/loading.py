@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.configlib import check, load_config, to_dict
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.cli.run_folder import require_writable
+from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.hf.safetensors import DTYPES, open_folder
 from cogcalib_jax.hf.weights import load_decoder
@@ -31,7 +32,7 @@ from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.runs.before_work import require_writable
+from cogcalib_jax.settings import to_dict
 from cogcalib_jax.sharding import make_mesh
 
 STATUS = Path("/proc/self/status")

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogcalib_jax.configlib import check
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.cli.prepare import say
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
@@ -30,8 +31,6 @@ from cogcalib_jax.plan.plan import (
 )
 from cogcalib_jax.plan.topology import Topology, find_topology, next_larger
 from cogcalib_jax.plan.work import Work, read_work
-from cogcalib_jax.runs.assemble import say
-from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import batch_parts, make_mesh
 from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.world.base import base_architecture

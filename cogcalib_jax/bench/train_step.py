@@ -23,18 +23,21 @@ from flax import nnx
 
 from cogcalib_jax.bench.peak import Peak, peak_flops
 from cogcalib_jax.bench.timing import Estimate, interleave, median, paired_ratio
-from cogcalib_jax.configlib import check, command_line, load_config, to_dict
+from cogcalib_jax.cli.prepare import prepare
+from cogcalib_jax.cli.run_config import RunConfig, check_entries
+from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.errors import check
+from cogcalib_jax.files import command_line
 from cogcalib_jax.inference.evaluate import provenance, write_json
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.plan.flops import update_flops
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.runs.before_work import refuse_meaningless, require_writable
-from cogcalib_jax.runs.config import RunConfig, check_entries
-from cogcalib_jax.runs.prepare import prepare
+from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.state import Trainable
@@ -44,13 +47,11 @@ WARMUP = 5
 BASE = "sft"
 CONTROL = "sft (again)"
 # Options of a run that mean nothing here, and what to write instead.
-REFUSED = {
-    "compare": "name the methods with --methods",
-    "method.name": "name the methods with --methods",
-    "method.term": "name the methods with --methods",
-    "method.gate": "name the methods with --methods",
+REFUSED: dict[Role, str] = {
+    "comparison": "name the methods with --methods",
+    "methods": "name the methods with --methods",
     "adapter": "a step takes as long from any values; say lora.r and lora.target_modules",
-    "run_dir": "no run folder is written; keep the figures with --json FILE",
+    "folder": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }
 

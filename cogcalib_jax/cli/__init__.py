@@ -25,12 +25,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("cogcalib_jax.cli.train", "main", "fine-tune, compare methods, report"),
-    "eval": Command("cogcalib_jax.cli.evaluate", "main", "measure calibration of models"),
-    "predict": Command("cogcalib_jax.cli.evaluate", "predict", "answer the questions of a file"),
-    "score": Command("cogcalib_jax.cli.evaluate", "score", "score a file of predictions"),
-    "bench": Command("cogcalib_jax.cli.bench", "main", "time training, evaluation and loading"),
-    "plan": Command("cogcalib_jax.cli.bench", "plan", "compile a step for absent devices"),
+    "train": Command("cogcalib_jax.cli.programs", "train", "fine-tune, compare methods, report"),
+    "eval": Command("cogcalib_jax.cli.programs", "evaluate", "measure calibration of models"),
+    "predict": Command("cogcalib_jax.cli.programs", "predict", "answer the questions of a file"),
+    "score": Command("cogcalib_jax.cli.programs", "score", "score a file of predictions"),
+    "bench": Command("cogcalib_jax.cli.programs", "bench", "time training, evaluation and loading"),
+    "plan": Command("cogcalib_jax.cli.programs", "plan", "compile a step for absent devices"),
     "merge": Command("cogcalib_jax.hf.merge", "main", "merge an adapter into its base"),
     "study": Command("cogcalib_jax.studies", "main", "run a suite of runs, or choose settings"),
 }

@@ -1,85 +1,354 @@
-"""Measure how far a model's confidence can be trusted, or use it to answer; see README.md."""
+"""An evaluation from top to bottom: models, questions, scores, numbers."""
 
 from __future__ import annotations
 
-from cogcalib_jax.cli.presets import with_preset_file
-from cogcalib_jax.compile_cache import HELP, enable_compile_cache
-from cogcalib_jax.errors import UserError, plain_text
-from cogcalib_jax.runs.eval_config import EvalConfig, load_evaluation
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
-EXAMPLES = """\
-  cogcalib eval --run runs/world-0
-  cogcalib eval --run runs/world-0/cols --task world:taught_form_b --by relation
-  cogcalib eval --model.path BASE --adapter ADAPTER --data.task openbookqa
-  cogcalib predict --run runs/world-0/cols --questions new.csv --out answers.jsonl"""
-PREDICT = """\
-usage: cogcalib predict --run RUN/METHOD --questions FILE --out FILE [OPTIONS]
+import jax
+from flax import nnx
 
-Answer the questions of a file with confidence. The file is CSV, TSV, JSON, JSONL or Parquet and
-needs no answers.
+from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.cli.calibrators import (
+    CALIBRATOR_FILE,
+    ModelCalibrator,
+    asked_calibrator,
+    calibrator_words,
+)
+from cogcalib_jax.cli.eval_config import (
+    BARE,
+    EvalConfig,
+    read_trained_run,
+    require_same_evaluation,
+    settled_option_score,
+)
+from cogcalib_jax.cli.evaluated import Evaluated, by_base, evaluated_models
+from cogcalib_jax.cli.prepare import (
+    NO_CALIBRATORS,
+    answering,
+    open_predictor,
+    stored_calibrators,
+    with_processes,
+)
+from cogcalib_jax.cli.questions import encode_questions, test_questions
+from cogcalib_jax.cli.results import (
+    FILE,
+    Predict,
+    has_results,
+    read_provenance,
+    read_results,
+    require_same_origin,
+    write_results,
+)
+from cogcalib_jax.cli.run_folder import (
+    choose_folder,
+    holding_locks,
+    make_folder,
+    original_command,
+    resumable,
+    take_up,
+    write_config,
+)
+from cogcalib_jax.cli.stored import resume_command
+from cogcalib_jax.cli.train import require_prefix
+from cogcalib_jax.console import say, show_note
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import read_object
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
+from cogcalib_jax.inference.base_model import load_on_mesh
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.evaluate import data_hash, write_json
+from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
+from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.inference.subgroups import question_fields, require_fields
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.parameters import FrozenModel
+from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
+from cogcalib_jax.report.names import best_epoch_of, long_name
+from cogcalib_jax.report.text import TEXT_WIDTH, count
+from cogcalib_jax.settings import with_places_of
+from cogcalib_jax.sharding import make_mesh
 
-  --run RUN/METHOD        folder of a finished run, or --model.path BASE --adapter FOLDER
-  --questions FILE        rows with a question and its choices
-  --out FILE              receives one JSON line a question
-  --abstain-below P       leave questions open whose confidence is lower
-  --target-accuracy P     leave as few open as make the rest this accurate on held-out questions
-
-Other options: cogcalib eval --help."""
+PROGRAM = "eval.py"
+Sets = Mapping[str, EncodedSplit]
+"""task -> its questions as token ids"""
 
 
-def main(argv: list[str]) -> None:
-    """Evaluate, answer or score what `argv` asks for, and print the numbers."""
-    description = f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}"
-    config = load_evaluation(with_preset_file(argv), prog="eval.py", description=description)
-    _evaluate(config, argv)
+def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
+    """Score everything `config` asks for; returns the folder of the results.
+
+    argv: the command line, kept for the record.
+    """
+    config = with_processes(config)
+    folder = choose_folder(config.run_dir, "eval", config.resume)
+    with holding_locks(), resumable(folder, resume_command(PROGRAM, folder)):
+        if config.resume:
+            take_up(folder)
+            stored = require_same_evaluation(folder, config)
+            moved = with_places_of(stored, config)
+            if moved != stored:
+                write_config(folder, moved)
+        _evaluate_all(config, folder, argv)
+    return folder
 
 
-def _evaluate(config: EvalConfig, argv: list[str]) -> None:
-    # Imported here: they bring JAX, which help and a refused option need not wait for.
-    from cogcalib_jax.distributed import from_main, is_main
-    from cogcalib_jax.runs.answer import answer_questions
-    from cogcalib_jax.runs.dry_eval import dry_run_evaluation
-    from cogcalib_jax.runs.evaluate import evaluate_run
-    from cogcalib_jax.runs.evaluation_text import evaluation_text
-    from cogcalib_jax.runs.score_file import score_predictions
-
-    if config.dry_run:
-        print(plain_text(dry_run_evaluation(config)))
-        return
-    enable_compile_cache()
-    if config.predict is not None:
-        print(plain_text(answer_questions(config)))
-    elif config.predictions is not None:
-        print(plain_text(evaluation_text(config, score_predictions(config, argv))))
-    else:
-        folder = evaluate_run(config, argv)
-        text = from_main(lambda: evaluation_text(config, folder))
-        if is_main():
-            print(plain_text(text))
+def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
+    models = evaluated_models(config)
+    say(f"== Evaluating {', '.join(model.name for model in models)}")
+    sets = _question_sets(config, models)
+    several = len(models) > 1
+    places = {model.name: folder / model.name if several else folder for model in models}
+    todo = [model for model in models if not _is_done(places[model.name], model, sets)]
+    calibrators = _calibrators(config, todo, sets)
+    for group in by_base(todo):
+        _evaluate_group(config, folder, group, places, sets, calibrators, argv)
+    if several:
+        results = {model.name: read_results(places[model.name]) for model in models}
+        write_json(folder / f"{COMPARISON}.json", results)
 
 
-def predict(argv: list[str]) -> None:
-    """Answer the questions of a file: `main` with `--questions` for its `--predict`."""
-    if not argv or argv[0] in ("--help", "-h"):
-        print(PREDICT)
-        return
-    words = ["--predict" + w.removeprefix("--questions") if _asks(w) else w for w in argv]
-    if not any(word.partition("=")[0] == "--predict" for word in words):
-        raise UserError("command line: questions is not given; expected --questions FILE")
-    main(words)
+def _evaluate_group(
+    config: EvalConfig,
+    folder: Path,
+    models: Sequence[Evaluated],
+    places: Mapping[str, Path],
+    sets: Mapping[tuple[str, str], Sets],
+    calibrators: Mapping[str, ModelCalibrator],
+    argv: list[str],
+) -> None:
+    """Evaluate models that share a base, which is in memory for as long as this takes.
 
-
-def _asks(word: str) -> bool:
-    return word.partition("=")[0] == "--questions"
-
-
-def score(argv: list[str]) -> None:
-    """Score a file of predictions: `main` with the file as its first word."""
-    if not argv or argv[0] in ("--help", "-h"):
-        print(
-            "usage: cogcalib score FILE [--by FIELD] [--run-dir FOLDER]\n\nScore predictions made"
-            " elsewhere, without a model; docs/evaluation.md lists the rows that are read.\n\n"
-            "Other options: cogcalib eval --help."
+    places: name -> folder of the model's results. sets: `Evaluated.reads_with` -> question sets.
+    calibrators: name -> what its scores go through.
+    """
+    loaded = load(config, models[0], sets[models[0].reads_with].values())
+    answered = {m.name: predict_function(loaded, m, calibrators.get(m.name)) for m in models}
+    # Only now: until here a mistake leaves nothing behind.
+    make_folder(folder)
+    command = original_command(folder, PROGRAM, argv)
+    if not config.resume:
+        write_config(folder, config)
+    for model in models:
+        say(f"== {model.name}: {model.words}")
+        predict, calibrator = answered[model.name]
+        if calibrator is not None:
+            write_json(places[model.name] / CALIBRATOR_FILE, calibrator.calibrator.to_json())
+            say(f"   {calibrator_words(calibrator.calibrator)}")
+        write_results(
+            places[model.name],
+            sets[model.reads_with],
+            predict,
+            config.evaluation,
+            config.seed,
+            command,
+            model=model.words,
+            by=config.by,
+            weights=model.weights(),
+            started=lambda task: say(f"   {task}"),
         )
-        return
-    main(argv if argv[0].startswith("--") else ["--predictions", *argv])
+
+
+def _calibrators(
+    config: EvalConfig, models: Sequence[Evaluated], sets: Mapping[tuple[str, str], Sets]
+) -> dict[str, ModelCalibrator]:
+    """Name -> the calibrator that is asked for, before any model is loaded."""
+    if config.calibrator is None:
+        return {}
+    asked = {}
+    for model in models:
+        tokenizer = load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None)
+        rule = settled_option_score(config)
+        one = asked_calibrator(config, model, tokenizer, rule)
+        assert one is not None
+        for encoded in sets[model.reads_with].values():
+            one.require(encoded)
+        asked[model.name] = one
+    return asked
+
+
+def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
+    """`Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
+    questions = test_questions(config, [m.run for m in models if m.run is not None])
+    sets: dict[tuple[str, str], Sets] = {}
+    for reading, model in {model.reads_with: model for model in models}.items():
+        tokenizer = load_base_tokenizer(model.base, model.tokenizer_from)
+        sets[reading] = encode_questions(config, questions, tokenizer)
+        fields = {task: question_fields(encoded) for task, encoded in sets[reading].items()}
+        require_fields(config.by, fields)
+        _require_options(config, sets[reading])
+    return sets
+
+
+def _require_options(config: EvalConfig, sets: Sets) -> None:
+    averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
+    for task, encoded in sets.items():
+        if averaging and encoded.is_open:
+            raise UserError(
+                f"{averaging}: averages the probabilities of options, and questions of {task} are"
+                " open; leave it out"
+            )
+
+
+def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets]) -> bool:
+    """Whether `folder` holds the results of this very model on these very questions."""
+    if not has_results(folder):
+        return False
+    hashes = {task: data_hash(encoded) for task, encoded in sets[model.reads_with].items()}
+    require_same_origin(folder, read_provenance(folder), hashes, model.weights())
+    return True
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base on its devices, for adapters of one rank and one set of targets."""
+
+    decoder: Decoder
+    predictor: Predictor
+    answers: OpenPredictor | None
+    """of open questions; None where it was not told of any"""
+    seed: int
+    sampled: DropoutPredictor | None
+    """with dropout on, where the evaluation asks for passes"""
+    together: EnsemblePredictor
+
+
+def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
+    """Load the base of `model`, with room for its adapter and others of its shape.
+
+    sets: questions it will be asked.
+    """
+    rule = settled_option_score(config)
+    require_prefix(rule, sets)
+    mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(model.base))
+    decoder = load_on_mesh(settings, mesh, model.lora, None, config.seed)
+    graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    split = FrozenModel(graphdef, frozen)
+    predictor = Predictor(split, mesh, config.evaluation, rule)
+    context = decoder.config.max_position_embeddings
+    for text in check_context(context, sets, config.evaluation.open.max_new_tokens):
+        show_note(text)
+    answers = open_predictor(
+        split,
+        predictor.scored_by(DEFAULT_OPTION_SCORE),
+        config.evaluation,
+        config.data,
+        load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None),
+        sets,
+    )
+    sampled = None
+    if config.mc_passes is not None:
+        passes = replace(config.evaluation, mc_passes=config.mc_passes)
+        sampled = DropoutPredictor(split, mesh, passes, rule)
+    together = EnsemblePredictor(split, mesh, config.evaluation, rule)
+    return Loaded(decoder, predictor, answers, config.seed, sampled, together)
+
+
+def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
+    """LoRA parameters of `adapter`, none of the bare base; those returned before stay as they
+    are."""
+    if adapter is not None:
+        load_adapter(adapter, loaded.decoder)
+    _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
+    return jax.tree.map(lambda leaf: leaf, lora)
+
+
+def predict_function(
+    loaded: Loaded, model: Evaluated, calibrator: ModelCalibrator | None = None
+) -> tuple[Predict, ModelCalibrator | None]:
+    """From questions to predictions of `model`, whose base `loaded` holds, and the calibrator they
+    go through, fitted."""
+    if model.members:
+        members = [_parameters(loaded, one.adapter) for one in model.members]
+        return partial(loaded.together, members), None
+    lora, open_maps = _parameters(loaded, model.adapter), NO_CALIBRATORS
+    if model.adapter is not None:
+        open_maps = stored_calibrators(Path(model.adapter))
+    if loaded.sampled is not None:
+        return partial(loaded.sampled, lora, seed=loaded.seed), None
+    if calibrator is not None:
+        score, first = partial(loaded.predictor, lora), None
+        if calibrator.start is not None:
+            first = partial(loaded.predictor, _parameters(loaded, calibrator.start))
+        calibrator = calibrator.fitted(score, first)
+        return partial(calibrator, score=score, score_start=first), calibrator
+
+    def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
+        if encoded.is_open:
+            assert loaded.answers is not None  # `load` was told of these questions
+            return answering(loaded.answers, lora, loaded.seed, lambda: open_maps)(encoded)
+        return loaded.predictor(lora, encoded)
+
+    return predict, None
+
+
+def evaluation_text(config: EvalConfig, folder: Path) -> str:
+    """Whose numbers, the tables, and where the files lie; comparison.md and .csv of several models
+    are written on the way."""
+    if (folder / f"{COMPARISON}.json").is_file():
+        comparison = write_comparison(folder, config.evaluation.bins)
+        return (
+            f"{comparison}\n\nThe same: {folder / COMPARISON}.md, .csv and .json\n"
+            f"Every answer: {folder / 'MODEL' / 'predictions'}"
+        )
+    text = f"{_whose(config)}{_calibrated(folder)}:\n\n{results_text(read_results(folder))}\n\n"
+    notes = [textwrap.fill(line, TEXT_WIDTH) for line in _temperature(config)]
+    text += "".join(f"{note}\n\n" for note in notes)
+    text += f"All numbers: {folder / FILE}"
+    if config.predictions is None:
+        text += f"\nEvery answer: {folder / 'predictions'}"
+    return text
+
+
+def _calibrated(folder: Path) -> str:
+    file = folder / CALIBRATOR_FILE
+    if not file.is_file():
+        return ""
+    calibrator = Calibrator.from_json(read_object(file, ""))
+    rows = count(calibrator.n_rows_, "calibration question")
+    return f", calibrated by {CALIBRATORS.spec(calibrator)} fitted on {rows}"
+
+
+def _temperature(config: EvalConfig) -> list[str]:
+    """Say that the table is without the calibrator that `--predict` uses, if there is one."""
+    if config.calibrator is not None:
+        return []
+    adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)
+    if config.ensemble or config.mc_passes or len(adapters) != 1 or adapters[0] == BARE:
+        return []
+    fitted = stored_temperature(Path(adapters[0]))
+    if fitted is None:
+        return []
+    if fitted.value is None:
+        return [f"Warning: {fitted.warning}."]
+    calibrator, file = stored_calibrator(Path(adapters[0])), f"{adapters[0]}/{CALIBRATION_FILE}"
+    told = (
+        "These are the model's own confidences. --predict divides the scores by the temperature"
+        f" {fitted.value:.3g}, as {file} says."
+    )
+    if calibrator is not None and not isinstance(calibrator, TemperatureScaler):
+        spec = CALIBRATORS.spec(calibrator)
+        told = f"These are the model's own confidences. --predict applies the {spec} of {file}."
+    return [told] if fitted.warning is None else [told, f"Warning: {fitted.warning}."]
+
+
+def _whose(config: EvalConfig) -> str:
+    if config.predictions is not None:
+        return config.predictions
+    if config.ensemble:
+        return f"Ensemble of {', '.join(config.run or config.adapter)}"
+    if config.run:
+        (run,) = config.run
+        trained = read_trained_run(run)
+        label = trained.method.label
+        kept = best_epoch_of(label) if trained.training.keep == "best" else label
+        return f"{long_name(kept)}, from {run}"
+    return f"{config.model.path} with {config.adapter[0] if config.adapter else 'no adapter'}"

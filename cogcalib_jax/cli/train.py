@@ -1,45 +1,320 @@
-"""Fine-tune with LoRA so that confidences keep their meaning; see README.md."""
+"""A training run from top to bottom: base, data, style, threshold, fine-tuning, evaluation.
+
+With `compare`, every method starts from the same style-adapted model and sees the same batches.
+"""
 
 from __future__ import annotations
 
-from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.compile_cache import HELP, enable_compile_cache
-from cogcalib_jax.errors import plain_text
-from cogcalib_jax.runs.config import PROGRAM, RunConfig, load_training
-from cogcalib_jax.runs.stored import resume_command
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-EXAMPLES = """\
-  cogcalib train
-  cogcalib train --config own_questions --model.path MODEL --data.path questions.csv
-  cogcalib train --compare "sft,cols=0.3,focal(gamma=3)" --dry-run true
-  cogcalib train --resume --run-dir runs/world-0"""
+import numpy as np
+from flax import nnx
+
+from cogcalib_jax.cli.method_run import (
+    Run,
+    Start,
+    keep_best_epoch,
+    score_adapter,
+    train_method,
+)
+from cogcalib_jax.cli.prepare import prepare, with_processes
+from cogcalib_jax.cli.references import look_at_base, reference_rows
+from cogcalib_jax.cli.run_config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
+from cogcalib_jax.cli.run_folder import (
+    choose_folder,
+    hash_inputs,
+    holding_locks,
+    make_folder,
+    original_command,
+    require_same_inputs,
+    resumable,
+    take_up,
+    write_config,
+    write_inputs,
+)
+from cogcalib_jax.cli.sampling import sampling_rows
+from cogcalib_jax.cli.stored import CHOICE_FILE, read_choice, resume_command
+from cogcalib_jax.console import say
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.distributed import from_main
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import whole_folder
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.inference.option_choice import Choice, choose_option_score
+from cogcalib_jax.inference.option_score import OptionScore
+from cogcalib_jax.metrics.significance import paired_difference
+from cogcalib_jax.report.load_run import TEMPERED
+from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, is_tempered, tempered
+from cogcalib_jax.report.recommendation import (
+    RECOMMENDED_FILE,
+    THE_RUN,
+    VALIDATION_FILE,
+    read_validation_nll,
+)
+from cogcalib_jax.settings import style_identity, with_places_of
+from cogcalib_jax.training.composition import compose
+from cogcalib_jax.training.finetune import FinetuneResult, Trainer, style_phase
 
 
-def main(argv: list[str]) -> None:
-    """Train and evaluate what `argv` asks for, write the report and print its text."""
-    config, name = load_training(
-        with_preset_file(argv),
-        prog=PROGRAM,
-        description=f"{__doc__}\n\n{EXAMPLES}\n\n{HELP}",
-        default_preset=find_preset(DEFAULT),
+def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
+    """Train and evaluate everything `config` asks for; returns the run's folder.
+
+    name: what a default run folder is called after; argv: the command line, kept for the record;
+    style: the style folder of another run, finished and with the same `style_identity`.
+    """
+    config = with_processes(config)
+    with holding_locks():
+        run = open_run(config, name, argv)
+        with resumable(run.folder, resume_command(PROGRAM, run.folder)):
+            _train_and_score(run, style)
+    return run.folder
+
+
+def _train_and_score(run: Run, style: Path | None) -> None:
+    config = run.config
+    look_at_base(run)
+    if style is not None:
+        from_main(partial(_take_over, style, run.folder / "style"))
+    say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
+    lora = style_phase(
+        run.trainer, run.assembled.lora, run.folder / "style", style_identity(config)
     )
-    _train(config, name, argv)
+    start = Start(lora, run.folder)
+    run = with_option_score(run, lora)
+    references = reference_rows(run) if config.compare else {}
+    run = composed(run, lora)
+    config = run.config
 
-
-def _train(config: RunConfig, name: str, argv: list[str]) -> None:
-    # Imported here: they bring JAX, which help and a refused option need not wait for.
-    from cogcalib_jax.distributed import from_main, is_main
-    from cogcalib_jax.report.report import write_report
-    from cogcalib_jax.runs.dry_run import dry_run_training
-    from cogcalib_jax.runs.folder import resumable
-    from cogcalib_jax.runs.train import train_run
-
-    if config.dry_run:
-        print(plain_text(dry_run_training(config, name)))
+    methods = config.resolved_methods()
+    if not config.compare:
+        (method,) = methods.values()
+        result = train_method(run, run.trainer, config.for_method(method), start, run.folder)
+        score_adapter(run, run.folder, run.folder / TEMPERED, start, result.lora)
+        recommend(run, [THE_RUN])
         return
-    enable_compile_cache()
-    folder = train_run(config, name, argv)
+    results: dict[str, dict[str, Any]] = references
+    sft = None
+    for key, method in methods.items():
+        folder = run.folder / key
+        alone = config.for_method(method)
+        write_config(folder, alone)
+        result = train_method(run, run.trainer, alone, start, folder)
+        results |= score_adapter(run, folder, run.folder / tempered(key), start, result.lora)
+        if key in BEST_EPOCHS:
+            results |= _best_epoch(run, alone, key, start, result)
+        if key == "sft":
+            sft = result.lora
+    recommend(run, simplest_first(list(results)))
+    results |= sampling_rows(run, start, sft)
+    write_json(run.folder / "comparison.json", results)
+
+
+def _best_epoch(
+    run: Run, config: RunConfig, key: str, start: Start, result: FinetuneResult
+) -> dict[str, dict[str, Any]]:
+    """The rows of a method's best validation epoch, which needs no training of its own."""
+    best = best_epoch_of(key)
+    folder = run.folder / best
+    say(f"== {best}: epoch {result.best_epoch:.1f} of the same training")
+    keep_best_epoch(run, config, start, result, folder)
+    return score_adapter(run, folder, run.folder / tempered(best), start, result.best_lora)
+
+
+def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:
+    """Base, data and model of a run on their devices, and its folder opened."""
+    folder = choose_folder(config.run_dir, name, config.resume)
     with resumable(folder, resume_command(PROGRAM, folder)):
-        report = from_main(lambda: write_report(folder))
-    if is_main():
-        print(plain_text(report))
+        return _open(config, folder, argv)
+
+
+def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
+    methods = ", ".join([*config.resolved_methods(), *config.sampling_baselines])
+    if config.resume:
+        say(f"== Resuming {folder}: {methods}")
+        take_up(folder)
+    else:
+        say(f"== Run {folder}: {methods}")
+    prepared = prepare(config)
+    config, base, hashes = prepared.config, prepared.base, prepared.hashes
+
+    # Only now: until here a mistake leaves nothing behind.
+    make_folder(folder)
+    command = original_command(folder, PROGRAM, argv)
+    written = config.as_written()
+    inputs = hash_inputs(config, base.place, hashes)
+    if config.resume:
+        stored = require_same_config(folder, written, places_too=False)
+        if not require_same_inputs(folder, config, inputs):
+            require_same_config(folder, written)
+        moved = with_places_of(stored, written)
+        if moved != stored:
+            write_config(folder, moved)
+    else:
+        write_inputs(folder, inputs)
+        write_config(folder, written)
+    # From here on it is the run that was started: configs of its methods say nothing of a resume.
+    config = replace(config, resume=False)
+    trainer = prepared.trainer
+    made_from = {"data": {key: hashes[key] for key in trainer.splits}, "base": inputs["base"]}
+    trainer = replace(trainer, trainable=replace(trainer.trainable, made_from=made_from))
+    return Run(
+        config,
+        folder,
+        command,
+        base.place,
+        base.tokenizer,
+        prepared.assembled,
+        trainer,
+        prepared.sets,
+    )
+
+
+def _take_over(style: Path, folder: Path) -> None:
+    """A copy of another run's style phase, where this run has not begun its own."""
+    if style.is_dir() and not folder.exists():
+        with whole_folder(folder) as building:
+            shutil.copytree(style, building, dirs_exist_ok=True)
+
+
+def composed(run: Run, start: nnx.State) -> Run:
+    """The run with the fine-tuning rows that `composition` asks for."""
+    trainer, composition = run.trainer, run.config.composition
+    train = compose(
+        trainer.splits["train"],
+        composition,
+        lambda: trainer.known_at(start, trainer.splits["train"]),
+        run.config.data.split_seed,
+    )
+    if train is trainer.splits["train"]:
+        return run
+    say(f"   composed: {len(train)} fine-tuning rows, {composition.words} known")
+    return replace(run, trainer=trainer.with_train_split(train))
+
+
+def with_option_score(run: Run, start: nnx.State) -> Run:
+    """Settle the rule that scores the run's options; log what `auto` chose on the start."""
+    config = run.config
+    if config.option_score != "auto":
+        return run
+    rule, line = settle_option_score(run.trainer, start, run.folder, config.seed)
+    say(f"   {line}")
+    trainer = replace(run.trainer, predictor=run.trainer.predictor.scored_by(rule))
+    return replace(run, config=replace(config, option_score=rule), trainer=trainer)
+
+
+def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> None:
+    """Refuse pmi for a tokenizer with no token to begin a text with (UserError)."""
+    for rows in sets:
+        if option_score == "pmi" and not rows.is_open and rows.pmi_prefix_ids is None:
+            raise UserError(
+                "option_score = pmi: the tokenizer has neither a BOS nor an end-of-text token after"
+                " which options could be scored without their question; use mean, sum or chars"
+            )
+
+
+def settle_option_score(
+    trainer: Trainer, start: nnx.State, folder: Path, seed: int
+) -> tuple[OptionScore, str]:
+    """Return the rule that `auto` chooses for a run, and a line about the choice.
+
+    The rule is chosen on the start (the model in which fine-tuning begins) and kept in `folder`, so
+    that a resumed run takes the same one.
+
+    Args:
+        trainer: has the splits and the predictor.
+        start: LoRA parameters after style adaptation.
+        folder: the run's folder.
+        seed: of the bootstrap over questions.
+    """
+    if from_main((folder / CHOICE_FILE).is_file):
+        rule = from_main(lambda: read_choice(folder))
+        return rule, f"option_score: {rule}, as it was chosen when the run was started"
+    choice = choose_option_score(
+        trainer.predictor(start, trainer.splits["calibration"]),
+        trainer.predictor(start, trainer.splits["validation"]),
+        seed,
+    )
+    write_json(folder / CHOICE_FILE, choice.record())
+    return choice.option_score, _line(choice)
+
+
+def _line(choice: Choice) -> str:
+    numbers = ", ".join(f"{rule} {one.nll:.3f}" for rule, one in choice.tried.items())
+    shown = f" (validation NLL at a fitted temperature: {numbers})" if numbers else ""
+    return f"option_score: {choice.option_score}, for {choice.reason}{shown}"
+
+
+def recommend(run: Run, candidates: Sequence[str]) -> None:
+    """Write `recommended.json` of a finished run.
+
+    The choice looks at validation questions alone, and at the NLL of what `--predict` gives: scores
+    with the temperature of `calibration.json`. The candidates whose difference from the lowest NLL
+    has a paired 95 % interval that holds 0 are equal to it; of these the simplest is taken, which
+    is the first of `candidates`. The averages over several models (MC-dropout and the like) are no
+    candidates, for `--predict` answers with one adapter alone.
+
+    Args:
+        candidates: folders in the run's folder that hold an adapter, the simplest first.
+    """
+    validation = run.trainer.splits["validation"]
+    if not validation:
+        return
+    chosen = from_main(lambda: choose(run.folder, candidates))
+    write_json(run.folder / RECOMMENDED_FILE, chosen | {"question": _example(validation)})
+
+
+def simplest_first(folders: Sequence[str]) -> list[str]:
+    """Return the folders of a comparison that hold an adapter, in the order in which ties are
+    decided: the best epoch of sft, sft, and the others as they were named."""
+    kept = [key for key in folders if key not in (BASE, COMMONEST) and not is_tempered(key)]
+    order = [best_epoch_of("sft"), "sft"]
+    return sorted(kept, key=lambda key: order.index(key) if key in order else len(order))
+
+
+def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
+    """Choose among `candidates` (the simplest first) by the files in their folders.
+
+    Returns:
+        What `recommended.json` holds, but for its example of a question: `method`, the folder;
+        `chosen_on`, `n` questions; `validation_nll` of every candidate and reference, in nats;
+        `equal_to_best`, whose differences from the lowest NLL may be noise; `not_better_than`,
+        the references that the chosen one does not beat beyond its paired interval.
+    """
+    nll = {key: read_validation_nll(run / key) for key in candidates}
+    best = min(nll, key=lambda key: nll[key].mean())
+    equal = [key for key in nll if key == best or _low(nll[key], nll[best]) <= 0]
+    method = equal[0]
+    references = {
+        key: read_validation_nll(run / key)
+        for key in (BASE, COMMONEST)
+        if (run / key / VALIDATION_FILE).is_file()
+    }
+    return {
+        "method": method,
+        "chosen_on": "validation",
+        "n": len(nll[method]),
+        "validation_nll": {key: float(values.mean()) for key, values in (nll | references).items()},
+        "equal_to_best": equal,
+        "not_better_than": [
+            key for key, values in references.items() if _low(values, nll[method]) <= 0
+        ],
+    }
+
+
+def _low(values: np.ndarray, others: np.ndarray) -> float:
+    """The lower end of the paired 95 % interval of the mean difference."""
+    return paired_difference([values], [others]).low
+
+
+def _example(validation: EncodedSplit) -> Mapping[str, Any] | None:
+    """A question in the shape that `--predict` reads; None for open ones, which it does not."""
+    if validation.is_open:
+        return None
+    example = validation[0].example
+    passage = {"passage": example.passage} if example.passage else {}
+    return passage | {"question": example.question, "choices": list(example.choices)}

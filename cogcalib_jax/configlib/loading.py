@@ -1,18 +1,33 @@
-"""A preset, the command line laid over it, and the config built once from both."""
+"""A config built once from its defaults, a preset and the command line, and its `--help`."""
 
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
 import logging
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from cogcalib_jax.configlib.command_line import SOURCE, Arguments, split_arguments
-from cogcalib_jax.configlib.fields import FieldError, fields, leaves
-from cogcalib_jax.configlib.help import print_help
-from cogcalib_jax.configlib.presets import Given, Tree, read_file, read_tree
-from cogcalib_jax.configlib.renamed import get, put
+import tyro
+
+from cogcalib_jax.configlib.sources import (
+    SOURCE,
+    Arguments,
+    Given,
+    Tree,
+    read_file,
+    read_tree,
+    split_arguments,
+)
 from cogcalib_jax.configlib.values import Refused, convert, metavar, plain, show
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
+from cogcalib_jax.settings import fields, get, leaves, put
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +36,14 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True)
 class Loaded(Generic[ConfigT]):
-    """A config and where it came from."""
+    """A config and its sources."""
 
     config: ConfigT
-    """The merged and validated config."""
+    """the merged and validated config"""
     explicit: frozenset[str]
-    """Dotted paths given on the command line."""
+    """dotted paths given on the command line"""
     preset: Path | None
-    """The preset file that was read, if any."""
+    """the preset that was read, if any"""
 
 
 def load_config(
@@ -42,8 +57,7 @@ def load_config(
 ) -> Loaded[ConfigT]:
     """Read a preset, lay the command line over it, and build `cls` once from the result.
 
-    Only merged values are converted and checked, so an override may mend a bad value of the
-    preset; unknown keys and unreadable files it cannot mend.
+    Only merged values are converted and checked, so an option may replace a bad value of a preset.
 
     Args:
         cls: a frozen dataclass; fields that are dataclasses are sections.
@@ -51,9 +65,9 @@ def load_config(
             by its dotted path, hyphens and underscores being the same.
         prog: the program's name in the help.
         description: the text above the options in the help.
-        default_preset: the preset where `--config` is absent; None starts from the defaults.
-        start: a config whose values stand wherever neither preset nor command line gives one;
-            None: the defaults of `cls`.
+        default_preset: the preset without `--config`; None: the defaults.
+        start: a config with the values that neither preset nor command line gives; None: the
+            defaults of `cls`.
 
     Raises:
         UserError: one line naming source, field, value and what is allowed.
@@ -65,7 +79,7 @@ def load_config(
         preset = _default(Path(default_preset), arguments.wants_help)
     given = _given(cls, arguments, preset)
     if arguments.wants_help:
-        print_help(
+        _print_help(
             cls,
             given,
             prog=prog,
@@ -88,7 +102,7 @@ def load_config(
 
 
 def _default(preset: Path, wants_help: bool) -> Path | None:
-    """The preset that is read without `--config`; a program outside a checkout has none."""
+    """Return the preset that is read without `--config`; for the help None if it is missing."""
     if preset.is_file():
         return preset
     if wants_help:
@@ -100,13 +114,12 @@ def _default(preset: Path, wants_help: bool) -> Path | None:
 
 
 def given_values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
-    """Dotted path -> value of every field that `--config` or the command line gives.
+    """Return dotted path -> value of every field that `--config` or the command line gives.
 
-    For programs whose defaults depend on what was given: values have their field's type, but
-    nothing is checked against its range or against other fields.
+    Values have their field's type; ranges and other fields are not checked.
 
     Raises:
-        UserError: as `load_config`, of source and type alone.
+        UserError: as `load_config`, for source and type alone.
     """
     arguments = split_arguments(cls, argv)
     given = _given(cls, arguments, arguments.preset)
@@ -119,7 +132,7 @@ def given_values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _given(cls: type, arguments: Arguments, preset: str | Path | None) -> Tree:
-    """The preset with the command line laid over it."""
+    """Return the preset with the command line laid over it."""
     given = {} if preset is None else read_tree(cls, read_file(str(preset)), str(preset))
     if arguments.wants_help:
         return given
@@ -129,7 +142,7 @@ def _given(cls: type, arguments: Arguments, preset: str | Path | None) -> Tree:
 
 
 def _with_old_names(given: Tree, prefix: str = "") -> Iterator[tuple[str, Given]]:
-    """Dotted path -> value of what was given under an old name."""
+    """Yield dotted path -> value of what was given under an old name."""
     for name, value in given.items():
         if isinstance(value, dict):
             yield from _with_old_names(value, f"{prefix}{name}.")
@@ -143,7 +156,7 @@ def from_yaml(cls: type[ConfigT], text: str, source: str | Path) -> ConfigT:
 
 
 def _build(cls: type, given: Tree, prefix: str = "", base: Any = MISSING) -> Any:
-    """Convert what was given, take the rest from `base` or the class, and let `cls` check it."""
+    """Build `cls` from the values that were given, and from `base` or the class for the rest."""
     values = {}
     for field in fields(cls, base):
         path = prefix + field.name
@@ -180,3 +193,71 @@ def _convert(kind: Any, given: Given, path: str) -> Any:
 
 def _refusal(given: Given, path: str, message: str) -> UserError:
     return UserError(f"{given.source}: {path} = {show(given.value)}: {message}")
+
+
+def _print_help(
+    cls: type,
+    given: Tree,
+    *,
+    prog: str,
+    description: str,
+    preset: str | Path | None,
+    everything: bool,
+) -> None:
+    """Print the fields of `cls` with type, default after the preset, and doc line.
+
+    tyro lays the text out. It gets a mirror of the config in which every field is text, for the
+    syntax it shows for the config itself (`--no-resume`) is not the one that is read here.
+
+    everything: also the fields that are not marked as `often`.
+    """
+    everything = everything or not any(field.often for field in fields(cls))
+    if not everything:
+        description += "\n\nThese settings are changed most often; --help-all shows every one."
+    option = _option("FILE", "Preset (YAML); the other options are laid over it.", preset)
+    mirror = _mirror(cls, given, dataclasses.MISSING, everything, config=option)
+    with contextlib.suppress(SystemExit):
+        tyro.cli(mirror, prog=prog, description=description, args=["--help"])
+    # Now rather than while the interpreter shuts down: a closed pipe can still be handled.
+    sys.stdout.flush()
+
+
+def _mirror(cls: type, given: Tree, base: Any, everything: bool, **first: Any) -> type:
+    docs = field_docs(cls)
+    # What a program adds to the config of another one is what its own help is read for.
+    inherits = any(dataclasses.is_dataclass(base) for base in cls.__bases__)
+    own = set(vars(cls).get("__annotations__", ())) if inherits else set()
+    members = [(name, annotation, "") for name, annotation in first.items()]
+    for field in fields(cls, base):
+        doc = docs.get(field.name, "")
+        if field.is_section:
+            if not (everything or any(inner.often for inner in fields(field.kind))):
+                continue
+            section = _mirror(field.kind, given.get(field.name, {}), field.default, everything)
+            annotation = Annotated[section, tyro.conf.arg(help=doc)]
+            default = dataclasses.field(default_factory=section)
+            members.append((field.name, annotation, default))
+        elif everything or field.often or field.name in own:
+            value = given[field.name].value if field.name in given else field.default
+            members.append((field.name, _option(metavar(field.kind), doc, value), ""))
+    return dataclasses.make_dataclass(cls.__name__, members)
+
+
+def _option(name: str, doc: str, default: Any) -> Any:
+    hint = "(required)" if default is dataclasses.MISSING else f"(default: {show(default)})"
+    return Annotated[str, tyro.conf.arg(metavar=name, help=doc, help_behavior_hint=hint)]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return field name -> the string under the field, on one line."""
+    docs = {}
+    for owner in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for statement, following in zip(body, body[1:], strict=False):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(doc))),
+                ):
+                    docs[name] = " ".join(doc.split())
+    return docs

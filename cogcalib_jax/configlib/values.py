@@ -1,4 +1,6 @@
-"""Text and the types of fields: conversion, what is allowed, and how a value is shown."""
+"""Text and the types of fields: conversion, what is allowed, how a value is shown and written."""
+
+from __future__ import annotations
 
 import json
 import math
@@ -7,7 +9,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
+
 from cogcalib_jax.registry import split_outside
+from cogcalib_jax.settings import to_dict
 
 
 class Text(str):
@@ -15,7 +20,7 @@ class Text(str):
 
 
 class Refused(Exception):
-    """The value is not of the field's type; the message says what would have been."""
+    """A value that is not of the field's type; the message names what is allowed."""
 
 
 _NAMES = {  # type -> (as an error says it, as the help says it)
@@ -29,12 +34,12 @@ _NAMES = {  # type -> (as an error says it, as the help says it)
 
 
 def plain(text: str) -> Text | None:
-    """A word as it stands unquoted in a preset or on the command line."""
+    """Return a word that stands unquoted in a preset or on the command line; None for null."""
     return None if text.lower() in ("null", "~") else Text(text)
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """`value` as the field type `kind`.
+    """Return `value` as the field type `kind`.
 
     Args:
         kind: bool, int, float, str, Path, Literal, tuple, or a union of these with None.
@@ -77,10 +82,10 @@ def convert(kind: Any, value: Any) -> Any:
 
 
 def require_text(value: str) -> None:
-    """Refuse what no file name or no file of text can hold (Refused, as by `convert`).
+    """Raise Refused for what no file name or no text file can hold.
 
-    Bytes of the command line that are not UTF-8 arrive here as lone surrogates, and a quoted YAML
-    string may hold one: both are noticed only where they are written, after the work.
+    Bytes of the command line that are not UTF-8 arrive as lone surrogates, and a quoted YAML string
+    may hold one. Both would fail only after the work, when they are written.
     """
     if "\0" in value:
         raise Refused("without the character NUL, which no file name holds")
@@ -89,7 +94,7 @@ def require_text(value: str) -> None:
 
 
 def allowed(kind: Any) -> str:
-    """What a field of this type accepts, as errors say it after "must be"."""
+    """Return what a field of this type accepts, as errors say it after "must be"."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return ", or ".join(map(allowed, _members(kind, none_last=True)))
@@ -104,7 +109,7 @@ def allowed(kind: Any) -> str:
 
 
 def metavar(kind: Any) -> str:
-    """The same for the help, as short as a word of the command line."""
+    """Return what a field of this type accepts as one short word, for the help."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return "|".join(map(metavar, _members(kind, none_last=True)))
@@ -116,8 +121,7 @@ def metavar(kind: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value on one line, in the notation of the command line; text that could be taken for
-    something else is quoted."""
+    """Return a value on one line, in the notation of the command line; ambiguous text is quoted."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -132,11 +136,36 @@ def show(value: Any) -> str:
 
 
 def is_word(text: str) -> bool:
-    """Whether neither a YAML reader nor a field's type can take this for anything but text."""
+    """Return whether no YAML reader and no field type takes this for anything but text."""
     # none unsets an optional field; yes, no, on ... are booleans of YAML 1.1.
     taken = ("none", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
     word = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII)
     return bool(word) and text.lower() not in taken and _number(text) is None
+
+
+def to_yaml(config: Any) -> str:
+    """Return the config as YAML that `from_yaml` reads back as an equal config."""
+    return yaml.dump(
+        to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line; ambiguous text is quoted."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if is_word(text) else '"'
+    ),
+)
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
+)
 
 
 # Nineteen digits hold every 64-bit number; int() itself raises from some thousand digits on.
@@ -144,7 +173,7 @@ _INTEGER = re.compile(r"[-+]?[0-9]([0-9_]{0,17}[0-9])?")
 
 
 def _number(text: str) -> float | None:
-    """The number a text stands for. Not-a-number counts as none: it would slip through checks."""
+    """Return the number in a text; None for not-a-number, which would slip through checks."""
     try:
         number = float(re.sub(r"^([-+]?)\.inf$", r"\1inf", text, flags=re.IGNORECASE))
     except ValueError:
@@ -153,13 +182,12 @@ def _number(text: str) -> float | None:
 
 
 def _choice(choice: Any) -> str:
-    """A member of a Literal as one writes it: "none" is text here, without quotes."""
+    """Return a member of a Literal as a user writes it; "none" is text here, without quotes."""
     return show(Text(choice) if isinstance(choice, str) else choice)
 
 
 def _members(union: Any, none_last: bool = False) -> list[Any]:
-    """A union's members in the order they are tried: a literal "none" before the absent value,
-    and that before text, which would take every word."""
+    """Return a union's members in the order of trial: a literal "none", the absent value, text."""
     rank = {Literal: 0, NoneType: 3 if none_last else 1}
     return sorted(get_args(union), key=lambda kind: rank.get(get_origin(kind) or kind, 2))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cogcalib_jax.configlib import FieldError, check, often, setting
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.data.tasks.answers import Way
 from cogcalib_jax.data.tasks.columns import parse_columns
+from cogcalib_jax.errors import FieldError, check
+from cogcalib_jax.settings import often, setting
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
@@ -36,11 +37,11 @@ class DataConfig:
     """The index of the first choice in your own rows; unset: 0, unless the rows say otherwise."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
-    prompt: str = often("auto")
+    prompt: str = often("auto", role="prompt")
     """Prompt template: letters, cloze or qa; auto: the task's own; chat: the tokenizer's format."""
     few_shot: int = 0
     """Solved questions of the training split before every question; they are not trained on."""
-    protocol: str = CLEAN
+    protocol: str = setting(CLEAN, role="protocol")
     """clean, or a published set-up with its prompt and splits (docs/protocols.md)."""
     max_length: int = 300
     """Most tokens of a prompt with its longest option; longer passages lose their middle."""

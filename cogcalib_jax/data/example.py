@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cogcalib_jax.errors import UserError
+
 if TYPE_CHECKING:
     from cogcalib_jax.data.prompts import Template
 
@@ -259,3 +261,34 @@ def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return tuple(value)
     return ()
+
+
+def require_shared_options(
+    rows: EncodedSplit, setting: str, name: str, options: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """Return the one list of options that all rows have.
+
+    Args:
+        setting: what needs it, for the message: "method.term is mdca".
+        name: what the message calls the rows.
+        options: the list that the rows must have; None: any.
+
+    Raises:
+        UserError: rows with other options.
+    """
+    if options is not None:
+        other = next((row for row in rows if row.completions != options), None)
+        if other is not None:
+            raise UserError(
+                f"{setting}, fitted on questions with the options {list(options)!r}; expected the"
+                f" same, and {other.id} has {list(other.completions)!r}. Use another"
+            )
+        return options
+    lists = len({row.completion_ids for row in rows})
+    if lists > 1:
+        raise UserError(
+            f"{setting}; expected one list of options for all questions, and {name} has"
+            f" {lists:,} lists. Use another, or a prompt whose options are letters"
+            " (--data.prompt letters) with as many options in every row"
+        )
+    return rows[0].completions if rows else ()

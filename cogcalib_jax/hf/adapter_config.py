@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.files import read_object, refuse_external_links
 from cogcalib_jax.hf.safetensors import read_header
 from cogcalib_jax.models.config import (

@@ -16,10 +16,9 @@ from typing import Any
 import yaml
 
 from cogcalib_jax.calibration.base import KIND
-from cogcalib_jax.configlib import command_line
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import reason_of, write_whole
+from cogcalib_jax.files import command_line, reason_of, write_whole
 from cogcalib_jax.hf.adapter import read_calibration
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.models.config import LoraConfig

@@ -26,9 +26,9 @@ from flax import nnx
 
 from cogcalib_jax.calibration import Calibrator
 from cogcalib_jax.calibration.base import KIND
-from cogcalib_jax.configlib import check, load_config
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import say
-from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.errors import UserError, check, run_main
 from cogcalib_jax.files import refuse_external_links, whole_folder
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,

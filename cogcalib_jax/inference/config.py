@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cogcalib_jax.configlib import FieldError, check, often, setting
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.settings import often, setting
 
 DEFAULT_CALIBRATOR = "temperature"
 

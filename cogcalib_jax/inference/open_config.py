@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cogcalib_jax.configlib import check
+from cogcalib_jax.errors import check
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cogcalib_jax.configlib import rename
+from cogcalib_jax.settings import rename
 
 OptionScore = Literal["mean", "sum", "chars", "pmi"]
 ChosenOptionScore = Literal["mean", "sum", "chars", "pmi", "auto"]

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from cogcalib_jax.configlib import FieldError, check, setting
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.method.registries import TERMS
+from cogcalib_jax.settings import setting
 
 if TYPE_CHECKING:
     from cogcalib_jax.method.method import Anchor

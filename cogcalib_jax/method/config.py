@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from cogcalib_jax.configlib import FieldError, check, often
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.method.registries import GATES, TERMS
 from cogcalib_jax.registry import split_outside, split_spec
+from cogcalib_jax.settings import often, setting
 
 if TYPE_CHECKING:
     from cogcalib_jax.method.method import Method
@@ -37,13 +37,13 @@ PRIOR = "prior"
 class MethodConfig:
     """The calibration term and the gate that decides which examples it applies to."""
 
-    name: str | None = often(None)
+    name: str | None = often(None, role="methods")
     """short word for a term and a gate (sft, ls, cols, focal ...); unset: as term and gate say"""
-    term: str | None = None
+    term: str | None = setting(None, role="methods")
     """calibration term, with settings if wanted: none, ls, mbls(margin=5), focal(gamma=3) ..."""
-    gate: str | None = None
+    gate: str | None = setting(None, role="methods")
     """which examples the term applies to; adaptive = NLL at most the refitted threshold"""
-    weight: float | None = often(None)
+    weight: float | None = often(None, role="weights")
     """weight of the term beside cross-entropy; unset means the term's own default"""
     space: Space = "vocab"
     """the classes the term sees: the whole vocabulary, or the question's options"""
@@ -102,8 +102,8 @@ class MethodConfig:
         name, stated = split_spec(term)
         known = {f.name for f in fields(TERMS[name].cls)} if name in TERMS else set()
         old = {"margin": self.margin, "reduction": self.reduction}
-        for setting in known & {key for key, value in old.items() if value is not None}:
-            stated.setdefault(setting, str(old[setting]))
+        for key in known & {old_name for old_name, value in old.items() if value is not None}:
+            stated.setdefault(key, str(old[key]))
         return name + (f"({', '.join(f'{k}={v}' for k, v in stated.items())})" if stated else "")
 
     def within(self, shared: MethodConfig) -> MethodConfig:

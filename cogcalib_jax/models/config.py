@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cogcalib_jax.configlib import check, often, rename, setting
+from cogcalib_jax.errors import check
+from cogcalib_jax.settings import often, rename, setting
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.configlib import check
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.models.decoder import Decoder, KVCache
 from cogcalib_jax.sharding import batch_parts, fetch, shard_batch
 

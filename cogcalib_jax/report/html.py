@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from cogcalib_jax.configlib import without_person
+from cogcalib_jax.files import without_person
 from cogcalib_jax.report.canvas import DPI, SCREEN_DPI
 from cogcalib_jax.report.tables import Table
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.configlib import command_line, program_words
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import reason_of
+from cogcalib_jax.files import command_line, program_words, reason_of
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
 from cogcalib_jax.report.text import TEXT_WIDTH, count, percent

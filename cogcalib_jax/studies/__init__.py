@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cogcalib_jax.cli.presets import preset_folder, preset_names
 from cogcalib_jax.compile_cache import enable_compile_cache
-from cogcalib_jax.configlib import command_line
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import command_line
 
 COMMANDS = {
     "tune": "choose term, gate, weight and epochs on validation questions",

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.cli.method_run import Run
 from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
@@ -25,7 +26,6 @@ from cogcalib_jax.inference.forward import completion_logprob, example_losses
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.runs.method_run import Run
 from cogcalib_jax.world.config import RELATIONS
 
 # Section 3 and appendix C: 10 prompts of 4 solved questions, a greedy answer and 16 samples each.

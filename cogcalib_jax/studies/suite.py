@@ -17,31 +17,31 @@ from pathlib import Path
 
 import jax
 
+from cogcalib_jax.cli.prepare import say, with_own_lora
 from cogcalib_jax.cli.presets import with_preset_file
-from cogcalib_jax.configlib import (
-    FieldError,
-    check,
-    load_config,
-    places,
-    style_identity,
-    to_yaml,
-    without_person,
+from cogcalib_jax.cli.run_config import RunConfig, require_same_config
+from cogcalib_jax.cli.run_folder import (
+    holding_locks,
+    lock_folder,
+    refuse_choice_of_rule,
+    require_folder,
+    require_writable,
+    resumable,
 )
-from cogcalib_jax.configlib.command_line import SOURCE
+from cogcalib_jax.cli.train import train_run
+from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.sources import SOURCE
+from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import progress_bar
-from cogcalib_jax.errors import UserError, plain_text
-from cogcalib_jax.files import write_whole
+from cogcalib_jax.errors import FieldError, UserError, check, plain_text
+from cogcalib_jax.files import without_person, write_whole
 from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.report.load_run import read_run
 from cogcalib_jax.report.names import DERIVED, REFERENCES
 from cogcalib_jax.report.report import write_report
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.report.text import count
-from cogcalib_jax.runs.assemble import say, with_own_lora
-from cogcalib_jax.runs.before_work import refuse_choice_of_rule, require_folder, require_writable
-from cogcalib_jax.runs.config import RunConfig, require_same_config
-from cogcalib_jax.runs.folder import holding_locks, lock_folder, resumable
-from cogcalib_jax.runs.train import train_run
+from cogcalib_jax.settings import Role, by_path, places, style_identity
 from cogcalib_jax.studies import study_command
 from cogcalib_jax.studies.suite_report import write_results
 from cogcalib_jax.studies.suite_results import Condition, Study
@@ -49,9 +49,9 @@ from cogcalib_jax.studies.suite_results import Condition, Study
 MIN_COMPILE_SECONDS = 0.5
 """compiled steps that took less are not worth a file"""
 
-OWN_SETTINGS = {
+OWN_SETTINGS: dict[Role, str] = {
     "seed": "name them in seeds",
-    "run_dir": "cells lie in folder",
+    "folder": "cells lie in folder",
     "resume": "a suite continues by itself",
     "dry_run": "give the suite --dry-run",
 }
@@ -213,7 +213,7 @@ def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
     for setting in settings:
         path, equals, value = setting.partition("=")
         check(bool(equals), "conditions", f"must have settings as PATH=VALUE (got {setting!r})")
-        instead = OWN_SETTINGS.get(path.replace("-", "_"))
+        instead = by_path(RunConfig, OWN_SETTINGS).get(path.replace("-", "_"))
         check(instead is None, "conditions", f"must not set {path}; {instead} (got {setting!r})")
         words += [f"--{path}", value]
     return name, tuple(words)

@@ -21,25 +21,29 @@ from pathlib import Path
 
 import numpy as np
 
+from cogcalib_jax.cli.prepare import say, with_own_lora
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.configlib import FieldError, check, load_config, style_identity, to_yaml
+from cogcalib_jax.cli.run_config import RunConfig, require_same_config
+from cogcalib_jax.cli.run_folder import (
+    holding_locks,
+    lock_folder,
+    refuse_choice_of_rule,
+    refuse_meaningless,
+    require_folder,
+    resumable,
+)
+from cogcalib_jax.cli.stored import CONFIG_FILE, read_config
+from cogcalib_jax.cli.train import composed, open_run
+from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.data.tasks.fields import as_json
-from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.errors import FieldError, UserError, check, plain_text
 from cogcalib_jax.files import reason_of, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.registries import GATES, TERMS
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.runs.assemble import say, with_own_lora
-from cogcalib_jax.runs.before_work import (
-    refuse_choice_of_rule,
-    refuse_meaningless,
-    require_folder,
-)
-from cogcalib_jax.runs.config import RunConfig, require_same_config
-from cogcalib_jax.runs.folder import holding_locks, lock_folder, resumable
-from cogcalib_jax.runs.stored import CONFIG_FILE, read_config
-from cogcalib_jax.runs.train import composed, open_run
+from cogcalib_jax.settings import Role, style_identity
 from cogcalib_jax.studies import study_command
 from cogcalib_jax.studies.recommend import (
     BEST_EPOCH,
@@ -54,14 +58,12 @@ from cogcalib_jax.studies.suite import share_compiled_steps
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
 
-REFUSED = {
-    "compare": "name what is tried with --terms, --gates and --weights",
-    "method.name": "name what is tried with --terms and --gates",
-    "method.term": "name the terms with --terms",
-    "method.gate": "name the gates with --gates",
-    "method.weight": "name the weights with --weights",
+REFUSED: dict[Role, str] = {
+    "comparison": "name what is tried with --terms, --gates and --weights",
+    "methods": "name what is tried with --terms and --gates",
+    "weights": "name the weights with --weights",
     "seed": "name the seeds with --seeds",
-    "run_dir": "everything lies in the folder --out",
+    "folder": "everything lies in the folder --out",
     "resume": "what is finished in the folder --out is never trained again",
 }
 """options of a run that have no meaning here, and what to write instead"""

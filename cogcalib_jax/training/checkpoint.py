@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cogcalib_jax.configlib import without_retired
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import (
     from_main,
@@ -41,6 +40,7 @@ from cogcalib_jax.distributed import (
 )
 from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import with_path_in_errors
+from cogcalib_jax.settings import without_retired
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.manifest import (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.configlib import check, with_new_names
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, check
+from cogcalib_jax.settings import with_new_names
 
 
 @dataclass(frozen=True)

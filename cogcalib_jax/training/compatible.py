@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from jax.sharding import Mesh
 
-from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.data.example import EncodedSplit, require_shared_options
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.context import check_context
@@ -130,13 +130,8 @@ def _require_shared_classes(
                 f"method.space is {built.space}; expected options for term {method.term}, which"
                 " compares classes over questions. Set --method.space options"
             )
-        lists = {row.completion_ids for row in train}
-        if built.term.needs_classes and len(lists) > 1:
-            raise UserError(
-                f"method.term is {method.term}; expected one list of options for all questions, and"
-                f" {data_name} has {len(lists):,} lists. Use another term, or a prompt whose"
-                " options are letters (--data.prompt letters) with as many options in every row"
-            )
+        if built.term.needs_classes:
+            require_shared_options(train, f"method.term is {method.term}", data_name)
 
 
 def _require_known_rows(

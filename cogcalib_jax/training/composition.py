@@ -13,9 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from cogcalib_jax.configlib import check
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, check
 
 
 @dataclass(frozen=True)

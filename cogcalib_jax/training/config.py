@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cogcalib_jax.configlib import check, often, setting
+from cogcalib_jax.errors import check
+from cogcalib_jax.settings import often, setting
 
 LEARNING_RATES = "a number above 0 and at most a million"
 

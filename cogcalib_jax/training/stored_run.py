@@ -7,11 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from cogcalib_jax.configlib import from_yaml, with_new_names
+from cogcalib_jax.configlib.loading import from_yaml
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import reason_of
 from cogcalib_jax.models.config import ModelConfig
+from cogcalib_jax.settings import with_new_names
 from cogcalib_jax.world.base import ensure_base
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from cogcalib_jax.configlib import check, rename
+from cogcalib_jax.errors import check
+from cogcalib_jax.settings import rename
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cogcalib_jax.bench.planning import (
     changes_that_save,
     plan,
 )
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.families import to_hf
 from cogcalib_jax.plan.flops import update_flops

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.cli import COMMANDS, load, main
-from cogcalib_jax.cli.evaluate import predict, score
 from cogcalib_jax.cli.presets import find_preset, preset_folder, preset_names, with_preset_file
+from cogcalib_jax.cli.programs import predict, score
 from cogcalib_jax.errors import UserError, run_main
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from cogcalib_jax.configlib import check, from_yaml, load_config
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.configlib.loading import from_yaml, load_config
+from cogcalib_jax.errors import UserError, check
 
 
 @dataclass(frozen=True)

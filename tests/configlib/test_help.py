@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import field_docs
+from cogcalib_jax.configlib.loading import field_docs
 from tests.configlib.example import load
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.configlib import from_yaml, given_values, load_config
+from cogcalib_jax.configlib.loading import from_yaml, given_values, load_config
 from cogcalib_jax.errors import UserError
 from tests.configlib.example import Adapter, Config, Method, Model, load, nested, refusal
 

@@ -6,7 +6,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogcalib_jax.configlib import from_yaml, to_dict, to_yaml
+from cogcalib_jax.configlib.loading import from_yaml
+from cogcalib_jax.configlib.values import to_yaml
+from cogcalib_jax.settings import to_dict
 from tests.configlib.example import Adapter, Config, Method, Model, load
 
 WHOLE = st.integers(-(10**18), 10**18)

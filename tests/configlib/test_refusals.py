@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cogcalib_jax.configlib import FieldError, check
+from cogcalib_jax.errors import FieldError, check
 from tests.configlib.example import Adapter, load, nested, refusal
 
 

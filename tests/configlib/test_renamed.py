@@ -2,8 +2,8 @@
 
 import pytest
 
-from cogcalib_jax.configlib import from_yaml, rename, with_new_names
-from cogcalib_jax.configlib.renamed import _RENAMED
+from cogcalib_jax.configlib.loading import from_yaml
+from cogcalib_jax.settings import _RENAMED, rename, with_new_names
 from tests.configlib.example import Config, load, nested, refusal
 
 OLD = "model.old_term"

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.tasks.answers import Asked, settle_answers
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 
 LETTERS = ("A", "B", "C", "D")
 WORDS = ("red", "green", "blue", "grey")

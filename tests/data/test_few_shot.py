@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example, question_key
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from tests.data.chats import chat_tokenizer
 
 SPLITS = ("style", "train", "calibration", "validation", "test")

@@ -19,7 +19,7 @@ from cogcalib_jax.data.inspection import (
 )
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.world.corpus import save_tokenizer, tokenizer_in_memory
-from tests.runs.small_base import WORLD
+from tests.cli.small_base import WORLD
 
 PLAYS = ("banjo", "cello", "drums", "flute")
 

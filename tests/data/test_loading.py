@@ -9,12 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import groups_of, load_splits, load_test
 from cogcalib_jax.data.tasks import TASKS
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cogcalib_jax.configlib import load_config
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.train import train_run
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.train import train_run
+from cogcalib_jax.configlib.loading import load_config
+from tests.cli.small_base import arguments, write_base
 from tests.eval_program.programs import SCORING
 from tests.inference.quick import quick_compilation
-from tests.runs.small_base import arguments, write_base
 
 
 @pytest.fixture(scope="package", autouse=True)

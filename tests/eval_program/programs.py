@@ -4,7 +4,7 @@ import json
 
 import eval as eval_program
 from cogcalib_jax.errors import run_main
-from tests.runs.small_base import arguments
+from tests.cli.small_base import arguments
 
 # The last digits depend on how many rows are multiplied at once.
 SCORING = ("--evaluation.batch-size", "16")

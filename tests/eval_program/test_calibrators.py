@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.train import train_run
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.hf.adapter import adapter_hash, base_hash
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.train import train_run
+from tests.cli.small_base import WORLD, arguments, write_base
 from tests.eval_program.programs import SCORING, lines, run_eval, small_world
 from tests.method.registered import own_names
-from tests.runs.small_base import WORLD, arguments, write_base
 
 NAMES = [name for name in own_names(CALIBRATORS) if name not in ("temperature", "vector")]
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cogcalib_jax.runs import evaluate
+from cogcalib_jax.cli import evaluate
 from tests.eval_program.programs import SCORING, lines, read, run_eval, small_world
 
 

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 
+from cogcalib_jax.cli import predict as answer
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.inference.abstention import expected_accuracy
-from cogcalib_jax.runs import answer
+from tests.cli.small_base import WORLD
 from tests.eval_program.programs import lines, run_eval
-from tests.runs.small_base import WORLD
 
 
 @pytest.fixture(scope="module")

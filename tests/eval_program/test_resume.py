@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.runs import results
+from cogcalib_jax.cli import results
 from tests.eval_program.programs import run_eval
 
 

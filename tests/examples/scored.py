@@ -13,6 +13,8 @@ from types import ModuleType
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from cogcalib_jax.cli.method_run import write_calibration
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
@@ -30,8 +32,6 @@ from cogcalib_jax.models.config import DecoderConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
-from cogcalib_jax.runs.calibration import write_calibration
-from cogcalib_jax.runs.config import RunConfig
 from tests.models.small import one_device, small_decoder
 
 BOS = "<s>"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
 from cogcalib_jax.inference.predictions import Predictions

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_config import OpenConfig
 from cogcalib_jax.inference.open_ended import Answers, OpenPredictions

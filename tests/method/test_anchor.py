@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.method.anchor import AnchorConfig, without_target
 from cogcalib_jax.method.terms import TERMS, Rows
 from tests.method.registered import own_names

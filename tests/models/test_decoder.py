@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, logical_axes, random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh

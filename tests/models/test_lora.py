@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.models.config import LAYER_PROJECTIONS
 from cogcalib_jax.models.lora import Linear, LoraConfig, UncertainLora
 

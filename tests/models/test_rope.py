@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.rope import inverse_frequencies, rotate, rotation
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step
-from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer

@@ -4,12 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
+from cogcalib_jax.cli.eval_config import load_evaluation
+from cogcalib_jax.cli.run_folder import write_config
 from cogcalib_jax.hf.adapter import base_hash
-from cogcalib_jax.runs.eval_config import load_evaluation
-from cogcalib_jax.runs.folder import write_config
+from tests.cli.small_base import arguments
 from tests.reliability.case import EVAL, MERGE, Case
 from tests.reliability.place import Place, link_out, write
-from tests.runs.small_base import arguments
 
 
 def _resume(damage=None, *more: str):

@@ -5,14 +5,14 @@ from contextlib import chdir
 from pathlib import Path
 
 from cogcalib_jax.cli.presets import find_preset
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
+from cogcalib_jax.cli.run_folder import write_config
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.hf.adapter import save_adapter
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.runs.config import RunConfig, settle_comparison
-from cogcalib_jax.runs.folder import write_config
+from tests.cli.small_base import arguments, write_base
 from tests.models.small import small_decoder
-from tests.runs.small_base import arguments, write_base
 
 
 def write_good(folder: Path) -> Path:

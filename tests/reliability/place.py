@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.runs.small_base import arguments
+from tests.cli.small_base import arguments
 
 TEXT = Path("rows.jsonl")
 WEIGHTS = "model.safetensors"

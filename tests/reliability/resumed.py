@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.runs.small_base import arguments
+from tests.cli.small_base import arguments
 
 # Not that of conftest.py, which would give this program more devices than train.py has.
 REPOSITORY = Path(__file__).resolve().parents[2]

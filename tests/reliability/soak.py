@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from cogcalib_jax.errors import PREEMPTED  # noqa: E402
+from tests.cli.small_base import write_base  # noqa: E402
 from tests.reliability.resumed import command, differences, environment  # noqa: E402
-from tests.runs.small_base import write_base  # noqa: E402
 
 VARIANTS = {
     "cols": ("--method.name", "cols"),

@@ -12,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.configlib import from_yaml, load_config
+from cogcalib_jax.cli.calibrators import stored_for
+from cogcalib_jax.cli.eval_config import load_evaluation
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.loading import load_splits
@@ -25,9 +28,6 @@ from cogcalib_jax.hf.safetensors import INDEX_FILE, SINGLE_FILE, open_folder
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import load_decoder, read_config
 from cogcalib_jax.inference.scored_rows import read_scored
-from cogcalib_jax.runs.calibrators import stored_for
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import load_evaluation
 from tests.calibration.rows import with_start
 from tests.method.registered import own_names
 from tests.models.small import one_device

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from cogcalib_jax.supervision import LOST_PEER, lost_peer
+from tests.cli.small_base import arguments, write_base
 from tests.conftest import REPOSITORY
 from tests.multihost import together
-from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import lines
 
 # As JAX's runtime wrote it, abridged.

@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from cogcalib_jax.errors import INTERRUPTED, PREEMPTED
+from tests.cli.small_base import write_base
 from tests.reliability.resumed import command, differences, train
-from tests.runs.small_base import write_base
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 # Exit code, and how the line before the command begins that goes on.

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from tests.cli.small_base import arguments, write_base
 from tests.multihost import together
 from tests.reliability.resumed import differences
-from tests.runs.small_base import arguments, write_base
 
 
 def command(base, folder, *more):

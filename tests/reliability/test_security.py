@@ -13,6 +13,7 @@ import pytest
 
 import eval as eval_program
 import train
+from cogcalib_jax.cli.predict import predicting_calibrator
 from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.hf import merge
@@ -21,12 +22,11 @@ from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.report.load_run import read_run
 from cogcalib_jax.report.report import write_report
-from cogcalib_jax.runs.answer import predicting_calibrator
+from tests.cli.small_base import arguments, write_base
 from tests.models.small import one_device
 from tests.reliability.forbidden import forbidden
 from tests.reliability.place import ADAPTER_WEIGHTS, WEIGHTS, Pickle, Place, write
 from tests.report.synthetic import option_probs, write_config, write_evaluation, write_training
-from tests.runs.small_base import arguments, write_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = [*REPOSITORY.glob("*.py"), *sorted((REPOSITORY / "cogcalib_jax").rglob("*.py"))]

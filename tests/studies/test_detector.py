@@ -33,8 +33,8 @@ from cogcalib_jax.studies.detector_report import (
 from cogcalib_jax.studies.slick import CATEGORIES, UNKNOWN
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
+from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
-from tests.runs.small_base import arguments, write_base
 from tests.training.small_trainer import TRAINING, lora, splits, trainer
 
 

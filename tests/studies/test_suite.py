@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cogcalib_jax.configlib import load_config
+from cogcalib_jax.cli.run_folder import resumable, write_config
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.preemption import Preempted
-from cogcalib_jax.runs.folder import resumable, write_config
 from cogcalib_jax.studies import main, suite
 from cogcalib_jax.studies.suite import SuiteConfig, cells, listing, parse_condition, run_cells
-from tests.runs.small_base import arguments, write_base
+from tests.cli.small_base import arguments, write_base
 
 CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
 

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
-from cogcalib_jax.configlib import from_yaml
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import from_yaml
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.runs.config import RunConfig
 from cogcalib_jax.studies import main
 from cogcalib_jax.studies import tune as tune_module
+from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
-from tests.runs.small_base import arguments, write_base
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError, refusal
+from cogcalib_jax.errors import FieldError, UserError, refusal
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training import checkpoint, manifest
 from cogcalib_jax.training.checkpoint import CheckpointConfig, Checkpoints

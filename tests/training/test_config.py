@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogcalib_jax.configlib import FieldError
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.optimizer import learning_rate_schedule
 

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from cogcalib_jax.configlib import FieldError
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.world import base as world_base

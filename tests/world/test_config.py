@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from cogcalib_jax.configlib import from_yaml, load_config, to_dict, with_new_names
+from cogcalib_jax.cli.eval_config import EvalConfig
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.loading import from_yaml, load_config
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.runs.config import RunConfig
-from cogcalib_jax.runs.eval_config import EvalConfig
+from cogcalib_jax.settings import to_dict, with_new_names
 from cogcalib_jax.training.stored_run import StoredRun
 from cogcalib_jax.world.config import WorldConfig
 

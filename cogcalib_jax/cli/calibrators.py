@@ -1,0 +1,156 @@
+"""The calibrator of a model's scores: a stored one, or one fitted on the questions of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.cli.eval_config import STORED, EvalConfig
+from cogcalib_jax.cli.evaluated import Evaluated
+from cogcalib_jax.data.encoding import encode_split
+from cogcalib_jax.data.example import EncodedSplit, require_shared_options
+from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration
+from cogcalib_jax.inference.calibration_file import ADAPTER_HASH, OPTIONS, start_of
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR
+from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.posthoc import (
+    fit_calibrator,
+    stored_calibrator,
+    with_calibrator,
+    with_start,
+)
+from cogcalib_jax.inference.predictions import Predictions
+from cogcalib_jax.report.text import count
+
+CALIBRATOR_FILE = "calibrator.json"
+"""The file of the calibrator that an evaluation fitted or read."""
+
+Score = Callable[[EncodedSplit, float], Predictions]
+"""From questions and a temperature to predictions, whose own confidences are among them."""
+
+
+@dataclass(frozen=True)
+class ModelCalibrator:
+    """A calibrator for one model, and all that it needs beside the model's scores."""
+
+    calibrator: Calibrator
+    calibration: EncodedSplit | None = None
+    """the questions it is to be fitted on; None: it is fitted"""
+    start: Path | None = None
+    """adapter of the start, if it needs that"""
+    options: tuple[str, ...] | None = None
+    """the one list of options it is for, if it needs that"""
+
+    def fitted(self, score: Score, score_start: Score | None) -> ModelCalibrator:
+        """Return it fitted; UserError for questions that it cannot be fitted on."""
+        if self.calibration is None:
+            return self
+        predictions = score(self.calibration, 1.0)
+        if score_start is not None:
+            predictions = with_start(predictions, score_start(self.calibration, 1.0))
+        fit_calibrator(self.calibrator, predictions)
+        return replace(self, calibration=None)
+
+    def __call__(
+        self, encoded: EncodedSplit, score: Score, score_start: Score | None
+    ) -> Predictions:
+        """Return calibrated predictions of `encoded`."""
+        self.require(encoded)
+        calibrator, temperature = self.calibrator, 1.0
+        if isinstance(calibrator, TemperatureScaler):
+            # The vocabulary's numbers at the temperature come from the same pass.
+            temperature = calibrator.temperature_
+        start = None if score_start is None else score_start(encoded, 1.0)
+        return with_calibrator(score(encoded, temperature), calibrator, start)
+
+    def require(self, encoded: EncodedSplit) -> None:
+        """Refuse questions that it is not for."""
+        spec = CALIBRATORS.spec(self.calibrator)
+        if encoded.is_open:
+            raise UserError(
+                f"calibrator is {spec}; expected none for open questions, whose confidences have"
+                " calibrators of their own; leave it out"
+            )
+        if self.options is not None:
+            require_shared_options(encoded, f"calibrator is {spec}", "the input", self.options)
+
+
+def asked_calibrator(
+    config: EvalConfig, model: Evaluated, tokenizer: PreTrainedTokenizerBase, rule: OptionScore
+) -> ModelCalibrator | None:
+    """Return what `config.calibrator` asks for of `model`, None if nothing; nothing is scored yet.
+
+    rule: by which the options are scored.
+
+    Raises:
+        UserError: a stored one that is not there or was fitted to scores by another rule, a model
+            without run, start or shared options where the calibrator needs them.
+    """
+    spec = config.calibrator
+    if spec is None:
+        return None
+    if spec == STORED:
+        found = None if model.adapter is None else stored_for(Path(model.adapter), rule)
+        if found is None:
+            raise UserError(
+                f"calibrator is {STORED}, and {model.adapter or model.base} stores none for"
+                f" option_score {rule}; expected one in its {CALIBRATION_FILE}. Name one to be"
+                f" fitted on a run: --run RUN --calibrator {DEFAULT_CALIBRATOR}"
+            )
+        return found
+    run = model.run
+    assert run is not None and model.adapter is not None  # EvalConfig holds that there is a run
+    calibrator = CALIBRATORS.make(spec)
+    data = config.data if config.data.task == run.data.task else run.data
+    splits = load_splits(data, run.seed, world=run.world)
+    rows, _ = encode_split("calibration", splits.calibration, tokenizer, data, splits.shots)
+    options = None
+    if calibrator.needs_classes:
+        options = require_shared_options(rows, f"calibrator is {spec}", data.task)
+    start = start_of(Path(model.adapter), spec) if calibrator.needs_start else None
+    asked = ModelCalibrator(calibrator, rows, start, options)
+    asked.require(rows)
+    return asked
+
+
+def calibrator_words(calibrator: Calibrator) -> str:
+    """Where confidences come from, and what must be known of them."""
+    words = (
+        f"confidences by calibrator {CALIBRATORS.spec(calibrator)}, fitted on"
+        f" {count(calibrator.n_rows_, 'calibration question')}"
+    )
+    return words if calibrator.warning is None else f"{words}; warning: {calibrator.warning}"
+
+
+def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
+    """Return the calibrator in an adapter's calibration.json; None if there is none, or one that
+    was fitted to scores by another rule than `rule`.
+
+    Raises UserError for a mixture whose adapters are not those that the file names.
+    """
+    calibrator, content = stored_calibrator(adapter), read_calibration(adapter) or {}
+    if calibrator is None or stored_option_score(content) not in (None, rule):
+        return None
+    start, options, spec = None, None, CALIBRATORS.spec(calibrator)
+    if calibrator.needs_classes:
+        options = content.get(OPTIONS)
+        if not isinstance(options, list):
+            raise UserError(
+                f"{adapter / CALIBRATION_FILE}: damaged ({OPTIONS} is {options!r:.40}; expected the"
+                f" list that calibrator {spec} is for); train again, or fetch it again"
+            )
+        options = tuple(options)
+    if calibrator.needs_start:
+        if content.get(ADAPTER_HASH) != adapter_hash(adapter):
+            raise UserError(
+                f"{adapter}: its weights are not those that its calibrator {spec} was fitted with"
+                f" ({ADAPTER_HASH} in {CALIBRATION_FILE}); fetch both again"
+            )
+        start = start_of(adapter, spec)
+    return ModelCalibrator(calibrator, None, start, options)

@@ -1,0 +1,280 @@
+"""The parts of a dry run's report: sections of text, and at the end what deserves a look."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.data import inspection
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit, Example, question_clusters, repeats_note
+from cogcalib_jax.metrics.noise_floor import NARROW, expected_noise_floor
+from cogcalib_jax.metrics.significance import (
+    detectable_accuracy_difference,
+    detectable_mean_difference,
+)
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.text import count, percent
+
+WIDTH = 100
+
+# Assumed standard deviations of two methods' difference on one question, and shares of questions
+# that one method alone answers right. The world's comparison (1,520 questions) shows .19 to .31 in
+# Brier, .90 to 1.32 in NLL and shares of .005 to .04.
+BRIER_DEVIATION = 0.25
+NLL_DEVIATION = 1.0
+DISCORDANT = (0.05, 0.1)
+
+# A split is skewed if its commonest answer is this much above guessing, in accuracy and in standard
+# errors.
+SKEWED, SKEWED_ERRORS = 0.05, 3.0
+# Shares and sizes above which the report adds a remark.
+COMMON_REFERENCE = 0.1
+MANY_CUT = 0.05
+HIGH_FLOOR = 0.05
+
+
+@dataclass
+class Report:
+    """A text that grows by sections; its remarks come last, under "Worth a look"."""
+
+    title: str
+    remarks: list[str] = field(default_factory=list)
+    _lines: list[str] = field(default_factory=list)
+
+    def section(self, heading: str) -> None:
+        self._lines += ["", f"== {heading}"]
+
+    def line(self, text: str) -> None:
+        """Add a sentence, wrapped."""
+        self._lines += textwrap.wrap(
+            text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+
+    def verbatim(self, text: str) -> None:
+        """Add a quotation that keeps its line ends."""
+        self._lines += [f"  | {line}" for line in text.split("\n")]
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        shown = as_text(Table(tuple(header), tuple(map(tuple, rows)), ""))
+        self._lines += shown.rstrip().split("\n")
+
+    def text(self) -> str:
+        remarks = self.remarks or ["Nothing stands out."]
+        closing = ["", "== Worth a look"]
+        for remark in remarks:
+            closing += textwrap.wrap(f"- {remark}", WIDTH, subsequent_indent="  ")
+        return "\n".join([*textwrap.wrap(self.title, WIDTH), *self._lines, *closing])
+
+
+def show_rows(report: Report, splits: Mapping[str, EncodedSplit], notes: Sequence[str]) -> None:
+    """Add the number of rows, their answers, and the notes on rows that were left out."""
+    report.section("Rows and answers")
+    filled = {name: [e.example for e in rows] for name, rows in splits.items() if rows}
+    closed = {name: rows for name, rows in filled.items() if not rows[0].is_open}
+    opened = {name: rows for name, rows in filled.items() if rows[0].is_open}
+    if closed:
+        _show_labels(report, closed)
+    if opened:
+        _show_references(report, opened)
+    for note in dict.fromkeys(notes):
+        report.line(f"Note: {note}")
+
+
+def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
+    table, skewed = [], []
+    for name, rows in splits.items():
+        found = inspection.labels(rows)
+        best = found.shares[found.commonest]
+        options = ", ".join(
+            f"{size}" if len(found.options) == 1 else f"{size} ({n:,} x)"
+            for size, n in found.options.items()
+        )
+        shares = " ".join(f"{100 * share:.0f}" for share in found.shares)
+        table.append(
+            (name, f"{len(rows):,}", options, shares, percent(best), percent(found.chance))
+        )
+        error = (found.chance * (1 - found.chance) / len(rows)) ** 0.5
+        if best - found.chance > max(SKEWED, SKEWED_ERRORS * error):
+            skewed.append(f"{name} {percent(best)} (option {found.commonest + 1})")
+    if skewed:
+        report.remarks.append(
+            f"the right answer often stands at the same place: choosing it always is right in"
+            f" {', '.join(skewed)}, so compare accuracy with that and not with guessing; a model"
+            " may learn the place. Shuffle the options if their order means nothing"
+        )
+    report.table(
+        (
+            "split",
+            "questions",
+            "options",
+            "right at option\n1, 2, ... (%)",
+            "always the\ncommonest",
+            "guessing",
+        ),
+        table,
+    )
+
+
+def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
+    table, common = [], []
+    for name, rows in splits.items():
+        found = inspection.references(rows)
+        accepted = f"{found.fewest} / {found.mean:.1f} / {found.most}"
+        commonest = textwrap.shorten(found.commonest, 30, placeholder="...")
+        table.append((name, f"{len(rows):,}", accepted, commonest, percent(found.share)))
+        if found.share > COMMON_REFERENCE:
+            common.append(f"{name} {percent(found.share)} ({commonest!r})")
+    if common:
+        report.remarks.append(
+            f"one answer is frequent: giving it always is right in {', '.join(common)}"
+        )
+    report.table(
+        (
+            "split",
+            "questions",
+            "accepted answers\nleast / mean / most",
+            "commonest\nreference",
+            "share",
+        ),
+        table,
+    )
+
+
+def show_overlaps(
+    report: Report, splits: Mapping[str, Sequence[Example]], sources: Collection[str]
+) -> None:
+    """Add the questions that splits still share.
+
+    sources: names of the splits whose questions must not stand in a later one.
+    """
+    report.section("Questions that stand in two places")
+    equal = [overlap for overlap in inspection.overlaps(splits) if overlap.first in sources]
+    if not sources:
+        report.line("What the model was trained on is not known here: nothing to compare with.")
+    elif not equal:
+        report.line(
+            f"No question of {', '.join(sources)} stands in another split (compared as a reader"
+            " sees them: white space and the order of options aside)."
+        )
+    for overlap in equal:
+        shown = f"{count(overlap.rows, 'question')} of {overlap.second} also in {overlap.first}"
+        report.line(f"{shown}, such as {_quoted(overlap.example)}.")
+        report.remarks.append(
+            f"{shown}: numbers on {overlap.second} flatter a model that was trained on them"
+        )
+    names = list(splits)
+    for place, (name, rows) in enumerate(splits.items()):
+        before = {key: splits[key] for key in names[:place] if key in sources}
+        if near := inspection.near_overlaps(before, rows):
+            report.line(
+                f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
+                f" one of {', '.join(before)}, with other options, passage, punctuation or case,"
+                f" such as {_quoted(near[0].question)}; kept, for they may be other questions."
+            )
+        if repeats := inspection.repeated(rows):
+            report.line(
+                f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
+                " one."
+            )
+
+
+def _quoted(text: str) -> str:
+    return repr(textwrap.shorten(text, 70, placeholder=" ..."))
+
+
+def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: DataConfig) -> None:
+    """Add token counts, and one passage that was cut."""
+    report.section("Tokens of a prompt with its longest option")
+    table, examples, many = [], [], []
+    for name, split in splits.items():
+        if not split:
+            continue
+        found, cut = inspection.lengths(split), inspection.cut_rows(split)
+        numbers = (found.shortest, f"{found.median:g}", f"{found.p95:.0f}", found.longest)
+        shortened = f"{len(cut):,} ({percent(len(cut) / len(split))})"
+        table.append((name, *map(str, numbers), shortened))
+        examples += cut[:1]
+        if len(cut) > MANY_CUT * len(split):
+            many.append(f"{name} {percent(len(cut) / len(split))}")
+    if many:
+        report.remarks.append(
+            f"passages are cut to fit into {config.max_length} tokens, of {', '.join(many)}; a"
+            " larger --data.max-length keeps more, and costs memory and time"
+        )
+    report.table(("split", "least", "median", "95 %", "most", "passages cut"), table)
+    report.line(f"At most {config.max_length} tokens are kept (data.max_length).")
+    if examples:
+        cut = inspection.show_cut(examples[0])
+        report.line(f"One that was cut, row {cut.id}; it begins:")
+        report.verbatim(cut.beginning)
+        report.line(f"and the cut, at {inspection.BORDER}:")
+        report.verbatim(f"...{cut.before}{inspection.BORDER}{cut.after}...")
+
+
+def show_prompt(
+    report: Report,
+    name: str,
+    split: EncodedSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+) -> None:
+    """Add the first row of a split as the model reads it."""
+    row = split[0]
+    report.section("A prompt as the model reads it")
+    report.line(
+        f"Row {row.id} of {name}, with special tokens; {inspection.LINE_END} is a line end, and at"
+        f" {inspection.BORDER} the right answer begins:"
+    )
+    report.verbatim(inspection.fed_text(row, tokenizer, config))
+    answer = row.completion_ids[row.answer]
+    tokens = " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(answer)))
+    report.line(
+        f"{count(len(row.prompt_ids), 'token')} and {count(len(answer), 'token')} of answer:"
+        f" {tokens}"
+    )
+    if not row.example.is_open:
+        kind = "one token each" if split.single_token_options else "not one token of its own each"
+        report.line(f"Its options ({kind}, over the whole split):")
+        for completion in row.completions:
+            report.verbatim(repr(completion))
+
+
+def show_precision(report: Report, name: str, split: EncodedSplit, bins: int) -> None:
+    """Add the smallest differences that a test set of this size can show."""
+    examples = [e.example for e in split]
+    n = len(split) - inspection.repeated(examples)
+    is_open = split.is_open
+    chance = 0.0 if is_open else inspection.labels(examples).chance
+    floor = expected_noise_floor(n, chance, bins=bins)
+    report.section(f"What {count(n, 'question')} of {name} can show")
+    for note in repeats_note(name, question_clusters(examples)):
+        report.line(f"{note}.")
+    report.line(
+        f"ECE of a perfectly calibrated model, by chance ({bins} bins): mean {floor.wide[0]:.3f},"
+        f" 95th percentile {floor.wide[1]:.3f} if confidences are spread evenly from"
+        f" {chance:.3g} to 1; {floor.narrow[0]:.3f} and {floor.narrow[1]:.3f} if all lie within"
+        f" {NARROW} of {(1 + chance) / 2:.3g}. An ECE below that cannot be told from calibrated."
+    )
+    found = [(share, detectable_accuracy_difference(n, share)) for share in DISCORDANT]
+    accuracy = ", ".join(
+        f"{'none' if d is None else f'{100 * d:.1f} points'} if one is right and one wrong on"
+        f" {100 * share:.0f} % of them"
+        for share, d in found
+    )
+    report.line(
+        "Smallest true difference between two methods on the same questions that is found in 80 %"
+        f" of all cases (two-sided, 5 %): in accuracy {accuracy}; in Brier"
+        f" {detectable_mean_difference(n, BRIER_DEVIATION):.3f} and in NLL"
+        f" {detectable_mean_difference(n, NLL_DEVIATION):.3f} nats, if differences on one question"
+        f" have standard deviations of {BRIER_DEVIATION} and {NLL_DEVIATION} (seen on the world;"
+        " yours may differ: docs/metrics.md)."
+    )
+    if floor.wide[1] > HIGH_FLOOR:
+        report.remarks.append(
+            f"{name}: with {count(n, 'question')} a calibrated model may well show an ECE of"
+            f" {floor.wide[1]:.2f}; compare Brier and NLL, and take more questions if you can"
+        )

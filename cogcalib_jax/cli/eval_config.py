@@ -1,0 +1,412 @@
+"""The config of an evaluation, and what it takes over from the runs it evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.cli.run_config import RunConfig, check_seed, check_tasks
+from cogcalib_jax.cli.stored import (
+    CHOICE_FILE,
+    read_choice,
+    read_config,
+    resume_command,
+    stored_config,
+)
+from cogcalib_jax.configlib.loading import given_values, load_config
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.tasks import TASKS
+from cogcalib_jax.errors import UserError, check
+from cogcalib_jax.files import refuse_external_links
+from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
+from cogcalib_jax.inference.option_score import (
+    DEFAULT_OPTION_SCORE,
+    ChosenOptionScore,
+    OptionScore,
+    stored_option_score,
+)
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.models.config import ModelConfig
+from cogcalib_jax.report.names import REFERENCES, best_epoch_of, is_tempered, tempered
+from cogcalib_jax.settings import get, identity, marked_paths, often, setting, to_dict
+from cogcalib_jax.training.checkpoint_config import require_same_identity
+from cogcalib_jax.world.config import WorldConfig
+
+STORED = "stored"
+"""Stands for the calibrator that an adapter's calibration.json holds."""
+BARE = "none"
+"""Stands in the list of adapters for the base without one."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated (runs, or a base with or without adapters), and on which questions."""
+
+    run: tuple[str, ...] = often(())
+    """finished runs (of a comparison: all its methods); the first gives the defaults of data,
+    evaluation, seed, mesh and model, but each keeps its own base"""
+    task: tuple[str, ...] = often(())
+    """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
+    by: tuple[str, ...] = often(())
+    """fields of the questions, such as subject, whose values get numbers of their own"""
+    run_dir: str | None = often(None, affects_identity=False, role="folder")
+    """folder of the results; unset: runs/eval-N"""
+    resume: bool = often(False, affects_identity=False, role="resume")
+    """continue the evaluation in run_dir: what is finished there is not done again"""
+    dry_run: bool = often(False, affects_identity=False)
+    """report on questions, precision and parameters, and stop"""
+    adapter: tuple[str, ...] = often(())
+    """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
+    ensemble: bool = False
+    """runs or adapters on one base as a single model, whose probabilities are averaged"""
+    mc_passes: int | None = None
+    """MC-dropout of adapters trained with it: passes to average; unset: one without dropout"""
+    predictions: str | None = often(None)
+    """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
+    predict: str | None = often(None)
+    """answer the questions of this file with confidence (a file of rows, answers not needed)"""
+    out: str | None = often(None)
+    """file that predict writes its answers to"""
+    abstain_below: float | None = None
+    """predict: leave questions open whose confidence is lower than this"""
+    target_accuracy: float | None = often(None)
+    """predict: leave as few open as make the rest this accurate on held-out questions"""
+    option_score: ChosenOptionScore | None = often(None)
+    """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
+    the rule of the runs or adapters, else mean"""
+    calibrator: str | None = often(None)
+    """calibrator of the options' scores, fitted on each run's calibration split (temperature,
+    vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
+    none, but predict takes the stored one"""
+    seed: int = 0
+    """of the world's questions, of resampling and of simulated noise"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """the questions; path holds those of data.task, other tasks are read from the Hub"""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """the knowledge world (task world only)"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the base model; path unset: each run's own"""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """scoring and metrics"""
+    mesh: MeshConfig = setting(default_factory=MeshConfig, affects_identity=False)
+    """devices"""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """processes, where an evaluation has several (one per host)"""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check(
+            bool(self.run) or self.model.path is not None or self.predictions is not None,
+            "run",
+            "must name the folder of a run (--run runs/NAME-N), or --model.path a base model",
+        )
+        for name in ("run", "adapter", "by"):
+            entries = getattr(self, name)
+            check(len(set(entries)) == len(entries), name, f"must name each {name} once")
+        check(
+            not self.run or not self.adapter,
+            "adapter",
+            "must be none where a run is given, which has its own; give model.path instead of run",
+        )
+        check_tasks(self.task, "task")
+        check(
+            not self.resume or self.run_dir is not None,
+            "run_dir",
+            "must name the evaluation to resume (--run-dir runs/eval-N)",
+        )
+        check(
+            self.option_score != "auto",
+            "option_score",
+            "must be mean, sum, chars or pmi; auto is for training, which chooses on labelled"
+            " validation questions before it fine-tunes",
+        )
+        passes = self.mc_passes
+        check(
+            passes is None or self.option_score != "pmi",
+            "mc_passes",
+            "must be none beside option_score pmi, which has no prior under a dropout mask",
+        )
+        check(passes is None or passes >= 1, "mc_passes", "must be an integer of at least 1")
+        check(
+            not self.ensemble or passes is None,
+            "mc_passes",
+            "must be none beside ensemble: each averages over models of its own",
+        )
+        if self.predictions is not None:
+            self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
+            self._require_unset("predictions", "dry_run", "ensemble", "mc_passes")
+            self._require_one_process("predictions")
+            check(
+                self.model.path is None,
+                "model.path",
+                "must be none beside predictions, which are scored without a model",
+            )
+        self._check_calibrator()
+        self._check_predict()
+
+    def _check_calibrator(self) -> None:
+        if self.calibrator is None:
+            return
+        for name in ("ensemble", "mc_passes", "predictions"):
+            check(not getattr(self, name), "calibrator", f"must be none beside {name}")
+        if self.calibrator == STORED:
+            return
+        check_calibrator(self.calibrator)
+        check(
+            bool(self.run),
+            "calibrator",
+            f"must be {STORED} or none without a run, on whose calibration split it is fitted",
+        )
+
+    def _check_predict(self) -> None:
+        if self.predict is None:
+            for name in ("out", "abstain_below", "target_accuracy"):
+                check(getattr(self, name) is None, name, "must be none unless predict is given")
+            return
+        self._require_unset("predict", "task", "by", "run_dir", "resume", "dry_run")
+        self._require_unset("predict", "ensemble", "mc_passes")
+        self._require_one_process("predict")
+        check(self.out is not None, "out", "must name the file for the answers (--out FILE)")
+        for name in ("run", "adapter"):
+            one = "must name one model: only one can answer"
+            one += " (of a comparison name RUN/METHOD)" if name == "run" else ""
+            check(len(getattr(self, name)) <= 1, name, one)
+        cuts = [n for n in ("abstain_below", "target_accuracy") if getattr(self, n) is not None]
+        for name in cuts:
+            check(
+                bool(self.run),
+                name,
+                "must be none without a run: what the rest may be trusted with is measured on the"
+                " run's held-out questions, and a base or adapter alone has none",
+            )
+            check(0 < getattr(self, name) <= 1, name, "must be above 0 and at most 1")
+        check(
+            len(cuts) < 2,
+            "target_accuracy",
+            "must be none beside abstain_below: each decides what is left open",
+        )
+
+    def _require_one_process(self, beside: str) -> None:
+        check(
+            self.distributed == DistributedConfig(),
+            "distributed.coordinator",
+            f"must be none beside {beside}, which takes one process",
+        )
+
+    def _require_unset(self, beside: str, *names: str) -> None:
+        for name in names:
+            check(not getattr(self, name), name, f"must be none beside {beside}")
+
+
+def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
+    """The config of `argv`: what it gives, laid over the settings of the first run it names.
+
+    A comparison among the runs becomes its methods. Where one task is named, `data.task` becomes
+    that task, and `data.path`, unless given, stays only if the run's rows are of the same task.
+    An evaluation that is resumed without `--config` takes what its folder stores.
+    Raises UserError as `load_config` does, for one `data.path` that would have to serve several
+    tasks, and for runs that would not be asked the same questions in the same way.
+    """
+    stored = stored_config(argv, EvalConfig)
+    if stored:
+        # It holds all that followed from the first command.
+        loaded = load_config(
+            EvalConfig, [*stored, *argv], prog=prog, description=description or ""
+        ).config
+        return replace(loaded, run=_all_folders(loaded.run, loaded.ensemble))
+    given = given_values(EvalConfig, argv)
+    names = _all_folders(given.get("run", ()), given.get("ensemble", False))
+    runs = {name: read_trained_run(name) for name in names}
+    start = _settings(names, next(iter(runs.values()))) if runs else None
+    implied = _implied(given, start)
+    loaded = load_config(
+        EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
+    )
+    if "evaluation.calibrator" in loaded.explicit:
+        raise UserError(
+            "command line: evaluation.calibrator is what training stores; expected none here. Use"
+            " --calibrator NAME"
+        )
+    _require_agreement(runs, {*given, *loaded.explicit})
+    config = loaded.config
+    return replace(config, run=names, option_score=settled_option_score(config))
+
+
+def settled_option_score(config: EvalConfig) -> OptionScore:
+    """Return the rule of an evaluation: the given one, that of the runs, or else the one that the
+    adapters' (or a merged model's) calibration.json names; mean if none of them does.
+
+    Raises UserError for adapters with different rules.
+    """
+    if config.option_score is not None and config.option_score != "auto":
+        return config.option_score
+    if config.run:
+        return read_trained_run(config.run[0]).option_score
+    from cogcalib_jax.hf.adapter import read_calibration  # brings JAX, which help does not need
+
+    adapters = [adapter for adapter in config.adapter if adapter != BARE]
+    folders = adapters or ([] if config.model.path is None else [config.model.path])
+    rules: dict[OptionScore, str] = {}
+    for folder in folders:
+        rule = stored_option_score(read_calibration(Path(folder)) or {})
+        if rule is not None:
+            rules.setdefault(rule, folder)
+    if len(rules) > 1:
+        named = ", ".join(f"{rule} in {folder}" for rule, folder in rules.items())
+        raise UserError(
+            f"adapter: their options are scored by different rules ({named}); give --option-score"
+            " for all, or evaluate them one by one"
+        )
+    return next(iter(rules), DEFAULT_OPTION_SCORE)
+
+
+def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
+    """The defaults that `run`, the first of `names`, gives."""
+    return EvalConfig(
+        run=names,
+        option_score=run.option_score,
+        seed=run.seed,
+        data=run.data,
+        world=run.world,
+        model=replace(run.model, path=None),
+        evaluation=run.evaluation,
+        mesh=run.mesh,
+    )
+
+
+def _implied(given: dict[str, Any], start: EvalConfig | None) -> list[str]:
+    """Arguments that follow from the tasks named; explicit ones come later and win."""
+    if given.get("predict") is not None and start is None and "data.task" not in given:
+        return ["--data.task", "custom", "--data.path", given["predict"]]
+    names = list(dict.fromkeys(entry.partition(":")[0] for entry in given.get("task", ())))
+    if len(names) > 1 and given.get("data.path") is not None:
+        raise UserError(
+            f"command line: data.path = {given['data.path']}: must be none for several tasks"
+            f" ({', '.join(names)}), whose rows lie in folders of their own; evaluate them one by"
+            " one"
+        )
+    if len(names) != 1 or names[0] not in TASKS or "data.task" in given:
+        return []
+    implied = ["--data.task", names[0]]
+    if start is not None and start.data.task != names[0] and "data.path" not in given:
+        implied += ["--data.path", "none"]
+    return implied
+
+
+def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
+    """Runs are compared on the same questions, asked and scored in the same way."""
+    if not runs:
+        return
+    (first, config), *others = runs.items()
+    wanted = dict(_asked(config))
+    for name, other in others:
+        for path, value in _asked(other):
+            if path not in given and value != wanted[path]:
+                raise UserError(
+                    f"{name}: {path} is {value!r}, and {wanted[path]!r} in {first}: they would"
+                    f" not be asked alike; give --{path.replace('_', '-')} for both, or evaluate"
+                    " them one by one"
+                )
+
+
+def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Dotted path -> value of all that decides what a run is asked, and how that is scored."""
+
+    data = to_dict(run.data)
+    for path in marked_paths(DataConfig, "affects_questions"):
+        yield f"data.{path}", get(data, path)
+    world = to_dict(run.world)
+    for path in marked_paths(WorldConfig, "affects_questions"):
+        yield f"world.{path}", world[path]
+    yield "option_score", run.option_score
+    # Stored rows are split by data.split_seed; only a world is another one for another seed.
+    yield "seed", run.seed if run.data.task == "world" else None
+
+
+def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
+    """Return the run folders of an evaluation, a comparison's methods in its place."""
+    # Of an ensemble each training is one member: its best epoch is no training of its own.
+    return tuple(path for name in runs for path in method_folders(name, not ensemble))
+
+
+def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
+    """Refuse to resume with another config, naming the first field that differs.
+
+    Returns the config that the evaluation was started with.
+    """
+    stored = read_config(folder, EvalConfig)
+    require_same_identity(folder, identity(stored), identity(config))
+    return stored
+
+
+def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
+    """Return the run folder `name` itself, or those of all methods of a comparison.
+
+    best_epochs: whether best epochs that were kept are among them.
+    """
+    folder = Path(name)
+    config = _read_config(folder)
+    if not config.compare:
+        return (name,)
+    trained = [folder / key for key in config.resolved_methods()]
+    unfinished = [method.name for method in trained if not (method / "adapter").is_dir()]
+    if unfinished:
+        raise UserError(
+            f"{folder}: {', '.join(unfinished)} not finished; continue with"
+            f" {resume_command('train.py', folder)}, or name the finished methods"
+            f" ({folder}/METHOD)"
+        )
+    methods = [
+        place
+        for method in trained
+        for place in (method, folder / best_epoch_of(method.name))
+        if place == method or (best_epochs and (place / "adapter").is_dir())
+    ]
+    return tuple(map(str, methods))
+
+
+def read_trained_run(name: str) -> RunConfig:
+    """The config of a finished run of one method.
+
+    Raises UserError for a folder that is no run or not finished.
+    """
+    folder = Path(name)
+    config = _read_config(folder)
+    if not (folder / "adapter").is_dir():
+        raise UserError(
+            f"{folder}: no adapter, so its training is not finished; continue it with"
+            f" {resume_command('train.py', folder)}"
+        )
+    return config
+
+
+def _read_config(folder: Path) -> RunConfig:
+    file = folder / "config.yaml"
+    if not file.exists() and (folder / "eval.json").is_file():
+        if is_tempered(folder.name):
+            weights = folder.with_name(folder.name.removesuffix(tempered("")))
+            raise UserError(
+                f"{folder}: holds the answers of {weights} with its temperature; give that folder,"
+                " whose adapter/calibration.json has the temperature"
+            )
+        if folder.name in REFERENCES:
+            raise UserError(
+                f"{folder}: holds answers alone, for nothing was trained; for the base give"
+                " --model.path BASE --adapter none"
+            )
+        raise UserError(
+            f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
+            " train the method by itself with --training.keep best"
+        )
+    if not file.is_file():
+        raise UserError(
+            f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
+            " run, or of a comparison of methods"
+        )
+    refuse_external_links(folder, (file, folder / "adapter", folder / CHOICE_FILE))
+    config = read_config(folder, RunConfig)
+    if config.option_score == "auto" and not config.compare:
+        config = replace(config, option_score=read_choice(folder))
+    return config

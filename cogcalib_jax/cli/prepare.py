@@ -1,0 +1,354 @@
+"""The parts of a run, made from its config: base, token ids, model on its devices, trainer.
+
+Training, the dry run and the benchmark of a step start here, so all refuse the same mistakes. The
+dry run has shapes in place of weights. Only a world's base is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from flax import nnx
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.calibration import CALIBRATORS
+from cogcalib_jax.cli.questions import encode_splits, evaluation_sets, load_anchors
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.run_folder import may_have_moved
+from cogcalib_jax.cli.tracking import require_trackers
+from cogcalib_jax.console import say, show_note
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.example import EncodedSplit, require_shared_options
+from cogcalib_jax.distributed import from_main, require_agreement, start_processes
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import reason_of
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
+from cogcalib_jax.hf.adapter_config import read_lora_config
+from cogcalib_jax.hf.tokenizer import load_base_tokenizer
+from cogcalib_jax.hf.weights import read_config
+from cogcalib_jax.inference.base_model import load_on_mesh
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
+from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.evaluate import data_hash
+from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
+from cogcalib_jax.inference.open_results import Calibrators, calibrated, from_json
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
+from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.machines import DistributedConfig
+from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.parameters import (
+    FrozenModel,
+    abstract_decoder,
+    require_cut,
+    split_model,
+)
+from cogcalib_jax.settings import identity, to_dict
+from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_compatible, check_mesh
+from cogcalib_jax.training.finetune import Trainer, make_trainer
+from cogcalib_jax.training.state import AnchorRows, Trainable
+from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids, ensure_base
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.corpus import build_tokenizer, tokenizer_in_memory
+
+AnyConfig = TypeVar("AnyConfig")
+NO_CALIBRATORS = Calibrators(
+    notes=("no confidences platt and isotonic: no calibration split was answered with this model",)
+)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A base without its weights."""
+
+    name: str
+    config: DecoderConfig
+    tokenizer: PreTrainedTokenizerBase
+    place: str | Path | None = None
+    """folder or Hub id; None for a world's base that is not built yet"""
+    corpus: list[list[int]] | None = None
+    """token ids of the world, if a run would pretrain the base on it first"""
+
+    def parts(
+        self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh
+    ) -> tuple[FrozenModel, nnx.State]:
+        """Return the model and its LoRA parameters as shapes without arrays.
+
+        Raises:
+            UserError: a mesh that cannot cut the model, or an attention kernel that it cannot run.
+        """
+        require_cut(self.config, mesh)
+        graphdef, abstract = abstract_decoder(
+            self.config, lora, config.jax_dtype(mesh), mesh, attention=config.attention
+        )
+        adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
+        return FrozenModel(graphdef, frozen), adapter
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model on its devices, taken apart for training."""
+
+    mesh: Mesh
+    model: FrozenModel
+    lora: nnx.State
+
+    @property
+    def decoder(self) -> Decoder:
+        """The whole model, which shares these arrays."""
+        return self.model.merge(self.lora)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of a run."""
+
+    config: RunConfig
+    """with rank, alpha and targets of the adapter that the run starts from"""
+    base: Outline
+    assembled: Assembled
+    """without arrays if it was prepared as abstract"""
+    trainer: Trainer
+    sets: dict[str, EncodedSplit]
+    """task -> test questions"""
+    hashes: dict[str, str]
+    """split, or "anchor" -> hash of its rows"""
+
+    @property
+    def methods(self) -> dict[str, MethodConfig]:
+        """Folder name -> resolved method."""
+        return self.config.resolved_methods()
+
+    @property
+    def splits(self) -> dict[str, EncodedSplit]:
+        """The five splits of the task, by name."""
+        return self.trainer.splits | {"test": self.sets[self.config.data.task]}
+
+
+def prepare(
+    config: RunConfig, *, abstract: bool = False, note: Callable[[str], None] = show_note
+) -> Prepared:
+    """Read base, tokenizer and rows, check that they fit together, and load the model.
+
+    Args:
+        config: the run. If it resumes one, the error of a missing place says how to give its new
+            place.
+        abstract: whether to make shapes in place of weights: only config.json and the tokenizer of
+            the base are read, and a world's base is not built.
+        note: gets the notes on rows, tokenizer and model.
+
+    Raises:
+        UserError: first what is known before a weight is read, then a base or an adapter that does
+            not fit.
+    """
+    from_main(lambda: require_trackers(config.track))
+    with may_have_moved(config.adapter, "--adapter", config.resume):
+        config = with_own_lora(config)
+    mesh = make_mesh(config.mesh)
+    check_mesh(mesh, config.training, config.evaluation, config.anchor)
+    made_from = (config.model, config.world, config.pretrain, config.seed)
+    with may_have_moved(config.model.path, "--model.path", config.resume):
+        if abstract:
+            base = outline_base(*made_from, config.adapter, note)
+        else:
+            place = base_path(*made_from)
+            say(f"== Data and model: {config.data.task} with {place}")
+            base = _read_outline(place, config.adapter, note)
+    with may_have_moved(config.data.path, "--data.path", config.resume):
+        splits = encode_splits(config.data, base.tokenizer, config.seed, note, config.world)
+    hashes = {name: data_hash(rows) for name, rows in splits.items()}
+    require_agreement("data", lambda: hashes)
+    sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
+    require_calibrator(config.evaluation, config.data.task, splits["calibration"])
+    context = base.config.max_position_embeddings
+    notes = check_compatible(
+        splits,
+        config.resolved_methods().values(),
+        config.loss,
+        data_name=config.data.task,
+        option_score=config.option_score,
+        averaged=config.sampling_baselines,
+        sets=sets,
+        composition=config.composition,
+        context=context,
+        new_tokens=config.evaluation.open.max_new_tokens,
+    )
+    with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
+        measured = [splits["calibration"], splits["validation"], *sets.values()]
+        anchors = load_anchors(config, base.tokenizer, measured, note)
+    if anchors is not None:
+        hashes["anchor"] = anchors.data_hash
+        require_agreement("anchor", lambda: hashes["anchor"])
+        notes += check_context(context, [anchors.questions], 0)
+    for text in dict.fromkeys(notes):
+        note(text)
+    if abstract:
+        assembled = Assembled(mesh, *base.parts(config.lora, config.model, mesh))
+    else:
+        assembled = assemble_model(config, config.lora, base.place)
+    trainable = make_trainable(config, assembled, anchors)
+    answers = open_predictor(
+        trainable.model,
+        Predictor(trainable.model, mesh, config.evaluation),
+        config.evaluation,
+        config.data,
+        base.tokenizer,
+        [*splits.values(), *sets.values()],
+    )
+    rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
+    training = {name: rows for name, rows in splits.items() if name != "test"}
+    trainer = make_trainer(trainable, config.evaluation, training, answers, rule)
+    return Prepared(config, base, assembled, trainer, sets, hashes)
+
+
+def with_processes(config: AnyConfig) -> AnyConfig:
+    """Start `jax.distributed`, and return `config` without its `distributed` section.
+
+    Call this first. Raises UserError if the processes were given different configs.
+    """
+    start_processes(config.distributed)
+    config = replace(config, distributed=DistributedConfig())
+    require_agreement("config", lambda: to_dict(config))
+    return config
+
+
+def with_own_lora(config: RunConfig) -> RunConfig:
+    """Return `config` with rank, alpha and targets of the adapter that it starts from, if any."""
+    if config.adapter is None:
+        return config
+    stored = read_lora_config(config.adapter)
+    return replace(config, lora=replace(stored, lora_dropout=config.lora.lora_dropout))
+
+
+def require_calibrator(evaluation: EvaluationConfig, task: str, rows: EncodedSplit) -> None:
+    """Refuse an `evaluation.calibrator` that cannot be fitted on the calibration split `rows`."""
+    spec = evaluation.calibrator
+    if rows.is_open and spec != DEFAULT_CALIBRATOR:
+        raise UserError(
+            f"evaluation.calibrator is {spec}; expected {DEFAULT_CALIBRATOR} for {task}, whose"
+            " questions are open: their Platt and isotonic maps are stored anyway. Leave it out"
+        )
+    if not rows.is_open and CALIBRATORS.make(spec).needs_classes:
+        require_shared_options(rows, f"evaluation.calibrator is {spec}", task)
+
+
+def base_path(
+    model: ModelConfig, world: WorldConfig, pretrain: PretrainConfig, seed: int
+) -> str | Path:
+    """Return the folder or Hub id of the base; a world's base is built on first use."""
+    if model.path is not None:
+        return model.path
+    say("== The base: a small Llama that has read about a made-up world")
+    # Every process builds it, for there is nothing else to do; the main one's is kept.
+    return ensure_base(world, pretrain, seed)
+
+
+def outline_base(
+    model: ModelConfig,
+    world: WorldConfig,
+    pretrain: PretrainConfig,
+    seed: int,
+    adapter: str | None = None,
+    note: Callable[[str], None] = show_note,
+) -> Outline:
+    """Read config.json and the tokenizer of a base; a world's base stays unbuilt.
+
+    Args:
+        adapter: folder of an adapter, whose tokenizer is used if it has its own.
+        note: gets what that tokenizer changes.
+
+    Raises:
+        UserError: as when a run reads them.
+    """
+    if model.path is not None:
+        return _read_outline(model.path, adapter, note)
+    made, _, folder = base_place(world, pretrain, seed)
+    if folder.is_dir():
+        built = _read_outline(folder, adapter, note)
+        return replace(built, name="the world's base, which is built already")
+    words = build_tokenizer(made.config)
+    return Outline(
+        "the world's base, which is not built yet",
+        base_architecture(pretrain, words),
+        tokenizer_in_memory(made.config, CONTEXT),
+        corpus=corpus_ids(made, words),
+    )
+
+
+def _read_outline(place: str | Path, adapter: str | None, note: Callable[[str], None]) -> Outline:
+    tokenizer = load_base_tokenizer(place, adapter, note)
+    return Outline(str(place), read_config(place), tokenizer, place)
+
+
+def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
+    """Load the base onto the mesh, with the LoRA parameters of `config.adapter` or fresh ones."""
+    mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(base))
+    decoder = load_on_mesh(settings, mesh, lora, config.adapter, config.training_seed)
+    return Assembled(mesh, *split_model(decoder))
+
+
+def make_trainable(
+    config: RunConfig, assembled: Assembled, anchors: AnchorRows | None = None
+) -> Trainable:
+    """Return what all phases of a run share."""
+    return Trainable(
+        model=assembled.model,
+        mesh=assembled.mesh,
+        training=config.training,
+        loss=config.loss,
+        checkpoint=config.checkpoint,
+        dropout=config.lora.lora_dropout > 0,
+        seed=config.training_seed,
+        identity=identity(config),
+        anchors=anchors,
+    )
+
+
+def open_predictor(
+    model: FrozenModel,
+    predictor: Predictor,
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Iterable[EncodedSplit],
+) -> OpenPredictor | None:
+    """Return the predictor of the open questions among `sets`; None if all have options.
+
+    Raises:
+        UserError: a tokenizer that cannot write what is asked of it.
+    """
+    if not any(rows.is_open for rows in sets):
+        return None
+    return OpenPredictor(model, evaluation, data, tokenizer, predictor)
+
+
+def stored_calibrators(adapter: Path) -> Calibrators:
+    """Return the calibrators of open answers that were stored with an adapter."""
+    stored = from_main(lambda: read_calibration(adapter))
+    answers = None if stored is None else stored.get("open_answers")
+    if answers is None:
+        return NO_CALIBRATORS
+    try:
+        return from_json(answers["calibrators"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{adapter / CALIBRATION_FILE}: damaged ({reason_of(error)}); train again, or fetch it"
+            " again"
+        ) from error
+
+
+def answering(
+    predictor: OpenPredictor, lora: nnx.State, seed: int, calibrators: Callable[[], Calibrators]
+) -> Callable[[EncodedSplit], OpenPredictions]:
+    """Return a function from open questions to calibrated answers; `calibrators` is called late."""
+
+    def predict(encoded: EncodedSplit) -> OpenPredictions:
+        return calibrated(predictor(lora, encoded, seed=seed), calibrators())
+
+    return predict

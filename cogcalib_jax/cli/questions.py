@@ -1,0 +1,195 @@
+"""The questions an evaluation asks: read once, and turned into token ids for each tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from cogcalib_jax.cli.eval_config import EvalConfig
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.console import say, show_note
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import encode_split, single_token_options
+from cogcalib_jax.data.example import EncodedSplit, Example, question_key
+from cogcalib_jax.data.loading import load_shots, load_splits, load_test
+from cogcalib_jax.data.task import load_questions
+from cogcalib_jax.data.tasks import TASKS, MadeTask
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference.evaluate import data_hash
+from cogcalib_jax.training.state import AnchorRows
+from cogcalib_jax.world.config import WorldConfig
+
+Questions = Mapping[str, tuple[Example, ...]]
+"""task, or TASK:GROUP -> its test questions"""
+Note = Callable[[str], None]
+
+
+def test_questions(
+    config: EvalConfig, runs: Sequence[RunConfig], note: Note = show_note
+) -> Questions:
+    """All that `config` asks for; `note` gets what was left out or changed.
+
+    runs: those that are evaluated, for their own rows are split as they were for training.
+    """
+    if config.task:
+        return {entry: _entry(entry, config, runs, note) for entry in config.task}
+    questions = {config.data.task: _test(config.data, config, runs, note)}
+    return questions | extra_examples(config.data, config.seed, config.world)
+
+
+def encode_questions(
+    config: EvalConfig,
+    questions: Questions,
+    tokenizer: PreTrainedTokenizerBase,
+    note: Note = show_note,
+) -> dict[str, EncodedSplit]:
+    """The same as token ids; sizes are shown, and `note` gets what was left out or changed."""
+    sets = {}
+    for entry, rows in questions.items():
+        data = config.data.for_task(entry.partition(":")[0])
+        sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
+        say(f"   {entry}: {len(sets[entry]):,} questions")
+        _each(notes, note)
+    return sets
+
+
+def _entry(
+    entry: str, config: EvalConfig, runs: Sequence[RunConfig], note: Note
+) -> tuple[Example, ...]:
+    task, _, group = entry.partition(":")
+    data = config.data.for_task(task)
+    if not group:
+        return _test(data, config, runs, note)
+    examples, notes = load_test(data, config.seed, group, world=config.world)
+    _each(notes, note)
+    return examples
+
+
+def _test(
+    data: DataConfig, config: EvalConfig, runs: Sequence[RunConfig], note: Note
+) -> tuple[Example, ...]:
+    """The test split: as it was made for training where these are a run's own rows, for they
+    may have been its training rows otherwise; else the stored one."""
+    if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
+        splits = load_splits(data, config.seed, world=config.world)
+        examples, notes = splits.test, (splits.read, *splits.notes)
+    else:
+        examples, notes = load_test(data, config.seed, world=config.world)
+    _each(notes, note)
+    return examples
+
+
+def _each(notes: Sequence[str], note: Note) -> None:
+    for text in filter(None, notes):
+        note(text)
+
+
+def load_anchors(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Iterable[EncodedSplit],
+    note: Callable[[str], None] = show_note,
+) -> AnchorRows | None:
+    """Return the questions of `config.anchor.path`; None if it names none.
+
+    Args:
+        held_out: splits on which the run is measured: their questions are left out, for a model
+            that was held on them would be measured where it was trained.
+        note: gets what was left out or changed.
+
+    Raises:
+        UserError: as `load_questions` and `encode_split`; no question left; options of several
+            tokens where `method.space` is options.
+    """
+    path = config.anchor.path
+    if path is None:
+        return None
+    questions, read = load_questions(Path(path), config.data.column_names())
+    say(f"   anchor: {read}")
+    measured = {question_key(e.example) for e in chain.from_iterable(held_out)}
+    examples = [q.example for q in questions if question_key(q.example) not in measured]
+    if len(examples) < len(questions):
+        left_out = len(questions) - len(examples)
+        note(
+            f"anchor: {left_out:,} of {len(questions):,} questions are also in the calibration,"
+            " validation or test questions and were left out"
+        )
+    if not examples:
+        raise UserError(
+            f"anchor.path is {path}; expected a question that is in no calibration, validation or"
+            " test split. Give other questions"
+        )
+    encoded, notes = encode_split(
+        "anchor", examples, tokenizer, config.data, load_shots(config.data)
+    )
+    for text in notes:
+        note(text)
+    if config.method.space == "options" and not single_token_options(encoded):
+        raise UserError(
+            f"method.space is options; expected options of one token each, all different, in"
+            f" {path}. Use --method.space vocab, or a prompt whose options are letters"
+            " (--data.prompt letters)"
+        )
+    return AnchorRows(config.anchor, encoded, data_hash(encoded))
+
+
+def encode_splits(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    note: Callable[[str], None] = show_note,
+    world: WorldConfig | None = None,
+) -> dict[str, EncodedSplit]:
+    """All splits of the task as token ids, by name; sizes are shown, and `note` gets notes."""
+    splits = load_splits(config, seed, world=world)
+    if splits.read:
+        say(f"   {splits.read}")
+    encoded, notes = {}, list(splits.notes)
+    for name, examples in splits.items():
+        encoded[name], more = encode_split(name, examples, tokenizer, config, splits.shots)
+        notes.extend(more)
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())
+    say(f"   {config.task}: {sizes} questions")
+    for text in dict.fromkeys(notes):
+        note(text)
+    return encoded
+
+
+def evaluation_sets(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    test: EncodedSplit,
+    note: Callable[[str], None] = show_note,
+) -> dict[str, EncodedSplit]:
+    """Task, or TASK:GROUP -> questions that a run answers in the end: its test split, what the
+    world offers beside it, and what `config.also` names.
+    """
+    sets = {config.data.task: test}
+    for name, examples in extra_examples(config.data, config.seed, config.world).items():
+        sets[name], _ = encode_split(name, examples, tokenizer, config.data)
+    for entry in config.also:
+        task, _, group = entry.partition(":")
+        data = config.data.for_task(task)
+        examples, notes = load_test(data, config.seed, group or None, world=config.world)
+        sets[entry], more = encode_split(entry, examples, tokenizer, data, load_shots(data))
+        say(f"   {entry}: {len(sets[entry]):,} questions")
+        for text in dict.fromkeys([*notes, *more]):
+            note(text)
+    return sets
+
+
+def extra_examples(
+    config: DataConfig, seed: int, world: WorldConfig
+) -> dict[str, tuple[Example, ...]]:
+    """`TASK:GROUP` -> questions that a task offers beside its test split.
+
+    Groups of stored rows are parts of the test split, and no sets of their own.
+    """
+    task = TASKS[config.task]
+    groups = task.always if isinstance(task, MadeTask) else ()
+    return {
+        f"{config.task}:{group}": load_test(config, seed, group, world=world)[0] for group in groups
+    }

@@ -1,0 +1,265 @@
+"""What every evaluation leaves in its folder, and how it is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogcalib_jax.cli.eval_config import EvalConfig
+from cogcalib_jax.cli.run_folder import (
+    choose_folder,
+    holding_locks,
+    make_folder,
+    original_command,
+    write_config,
+)
+from cogcalib_jax.console import say
+from cogcalib_jax.data.example import EncodedSplit, question_clusters
+from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import is_plain_name, reason_of
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.inference.open_ended import OpenPredictions
+from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_predictions
+from cogcalib_jax.inference.predictions import Predictions, write_predictions
+from cogcalib_jax.inference.scored_rows import ConfidenceRows, read_scored
+from cogcalib_jax.inference.subgroups import question_fields, require_fields, subgroups
+from cogcalib_jax.metrics import summarize
+from cogcalib_jax.training.checkpoint_config import require_same_identity
+from cogcalib_jax.training.nonfinite import listed
+
+FILE = "eval.json"
+PARTIAL = "eval.partial.json"
+"""What is finished of an evaluation under way; it becomes eval.json with the last task."""
+
+Predict = Callable[[EncodedSplit], Predictions | OpenPredictions]
+
+
+def write_results(
+    folder: Path,
+    sets: Mapping[str, EncodedSplit],
+    predict: Predict,
+    config: EvaluationConfig,
+    seed: int,
+    command: str,
+    *,
+    model: str,
+    by: Sequence[str] = (),
+    weights: Mapping[str, str | None] | None = None,
+    vocabulary: bool = True,
+    started: Callable[[str], None] = lambda task: None,
+) -> None:
+    """Score every set of test questions; predictions/TASK.jsonl, and last eval.json.
+
+    Tasks that an interrupted evaluation of this folder finished are not scored again.
+
+    Args:
+        sets: task -> questions.
+        command: the command line that asked for it.
+        model: what predicts, as the user knows it.
+        by: fields whose values get numbers of their own.
+        weights: hashes of the model's files, kept as provenance.
+        vocabulary: whether `predict` gives probabilities over the whole vocabulary.
+        started: told each task that is about to be scored.
+
+    Raises:
+        UserError: what is finished was made from other questions or weights; as `require_numbers`.
+    """
+    hashes = {task: data_hash(encoded) for task, encoded in sets.items()}
+    results = _finished(folder, hashes, weights)
+    for task, encoded in sets.items():
+        if task in results:
+            continue
+        started(task)
+        predictions = predict(encoded)
+        require_numbers(predictions, encoded, model)
+        results[task] = _score(folder, task, encoded, predictions, config, seed, by, vocabulary)
+        made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
+        write_json(folder / PARTIAL, results | {"provenance": made_from})
+    (protocol,) = {encoded.protocol for encoded in sets.values()}
+    made = provenance(seed, hashes, protocol) | ({"weights": dict(weights)} if weights else {})
+    write_json(folder / FILE, results | {"provenance": made | {"command": command}})
+    _forget_partial(folder)
+
+
+@main_only
+def _forget_partial(folder: Path) -> None:
+    (folder / PARTIAL).unlink(missing_ok=True)
+
+
+def _score(
+    folder: Path,
+    task: str,
+    encoded: EncodedSplit,
+    predictions: Predictions | OpenPredictions,
+    config: EvaluationConfig,
+    seed: int,
+    by: Sequence[str],
+    vocabulary: bool,
+) -> dict[str, Any]:
+    """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
+
+    Questions with options are scored by the probability of each, open ones by what is answered.
+    """
+    file = folder / "predictions" / f"{task}.jsonl"
+    clusters = question_clusters(e.example for e in encoded)
+    if isinstance(predictions, OpenPredictions):
+        write_open_predictions(file, predictions, encoded)
+        metrics = open_metrics(predictions, config, seed, clusters)
+        part = _open_part(predictions, seed, clusters)
+    else:
+        write_predictions(file, predictions, encoded)
+        exclusive = vocabulary and encoded.exclusive_options
+        metrics = task_metrics(predictions, config, seed, exclusive, clusters)
+        if predictions.option_score == "pmi":
+            metrics["pmi_prefix_ids"] = list(encoded.pmi_prefix_ids)
+        part = _option_part(predictions, seed, exclusive, clusters)
+    if by:
+        metrics["by"] = subgroups(by, question_fields(encoded), config, part)
+    return {"split": "test"} | metrics
+
+
+def require_numbers(
+    predictions: Predictions | OpenPredictions, encoded: EncodedSplit, model: str
+) -> None:
+    """Raise UserError naming `model` and the questions it has no probabilities for."""
+    if isinstance(predictions, OpenPredictions):
+        values = predictions.answers.logprobs + predictions.reference_logprobs
+    else:
+        # A calibrator refuses such scores, without the names of the questions.
+        values = replace(predictions, calibrator=None).probs.sum(-1)
+    lost = [e.id for e, value in zip(encoded, values, strict=True) if np.isnan(value)]
+    if lost:
+        raise UserError(
+            f"{model}: gives no probabilities (not a number) for {len(lost)} of {len(encoded)}"
+            f" questions: {listed(lost)}; weights are damaged, or too large for --model.dtype:"
+            " fetch them again, or use float32"
+        )
+
+
+Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]
+"""The numbers of some rows, by their indices"""
+
+
+def _option_part(
+    predictions: Predictions, seed: int, exclusive: bool, clusters: np.ndarray
+) -> Part:
+    rows = [predictions.probs, predictions.mask, predictions.answers]
+    if exclusive:
+        rows.append(predictions.vocab_probs)
+
+    def part(config: EvaluationConfig, chosen: np.ndarray) -> dict[str, Any]:
+        return summarize(
+            *(values[chosen] for values in rows),
+            clusters=clusters[chosen],
+            bins=config.bins,
+            resamples=config.resamples,
+            seed=seed,
+        )
+
+    return part
+
+
+def _open_part(predictions: OpenPredictions, seed: int, clusters: np.ndarray) -> Part:
+    rows = ConfidenceRows(predictions.confidences[MAIN], predictions.answers.exact_match, clusters)
+    return lambda config, chosen: rows.metrics(seed, config, chosen)
+
+
+def _finished(
+    folder: Path, hashes: Mapping[str, str], weights: Mapping[str, str | None] | None
+) -> dict[str, Any]:
+    """Task -> numbers of what an interrupted evaluation finished."""
+    file = folder / PARTIAL
+    results = from_main(lambda: _read(file) if file.is_file() else {})
+    if not results:
+        return {}
+    require_same_origin(folder, results.pop("provenance"), hashes, weights)
+    return results
+
+
+def require_same_origin(
+    folder: Path,
+    made: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    weights: Mapping[str, str | None] | None,
+) -> None:
+    """Refuse to go on from results of other questions or another model.
+
+    made: provenance of what is finished. hashes: task -> hash of its questions.
+    """
+    done = made["data_hash"]
+    wanted = {"data_hash": {task: hashes.get(task) for task in done}}
+    stored = {"data_hash": done}
+    if weights is not None:
+        stored |= {"weights": made.get("weights")}
+        wanted |= {"weights": dict(weights)}
+    require_same_identity(folder, stored, wanted)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether an evaluation of `folder` was finished."""
+    return from_main((folder / FILE).is_file)
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Task -> metrics of a finished evaluation."""
+    results = from_main(lambda: _read(folder / FILE))
+    return {task: metrics for task, metrics in results.items() if task != "provenance"}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the numbers of a finished evaluation came from."""
+    return from_main(lambda: _read(folder / FILE))["provenance"]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["provenance"]["data_hash"].items()
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: damaged ({reason_of(error)}); remove it, and its questions are scored again"
+        ) from error
+    return results
+
+
+@holding_locks()
+def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
+    """Score the file `config.predictions`, without a model; returns the folder of the results.
+
+    argv: the command line, kept for the record. The file's own name stands for the task.
+    """
+    assert config.predictions is not None
+    file = Path(config.predictions)
+    task = file.stem
+    if task == "provenance" or not is_plain_name(task):
+        raise UserError(
+            f"{file}: its name stands for the task in the results, where {task!r} cannot; give it"
+            " another"
+        )
+    folder = choose_folder(config.run_dir, "eval", resume=False)
+    scored = read_scored(file)
+    require_fields(config.by, {task: scored.fields})
+    for note in scored.notes:
+        say(f"   note: {note}")
+    metrics = {"split": "file"} | scored.scores.metrics(config.seed, config.evaluation)
+    metrics |= scored.scoring
+    if config.by:
+        part = partial(scored.scores.metrics, config.seed)
+        metrics["by"] = subgroups(config.by, scored.fields, config.evaluation, part)
+    make_folder(folder)
+    command = original_command(folder, "eval.py", argv)
+    write_config(folder, config)
+    made = provenance(config.seed, {task: hashlib.sha256(file.read_bytes()).hexdigest()})
+    # How the questions were split and asked is known to whoever made the predictions.
+    del made["protocol"]
+    write_json(folder / FILE, {task: metrics, "provenance": made | {"command": command}})
+    return folder

@@ -1,0 +1,302 @@
+"""The config of a run: the rooms' configs, put together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, resume_command, stored_config
+from cogcalib_jax.configlib.loading import Loaded, load_config
+from cogcalib_jax.configlib.sources import split_arguments
+from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.tasks import TASKS, MadeTask
+from cogcalib_jax.errors import FieldError, UserError, check
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.machines import DistributedConfig, MeshConfig
+from cogcalib_jax.method.anchor import AnchorConfig
+from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
+from cogcalib_jax.models.config import LoraConfig, ModelConfig
+from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
+from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
+from cogcalib_jax.training.composition import CompositionConfig
+from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+
+PROGRAM = "train.py"
+# Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
+SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
+# Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
+BEST_EPOCHS = ("sft",)
+# Dropout of MC-dropout's adapter if lora.lora_dropout is 0, as in the literature on Bayesian LoRA.
+MC_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One fine-tuning run, or a comparison of methods from one start."""
+
+    seed: int = often(0, role="seed")
+    """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
+    run_dir: str | None = often(None, affects_identity=False, role="folder")
+    """folder of the results; unset: runs/NAME-N after the preset's name"""
+    resume: bool = often(False, affects_identity=False, role="resume")
+    """continue the run in run_dir from its newest checkpoint"""
+    dry_run: bool = often(False, affects_identity=False, role="dry_run")
+    """report on data, precision and parameters, and stop"""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = often((), affects_identity=False)
+    """trackers that keep the numbers of training, too, in METHOD/tracking (extra `trackers`)"""
+    compare: tuple[str, ...] = often((), affects_style=False, role="comparison")
+    """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
+    wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
+    mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
+    ensemble_members: int = setting(5, affects_style=False)
+    """fine-tunings in a comparison's ensemble, the first being its sft"""
+    ensemble_member: int = 0
+    """of an ensemble, each with LoRA's first weights and a data order of its own; 0: a plain run"""
+    also: tuple[str, ...] = setting((), affects_style=False)
+    """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
+    it does on what it was not fine-tuned on"""
+    option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
+    """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
+    per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
+    also knows pmi: docs/evaluation.md"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """the task and its rows"""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """the knowledge world (task world only)"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """the base model"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """the trained adapter"""
+    adapter: str | None = often(None, place=True, role="adapter")
+    """folder of a LoRA adapter in PEFT layout to start from, with its rank, alpha and targets"""
+    method: MethodConfig = setting(default_factory=MethodConfig, affects_style=False)
+    """the calibration term and its gate"""
+    anchor: AnchorConfig = setting(default_factory=AnchorConfig, affects_style=False, added=True)
+    """questions without answers on which a term holds every method; unset: none"""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """cross-entropy and the gate's NLL"""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """optimisation"""
+    composition: CompositionConfig = setting(default_factory=CompositionConfig, affects_style=False)
+    """which of the fine-tuning rows are used, by what the model knows of them"""
+    evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig, affects_style=False)
+    """scoring and metrics"""
+    # On another mesh sums are taken in another order: what follows agrees to 1e-5, and not bit for
+    # bit.
+    mesh: MeshConfig = setting(default_factory=MeshConfig, affects_identity=False)
+    """devices"""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """processes, where a run has several (one per host)"""
+    checkpoint: CheckpointConfig = setting(default_factory=CheckpointConfig, affects_identity=False)
+    """what is saved while training"""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """the base of the knowledge world (task world without model.path)"""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check(
+            self.model.path is not None or self.data.task == "world",
+            "model.path",
+            f"must name a base model for task {self.data.task} (a Hub id or a folder)",
+        )
+        check(
+            not self.resume or self.run_dir is not None,
+            "run_dir",
+            "must name the run to resume (--run-dir runs/NAME-N)",
+        )
+        check(self.ensemble_members >= 2, "ensemble_members", "must be an integer of at least 2")
+        check(self.ensemble_member >= 0, "ensemble_member", "must be an integer of at least 0")
+        check(
+            self.option_score != "pmi",
+            "option_score",
+            "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
+            " --option-score pmi",
+        )
+        check(
+            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
+        )
+        check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
+        check_tasks(self.also, "also")
+        self._check_also()
+        check_entries(self.compare, "compare", SAMPLING_BASELINES)
+        check(
+            not self.compare or bool(self._losses()),
+            "compare",
+            f"must name a method beside {' and '.join(SAMPLING_BASELINES)}, such as sft",
+        )
+
+    def _check_also(self) -> None:
+        task = TASKS[self.data.task]
+        answered = {self.data.task}
+        if isinstance(task, MadeTask):
+            answered |= {f"{self.data.task}:{group}" for group in task.always}
+        for entry in self.also:
+            check(entry not in answered, "also", f"must not name {entry}, which is answered anyway")
+            try:
+                self.data.for_task(entry.partition(":")[0])
+            except FieldError as error:
+                raise FieldError("also", f"cannot name {entry}: data.{error}") from error
+
+    @property
+    def training_seed(self) -> int:
+        """Of LoRA's first weights, data order and dropout: a member of an ensemble has its own."""
+        if self.ensemble_member == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.ensemble_member]).generate_state(1)[0])
+
+    @property
+    def sampling_baselines(self) -> tuple[str, ...]:
+        """Those of them that the comparison names."""
+        return tuple(entry for entry in self.compare if entry in SAMPLING_BASELINES)
+
+    def _losses(self) -> tuple[str, ...]:
+        return tuple(entry for entry in self.compare if entry not in SAMPLING_BASELINES)
+
+    def resolved_methods(self) -> dict[str, MethodConfig]:
+        """Folder name -> resolved method, of every loss this run trains with."""
+        if not self.compare:
+            return {self.method.label: self.method.resolve()}
+        shared = replace(self.method, name=None, term=None, gate=None)
+        methods = {}
+        resolved = [parse_entry(entry).within(shared).resolve() for entry in self._losses()]
+        short = Counter(method.label for method in resolved)
+        for method in resolved:
+            # Settings stand in a name only where the comparison needs them to tell two apart.
+            methods[method.label if short[method.label] == 1 else method.full_label] = method
+        return methods
+
+    def as_written(self) -> RunConfig:
+        """This run's config as its folder keeps it, a method alone being spelled out."""
+        return self if self.compare else self.for_method(self.method.resolve())
+
+    def as_plain_finetuning(self) -> RunConfig:
+        """This run's config as if `sft` were its only method."""
+        return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])
+
+    def for_method(self, method: MethodConfig) -> RunConfig:
+        """This run's config as if `method` were its only one."""
+        return replace(self, method=replace(method, name=None), compare=())
+
+
+# Checkpoints of earlier releases compared places.
+retire(*marked_paths(RunConfig, "place"))
+
+
+def check_seed(seed: int) -> None:
+    """Random keys hold 32 bits of a seed: two that differ beyond them would be one run."""
+    check(0 <= seed < 2**32, "seed", f"must be an integer from 0 to {2**32 - 1}")
+
+
+def check_tasks(entries: tuple[str, ...], field: str) -> None:
+    """Refuse tasks, each NAME or NAME:GROUP, that do not exist or are named twice."""
+    check(len(set(entries)) == len(entries), field, "must name each task once")
+    for entry in entries:
+        check(
+            entry.partition(":")[0] in TASKS,
+            field,
+            f"must name tasks, each NAME or NAME:GROUP (got {entry!r}; allowed names:"
+            f" {', '.join(TASKS)})",
+        )
+
+
+def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
+    """Refuse methods of a comparison that do not exist or are named twice.
+
+    beside: words that stand for themselves, without a weight.
+    """
+    labels = []
+    for entry in entries:
+        try:
+            labels.append(entry if entry in beside else parse_entry(entry).full_label)
+        except UserError as error:
+            also = f"; or {' or '.join(beside)}" if beside else ""
+            raise FieldError(field, f"{error}{also}") from error
+    check(len(set(labels)) == len(labels), field, "must name each method once")
+
+
+def load_training(
+    argv: Sequence[str], *, prog: str, description: str | None, default_preset: Path
+) -> tuple[RunConfig, str]:
+    """Return the config of `argv`, and the name that a default run folder is called after.
+
+    A run that is resumed without `--config` takes what its folder stores; options beside that are
+    laid over it. Raises UserError as `load_config` does.
+    """
+    stored = stored_config(argv, RunConfig)
+    if stored:
+        _require_whole_run(Path(stored[-1]).parent)
+        if "method.name" in split_arguments(RunConfig, argv).words:
+            # What is stored is spelled out, and a name beside it would contradict it.
+            stored += ["--method.term", "null", "--method.gate", "null"]
+    loaded = load_config(
+        RunConfig,
+        [*stored, *argv],
+        prog=prog,
+        description=description or "",
+        default_preset=default_preset,
+    )
+    _require_nothing_retyped(loaded)
+    return settle_comparison(loaded), loaded.preset.stem
+
+
+def _require_whole_run(folder: Path) -> None:
+    """Refuse to resume a method by itself whose start and threshold are its comparison's."""
+    parent = folder.parent
+    if not (parent / CONFIG_FILE).is_file():
+        return
+    whole = read_config(parent, RunConfig)
+    if whole.compare and folder.name in (*whole.resolved_methods(), *whole.sampling_baselines):
+        raise UserError(
+            f"{folder}: is a part of the comparison {parent}; go on with"
+            f" {resume_command(PROGRAM, parent)}"
+        )
+
+
+def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
+    """An adapter that a run starts from says itself how large it is and where it sits."""
+    retyped = sorted(set(marked_paths(RunConfig, "of_adapter")) & loaded.explicit)
+    if loaded.config.adapter is not None and retyped:
+        raise UserError(
+            f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
+            " targets hold; leave it out"
+        )
+
+
+def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = True) -> RunConfig:
+    """Refuse to resume the run in `folder` with another config, also before its first checkpoint.
+
+    places_too: whether base, rows and first adapter must lie where they lay; False if the caller
+    compares what lies there. Returns the config that the run was started with.
+    """
+    stored = read_config(folder, RunConfig)
+    require_same_identity(folder, identity(stored), identity(config))
+    if places_too:
+        require_same_identity(folder, places(stored), places(config))
+    return stored
+
+
+def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:
+    """An explicit method turns a preset's comparison off; asking for both is a contradiction."""
+    methods = sorted(path for path in loaded.explicit if path.split(".")[0] == "method")
+    if loaded.config.compare and loaded.config.ensemble_member and not methods:
+        raise UserError(
+            f"ensemble_member = {loaded.config.ensemble_member}: must be 0 in a comparison, which"
+            " numbers its members itself; name one method (--method.name sft)"
+        )
+    if not methods or not loaded.config.compare:
+        return loaded.config
+    if "compare" in loaded.explicit:
+        raise UserError(
+            f"command line: --compare and --{methods[0]} contradict each other; give the methods"
+            " of a comparison as NAME or NAME=WEIGHT, or one method alone"
+        )
+    return replace(loaded.config, compare=())

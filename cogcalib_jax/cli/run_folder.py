@@ -1,0 +1,308 @@
+"""Run folders: who may write to them, and what they begin with."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.stored import (
+    COMMAND_FILE,
+    CONFIG_FILE,
+    INPUTS_FILE,
+    LOCK_FILE,
+    choose,
+    require_empty,
+)
+from cogcalib_jax.configlib.loading import Loaded
+from cogcalib_jax.configlib.values import to_yaml
+from cogcalib_jax.console import warn
+from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import (
+    SUFFIX,
+    command_line,
+    lock_file,
+    program_words,
+    read_object,
+    reason_of,
+    with_path_in_errors,
+    write_whole,
+)
+from cogcalib_jax.hf.adapter import base_hash
+from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
+from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.preemption import Interrupted, Preempted
+from cogcalib_jax.settings import Role, by_path
+from cogcalib_jax.training.manifest import MANIFEST, DamageError, read_manifest
+
+# File systems that have no locks say so with one of these.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
+    """The folder of a run, not yet made: a new one, or on `resume` the one that `run_dir` names.
+
+    Asked for before anything slow. Raises UserError when the folder holds something already and
+    `resume` is not set, or when there is nothing to resume.
+    """
+    return Path(from_main(lambda: str(choose(run_dir, name, resume))))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a chosen folder and lock it; UserError where it cannot be written, or another process
+    was faster."""
+
+    def make() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be created ({error.strerror}); choose another"
+            ) from error
+        if _lock(folder):
+            require_empty(folder)
+
+    from_main(make)
+
+
+_locks: dict[Path, int] = {}
+
+
+def lock_folder(folder: Path) -> None:
+    """Refuse a folder that another process works in; it is made where it is missing."""
+
+    def lock() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+
+    from_main(lock)
+
+
+def take_up(folder: Path) -> None:
+    """Lock a folder that is resumed, and remove what a killed process left half-written there.
+
+    UserError where another process works in it.
+    """
+
+    def take() -> None:
+        _lock(folder)
+        for path in [*folder.rglob(f"*{SUFFIX}")]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    from_main(take)
+
+
+def _lock(folder: Path) -> bool:
+    """Lock until `holding_locks` ends; False where this process has it already.
+
+    The lock is the kernel's (`lock_file`): it is gone with the process, however that ends.
+    """
+    place = folder.resolve()
+    if place in _locks:
+        return False
+    with with_path_in_errors(folder):
+        file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock_file(file)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            warn(f"{folder}: this file system has no locks; start no second process there")
+        else:
+            os.close(file)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise UserError(
+                f"{folder}: another process is at work in this folder; wait for its end, or choose"
+                " another --run-dir"
+            ) from error
+    _locks[place] = file
+    return True
+
+
+@contextmanager
+def holding_locks() -> Iterator[None]:
+    """Folders that are locked within the block are free after it."""
+    before = set(_locks)
+    try:
+        yield
+    finally:
+        for place in _locks.keys() - before:
+            os.close(_locks.pop(place))
+
+
+@contextmanager
+def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[None]:
+    """SIGTERM and Ctrl-C within the block are told with the command that goes on.
+
+    begun: the file or folder in `folder` without which there is nothing to resume; nothing is
+    advised then.
+    """
+    try:
+        yield
+    except (Preempted, KeyboardInterrupt) as stopped:
+        if not (folder / begun).exists():
+            raise
+        known = stopped if isinstance(stopped, Preempted) else Interrupted()
+        raise known.with_words(str(stopped), command) from None
+
+
+@main_only
+def write_config(folder: Path, config: Any) -> None:
+    """`config.yaml`: every field, resolved; `--config` repeats the run with it.
+
+    With it a run has begun, and can be resumed.
+    """
+    write_whole(folder / CONFIG_FILE, to_yaml(config))
+
+
+def original_command(folder: Path, program: str, argv: list[str]) -> str:
+    """The command that started the run in `folder`, kept there so that a resumed run reports it.
+
+    To be asked for before `write_config`.
+    """
+    file = folder / COMMAND_FILE
+
+    def kept() -> str:
+        if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
+            write_whole(file, command_line(*program_words(program), *argv) + "\n")
+        try:
+            return file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}: {reason_of(error)}; remove it, and this command is kept in its place"
+            ) from error
+
+    return from_main(kept)
+
+
+def hash_inputs(config: RunConfig, base: str | Path, data: Mapping[str, str]) -> dict[str, Any]:
+    """Return the hashes of base, adapter and rows, as JSON.
+
+    base: folder or Hub id. data: split -> hash of its rows. Of several processes the main one
+    reads: a thousandth of the base's weights, but of all tensors.
+    """
+
+    def read() -> dict[str, Any]:
+        adapter = None
+        if config.adapter is not None:
+            weights = (Path(config.adapter) / WEIGHTS_FILE).read_bytes()
+            adapter = hashlib.sha256(weights).hexdigest()
+        return {"base": base_hash(model_folder(base)), "adapter": adapter, "data": dict(data)}
+
+    return from_main(read)
+
+
+def write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Write `inputs.json` of a run that begins."""
+    write_json(folder / INPUTS_FILE, inputs)
+
+
+def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, Any]) -> bool:
+    """Refuse to resume with another base, adapter or other rows than the run was started with.
+
+    Returns whether there was something to compare with: runs of before `inputs.json` have it in
+    their checkpoints alone, and none before the first.
+    """
+    stored = from_main(lambda: _stored(folder))
+    if stored is None:
+        return False
+    changed = [
+        split for split, value in stored["data"].items() if inputs["data"].get(split) != value
+    ]
+    if stored["base"] != inputs["base"]:
+        what, given, option = "weights of the base differ", config.model.path, "--model.path"
+    elif stored.get("adapter", inputs["adapter"]) != inputs["adapter"]:
+        what, given, option = "weights of the adapter differ", config.adapter, "--adapter"
+    elif changed:
+        what = f"rows differ (split {changed[0]})"
+        given, option = config.data.path, "--data.path"
+        if changed[0] == "anchor":
+            what, given, option = "anchor rows differ", config.anchor.path, "--anchor.path"
+    else:
+        return True
+    where = f"{option[2:]} = {given}" if given is not None else f"data.task = {config.data.task}"
+    remedy = f"give the same one's place with {option}, or" if given is not None else ""
+    raise UserError(
+        f"{folder}: cannot resume: {where}: the {what} from what the run was started with;"
+        f" {remedy} choose another --run-dir"
+    )
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    file = folder / INPUTS_FILE
+    if file.is_file():
+        stored = read_object(file, "")
+        if not isinstance(stored.get("data"), dict) or "base" not in stored:
+            raise UserError(
+                f"{file}: damaged (it must hold base and data); put it back from a copy"
+            )
+        return stored
+    for manifest in sorted(folder.rglob(f"checkpoints/*/{MANIFEST}")):
+        try:
+            return read_manifest(manifest.parent)["identity"]["made_from"]
+        except (DamageError, KeyError):
+            continue
+    return None
+
+
+@contextmanager
+def may_have_moved(place: str | Path | None, option: str, resume: bool) -> Iterator[None]:
+    """Add to the error of a place that is gone, on `resume`, how its new one is given."""
+    try:
+        yield
+    except UserError as error:
+        if not resume or place is None or Path(place).exists():
+            raise
+        raise UserError(f"{error}; if it was moved, give its new place with {option}") from error
+
+
+def refuse_meaningless(loaded: Loaded[Any], advice: Mapping[Role, str], command: str) -> None:
+    """Refuse options of a run that mean nothing for `command`.
+
+    advice: role of a field -> what to write instead.
+    """
+    refused = by_path(type(loaded.config), advice)
+    for path in sorted(loaded.explicit & refused.keys()):
+        option = "--" + path.replace("_", "-")
+        raise UserError(f"command line: {option} has no meaning for {command}; {refused[path]}")
+
+
+def refuse_choice_of_rule(option_score: str, command: str) -> None:
+    """Refuse `option_score: auto` for `command`, which compares runs that would each choose."""
+    if option_score == "auto":
+        raise UserError(
+            f"option_score = auto: {command} compares runs with starts of their own, which must be"
+            " scored alike; give mean, sum or chars"
+        )
+
+
+def require_writable(file: Path, option: str) -> None:
+    """A file given with `option`; the folder it is to lie in is made."""
+    _make(file, file.parent)
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"{file}: cannot be written; choose another file for {option}")
+
+
+def require_folder(folder: Path, option: str) -> None:
+    """A folder given with `option`, which is made."""
+    _make(folder, folder)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written; choose another folder for {option}")
+
+
+def _make(path: Path, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another") from error

@@ -1,0 +1,131 @@
+"""What lies in a run's folder: its files' names, its config, and whether it is free.
+
+Nothing here needs JAX: what a command asks for is known, or refused, before that is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cogcalib_jax.configlib.loading import from_yaml
+from cogcalib_jax.configlib.sources import Arguments, split_arguments
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.files import command_line, program_words, reason_of, refuse_external_links
+from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.settings import Role, marked_paths
+
+DEFAULT_ROOT = Path("runs")
+CONFIG_FILE = "config.yaml"
+COMMAND_FILE = "command.txt"
+INPUTS_FILE = "inputs.json"
+LOCK_FILE = ".lock"
+# What a program that was killed in its first moment leaves: nothing was begun.
+FIRST_FILES = (COMMAND_FILE, INPUTS_FILE, CONFIG_FILE)
+NOT_BEGUN = {LOCK_FILE, *FIRST_FILES[:-1], *(f"{name}.partial" for name in FIRST_FILES)}
+# The rule that a run with `option_score: auto` chose.
+CHOICE_FILE = "option_score.json"
+ConfigT = TypeVar("ConfigT")
+
+
+def choose(run_dir: str | None, name: str, resume: bool) -> Path:
+    """Return the folder of a run as `folder.choose_folder` does, in one process alone."""
+    if run_dir is None:
+        folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
+    else:
+        folder = Path(run_dir)
+    if resume:
+        if not (folder / CONFIG_FILE).is_file():
+            if _holds_something(folder):
+                raise UserError(
+                    f"{folder}: cannot be resumed without its config.yaml; put that back from a"
+                    " copy, or choose another --run-dir"
+                )
+            raise UserError(
+                f"{folder}: nothing to resume (no config.yaml); leave out --resume to start there"
+            )
+        held = list(folder.rglob("*"))
+        refuse_external_links(folder, held)
+        _require_plain(held)
+        return folder
+    require_empty(folder)
+    return folder
+
+
+def _require_plain(paths: Iterable[Path]) -> None:
+    """Whoever opens a pipe waits for its other end, which may never come."""
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: is neither a file nor a folder; remove it")
+
+
+def _holds_something(folder: Path) -> bool:
+    if folder.is_dir():
+        return any(path.name not in NOT_BEGUN for path in folder.iterdir())
+    return folder.exists()
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse a folder that holds more than a start without a first config leaves (UserError)."""
+    if _holds_something(folder):
+        begun = (folder / CONFIG_FILE).is_file()
+        resume = "add --resume to continue it, or " if begun else ""
+        raise UserError(f"{folder}: exists and is not empty; {resume}choose another --run-dir")
+
+
+def resume_command(program: str, folder: Path) -> str:
+    """The command that goes on with the run or evaluation in `folder`, as a shell takes it."""
+    return command_line(*program_words(program), "--resume", "--run-dir", str(folder))
+
+
+def stored_config(argv: Sequence[str], cls: type) -> list[str]:
+    """`--config` with the file that a resumed run or evaluation stored, as words before `argv`.
+
+    Empty if `argv` resumes nothing or names a file itself; also for one of several processes whose
+    host lacks the folder. Raises UserError if there is nothing to resume.
+    """
+    given = split_arguments(cls, argv)
+    ((resume,), (run_dir,)) = (_words(given, cls, role) for role in ("resume", "folder"))
+    if resume is None or resume.lower() != "true" or not run_dir or given.preset is not None:
+        return []
+    file = Path(run_dir) / CONFIG_FILE
+    if not file.is_file():
+        if all(word is None for word in _words(given, cls, "processes")):
+            choose(run_dir, "", resume=True)
+        return []
+    refuse_external_links(file.parent, (file,))
+    return ["--config", str(file)]
+
+
+def _words(given: Arguments, cls: type, role: Role) -> list[str | None]:
+    return [given.words.get(path) for path in marked_paths(cls, "role", role)]
+
+
+def read_config(folder: Path, cls: type[ConfigT]) -> ConfigT:
+    """What `write_config` wrote; UserError where that cannot be read."""
+    file = folder / CONFIG_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); start again in another folder") from (
+            error
+        )
+    return from_yaml(cls, text, file)
+
+
+def read_choice(folder: Path) -> OptionScore:
+    """Return the rule that a run with `option_score: auto` chose (UserError if it has none)."""
+    file = folder / CHOICE_FILE
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        rule = stored_option_score(content)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({reason_of(error)}); put it back from a copy, or train again"
+        ) from error
+    if rule is None:
+        raise UserError(f"{file}: names no rule; put it back from a copy, or train again")
+    return rule

@@ -1,0 +1,133 @@
+"""The trackers of a run: each method is tracked by itself, in the folder `tracking/` of its own.
+
+What the user's environment says of Weights & Biases and MLflow is done; where it says nothing,
+nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.distributed import is_main
+from cogcalib_jax.hf.download import public_name
+from cogcalib_jax.settings import identity
+from cogcalib_jax.training.callbacks import StartInfo, told
+from cogcalib_jax.training.finetune import FinetuneResult, Trainer
+from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.step_log import step_info
+from cogcalib_jax.training.trackers import (
+    MlflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+)
+
+PROJECT = "cogcalib_jax"
+# Of the config, what says nothing of a method.
+LEFT_OUT = ("compare", "pretrain", "distributed")
+
+
+def _tensorboard(place: Path, title: str, env: Mapping[str, str]) -> Tracker:
+    return TensorBoardTracker(place / "tensorboard")
+
+
+def _wandb(place: Path, title: str, env: Mapping[str, str]) -> Tracker:
+    mode = env.get("WANDB_MODE", "offline")
+    return WandbTracker(
+        env.get("WANDB_PROJECT", PROJECT),
+        name=title,
+        mode=mode,
+        dir=str(place),
+        # stdout and stderr are the program's own.
+        settings={"console": "off", "disable_git": True, "silent": mode == "offline"},
+    )
+
+
+def _mlflow(place: Path, title: str, env: Mapping[str, str]) -> Tracker:
+    return MlflowTracker(
+        env.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
+        tracking_uri=None if "MLFLOW_TRACKING_URI" in env else place / "mlflow",
+        name=title,
+    )
+
+
+TRACKERS: dict[str, Callable[[Path, str, Mapping[str, str]], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose libraries are not installed.
+
+    Raises:
+        UserError: the first of them, and how it is installed.
+    """
+    make_trackers(names, Path(), "", {})
+
+
+def make_trackers(
+    names: Sequence[str], place: Path, title: str, env: Mapping[str, str] = os.environ
+) -> list[Tracker]:
+    """Return trackers, which have written nothing yet.
+
+    Args:
+        names: of `TRACKERS`.
+        place: a folder for what they write.
+        title: what they call the run.
+        env: the user's environment.
+
+    Raises:
+        UserError: a library is not installed.
+    """
+    return [TRACKERS[name](place, title, env) for name in names]
+
+
+def tracked(
+    run_folder: Path,
+    config: RunConfig,
+    base: str | Path,
+    trainer: Trainer,
+    style_folder: Path,
+    folder: Path,
+    work: Callable[[Trainer], FinetuneResult],
+) -> FinetuneResult:
+    """Return what `work` makes of a trainer that tells the trackers of `config`.
+
+    Of several processes the main one tracks. Style adaptation, which methods share, is told to each
+    of them from its journal.
+    """
+    if not config.track or not is_main():
+        return work(trainer)
+    title = "/".join((run_folder.resolve().name, *folder.relative_to(run_folder).parts))
+    place = folder / "tracking"
+    place.mkdir(parents=True, exist_ok=True)
+    trackers = make_trackers(config.track, place, title)
+    begun = (folder / "metrics.jsonl").is_file()
+
+    def work_told() -> FinetuneResult:
+        lines = [] if begun else Journal(style_folder / "metrics.jsonl").read()
+        for line in lines:
+            if line["phase"] == "style":
+                for tracker in trackers:
+                    tracker.on_step(step_info(line))
+        return work(replace(trainer, trainable=replace(trainer.trainable, callbacks=trackers)))
+
+    start = StartInfo(
+        rows=len(trainer.splits["train"]),
+        style_steps=trainer.style_steps,
+        steps=trainer.total_steps,
+        method=config.method.label,
+        config=_settings(config) | {"base": public_name(base)},
+    )
+    return told(trackers, start, work_told)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in identity(config).items() if name not in LEFT_OUT}
