@@ -18,7 +18,7 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import batch_loss
 from cogcalib_jax.inference.row_stats import CHUNK
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 
 RANK = 8
 METHODS = {"sft": MethodConfig(name="sft").resolve(), "cols": MethodConfig(name="cols").resolve()}

@@ -72,8 +72,8 @@ class DropoutPredictor:
         config: EvaluationConfig,
         option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
-        """model: made with the dropout that is wanted (`models.lora.with_dropout`). option_score:
-        not pmi, whose two parts would be scored under other dropout masks."""
+        """model: made with the dropout that is wanted (`with_dropout`). option_score: not pmi,
+        whose two parts would be scored under other dropout masks."""
         if option_score == "pmi":
             raise ValueError("option_score = pmi: has no prior under a dropout mask")
         self._config = config

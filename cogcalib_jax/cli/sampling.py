@@ -27,11 +27,11 @@ from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.models.lora import with_dropout
 from cogcalib_jax.models.parameters import (
     abstract_decoder,
     random_lora,
     split_model,
+    with_dropout,
     with_uncertainty,
 )
 from cogcalib_jax.settings import identity, style_identity

@@ -26,7 +26,7 @@ from cogcalib_jax.method.gates import GateInputs
 from cogcalib_jax.method.loss import LossSums, example_mean, gate_weights, gated_loss
 from cogcalib_jax.method.method import Method
 from cogcalib_jax.method.terms import Term
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 
 # (chunk of rows, its hidden states, head, dropout key) -> (scalar, whatever else is wanted)
 ChunkFunction = Callable[[Any, jax.Array, Head, jax.Array | None], tuple[jax.Array, Any]]

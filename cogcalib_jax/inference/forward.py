@@ -18,7 +18,7 @@ from cogcalib_jax.method.loss import example_mean
 from cogcalib_jax.method.method import Method
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 from cogcalib_jax.sharding import RULES, batch_parts
 
 GateFunction = Callable[[jax.Array], jax.Array]

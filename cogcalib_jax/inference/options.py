@@ -17,7 +17,7 @@ from cogcalib_jax.inference.forward import gather_positions
 from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.method.terms import Rows
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 
 DeviceRule = Literal["sum", "mean", "chars"]
 """How an option's score follows from its log-probability alone: as it is, per token, per character

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 
 # Positions per chunk and device: 128 x 128,256 float32 logits are 66 MB.
 CHUNK = 128

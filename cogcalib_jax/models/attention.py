@@ -1,4 +1,4 @@
-"""Causal grouped-query attention, by the name of the implementation."""
+"""Causal grouped-query attention: masks, and kernels by name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ Attention = Callable[
 
 
 def visible(positions: jax.Array, keys: int, window: jax.Array | int) -> jax.Array:
-    """Which of the keys at positions 0..keys-1 each query sees, bool `[1|b, t, keys]`.
+    """Return which keys at positions 0..keys-1 each query sees, bool `[1|b, t, keys]`.
 
-    positions: of the queries, int32 `[1|b, t]`. window: how many positions a query sees, its own
-    included; 0 means all before it. May be traced, so that layers can differ under a scan.
+    Args:
+        positions: of the queries, int32 `[1|b, t]`.
+        keys: their number.
+        window: the number of positions that a query sees, with its own; 0: all before it. It may be
+            traced, so that layers can differ under a scan.
     """
     distance = positions[:, :, None] - jnp.arange(keys, dtype=jnp.int32)
     return (distance >= 0) & ((distance < window) | (window == 0))
@@ -40,12 +43,16 @@ def visible(positions: jax.Array, keys: int, window: jax.Array | int) -> jax.Arr
 def visible_in_tree(
     positions: jax.Array, branches: Sequence[jax.Array], window: jax.Array | int
 ) -> jax.Array:
-    """Which tokens of its row each token sees where texts branch, bool `[b, t, t]`.
+    """Return which tokens of its row each token sees, bool `[b, t, t]`, if texts branch.
 
-    A row holds texts that begin alike and go on differently, each beginning once. positions: of
-    each token in its own text, int32 `[b, t]`. branches: one array like it a level of branching,
-    with the number of the token's branch, 0 above that level; a token sees those before it on the
-    way down to itself. Every token sees itself, whatever its numbers. window: as in `visible`.
+    A row holds several texts; a beginning that they share is stored once. A token sees the tokens
+    before it on the path to itself, and itself.
+
+    Args:
+        positions: of each token in its own text, int32 `[b, t]`.
+        branches: for each level of branching the number of a token's branch, int32 `[b, t]`; 0
+            above that level.
+        window: as in `visible`.
     """
     distance = positions[:, :, None] - positions[:, None, :]
     seen = (distance >= 0) & ((distance < window) | (window == 0))
@@ -62,9 +69,9 @@ def xla_attention(
     mask: jax.Array | None,
     lengths: jax.Array | None,
 ) -> jax.Array:
-    """Plain matrix products on any device; scores and softmax in float32.
+    """Return attention by matrix products, on any device; scores and softmax in float32.
 
-    `lengths` changes nothing here: causality already hides right padding from real tokens.
+    `lengths` is not needed: causality hides right padding from real tokens.
     """
     batch, time, heads, dim = query.shape
     kv_heads = key.shape[2]
@@ -85,7 +92,7 @@ def cudnn_attention(
     mask: jax.Array | None,
     lengths: jax.Array | None,
 ) -> jax.Array:
-    """cuDNN's fused attention: no `[time, time]` array, padding skipped; bfloat16 or float16."""
+    """Return cuDNN's fused attention, which skips padding; bfloat16 or float16."""
     return jax.nn.dot_product_attention(
         query,
         key,
@@ -98,23 +105,23 @@ def cudnn_attention(
     )
 
 
-# Kernels that take a mask. "splash" takes none: where one is needed, xla runs.
+# Kernels that take a mask. "splash" takes none: if one is needed, xla runs.
 MASKED: dict[str, Attention] = {"xla": xla_attention, "cudnn": cudnn_attention}
 ATTENTION = (*MASKED, "splash")
 
 
 def attention_words(name: str) -> str:
-    """Which kernels run where `name` is asked for, for the log."""
+    """Return the kernels that run for `name`, for the log."""
     if name == "splash":
         return "splash (xla where texts of a row branch, and in generation)"
     return name if name == "xla" else f"{name} (xla in generation)"
 
 
 def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
-    """Refuse an implementation that this dtype or the mesh's devices cannot run.
+    """Refuse a kernel that this dtype or the devices of the mesh cannot run.
 
-    It never falls back to another one. The platform is the mesh's, not the default backend's, so
-    that a model can be planned for devices that are not there.
+    The platform is the mesh's, not the default one, so that a model can be planned for devices that
+    do not exist here.
     """
     if name not in ATTENTION:
         raise UserError(f"attention: {name!r} is not one of {', '.join(ATTENTION)}")
@@ -138,7 +145,7 @@ def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
         )
 
 
-# A block's rows: lanes of a vector register, or a few times as many where the text is long.
+# Rows of a block: the lanes of a vector register, or a few times as many for long texts.
 LANES = 128
 BLOCKS = (512, 256, LANES)
 
@@ -152,15 +159,25 @@ def splash_attention(
     mesh: Mesh | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention of right-padded rows, query `[b, t, heads, d]` -> `[b, t, heads, d]`.
+    """Return causal attention of right-padded rows, by JAX's Pallas kernel for TPUs.
 
-    key, value: `[b, t, kv_heads, d]`; window: how many positions each query of this layer sees, its
-    own included, 0 for all before it, None where that holds for all layers; windows: those that
-    occur in any layer. A kernel is made for each, as its blocks are chosen while compiling.
-    interpret: run the kernel step by step on whatever device there is.
+    It computes one block of scores at a time and skips blocks that no query sees. The compiler
+    cannot cut a hand-written kernel, so it runs inside `shard_map`. A kernel is made for each
+    window, as its blocks are chosen while compiling.
+
+    Args:
+        query: `[b, t, heads, d]`.
+        key, value: `[b, t, kv_heads, d]`.
+        window: of this layer, as in `visible`; None: all layers see everything.
+        windows: of all layers.
+        mesh: the devices; None: one.
+        interpret: run the kernel step by step on any device.
+
+    Returns:
+        `[b, t, heads, d]`.
     """
     time = query.shape[1]
-    # One as long as the text hides nothing.
+    # A window as long as the text hides nothing.
     kinds = sorted({w if w < time else 0 for w in windows}) or [0]
     kernels = [partial(_on_mesh, window=kind, mesh=mesh, interpret=interpret) for kind in kinds]
     if window is None or len(kinds) == 1:
@@ -183,7 +200,7 @@ def _on_mesh(
         return attend(query, key, value)
     tensor = mesh.shape["tensor"]
     if key.shape[2] % tensor:
-        # Query heads are cut and these cannot be: each query head gets its own copy.
+        # Query heads are cut, and these cannot be: each query head gets a copy.
         copies = query.shape[2] // key.shape[2]
         key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     axes = ("batch", None, "heads", None)
@@ -205,7 +222,7 @@ def _on_one_device(
 
     block = next(size for size in BLOCKS if length % size == 0)
     shape = (length, length)
-    # Causality hides what is appended here, as it hides a row's own padding, from all real tokens.
+    # Causality hides the padding to `length`.
     mask = LocalMask(shape, (window - 1, 0), 0) if window else CausalMask(shape)
     kernel = make_splash_mha(
         MultiHeadMask([mask] * heads),

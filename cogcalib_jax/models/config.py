@@ -1,4 +1,4 @@
-"""The settings of a network, readable without JAX."""
+"""The settings of a network. Needs no JAX, so that help and checks of options are fast."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from typing import TYPE_CHECKING, Literal
 from cogcalib_jax.errors import check
 from cogcalib_jax.settings import often, rename, setting
 
+if TYPE_CHECKING:
+    import jax.numpy as jnp
+    from jax.sharding import Mesh
+
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
+ALL_LINEAR = "all-linear"
+LARGEST_RANK = 2**16
+LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: base frequency and how it is stretched to longer contexts."""
+    """Rotary position embedding (Su et al. 2021), and its extensions to longer contexts."""
 
     theta: float = 10000.0
     """base of the geometric series of wavelengths"""
     type: RopeType = "default"
     """default, linear (positions divided), llama3 (long wavelengths divided), yarn"""
     factor: float = 1.0
-    """by how much the context is stretched"""
+    """the ratio of the new context to the original one"""
     original_max_position_embeddings: int | None = None
     """context length of pretraining (llama3, yarn)"""
     low_freq_factor: float = 1.0
@@ -34,9 +44,9 @@ class RopeConfig:
     beta_slow: float = 1.0
     """yarn: dimensions that turn less often than this are divided by `factor`"""
     attention_factor: float | None = None
-    """yarn: scale of cosine and sine; unset means 0.1 ln(factor) + 1, as the paper advises"""
+    """yarn: scale of cosine and sine; unset: 0.1 ln(factor) + 1 (Peng et al. 2023)"""
     truncate: bool = True
-    """yarn: whether the bounds of the ramp are rounded outwards to whole dimensions"""
+    """yarn: whether the ends of the ramp are rounded outwards to whole dimensions"""
 
     def __post_init__(self) -> None:
         check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
@@ -56,7 +66,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The architecture of a decoder-only transformer; hashable, so that it can be static."""
+    """The architecture of a decoder-only transformer. Hashable, for static arguments."""
 
     model_type: str
     """the family, as Hugging Face names it; it decides how files are read, and no computation"""
@@ -73,9 +83,9 @@ class DecoderConfig:
     kv_heads: int
     """key-value heads, each shared by num_heads / kv_heads query heads"""
     head_dim: int
-    """width of one head; need not be hidden_size / num_heads"""
+    """width of one head; it may differ from hidden_size / num_heads"""
     rms_norm_eps: float = 1e-5
-    """added to the mean square inside the norms"""
+    """added to the mean square in norms"""
     rope: RopeConfig = field(default_factory=RopeConfig)
     """rotary position embedding"""
     tie_word_embeddings: bool = False
@@ -89,13 +99,13 @@ class DecoderConfig:
     qk_norm: Literal["none", "head"] = "none"
     """RMSNorm of queries and keys before the rotation: none, or over each head"""
     sliding_windows: tuple[int, ...] = ()
-    """per layer: how many positions (its own included) a token sees, 0 = all; () = all 0"""
+    """for each layer the number of positions that a token sees, with its own; 0: all; (): all 0"""
     max_position_embeddings: int = 2048
     """context length"""
     initializer_range: float = 0.02
     """standard deviation of random weights"""
     bos_token_id: int | None = None
-    """token a text begins with, where the model has one"""
+    """first token of a text, if the model has one"""
     eos_token_id: int | tuple[int, ...] | None = None
     """token or tokens at which generation stops"""
 
@@ -127,15 +137,10 @@ class DecoderConfig:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """All tokens at which generation stops."""
+        """The tokens at which generation stops."""
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
-
-
-if TYPE_CHECKING:
-    import jax.numpy as jnp
-    from jax.sharding import Mesh
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,7 @@ class ModelConfig:
         check(self.path != "", "path", "must be a Hub id or a folder")
 
     def jax_dtype(self, mesh: Mesh) -> jnp.dtype:
-        """The dtype on `mesh`'s hardware."""
-        # Imported here: a config is read without it.
+        """Return the dtype on the hardware of `mesh`."""
         import jax.numpy as jnp
 
         if self.dtype != "auto":
@@ -165,14 +169,7 @@ class ModelConfig:
         return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
 
 
-ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
-ALL_LINEAR = "all-linear"
-LARGEST_RANK = 2**16
-LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
-
-# The names that PEFT gives to these fields are the ones that users know.
+# The names of before, which are read for one release.
 for old, new in {
     "rank": "r",
     "alpha": "lora_alpha",
@@ -224,7 +221,7 @@ class LoraConfig:
 
     @property
     def modules(self) -> frozenset[str]:
-        """The projections `target_modules` names, with all-linear written out."""
+        """The projections in `target_modules`, with all-linear expanded."""
         expanded = set(self.target_modules) - {ALL_LINEAR}
         if ALL_LINEAR in self.target_modules:
             expanded |= set(LAYER_PROJECTIONS)
@@ -233,6 +230,5 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class UncertainLora(LoraConfig):
-    """LoRA whose A is a normal distribution around lora_A, independent in its entries, with
-    standard deviations lora_A_root squared: the posterior of BLoB (Wang et al. 2024, section 3.1).
-    """
+    """LoRA with a distribution of A: independent normals around lora_A with the standard deviations
+    lora_A_root squared, the posterior of BLoB (Wang et al. 2024, section 3.1)."""

@@ -1,8 +1,7 @@
 """Generation with a key-value cache: greedy, or sampling with temperature and top-p.
 
-Prompts are right-padded to a bucket and so is the batch, so one compilation serves every call of
-the same bucket, whatever the parameters, stop tokens, temperature and top-p. The loop ends when
-every row has stopped.
+Prompts are right-padded, and so is the batch, so that calls of like sizes share a compilation,
+whatever the parameters, stop tokens, temperature and top-p.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.errors import UserError, check
-from cogcalib_jax.models.decoder import Decoder, KVCache
+from cogcalib_jax.models.block import KVCache
+from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.sharding import batch_parts, fetch, shard_batch
 
 SHORTEST_BUCKET = 16
@@ -28,12 +28,12 @@ Choice = Literal["greedy", "sample", "nucleus"]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How tokens are chosen."""
+    """The choice of tokens."""
 
     max_new_tokens: int = 32
-    """most tokens generated per prompt, the token that ends it included"""
+    """most tokens for each prompt, with the token that ends the text"""
     temperature: float = 0.0
-    """0 is greedy: always the likeliest token; else logits are divided by it before sampling"""
+    """0: always the likeliest token; else logits are divided by it before sampling"""
     top_p: float = 1.0
     """sample only from the likeliest tokens that together reach this probability"""
 
@@ -44,12 +44,12 @@ class SamplingConfig:
 
 
 class Generated(NamedTuple):
-    """What followed one prompt."""
+    """The continuation of one prompt."""
 
     tokens: tuple[int, ...]
-    """the token that ended it included where one was reached"""
+    """with the token that ended the text, if one was reached"""
     logprobs: tuple[float, ...]
-    """of each token under the model itself: temperature 1, nothing cut off; nats"""
+    """log-probability of each token at temperature 1 over the whole vocabulary, in nats"""
 
 
 def generate(
@@ -61,15 +61,18 @@ def generate(
     stop: Collection[int] = (),
     pad_to: tuple[int, int] | None = None,
 ) -> list[Generated]:
-    """Continue each prompt (token ids, at least one) until a token that ends it, or the limit.
+    """Return a continuation of each prompt, up to a token that ends the text, or the limit.
 
-    A prompt's greedy continuation does not depend on the prompts beside it.
+    A greedy continuation does not depend on the other prompts.
 
     Args:
+        decoder: the model.
+        prompts: token ids of each prompt, at least one.
+        sampling: the choice of tokens.
         seed: of sampling.
-        stop: tokens that end a continuation beside the model's end-of-text tokens.
-        pad_to: rows and prompt tokens to pad to, so that calls share a compilation; unset: the
-            next powers of two.
+        stop: tokens that end a continuation, beside the model's end-of-text tokens.
+        pad_to: rows and prompt tokens to pad to, so that calls share a compilation; None: the next
+            powers of two.
 
     Raises:
         UserError: an empty prompt, or one that leaves no room in the model's context.
@@ -89,7 +92,7 @@ def generate(
     inputs = (ids, lengths) if decoder.mesh is None else shard_batch(decoder.mesh, (ids, lengths))
 
     ends = np.zeros(decoder.config.vocab_size, bool)
-    # A config.json may name ids that the model does not have (-1 for none): nothing can end there.
+    # A config.json may name ids that the model does not have, such as -1 for none.
     ids_that_end = [*decoder.config.eos_token_ids, *stop]
     ends[[i for i in ids_that_end if 0 <= i < len(ends)]] = True
     graphdef, state = nnx.split(decoder)
@@ -100,7 +103,6 @@ def generate(
         state,
         *inputs,
         ends,
-        # A greedy run never divides by it.
         np.float32(sampling.temperature or 1.0),
         np.float32(sampling.top_p),
         jax.random.key(seed),
@@ -113,7 +115,7 @@ def generate(
 
 
 def require_room(context: int, prompt: int, new: int) -> None:
-    """Raise UserError where `prompt` tokens and `new` ones exceed the model's `context`."""
+    """Refuse `prompt` tokens and `new` ones that exceed the model's `context`."""
     if prompt + new > context:
         raise UserError(
             f"generate: a prompt of {prompt} tokens and {new} new ones exceed the model's context"
@@ -134,7 +136,7 @@ def _power_of_two(n: int) -> int:
 def _choice(sampling: SamplingConfig) -> Choice:
     if sampling.temperature == 0:
         return "greedy"
-    # Without a nucleus nothing need be sorted: a vocabulary of 128,256 a row and token.
+    # Only a nucleus needs the vocabulary sorted.
     return "sample" if sampling.top_p == 1 else "nucleus"
 
 
@@ -167,7 +169,7 @@ def _generate(
     top_p: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ids `[rows, time]` right-padded, those of length 0 only fill up; ends bool `[vocab]`."""
+    """ids `[rows, time]` right-padded, with rows of length 0 as filler; ends bool `[vocab]`."""
     decoder = nnx.merge(graphdef, state)
     rows, time = ids.shape
 
@@ -187,7 +189,7 @@ def _generate(
         logprob = jnp.take_along_axis(jax.nn.log_softmax(now.logits), token[:, None], -1)[:, 0]
         counts = now.counts + ~now.stopped
         stopped = now.stopped | ends[token]
-        # What padding left in the cache behind a prompt is overwritten before it is ever seen.
+        # Padding in the cache behind a prompt is overwritten before it is seen.
         positions = jnp.minimum(lengths + now.step, time + max_new_tokens - 1)[:, None]
         hidden, cache = decoder.cached_hidden_states(token[:, None], positions, now.cache)
         return _Progress(
@@ -222,8 +224,10 @@ def _generate(
 
 
 def keep_top_p(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """Logits `[..., vocab]` with -inf outside the nucleus: the likeliest tokens, taken until their
-    probabilities reach `top_p` (Holtzman et al. 2020). The likeliest token is always kept."""
+    """Return logits `[..., vocab]` with -inf outside the nucleus (Holtzman et al. 2020).
+
+    The nucleus is the likeliest tokens, at least one, whose probabilities together reach `top_p`.
+    """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities

@@ -1,34 +1,27 @@
-"""A linear layer in Hugging Face orientation, with PEFT's low-rank adapter on it where asked."""
+"""Linear layers and the output head, with low-rank adapters."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from cogcalib_jax.models.config import LoraConfig, UncertainLora
 
-if TYPE_CHECKING:
-    from cogcalib_jax.models.decoder import Decoder
-
-# Standard deviations of A begin between half of this squared and this squared (BLoB, eps).
+# First standard deviations of A lie between half of this squared and this squared (BLoB, eps).
 FIRST_ROOT = 0.05
 
 
 class Linear(nnx.Module):
-    """y = x W^T + b (+ scale * B A x): weight `[*stack, out, in]`, bias `[*stack, out]`,
-    lora_A `[*stack, rank, in]` and lora_B `[*stack, out, rank]`; with UncertainLora also
-    lora_A_root, of lora_A's shape.
+    """y = x W^T + b + scale * B A x, with an adapter B A or without.
 
-    `stack` is the leading axis of a pile of layers that a scan takes apart. Weight and bias are
-    Params in `dtype`; A and B are LoRAParams in float32 whatever the dtype, and the adapter is
-    computed in float32 from inputs cast up, as PEFT does. PEFT's initial values: A uniform in
-    +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero. `weight=False` leaves the weight out, for a
-    head that shares the embedding.
+    Parameters: weight `[*stack, out, in]` and bias `[*stack, out]` in `dtype`; lora_A `[*stack,
+    rank, in]` and lora_B `[*stack, out, rank]` in float32, LoRAParams; with UncertainLora also
+    lora_A_root, like lora_A. `stack` is the axis of layers that a scan runs along. The adapter is
+    computed in float32, and begins as in PEFT: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5),
+    B zero. `weight=False` leaves the weight out, for a head that shares the embedding.
     """
 
     def __init__(
@@ -46,7 +39,7 @@ class Linear(nnx.Module):
     ):
         self.scale = 0.0 if lora is None else lora.scale
         self.dropout = 0.0 if lora is None else lora.lora_dropout
-        # NNX fixes whether an attribute holds data when it is first set: each is set once.
+        # Each attribute is set once: NNX then fixes whether it holds data.
         shape = (*stack, out_features, in_features)
         self.weight = normal_param(shape, initializer_range, dtype, rngs) if weight else None
         self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
@@ -56,9 +49,9 @@ class Linear(nnx.Module):
         self.lora_A_root = _lora_a_root(self.lora_A.shape, rngs) if uncertain else None
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """x `[..., in]` -> `[..., out]` in x's dtype, for a layer without `stack`.
+        """Return y `[..., out]` of x `[..., in]`, in x's dtype, for a layer without `stack`.
 
-        dropout_key: None keeps all of A's inputs, and takes A's mean.
+        dropout_key: None: without dropout, and with A's mean.
         """
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
         if self.bias is not None:
@@ -70,7 +63,7 @@ class Linear(nnx.Module):
         return y
 
     def lora_input(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
-        """A x after dropout, `[..., rank]` float32."""
+        """Return A x after dropout, `[..., rank]` float32."""
         root = None if self.lora_A_root is None else self.lora_A_root[...]
         return lora_input(x, self.lora_A[...], root, self.dropout, dropout_key)
 
@@ -82,10 +75,14 @@ def lora_input(
     dropout: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """A x after dropout: x `[..., in]`, lora_A `[rank, in]` -> `[..., rank]` float32.
+    """Return A x after dropout, `[..., rank]` float32.
 
-    lora_A_root: like lora_A, its standard deviations' roots, or None. dropout_key: None keeps all
-    of x, and takes A's mean.
+    Args:
+        x: `[..., in]`.
+        lora_A: `[rank, in]`.
+        lora_A_root: like lora_A, roots of its standard deviations; None: none.
+        dropout: share of x that is dropped.
+        dropout_key: None: without dropout, and with A's mean.
     """
     x = x.astype(jnp.float32)
     if dropout_key is not None and dropout > 0:
@@ -98,8 +95,8 @@ def lora_input(
 
 
 def _flipout(x: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
-    """What A's noise adds to A x, `[..., rank]`: one draw of noise, and random signs of inputs and
-    outputs that make it another one for every vector of x (Wen et al. 2018; BLoB, section 3.3)."""
+    """The noise of A times x, `[..., rank]`: one draw, with random signs of inputs and outputs for
+    each vector of x (Wen et al. 2018; BLoB, section 3.3)."""
     noise_key, in_key, out_key = jax.random.split(jax.random.fold_in(key, 1), 3)
     noise = deviation * jax.random.normal(noise_key, deviation.shape, jnp.float32)
     flipped = x * jax.random.rademacher(in_key, x.shape, jnp.float32)
@@ -110,7 +107,7 @@ def _flipout(x: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
 def normal_param(
     shape: tuple[int, ...], initializer_range: float, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.Param:
-    """A base weight drawn from normal(0, initializer_range), as Hugging Face models begin."""
+    """Return a base weight drawn from normal(0, initializer_range)."""
     noise = jax.random.normal(rngs.params(), shape, jnp.float32)
     return nnx.Param((initializer_range * noise).astype(dtype))
 
@@ -130,12 +127,48 @@ def _lora_a_root(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.LoRAParam:
     return nnx.LoRAParam(jax.random.uniform(rngs.lora(), shape, jnp.float32, low, FIRST_ROOT))
 
 
-def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
-    """The same model, sharing its arrays, whose adapters drop that share of their inputs."""
-    graphdef, state = nnx.split(decoder)
-    changed = nnx.merge(graphdef, state)
-    changed.lora = replace(decoder.lora, lora_dropout=dropout)
-    for _, module in nnx.iter_modules(changed):
-        if isinstance(module, Linear) and module.lora_A is not None:
-            module.dropout = dropout
-    return changed
+@struct.dataclass
+class Head:
+    """Weight and adapter of the head, a pytree."""
+
+    weight: jax.Array
+    """`[vocab, hidden]` in the model's dtype; the embedding's if the two are tied"""
+    lora_A: jax.Array | None
+    """`[rank, hidden]` float32; None without an adapter"""
+    lora_A_root: jax.Array | None
+    """like lora_A if A is uncertain, else None"""
+    lora_B: jax.Array | None
+    """`[vocab, rank]` float32"""
+    scale: float = struct.field(pytree_node=False)
+    dropout: float = struct.field(pytree_node=False)
+    temperature: jax.Array | float | None = None
+    """divides the logits, in float32; None: 1"""
+
+    def logits(self, hidden: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Return logits `[..., vocab]` of hidden `[..., hidden]`, accumulated in float32."""
+        logits = jnp.einsum(
+            "...d,vd->...v", hidden, self.weight, preferred_element_type=jnp.float32
+        )
+        if self.lora_A is not None:
+            low = self._low(hidden, dropout_key)
+            logits = logits + self.scale * jnp.einsum("...r,vr->...v", low, self.lora_B)
+        return self._tempered(logits)
+
+    def option_logits(
+        self, hidden: jax.Array, option_ids: jax.Array, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Return logits `[batch, options]` float32 of hidden `[batch, hidden]` for the tokens
+        option_ids `[batch, options]`. Only their rows of the weight are read."""
+        rows = self.weight[option_ids]
+        logits = jnp.einsum("bd,bkd->bk", hidden, rows, preferred_element_type=jnp.float32)
+        if self.lora_A is not None:
+            low = self._low(hidden, dropout_key)
+            logits = logits + self.scale * jnp.einsum("br,bkr->bk", low, self.lora_B[option_ids])
+        return self._tempered(logits)
+
+    def _tempered(self, logits: jax.Array) -> jax.Array:
+        # Hidden states in bfloat16 would be rounded, by up to 2^-9.
+        return logits if self.temperature is None else logits / self.temperature
+
+    def _low(self, hidden: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        return lora_input(hidden, self.lora_A, self.lora_A_root, self.dropout, dropout_key)

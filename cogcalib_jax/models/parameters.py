@@ -1,4 +1,7 @@
-"""Where a decoder's parameters lie on the mesh, and how they come into being there."""
+"""The parameters of a decoder on a mesh: shardings, random values, and other forms of adapters.
+
+Shardings are known before arrays are made, so that no parameter exists on one device first.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, UncertainLora
 from cogcalib_jax.models.decoder import Decoder, Remat
+from cogcalib_jax.models.lora import Linear
 from cogcalib_jax.sharding import named_sharding, nearest_mesh
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
@@ -28,15 +32,14 @@ PROJECTION_AXES: dict[str, tuple[str, str]] = {
     "lm_head": ("vocab", "embed"),
 }
 
-# The name of A's standard deviations, as their roots, in an UncertainLora.
 ROOT = "lora_A_root"
 
 Path = tuple[str, ...]
-"""a parameter's place in the decoder: ("layers", "self_attn", "q_proj", "weight")"""
+"""the place of a parameter in the decoder: ("layers", "self_attn", "q_proj", "weight")"""
 
 
 def logical_axes(path: Path) -> tuple[str | None, ...]:
-    """The names of a parameter's axes, its leading axis of layers included."""
+    """Return the names of a parameter's axes, with its leading axis of layers."""
     stack = ("layers",) if path[0] == "layers" else ()
     module, kind = path[-2:]
     if module not in PROJECTION_AXES:
@@ -55,7 +58,7 @@ def logical_axes(path: Path) -> tuple[str | None, ...]:
 def parameter_sharding(
     config: DecoderConfig, mesh: Mesh, path: Path, shape: tuple[int, ...]
 ) -> NamedSharding:
-    """The sharding of one parameter. Heads are only ever cut between heads."""
+    """Return the sharding of one parameter, with cuts between heads alone."""
     axes = logical_axes(path)
     heads = {"heads": config.num_heads, "kv_heads": config.kv_heads}
     units = [heads.get(axis, size) for axis, size in zip(axes, shape, strict=True)]
@@ -71,10 +74,9 @@ def abstract_decoder(
     remat: Remat = "none",
     attention: str = "xla",
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """A decoder's structure and, for each parameter, a ShapeDtypeStruct with its sharding.
+    """Return a decoder's structure, and a ShapeDtypeStruct with sharding for each parameter.
 
-    Nothing is allocated: a step can be lowered and compiled from this for devices that are not
-    there.
+    Nothing is allocated, and the devices of `mesh` need not exist.
     """
 
     def build() -> Decoder:
@@ -101,7 +103,7 @@ def abstract_decoder(
 def map_parameters(
     function: Callable[[Path, nnx.Variable], nnx.Variable], state: nnx.State
 ) -> nnx.State:
-    """`function(path, variable)` over a state of parameters."""
+    """Return the state with `function(path, variable)` in place of each variable."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state([(path, function(path, leaf)) for path, leaf in flat])
 
@@ -116,8 +118,10 @@ def random_decoder(
     remat: Remat = "none",
     attention: str = "xla",
 ) -> Decoder:
-    """A decoder with random weights: normal(0, initializer_range), norms 1, biases 0, LoRA as
-    PEFT begins. The same values on every mesh, but for rounding."""
+    """Return a decoder with random weights, the same on every mesh up to rounding.
+
+    Weights are normal(0, initializer_range), norms 1, biases 0, LoRA as in PEFT.
+    """
     graphdef, abstract = abstract_decoder(
         config, lora, dtype, mesh, remat=remat, attention=attention
     )
@@ -128,15 +132,17 @@ def random_decoder(
 def random_lora(
     config: DecoderConfig, lora: LoraConfig, abstract: nnx.State, seed: int
 ) -> nnx.State:
-    """Fresh LoRA parameters for an abstract decoder, without making the base's."""
+    """Return fresh LoRA parameters for an abstract decoder, without the base's."""
     return _initialise(config, lora, jnp.float32, abstract, seed, nnx.LoRAParam)
 
 
 def with_uncertainty(decoder: Decoder, seed: int) -> Decoder:
-    """The same model, sharing its arrays, whose LoRA matrices A are normal distributions around
-    what they were; `seed` draws the first standard deviations."""
+    """Return the model with a normal distribution around each LoRA matrix A, sharing its arrays.
+
+    seed: of the first standard deviations.
+    """
     lora = UncertainLora(**asdict(decoder.lora))
-    graphdef, abstract = _with_lora(decoder, lora)
+    graphdef, abstract = _like(decoder, decoder.config, lora)
     fresh = nnx.to_flat_state(random_lora(decoder.config, lora, abstract, seed))
     roots = [(path, leaf) for path, leaf in fresh if path[-1] == ROOT]
     same = nnx.to_flat_state(nnx.state(decoder))
@@ -144,34 +150,38 @@ def with_uncertainty(decoder: Decoder, seed: int) -> Decoder:
 
 
 def without_uncertainty(decoder: Decoder) -> Decoder:
-    """The same model, sharing its arrays, with A's mean in place of its distribution."""
+    """Return the model with A's mean in place of its distribution, sharing its arrays."""
     if not isinstance(decoder.lora, UncertainLora):
         return decoder
-    graphdef, _ = _with_lora(decoder, LoraConfig(**asdict(decoder.lora)))
+    graphdef, _ = _like(decoder, decoder.config, LoraConfig(**asdict(decoder.lora)))
     flat = nnx.to_flat_state(nnx.state(decoder))
     return nnx.merge(
         graphdef, nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[-1] != ROOT])
     )
 
 
-def merge_lora(decoder: Decoder) -> Decoder:
-    """Return a decoder without LoRA layers whose weights hold them: W + scale B A, in W's dtype.
+def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
+    """Return the model with another dropout in its adapters, sharing its arrays."""
+    graphdef, state = nnx.split(decoder)
+    changed = nnx.merge(graphdef, state)
+    changed.lora = replace(decoder.lora, lora_dropout=dropout)
+    for _, module in nnx.iter_modules(changed):
+        if isinstance(module, Linear) and module.lora_A is not None:
+            module.dropout = dropout
+    return changed
 
-    The product is taken in float32. A head that shares the embedding gets weights of its own.
+
+def merge_lora(decoder: Decoder) -> Decoder:
+    """Return a decoder without LoRA layers whose weights are W + scale B A, in W's dtype.
+
+    The product is taken in float32. A head that shares the embedding gets its own weights.
     """
     if decoder.lora is None:
         return decoder
     config, scale = decoder.config, decoder.lora.scale
     if "lm_head" in decoder.lora.modules:
         config = replace(config, tie_word_embeddings=False)
-    graphdef, abstract = abstract_decoder(
-        config,
-        None,
-        decoder.dtype,
-        decoder.mesh,
-        remat=decoder.remat,
-        attention=decoder.layers.self_attn.attention,
-    )
+    graphdef, abstract = _like(decoder, config, None)
     values = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
 
     def merged(path: Path, leaf: nnx.Variable) -> nnx.Variable:
@@ -192,9 +202,11 @@ def merge_lora(decoder: Decoder) -> Decoder:
     return nnx.merge(graphdef, map_parameters(merged, abstract))
 
 
-def _with_lora(decoder: Decoder, lora: LoraConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def _like(
+    decoder: Decoder, config: DecoderConfig, lora: LoraConfig | None
+) -> tuple[nnx.GraphDef, nnx.State]:
     return abstract_decoder(
-        decoder.config,
+        config,
         lora,
         decoder.dtype,
         decoder.mesh,
@@ -211,11 +223,11 @@ def _initialise(
     seed: int,
     wanted: type[nnx.Variable] | type(...),
 ) -> nnx.State:
-    """The `wanted` kind of parameters, each made where it lies."""
+    """The `wanted` kind of parameters, made on their devices."""
     shardings = jax.tree.map(lambda x: x.sharding, nnx.filter_state(abstract, wanted))
 
     def build(key: jax.Array) -> nnx.State:
-        # Two streams, so that an adapter's first values do not depend on how the base was made.
+        # Two streams, so that an adapter's first values do not depend on the base.
         params, lora_stream = jax.random.split(key)
         rngs = nnx.Rngs(params=params, lora=lora_stream)
         return nnx.state(Decoder(config, lora=lora, dtype=dtype, rngs=rngs), wanted)
@@ -225,20 +237,19 @@ def _initialise(
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A decoder taken apart: its structure, and the arrays that never change."""
+    """A decoder without its LoRA parameters: its structure, and the arrays that never change."""
 
     graphdef: nnx.GraphDef
     frozen: nnx.State
 
     def merge(self, lora: nnx.State) -> Decoder:
+        """Return the decoder with these LoRA parameters."""
         return nnx.merge(self.graphdef, lora, self.frozen)
 
 
 def split_model(decoder: Decoder) -> tuple[FrozenModel, nnx.State]:
-    """Decoder -> (structure and frozen base, LoRA parameters).
-
-    LoRAParam is a kind of Param: it must be filtered first, or everything would be trained.
-    """
+    """Return a decoder's frozen part, and its LoRA parameters; raises UserError if it has none."""
+    # LoRAParam is a kind of Param, so that it must be filtered first.
     graphdef, lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
     if not jax.tree.leaves(lora):
         raise UserError("model: it has no LoRA parameters, so there is nothing to train")
@@ -246,11 +257,11 @@ def split_model(decoder: Decoder) -> tuple[FrozenModel, nnx.State]:
 
 
 def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
-    """Refuse a mesh whose `fsdp` or `tensor` cuts nothing, with the nearest that works.
+    """Refuse a mesh that cannot cut the model, and name the nearest that can.
 
-    Attention heads and the MLP must divide by `tensor` and the width by `fsdp`: what does not is
-    kept whole, and every device would compute or store all of it without a word. Key-value heads
-    and the vocabulary may be left whole (`placement_notes` says so).
+    Attention heads and the MLP must divide by `tensor`, and the width by `fsdp`; otherwise every
+    device would compute or store all of them. Key-value heads and the vocabulary may stay whole
+    (see `placement_notes`).
     """
     cuts = (
         ("tensor", "attention heads", config.num_heads),
@@ -272,7 +283,7 @@ def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
 
 
 def placement_notes(config: DecoderConfig, mesh: Mesh) -> list[str]:
-    """How the output head works on `mesh`, and which axes it leaves whole on every device."""
+    """Return notes on the output head on `mesh`, and on axes that every device holds whole."""
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     notes = []
     if tensor > 1 and config.vocab_size % tensor == 0:

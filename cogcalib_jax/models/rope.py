@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021) and the ways it is stretched to longer contexts."""
+"""Rotary position embedding (Su et al. 2021) and its extensions to longer contexts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cogcalib_jax.models.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
-    """Radians per position of each rotated pair `[head_dim / 2]` float32, and the scale of both
-    cosine and sine (1 except for yarn).
+    """Return the radians per position of each rotated pair, and the scale of cosine and sine.
 
-    llama3: the rule published with Llama 3.1. yarn: Peng et al. 2023, equations 17 to 23.
+    The pairs are `[head_dim / 2]` float32; the scale is 1 except for yarn. llama3: the rule of
+    Llama 3.1. yarn: Peng et al. 2023, equations 17 to 23.
     """
-    # float32 throughout: at position 10,000 a different rounding of a frequency shows in the
-    # logits, and the released models were trained with float32 frequencies.
+    # float32 throughout, as the released models were trained: at position 10,000 another rounding
+    # of a frequency shows in the logits.
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1.0) / np.float32(rope.theta) ** exponent
     if rope.type == "linear":
@@ -34,7 +34,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, fl
 
 
 def yarn_scale(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's scale of the attention for a stretch by `factor` (equation 22)."""
+    """Return YaRN's scale of the attention (equation 22)."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -64,17 +64,18 @@ def _yarn(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
 
 
 def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine `[..., head_dim / 2]` float32 for integer `positions` `[...]`."""
+    """Return cosine and sine `[..., head_dim / 2]` float32 for integer `positions` `[...]`."""
     frequencies, scale = inverse_frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate heads `x` `[batch, time, heads, head_dim]` by `cos`, `sin` `[1|batch, time, pairs]`.
+    """Return heads `x` `[batch, time, heads, head_dim]` rotated by `cos`, `sin` `[1|batch, time,
+    pairs]`.
 
-    Pair i is (i, i + head_dim / 2), the layout of Hugging Face checkpoints. Computed in float32,
-    returned in x's dtype.
+    Pair i is (i, i + head_dim / 2), as in Hugging Face checkpoints. Computed in float32; the result
+    has x's dtype.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]

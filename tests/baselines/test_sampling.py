@@ -22,8 +22,7 @@ from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions, prediction_rows
-from cogcalib_jax.models.lora import with_dropout
-from cogcalib_jax.models.parameters import split_model
+from cogcalib_jax.models.parameters import split_model, with_dropout
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import LORA, TINY, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device

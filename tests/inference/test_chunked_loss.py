@@ -15,7 +15,7 @@ from cogcalib_jax.inference.row_stats import coarsened
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.terms import TERMS as REGISTERED
 from cogcalib_jax.method.terms import Rows, Term, register_term
-from cogcalib_jax.models.head import Head
+from cogcalib_jax.models.lora import Head
 from cogcalib_jax.sharding import MeshConfig, make_mesh, named_sharding
 from tests.inference.tiny import LORA, TINY, VOCAB, one_batch, questions, quick_jit, tiny_decoder
 
