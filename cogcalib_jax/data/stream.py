@@ -4,7 +4,11 @@ Which rows a batch holds is a pure function of (seed, step): resuming needs no i
 every host of a run works out the same answer from the rows' lengths alone.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +28,11 @@ from cogcalib_jax.data.example import Encoded, EncodedSplit
 WANTED_REAL_TOKENS = 0.92
 WINDOWS = (64, 128, 256, 512, 1024)
 MAX_SHAPES = 12
+# One result to hand out and one being computed: more would only hold more batches in memory.
+AHEAD = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class _Endless:
@@ -179,3 +188,27 @@ class AnchorStream(_Endless):
         # The last number tells this order from that of as many training rows.
         entropy = np.random.SeedSequence([self._seed, epoch, 1])
         return np.random.Generator(np.random.Philox(entropy)).permutation(self._count)
+
+
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD
+) -> Iterator[Result]:
+    """Yield `function` of each item, in order, computed ahead in a thread.
+
+    An exception of `function` is raised in place of its result. Leaving the iterator early ends the
+    thread after the running call.
+
+    ahead: results that are computed before they are asked for.
+    """
+    waiting: deque[Future[Result]] = deque()
+    remaining = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
+        try:
+            waiting.extend(pool.submit(function, item) for item in islice(remaining, ahead))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()

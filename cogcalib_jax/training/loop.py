@@ -19,8 +19,7 @@ from flax import nnx
 from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.prefetch import prefetch
-from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream
+from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
