@@ -47,7 +47,7 @@ _REFUSED = {
 }
 _MEMORY = (
     "lower --training.batch-size or --evaluation.batch-size, or spread the model over more devices"
-    " (--mesh.fsdp); --dry-run says what is needed"
+    " (--mesh.fsdp); bench.py plan says what is needed"
 )
 
 

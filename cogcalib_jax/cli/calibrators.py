@@ -1,4 +1,4 @@
-"""The calibrator of a model's scores: a stored one, or one fitted on the questions of its run."""
+"""The calibrator of a model's scores: a stored one, or one fitted on its run's questions."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.report.text import count
 
 CALIBRATOR_FILE = "calibrator.json"
-"""The file of the calibrator that an evaluation fitted or read."""
+"""the calibrator that an evaluation fitted or read"""
 
 Score = Callable[[EncodedSplit, float], Predictions]
-"""From questions and a temperature to predictions, whose own confidences are among them."""
+"""(questions, temperature) -> predictions with uncalibrated confidences"""
 
 
 @dataclass(frozen=True)
 class ModelCalibrator:
-    """A calibrator for one model, and all that it needs beside the model's scores."""
+    """A calibrator for one model, and its inputs beside the model's scores."""
 
     calibrator: Calibrator
     calibration: EncodedSplit | None = None
-    """the questions it is to be fitted on; None: it is fitted"""
+    """the questions to fit it on; None: it is fitted"""
     start: Path | None = None
-    """adapter of the start, if it needs that"""
+    """adapter of the start, if the calibrator needs it"""
     options: tuple[str, ...] | None = None
-    """the one list of options it is for, if it needs that"""
+    """the one list of options, if the calibrator needs one"""
 
     def fitted(self, score: Score, score_start: Score | None) -> ModelCalibrator:
-        """Return it fitted; UserError for questions that it cannot be fitted on."""
+        """Return a fitted calibrator (UserError if the questions do not allow it)."""
         if self.calibration is None:
             return self
         predictions = score(self.calibration, 1.0)
@@ -64,13 +64,13 @@ class ModelCalibrator:
         self.require(encoded)
         calibrator, temperature = self.calibrator, 1.0
         if isinstance(calibrator, TemperatureScaler):
-            # The vocabulary's numbers at the temperature come from the same pass.
+            # The same pass gives the vocabulary's numbers at the temperature.
             temperature = calibrator.temperature_
         start = None if score_start is None else score_start(encoded, 1.0)
         return with_calibrator(score(encoded, temperature), calibrator, start)
 
     def require(self, encoded: EncodedSplit) -> None:
-        """Refuse questions that it is not for."""
+        """Refuse open questions, and questions with other options than the calibrator's."""
         spec = CALIBRATORS.spec(self.calibrator)
         if encoded.is_open:
             raise UserError(
@@ -84,13 +84,14 @@ class ModelCalibrator:
 def asked_calibrator(
     config: EvalConfig, model: Evaluated, tokenizer: PreTrainedTokenizerBase, rule: OptionScore
 ) -> ModelCalibrator | None:
-    """Return what `config.calibrator` asks for of `model`, None if nothing; nothing is scored yet.
+    """Return the calibrator that `config` names for `model`, if any; nothing is scored yet.
 
-    rule: by which the options are scored.
+    Args:
+        rule: the rule that scores the options.
 
     Raises:
-        UserError: a stored one that is not there or was fitted to scores by another rule, a model
-            without run, start or shared options where the calibrator needs them.
+        UserError: no stored calibrator for this rule, or a model without the run, start or shared
+            options that the calibrator needs.
     """
     spec = config.calibrator
     if spec is None:
@@ -120,7 +121,7 @@ def asked_calibrator(
 
 
 def calibrator_words(calibrator: Calibrator) -> str:
-    """Where confidences come from, and what must be known of them."""
+    """Return a line on the source of confidences, with the calibrator's warning."""
     words = (
         f"confidences by calibrator {CALIBRATORS.spec(calibrator)}, fitted on"
         f" {count(calibrator.n_rows_, 'calibration question')}"
@@ -129,10 +130,10 @@ def calibrator_words(calibrator: Calibrator) -> str:
 
 
 def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
-    """Return the calibrator in an adapter's calibration.json; None if there is none, or one that
-    was fitted to scores by another rule than `rule`.
+    """Return the calibrator in an adapter's calibration.json; None if there is none for `rule`.
 
-    Raises UserError for a mixture whose adapters are not those that the file names.
+    Raises:
+        UserError: a mixture of other adapters than those that the file names.
     """
     calibrator, content = stored_calibrator(adapter), read_calibration(adapter) or {}
     if calibrator is None or stored_option_score(content) not in (None, rule):

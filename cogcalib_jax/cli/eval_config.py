@@ -1,4 +1,4 @@
-"""The config of an evaluation, and what it takes over from the runs it evaluates."""
+"""The config of an evaluation, and the finished runs that it takes settings from."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from cogcalib_jax.training.checkpoint_config import require_same_identity
 from cogcalib_jax.world.config import WorldConfig
 
 STORED = "stored"
-"""Stands for the calibrator that an adapter's calibration.json holds."""
+"""the name of the calibrator in an adapter's calibration.json"""
 BARE = "none"
-"""Stands in the list of adapters for the base without one."""
+"""the name of the bare base in a list of adapters"""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated (runs, or a base with or without adapters), and on which questions."""
+    """The models of an evaluation (runs, or a base with or without adapters) and its questions."""
 
     run: tuple[str, ...] = often(())
     """finished runs (of a comparison: all its methods); the first gives the defaults of data,
@@ -201,17 +201,18 @@ class EvalConfig:
 
 
 def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
-    """The config of `argv`: what it gives, laid over the settings of the first run it names.
+    """Return the config of `argv`, laid over the settings of the first run that it names.
 
-    A comparison among the runs becomes its methods. Where one task is named, `data.task` becomes
-    that task, and `data.path`, unless given, stays only if the run's rows are of the same task.
-    An evaluation that is resumed without `--config` takes what its folder stores.
-    Raises UserError as `load_config` does, for one `data.path` that would have to serve several
-    tasks, and for runs that would not be asked the same questions in the same way.
+    A comparison among the runs stands for its methods. If one task is named, it becomes
+    `data.task`, and the `data.path` of the run stays only if its rows are of that task. An
+    evaluation that is resumed without `--config` takes the stored config.
+
+    Raises:
+        UserError: as `load_config`; one `data.path` for several tasks; runs that differ in
+            questions or prompts.
     """
     stored = stored_config(argv, EvalConfig)
     if stored:
-        # It holds all that followed from the first command.
         loaded = load_config(
             EvalConfig, [*stored, *argv], prog=prog, description=description or ""
         ).config
@@ -235,10 +236,11 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
 
 
 def settled_option_score(config: EvalConfig) -> OptionScore:
-    """Return the rule of an evaluation: the given one, that of the runs, or else the one that the
-    adapters' (or a merged model's) calibration.json names; mean if none of them does.
+    """Return the rule that scores options: the given one, that of the runs, the one in the
+    calibration.json of adapters or of a merged model, or mean.
 
-    Raises UserError for adapters with different rules.
+    Raises:
+        UserError: adapters with different rules.
     """
     if config.option_score is not None and config.option_score != "auto":
         return config.option_score
@@ -263,7 +265,7 @@ def settled_option_score(config: EvalConfig) -> OptionScore:
 
 
 def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
-    """The defaults that `run`, the first of `names`, gives."""
+    """Return the settings of `run`, the first of `names`."""
     return EvalConfig(
         run=names,
         option_score=run.option_score,
@@ -277,7 +279,7 @@ def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
 
 
 def _implied(given: dict[str, Any], start: EvalConfig | None) -> list[str]:
-    """Arguments that follow from the tasks named; explicit ones come later and win."""
+    """Return arguments that follow from the tasks; explicit arguments come later and win."""
     if given.get("predict") is not None and start is None and "data.task" not in given:
         return ["--data.task", "custom", "--data.path", given["predict"]]
     names = list(dict.fromkeys(entry.partition(":")[0] for entry in given.get("task", ())))
@@ -296,7 +298,7 @@ def _implied(given: dict[str, Any], start: EvalConfig | None) -> list[str]:
 
 
 def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
-    """Runs are compared on the same questions, asked and scored in the same way."""
+    """Refuse runs with different questions, prompts or rules of scoring."""
     if not runs:
         return
     (first, config), *others = runs.items()
@@ -312,8 +314,7 @@ def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
 
 
 def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Dotted path -> value of all that decides what a run is asked, and how that is scored."""
-
+    """Yield dotted path -> value of all that decides questions, prompts and scoring."""
     data = to_dict(run.data)
     for path in marked_paths(DataConfig, "affects_questions"):
         yield f"data.{path}", get(data, path)
@@ -321,30 +322,27 @@ def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     for path in marked_paths(WorldConfig, "affects_questions"):
         yield f"world.{path}", world[path]
     yield "option_score", run.option_score
-    # Stored rows are split by data.split_seed; only a world is another one for another seed.
+    # The seed makes another world; stored rows are split by data.split_seed.
     yield "seed", run.seed if run.data.task == "world" else None
 
 
 def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
-    """Return the run folders of an evaluation, a comparison's methods in its place."""
-    # Of an ensemble each training is one member: its best epoch is no training of its own.
+    """Return the run folders of an evaluation, with the methods of a comparison in its place."""
+    # A best epoch is no training of its own, and so no member of an ensemble.
     return tuple(path for name in runs for path in method_folders(name, not ensemble))
 
 
 def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
-    """Refuse to resume with another config, naming the first field that differs.
-
-    Returns the config that the evaluation was started with.
-    """
+    """Refuse to resume with another config; return the config of the start."""
     stored = read_config(folder, EvalConfig)
     require_same_identity(folder, identity(stored), identity(config))
     return stored
 
 
 def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
-    """Return the run folder `name` itself, or those of all methods of a comparison.
+    """Return the run folder `name`, or the folders of all methods of a comparison.
 
-    best_epochs: whether best epochs that were kept are among them.
+    best_epochs: whether to include the best epochs that were kept.
     """
     folder = Path(name)
     config = _read_config(folder)
@@ -368,10 +366,7 @@ def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
 
 
 def read_trained_run(name: str) -> RunConfig:
-    """The config of a finished run of one method.
-
-    Raises UserError for a folder that is no run or not finished.
-    """
+    """Return the config of a finished run of one method (UserError for any other folder)."""
     folder = Path(name)
     config = _read_config(folder)
     if not (folder / "adapter").is_dir():

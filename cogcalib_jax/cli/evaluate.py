@@ -1,4 +1,4 @@
-"""An evaluation from top to bottom: models, questions, scores, numbers."""
+"""An evaluation: models, questions, scores, numbers, and the text that eval.py prints."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ Sets = Mapping[str, EncodedSplit]
 
 
 def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
-    """Score everything `config` asks for; returns the folder of the results.
+    """Evaluate all models of `config` and return the folder of the results.
 
-    argv: the command line, kept for the record.
+    argv: the command line, which is stored with them.
     """
     config = with_processes(config)
     folder = choose_folder(config.run_dir, "eval", config.resume)
@@ -125,14 +125,13 @@ def _evaluate_group(
     calibrators: Mapping[str, ModelCalibrator],
     argv: list[str],
 ) -> None:
-    """Evaluate models that share a base, which is in memory for as long as this takes.
+    """Evaluate models that share a base.
 
-    places: name -> folder of the model's results. sets: `Evaluated.reads_with` -> question sets.
-    calibrators: name -> what its scores go through.
+    places: name -> folder of the results. sets: `Evaluated.reads_with` -> question sets.
     """
     loaded = load(config, models[0], sets[models[0].reads_with].values())
     answered = {m.name: predict_function(loaded, m, calibrators.get(m.name)) for m in models}
-    # Only now: until here a mistake leaves nothing behind.
+    # A mistake until here leaves no folder behind.
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
     if not config.resume:
@@ -160,7 +159,7 @@ def _evaluate_group(
 def _calibrators(
     config: EvalConfig, models: Sequence[Evaluated], sets: Mapping[tuple[str, str], Sets]
 ) -> dict[str, ModelCalibrator]:
-    """Name -> the calibrator that is asked for, before any model is loaded."""
+    """Return name -> calibrator, before any model is loaded."""
     if config.calibrator is None:
         return {}
     asked = {}
@@ -176,7 +175,7 @@ def _calibrators(
 
 
 def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
-    """`Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
+    """Return `Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
     questions = test_questions(config, [m.run for m in models if m.run is not None])
     sets: dict[tuple[str, str], Sets] = {}
     for reading, model in {model.reads_with: model for model in models}.items():
@@ -199,7 +198,7 @@ def _require_options(config: EvalConfig, sets: Sets) -> None:
 
 
 def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets]) -> bool:
-    """Whether `folder` holds the results of this very model on these very questions."""
+    """Return whether `folder` holds the results of this model; refuse those of another one."""
     if not has_results(folder):
         return False
     hashes = {task: data_hash(encoded) for task, encoded in sets[model.reads_with].items()}
@@ -214,18 +213,15 @@ class Loaded:
     decoder: Decoder
     predictor: Predictor
     answers: OpenPredictor | None
-    """of open questions; None where it was not told of any"""
+    """the predictor of open questions, if there are any"""
     seed: int
     sampled: DropoutPredictor | None
-    """with dropout on, where the evaluation asks for passes"""
+    """the predictor with dropout, if the evaluation averages passes"""
     together: EnsemblePredictor
 
 
 def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
-    """Load the base of `model`, with room for its adapter and others of its shape.
-
-    sets: questions it will be asked.
-    """
+    """Load the base of `model` for adapters of its shape; `sets` are the questions."""
     rule = settled_option_score(config)
     require_prefix(rule, sets)
     mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(model.base))
@@ -253,8 +249,7 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
 
 
 def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
-    """LoRA parameters of `adapter`, none of the bare base; those returned before stay as they
-    are."""
+    """Return a copy of the LoRA parameters of `adapter`; of the bare base there are none."""
     if adapter is not None:
         load_adapter(adapter, loaded.decoder)
     _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
@@ -264,8 +259,7 @@ def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
 def predict_function(
     loaded: Loaded, model: Evaluated, calibrator: ModelCalibrator | None = None
 ) -> tuple[Predict, ModelCalibrator | None]:
-    """From questions to predictions of `model`, whose base `loaded` holds, and the calibrator they
-    go through, fitted."""
+    """Return the function from questions to predictions of `model`, and its fitted calibrator."""
     if model.members:
         members = [_parameters(loaded, one.adapter) for one in model.members]
         return partial(loaded.together, members), None
@@ -291,8 +285,10 @@ def predict_function(
 
 
 def evaluation_text(config: EvalConfig, folder: Path) -> str:
-    """Whose numbers, the tables, and where the files lie; comparison.md and .csv of several models
-    are written on the way."""
+    """Return the tables of a finished evaluation and the places of its files.
+
+    For several models comparison.md and comparison.csv are written.
+    """
     if (folder / f"{COMPARISON}.json").is_file():
         comparison = write_comparison(folder, config.evaluation.bins)
         return (
@@ -318,7 +314,7 @@ def _calibrated(folder: Path) -> str:
 
 
 def _temperature(config: EvalConfig) -> list[str]:
-    """Say that the table is without the calibrator that `--predict` uses, if there is one."""
+    """Return notes that the table is without the calibrator of `--predict`, if there is one."""
     if config.calibrator is not None:
         return []
     adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)

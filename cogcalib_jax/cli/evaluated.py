@@ -21,37 +21,37 @@ from cogcalib_jax.world.base import base_place
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model: a base, with or without an adapter."""
+    """A model under evaluation: a base with or without an adapter, or an ensemble."""
 
     name: str
-    """its line in tables, and its folder where there are several"""
+    """its line in tables, and its folder if there are several models"""
     base: str | Path
     adapter: str | None
     run: RunConfig | None = None
-    """the run it comes from, where it does"""
+    """the run that trained it, if any"""
     lora: LoraConfig | None = None
     """rank, alpha and targets of the adapter"""
     members: tuple[Evaluated, ...] = ()
-    """of an ensemble, whose own adapter is None"""
+    """the models of an ensemble, whose own adapter is None"""
 
     @property
     def tokenizer_from(self) -> str | None:
-        """The adapter whose folder may hold a tokenizer of its own; one for all of an ensemble."""
+        """The adapter whose folder may hold a tokenizer; an ensemble has one for all members."""
         return self.members[0].tokenizer_from if self.members else self.adapter
 
     @cached_property
     def reads_with(self) -> tuple[str, str]:
-        """Equal for models that turn a text into the same token ids."""
+        """A key that is equal for models with the same token ids for every text."""
         return str(self.base), tokenizer_key(self.base, self.tokenizer_from)
 
     @property
     def words(self) -> str:
-        """Of what it is made."""
+        """A description of the model by its adapter and its base."""
         members = ", ".join(member.name for member in self.members)
         return f"{members or self.adapter or 'no adapter'} on {self.base}"
 
     def weights(self) -> dict[str, str | None]:
-        """Hashes of its files: equal ones mean the very same model."""
+        """Return hashes of base and adapter, which are equal for the same model."""
         adapter = None
         if self.members:
             adapter = " ".join(str(member.weights()["adapter"]) for member in self.members)
@@ -61,11 +61,15 @@ class Evaluated:
 
 
 def evaluated_models(config: EvalConfig, *, look_only: bool = False) -> list[Evaluated]:
-    """What `config` asks for, in that order; bases of worlds are built where they are missing.
+    """Return the models that `config` names, in that order; a missing base of a world is built.
 
-    look_only: nothing is built, and no weight is read to see whether an adapter belongs to its
-    base. Raises UserError for adapters that cannot be read, or were trained on another base, and
-    for those that cannot be averaged as asked.
+    Args:
+        look_only: whether to build nothing and to read no weight, so that an adapter of another
+            base passes.
+
+    Raises:
+        UserError: an adapter that cannot be read, was trained on another base, or cannot be
+            averaged.
     """
     models = _single_models(config, look_only)
     if config.mc_passes is not None:
@@ -143,7 +147,7 @@ def _with_adapter(
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """The ends of paths, as long as it takes for each to be another: cols, or world-0-cols."""
+    """Return the shortest ends of paths that differ from one another: cols, or world-0-cols."""
     parts = [Path(path).resolve().parts for path in paths]
     parts = [p[:-1] if p[-1] == "adapter" else p for p in parts]
 
@@ -159,7 +163,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
-    """Models that one loaded base serves, their LoRA parameters being swapped."""
+    """Group models that share a loaded base and swap only LoRA parameters."""
     groups: dict[tuple[object, ...], list[Evaluated]] = {}
     for model in models:
         lora = model.lora

@@ -1,4 +1,4 @@
-"""One method of a run: trained from a start into a folder of its own, and scored."""
+"""One method of a run: trained from a start into a folder of its own, calibrated and scored."""
 
 from __future__ import annotations
 
@@ -37,17 +37,22 @@ from cogcalib_jax.inference.posthoc import (
 )
 from cogcalib_jax.inference.predictions import Predictions, write_rows
 from cogcalib_jax.inference.probe import choose_probe, reduced_adapter
-from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.report.text import count
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
 from cogcalib_jax.training.validation import Belief, options_belief
 
+NO_OPTIONS = (
+    "open questions have no options, whose scores a temperature would divide; Platt scaling and the"
+    " isotonic map take its place"
+)
+NOT_ALONE = "this adapter is the start of a run, which is not calibrated; mixtures take its scores"
+
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: everything its methods share."""
+    """A run under way, with all that its methods share."""
 
     config: RunConfig
     folder: Path
@@ -81,10 +86,10 @@ class Start:
 def train_method(
     run: Run, trainer: Trainer, config: RunConfig, start: Start, folder: Path
 ) -> FinetuneResult:
-    """Fine-tune the one method of `config` into `folder` and write its adapter, and the start's
-    unless it is there.
+    """Fine-tune the one method of `config` into `folder`, and write its adapter.
 
-    trainer: the run's, or one that differs in seed or dropout as `config` does.
+    The start's adapter is written, too, unless it is there. trainer: the run's, or one that differs
+    in seed or dropout as `config` does.
     """
     method = config.method.resolve()
     term = f"term {method.term} on {method.gate}, weight {method.weight:g}"
@@ -93,7 +98,8 @@ def train_method(
     say(f"== {method.label}: {'no term' if plain else term}, {updates}")
     if not from_main((start.adapter / CALIBRATION_FILE).is_file):
         _save(run, trainer, config, start.lora, start.adapter)
-        _write_calibration(run, trainer, config, start.adapter, None)
+        calibration = trainer.splits["calibration"]
+        write_calibration(start.adapter, config, run.base, run.tokenizer, calibration, None)
     result = tracked(
         run.folder,
         config,
@@ -110,48 +116,39 @@ def train_method(
 def keep_adapter(
     run: Run, trainer: Trainer, config: RunConfig, start: Start, lora: nnx.State, folder: Path
 ) -> None:
-    """Write `adapter/` with its `calibration.json`, and warn about a calibrator that is none."""
-    adapter = folder / "adapter"
+    """Write `adapter/` with its `calibration.json`, and log the warnings of its calibrator."""
+    adapter, calibration = folder / "adapter", trainer.splits["calibration"]
     _save(run, trainer, config, lora, adapter)
-    predictions = _on_calibration_split(trainer, lora)
-    probe = _probe(trainer, config, lora, predictions)
-    calibrator = CALIBRATORS.make(config.evaluation.calibrator)
-    if calibrator.needs_start and isinstance(predictions, Predictions):
-        first = trainer.predictor(start.lora, trainer.splits["calibration"])
-        predictions = with_start(predictions, first)
-    _write_calibration(run, trainer, config, adapter, predictions, probe, start.adapter)
+    probe = None
+    if trainer.answers is not None:
+        predictions = trainer.answers.answers(lora, calibration)
+    else:
+        predictions = trainer.predictor(lora, calibration)
+        # The question that best shows whether a server applies the whole adapter.
+        reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
+        probe = choose_probe(calibration, predictions, trainer.predictor(reduced, calibration))
+        if CALIBRATORS.make(config.evaluation.calibrator).needs_start:
+            predictions = with_start(predictions, trainer.predictor(start.lora, calibration))
+    write_calibration(
+        adapter,
+        config,
+        run.base,
+        run.tokenizer,
+        calibration,
+        predictions,
+        probe=probe,
+        start_adapter=start.adapter,
+    )
     for warning in from_main(lambda: _warnings(adapter)):
         warn(f"{folder.name}: {warning}")
     write_card(adapter, run.base, config.lora, run=folder)
 
 
 def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapter: Path) -> None:
-    # A PEFT adapter has no distributions: of one it holds the mean.
+    # A PEFT adapter holds the mean of a distribution over parameters.
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
     save_adapter(adapter, decoder, config.lora, run.base)
-    _keep_tokenizer(run.base, config.adapter, adapter)
-
-
-def _write_calibration(
-    run: Run,
-    trainer: Trainer,
-    config: RunConfig,
-    adapter: Path,
-    predictions: Predictions | Answers | None,
-    probe: dict[str, Any] | None = None,
-    start_adapter: Path | None = None,
-) -> None:
-    write_calibration(
-        adapter,
-        config,
-        config.method.resolve(),
-        run.base,
-        run.tokenizer,
-        trainer.splits["calibration"],
-        predictions,
-        probe,
-        start_adapter,
-    )
+    main_only(copy_tokenizer)(run.base, config.adapter, adapter)
 
 
 def _warnings(adapter: Path) -> list[str]:
@@ -170,48 +167,27 @@ def keep_best_epoch(
 ) -> None:
     """Make `folder` a run folder of the parameters at the lowest validation NLL.
 
-    Its config is the one that would train them alone (`training.keep best`).
+    Its config is the one that trains them alone (`training.keep best`).
     """
     alone = replace(config, training=replace(config.training, keep="best"))
     write_config(folder, alone)
     keep_adapter(run, run.trainer, alone, start, result.best_lora, folder)
 
 
-@main_only
-def _keep_tokenizer(base: str | Path, start: str | None, adapter: Path) -> None:
-    copy_tokenizer(base, start, adapter)
-
-
-def _probe(
-    trainer: Trainer, config: RunConfig, lora: nnx.State, predictions: Predictions | Answers
-) -> dict[str, Any] | None:
-    """The calibration question that best shows whether a server applies the whole adapter."""
-    if isinstance(predictions, Answers):
-        return None
-    reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
-    without = trainer.predictor(reduced, trainer.splits["calibration"])
-    return choose_probe(trainer.splits["calibration"], predictions, without)
-
-
-def _on_calibration_split(trainer: Trainer, lora: nnx.State) -> Predictions | Answers:
-    scorer = trainer.predictor if trainer.answers is None else trainer.answers.answers
-    return scorer(lora, trainer.splits["calibration"])
-
-
 def score_adapter(
     run: Run, folder: Path, tempered: Path, start: Start, lora: nnx.State
 ) -> dict[str, dict[str, Any]]:
-    """Score the test sets with `lora`, whose adapter lies in `folder`, and keep its answers to the
+    """Score the test sets with `lora`, whose adapter is in `folder`, and keep its answers to the
     validation questions there.
 
-    The numbers with the temperature of `calibration.json` go to the folder `tempered`, if there is
-    one. Each set is scored in one pass for both.
+    The numbers with the temperature of `calibration.json`, if there is one, go to the folder
+    `tempered`; one pass over a set gives both.
 
     Returns:
         Folder name -> task -> numbers: one entry, or two.
     """
     adapter, trainer = folder / "adapter", run.trainer
-    temperature = _temperature(adapter)
+    temperature = from_main(lambda: stored_temperature(adapter).value)
     _write_validation(run, folder, start, lora)
     if trainer.answers is not None:
         predict = answering(
@@ -238,38 +214,30 @@ def score_adapter(
     return rows
 
 
-def _stored_calibrator(adapter: Path) -> Calibrator | None:
-    def read() -> dict[str, Any] | None:
-        stored = stored_calibrator(adapter)
-        return stored and stored.to_json()
-
-    stored = from_main(read)
-    return stored and Calibrator.from_json(stored)
-
-
-def _temperature(adapter: Path) -> float | None:
-    return from_main(lambda: stored_temperature(adapter).value)
-
-
 def _write_validation(run: Run, folder: Path, start: Start, lora: nnx.State) -> None:
-    """Keep in `validation.jsonl` how --predict would answer the validation questions, unless it is
-    there.
+    """Write the answers of `--predict` to the validation questions, unless they are there.
 
-    The recommendation is chosen from these files. For open questions the reference answer is
-    followed, as during training.
+    The recommendation is chosen from these files. Open questions have the NLL of the reference
+    answer, as during training.
     """
     trainer = run.trainer
     validation, file = trainer.splits["validation"], folder / VALIDATION_FILE
     if not validation or from_main(file.is_file):
         return
-    if trainer.answers is None:
-        calibrator = _stored_calibrator(folder / "adapter")
-        needs_start = calibrator is not None and calibrator.needs_start
-        first = trainer.predictor(start.lora, validation) if needs_start else None
-        scored = with_calibrator(trainer.predictor(lora, validation), calibrator, first)
-        write_answers(file, validation, options_belief(scored))
-    else:
+    if trainer.answers is not None:
         write_answers(file, validation, trainer.belief(lora, validation))
+        return
+
+    def read() -> dict[str, Any] | None:
+        stored = stored_calibrator(folder / "adapter")
+        return stored and stored.to_json()
+
+    stored = from_main(read)
+    calibrator = stored and Calibrator.from_json(stored)
+    needs_start = calibrator is not None and calibrator.needs_start
+    first = trainer.predictor(start.lora, validation) if needs_start else None
+    scored = with_calibrator(trainer.predictor(lora, validation), calibrator, first)
+    write_answers(file, validation, options_belief(scored))
 
 
 def write_answers(file: Path, encoded: EncodedSplit, belief: Belief) -> None:
@@ -307,91 +275,66 @@ def score(
     return read_results(folder)
 
 
-NO_OPTIONS = (
-    "open questions have no options, whose scores a temperature would divide; Platt scaling and the"
-    " isotonic map take its place"
-)
-NOT_ALONE = "this adapter is the start of a run, which is not calibrated; mixtures take its scores"
-
-
 def write_calibration(
     adapter: Path,
     config: RunConfig,
-    method: MethodConfig,
     base: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     calibration: EncodedSplit,
     predictions: Predictions | Answers | None,
+    *,
     probe: dict[str, Any] | None = None,
     start_adapter: Path | None = None,
 ) -> None:
-    """Write `calibration.json` into the adapter's folder.
+    """Write `calibration.json`, with which other tools give the same confidences.
 
-    method: resolved. calibration: the split that the temperature is fitted on, as `encode_split`
-    gives it; predictions: the adapted model's, of that split, or its answers where its questions
-    are open; None for an adapter that only a mixture uses. They have the start's scores where
-    `config.evaluation.calibrator` needs them. Temperature and calibrator are offered to whoever
-    wants them; the maps of open answers' probabilities are those of `confidences` in the run's
-    results. probe: a question with its scores, from `choose_probe`; None for open questions.
-    start_adapter: folder of the start's adapter, which is named by its hash.
+    Args:
+        adapter: the adapter's folder.
+        calibration: the split that temperature and calibrator are fitted on.
+        predictions: of the adapted model on that split, with the start's scores if the calibrator
+            needs them; its answers if the questions are open; None for the start of a run.
+        probe: a question with its scores, from `choose_probe`.
+        start_adapter: folder of the start's adapter, of which the hash is stored.
     """
-    spec = config.evaluation.calibrator
-    rule = None if calibration.is_open else config.option_score
+    spec, is_open = config.evaluation.calibrator, calibration.is_open
+    rule = None if is_open else config.option_score
     asked = how_asked(
         adapter, base, config.lora, config.data, calibration.template, tokenizer, rule
     )
+    open_answers = options = temperature = calibrator = None
+    why_no_temperature = why_no_calibrator = None
+    if isinstance(predictions, Predictions):
+        try:
+            temperature = fit_temperature(predictions)
+        except UserError as error:
+            why_no_temperature = str(error)
+        try:
+            calibrator = fit_calibrator(CALIBRATORS.make(spec), predictions).to_json()
+        except UserError as error:
+            why_no_calibrator = str(error)
+    else:
+        why_no_temperature = why_no_calibrator = NOT_ALONE if predictions is None else NO_OPTIONS
+    if isinstance(predictions, Answers):
+        open_answers = {
+            "max_new_tokens": config.evaluation.open.max_new_tokens,
+            "calibrators": to_json(fit_calibrators(predictions)),
+        }
+    if not is_open and CALIBRATORS.make(spec).needs_classes:
+        options = list(calibration[0].completions)
+    method = config.method.resolve().build()
     fitted = {
-        "open_answers": _open_answers(predictions, config),
+        "open_answers": open_answers,
         "completions": "one token" if calibration.single_token_options else "several tokens",
-        "space": {"loss": config.loss.space, "method": method.build().term_space},
-        "temperature": _fitted_temperature(predictions) | {"rows": len(calibration)},
-        **_calibrator(predictions, spec),
-        OPTIONS: _shared_options(spec, calibration),
+        "space": {"loss": config.loss.space, "method": method.term_space},
+        "temperature": {
+            "value": temperature,
+            "why_none": why_no_temperature,
+            "rows": len(calibration),
+        },
+        STORED: calibrator,
+        WHY_NONE: why_no_calibrator,
+        OPTIONS: options,
         START_HASH: from_main(lambda: start_adapter and adapter_hash(start_adapter)),
         "probe": probe,
     }
     write_json(adapter / CALIBRATION_FILE, asked | fitted)
-
-
-def _calibrator(predictions: Predictions | Answers | None, spec: str) -> dict[str, Any]:
-    """The fitted calibrator that `spec` describes, or why there is none."""
-    if not isinstance(predictions, Predictions):
-        return {STORED: None, WHY_NONE: _without_predictions(predictions)}
-    try:
-        fitted = fit_calibrator(CALIBRATORS.make(spec), predictions)
-    except UserError as error:
-        return {STORED: None, WHY_NONE: str(error)}
-    return {STORED: fitted.to_json(), WHY_NONE: None}
-
-
-def _without_predictions(predictions: Answers | None) -> str:
-    return NOT_ALONE if predictions is None else NO_OPTIONS
-
-
-def _shared_options(spec: str, calibration: EncodedSplit) -> list[str] | None:
-    """The one list of options of all questions, for a calibrator that takes one."""
-    if calibration.is_open or not CALIBRATORS.make(spec).needs_classes:
-        return None
-    return list(calibration[0].completions)
-
-
-def _fitted_temperature(predictions: Predictions | Answers | None) -> dict[str, Any]:
-    """What option scores are divided by, or why there is nothing to divide them by."""
-    if not isinstance(predictions, Predictions):
-        return {"value": None, "why_none": _without_predictions(predictions)}
-    try:
-        return {"value": fit_temperature(predictions), "why_none": None}
-    except UserError as error:
-        return {"value": None, "why_none": str(error)}
-
-
-def _open_answers(
-    predictions: Predictions | Answers | None, config: RunConfig
-) -> dict[str, Any] | None:
-    """Maps from an answer's probability to that of being right, or why there are none."""
-    if not isinstance(predictions, Answers):
-        return None
-    return {
-        "max_new_tokens": config.evaluation.open.max_new_tokens,
-        "calibrators": to_json(fit_calibrators(predictions)),
-    }

@@ -1,4 +1,4 @@
-"""One's own questions answered with confidence, and left open where that is too low."""
+"""Answers with confidence to the questions of a file; questions below a cut-off stay open."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
 
 
 def answer_questions(config: EvalConfig) -> str:
-    """Answer the file `config.predict` into `config.out`; returns the text to print.
+    """Answer the file `config.predict` into `config.out`, and return the text to print.
 
-    Nothing is written unless every question could be answered.
+    Nothing is written unless all questions can be answered.
     """
     assert config.predict is not None and config.out is not None
     out = Path(config.out)
@@ -54,7 +54,7 @@ def answer_questions(config: EvalConfig) -> str:
     say(f"== Answering {count(len(questions), 'question')} with {model.adapter or model.base}")
     say(f"   {read}")
     tokenizer = load_base_tokenizer(model.base, model.adapter)
-    # Named by their lines, so that a question that cannot be encoded is found.
+    # Their lines are their names, so that errors say which question cannot be encoded.
     examples = [replace(question.example, id=question.where) for question in questions]
     shots = load_shots(config.data)
     encoded, notes = encode_split("questions", examples, tokenizer, config.data, shots)
@@ -84,8 +84,7 @@ def answer_questions(config: EvalConfig) -> str:
 
 
 def predicting_calibrator(adapter: str | None, option_score: OptionScore) -> ModelCalibrator | None:
-    """Return the calibrator stored with the adapter, and say so; None if none is, or one that was
-    fitted to scores by another rule."""
+    """Return the calibrator stored with the adapter and log it; None if none fits the rule."""
     content = None if adapter is None else read_calibration(Path(adapter))
     if content is None:
         say("   no fitted temperature: confidences are the model's own")
@@ -119,12 +118,12 @@ def predicting_calibrator(adapter: str | None, option_score: OptionScore) -> Mod
 
 @dataclass(frozen=True)
 class _Cut:
-    """Which answers count."""
+    """The cut-off below which questions are left open."""
 
     below: float
-    """questions less confident than this are left open; 0 leaves none, infinity all"""
+    """the lowest confidence of an answer; 0 leaves no question open, infinity all"""
     sentences: tuple[str, ...] = ()
-    """what the answers may be trusted with"""
+    """the expected accuracy of the answers, in words"""
 
 
 def _cut(
@@ -132,8 +131,8 @@ def _cut(
     predict: Predict,
     tokenizer: PreTrainedTokenizerBase,
 ) -> _Cut:
-    """The cut-off, from the validation split where a target is given; and what the calibration
-    split, where no more than the calibrator was fitted, says of the accuracy beyond it."""
+    """Return the cut-off, from the validation split if a target is given, and the accuracy beyond
+    it on the calibration split, which fitted nothing but the calibrator."""
     if config.abstain_below is None and config.target_accuracy is None:
         return _Cut(0.0)
     splits = load_splits(config.data, config.seed, world=config.world)
@@ -192,7 +191,7 @@ def _promise(expected: ExpectedAccuracy | None, task: str) -> str:
 def _rows(
     questions: Sequence[Question], predictions: Predictions, below: float
 ) -> list[dict[str, Any]]:
-    """One JSON object a question."""
+    """Return one JSON object for each question."""
     raw = replace(predictions, temperature=1.0, calibrator=None).probs
     calibrated = predictions.probs
     rows = []
@@ -216,7 +215,6 @@ def _rows(
 
 
 def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `out` whole or not at all."""
     try:
         with whole_file(out) as file:
             for row in rows:

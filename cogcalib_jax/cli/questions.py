@@ -30,9 +30,9 @@ Note = Callable[[str], None]
 def test_questions(
     config: EvalConfig, runs: Sequence[RunConfig], note: Note = show_note
 ) -> Questions:
-    """All that `config` asks for; `note` gets what was left out or changed.
+    """Return the questions that `config` names; `note` gets what was left out or changed.
 
-    runs: those that are evaluated, for their own rows are split as they were for training.
+    runs: the evaluated runs, whose own rows are split as for their training.
     """
     if config.task:
         return {entry: _entry(entry, config, runs, note) for entry in config.task}
@@ -46,7 +46,7 @@ def encode_questions(
     tokenizer: PreTrainedTokenizerBase,
     note: Note = show_note,
 ) -> dict[str, EncodedSplit]:
-    """The same as token ids; sizes are shown, and `note` gets what was left out or changed."""
+    """Return task -> questions as token ids; `note` gets what was left out or changed."""
     sets = {}
     for entry, rows in questions.items():
         data = config.data.for_task(entry.partition(":")[0])
@@ -71,8 +71,8 @@ def _entry(
 def _test(
     data: DataConfig, config: EvalConfig, runs: Sequence[RunConfig], note: Note
 ) -> tuple[Example, ...]:
-    """The test split: as it was made for training where these are a run's own rows, for they
-    may have been its training rows otherwise; else the stored one."""
+    """Return the test split. A run's own rows are split as for its training, or training rows
+    would be among them."""
     if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
         splits = load_splits(data, config.seed, world=config.world)
         examples, notes = splits.test, (splits.read, *splits.notes)
@@ -96,8 +96,7 @@ def load_anchors(
     """Return the questions of `config.anchor.path`; None if it names none.
 
     Args:
-        held_out: splits on which the run is measured: their questions are left out, for a model
-            that was held on them would be measured where it was trained.
+        held_out: the splits that measure the run, whose questions are left out.
         note: gets what was left out or changed.
 
     Raises:
@@ -143,7 +142,7 @@ def encode_splits(
     note: Callable[[str], None] = show_note,
     world: WorldConfig | None = None,
 ) -> dict[str, EncodedSplit]:
-    """All splits of the task as token ids, by name; sizes are shown, and `note` gets notes."""
+    """Return name -> split of the task as token ids; `note` gets what was left out or changed."""
     splits = load_splits(config, seed, world=world)
     if splits.read:
         say(f"   {splits.read}")
@@ -164,8 +163,8 @@ def evaluation_sets(
     test: EncodedSplit,
     note: Callable[[str], None] = show_note,
 ) -> dict[str, EncodedSplit]:
-    """Task, or TASK:GROUP -> questions that a run answers in the end: its test split, what the
-    world offers beside it, and what `config.also` names.
+    """Return TASK or TASK:GROUP -> the final questions of a run: its test split, other groups of
+    a world, and the tasks of `config.also`.
     """
     sets = {config.data.task: test}
     for name, examples in extra_examples(config.data, config.seed, config.world).items():
@@ -184,9 +183,9 @@ def evaluation_sets(
 def extra_examples(
     config: DataConfig, seed: int, world: WorldConfig
 ) -> dict[str, tuple[Example, ...]]:
-    """`TASK:GROUP` -> questions that a task offers beside its test split.
+    """Return `TASK:GROUP` -> questions of a task beside its test split.
 
-    Groups of stored rows are parts of the test split, and no sets of their own.
+    Only made tasks have them: groups of stored rows are parts of the test split.
     """
     task = TASKS[config.task]
     groups = task.always if isinstance(task, MadeTask) else ()

@@ -1,4 +1,4 @@
-"""The two rows that every method must beat: the base, and always the commonest answer."""
+"""The two rows that every method must beat: the base, and the constant commonest answer."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from cogcalib_jax.training.validation import options_belief
 
 
 def look_at_base(run: Run) -> None:
-    """Ask the base the validation questions, before anything is trained, and say what came out.
+    """Evaluate the base on the validation questions before training, and log the result.
 
-    The base is the model as it was given: with `adapter`, that adapter is on. `base.json` keeps
+    With `adapter`, the base has that adapter. `base.json` holds
 
     - `model`: its name in sentences; `task`, `n`, `kind` (`letters`, `texts` or `open`)
     - `accuracy` with `low` and `high` (Clopper-Pearson, 95 %), `nll` in nats
@@ -52,7 +52,7 @@ def look_at_base(run: Run) -> None:
       options do not exclude one another
     - `try`: commands that ask in another form
 
-    and `validation.jsonl` in the folders of both rows the answers themselves.
+    and `validation.jsonl` in the folders of both rows holds the answers.
     """
     if not run.trainer.splits["validation"]:
         return
@@ -105,7 +105,7 @@ def _ask_base(run: Run) -> dict[str, Any]:
 def _kind_of_options(encoded: EncodedSplit) -> str:
     answers = {text.strip(" \n().:") for row in encoded for text in row.completions}
     letters = all(len(text) == 1 and text in ascii_letters for text in answers)
-    # Where letters are of several tokens, they still have a mass if none begins another.
+    # Letters of several tokens have a mass, too, if none begins another.
     return LETTERS if letters and encoded.exclusive_options else TEXTS
 
 
@@ -113,8 +113,8 @@ def other_forms(command: str, data: DataConfig, kind: str, has_chat: bool) -> li
     """Return the commands that ask the same questions in another form.
 
     Args:
-        command: the one that started the run.
-        kind: of the answers, one of those in `reporting.base_words`.
+        command: the command that started the run.
+        kind: LETTERS, TEXTS or OPEN.
         has_chat: whether the tokenizer has a chat template.
     """
     if isinstance(TASKS[data.task], MadeTask):
@@ -144,8 +144,10 @@ def _without(words: Sequence[str], options: set[str]) -> list[str]:
 
 
 def reference_rows(run: Run) -> dict[str, dict[str, Any]]:
-    """Score both on the test sets, each into a folder of its name; open questions have the base
-    alone."""
+    """Score both references on the test sets, each into a folder of its name.
+
+    Open questions have no commonest answer.
+    """
     trainer, lora = run.trainer, run.assembled.lora
     say("== Base, and always the commonest answer")
     if trainer.answers is not None:

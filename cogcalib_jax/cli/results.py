@@ -1,4 +1,4 @@
-"""What every evaluation leaves in its folder, and how it is read back."""
+"""The results of an evaluation: files with predictions and numbers, written and read back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from cogcalib_jax.training.nonfinite import listed
 
 FILE = "eval.json"
 PARTIAL = "eval.partial.json"
-"""What is finished of an evaluation under way; it becomes eval.json with the last task."""
+"""the finished tasks of an evaluation that is not finished"""
 
 Predict = Callable[[EncodedSplit], Predictions | OpenPredictions]
 
@@ -57,21 +57,21 @@ def write_results(
     vocabulary: bool = True,
     started: Callable[[str], None] = lambda task: None,
 ) -> None:
-    """Score every set of test questions; predictions/TASK.jsonl, and last eval.json.
+    """Score every set of test questions, and write predictions/TASK.jsonl and eval.json.
 
-    Tasks that an interrupted evaluation of this folder finished are not scored again.
+    Finished tasks of an interrupted evaluation are kept.
 
     Args:
         sets: task -> questions.
-        command: the command line that asked for it.
-        model: what predicts, as the user knows it.
+        command: the command line, which is stored.
+        model: the model's name in messages.
         by: fields whose values get numbers of their own.
-        weights: hashes of the model's files, kept as provenance.
+        weights: hashes of the model's files, which are stored.
         vocabulary: whether `predict` gives probabilities over the whole vocabulary.
-        started: told each task that is about to be scored.
+        started: gets the name of each task before it is scored.
 
     Raises:
-        UserError: what is finished was made from other questions or weights; as `require_numbers`.
+        UserError: finished tasks with other questions or weights; as `require_numbers`.
     """
     hashes = {task: data_hash(encoded) for task, encoded in sets.items()}
     results = _finished(folder, hashes, weights)
@@ -105,10 +105,7 @@ def _score(
     by: Sequence[str],
     vocabulary: bool,
 ) -> dict[str, Any]:
-    """The numbers of one task, its predictions written: the place where a way of scoring is chosen.
-
-    Questions with options are scored by the probability of each, open ones by what is answered.
-    """
+    """Write the predictions of one task and return its numbers."""
     file = folder / "predictions" / f"{task}.jsonl"
     clusters = question_clusters(e.example for e in encoded)
     if isinstance(predictions, OpenPredictions):
@@ -146,7 +143,7 @@ def require_numbers(
 
 
 Part = Callable[[EvaluationConfig, np.ndarray], dict[str, Any]]
-"""The numbers of some rows, by their indices"""
+"""(settings, indices of rows) -> the numbers of these rows"""
 
 
 def _option_part(
@@ -176,7 +173,7 @@ def _open_part(predictions: OpenPredictions, seed: int, clusters: np.ndarray) ->
 def _finished(
     folder: Path, hashes: Mapping[str, str], weights: Mapping[str, str | None] | None
 ) -> dict[str, Any]:
-    """Task -> numbers of what an interrupted evaluation finished."""
+    """Return task -> numbers of the finished tasks of an interrupted evaluation."""
     file = folder / PARTIAL
     results = from_main(lambda: _read(file) if file.is_file() else {})
     if not results:
@@ -191,9 +188,9 @@ def require_same_origin(
     hashes: Mapping[str, str],
     weights: Mapping[str, str | None] | None,
 ) -> None:
-    """Refuse to go on from results of other questions or another model.
+    """Refuse to continue results of other questions or another model.
 
-    made: provenance of what is finished. hashes: task -> hash of its questions.
+    made: provenance of the finished tasks. hashes: task -> hash of its questions.
     """
     done = made["data_hash"]
     wanted = {"data_hash": {task: hashes.get(task) for task in done}}
@@ -205,18 +202,18 @@ def require_same_origin(
 
 
 def has_results(folder: Path) -> bool:
-    """Whether an evaluation of `folder` was finished."""
+    """Return whether `folder` holds a finished evaluation."""
     return from_main((folder / FILE).is_file)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Task -> metrics of a finished evaluation."""
+    """Return task -> metrics of a finished evaluation."""
     results = from_main(lambda: _read(folder / FILE))
     return {task: metrics for task, metrics in results.items() if task != "provenance"}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Where the numbers of a finished evaluation came from."""
+    """Return the provenance of a finished evaluation."""
     return from_main(lambda: _read(folder / FILE))["provenance"]
 
 
@@ -233,9 +230,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 @holding_locks()
 def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
-    """Score the file `config.predictions`, without a model; returns the folder of the results.
+    """Score the file `config.predictions` without a model, and return the folder of the results.
 
-    argv: the command line, kept for the record. The file's own name stands for the task.
+    The file's name stands for the task. argv: the command line, which is stored.
     """
     assert config.predictions is not None
     file = Path(config.predictions)
@@ -259,7 +256,7 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     command = original_command(folder, "eval.py", argv)
     write_config(folder, config)
     made = provenance(config.seed, {task: hashlib.sha256(file.read_bytes()).hexdigest()})
-    # How the questions were split and asked is known to whoever made the predictions.
+    # The protocol of predictions made elsewhere is not known.
     del made["protocol"]
     write_json(folder / FILE, {task: metrics, "provenance": made | {"command": command}})
     return folder

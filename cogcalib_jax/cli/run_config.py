@@ -1,4 +1,4 @@
-"""The config of a run: the rooms' configs, put together."""
+"""The config of a run, made of the configs of the rooms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MC_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One fine-tuning run, or a comparison of methods from one start."""
+    """A fine-tuning run, or a comparison of methods from one start."""
 
     seed: int = often(0, role="seed")
     """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
@@ -148,21 +148,21 @@ class RunConfig:
 
     @property
     def training_seed(self) -> int:
-        """Of LoRA's first weights, data order and dropout: a member of an ensemble has its own."""
+        """The seed of first LoRA weights, data order and dropout; a member has its own."""
         if self.ensemble_member == 0:
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.ensemble_member]).generate_state(1)[0])
 
     @property
     def sampling_baselines(self) -> tuple[str, ...]:
-        """Those of them that the comparison names."""
+        """The baselines of the comparison that average several models."""
         return tuple(entry for entry in self.compare if entry in SAMPLING_BASELINES)
 
     def _losses(self) -> tuple[str, ...]:
         return tuple(entry for entry in self.compare if entry not in SAMPLING_BASELINES)
 
     def resolved_methods(self) -> dict[str, MethodConfig]:
-        """Folder name -> resolved method, of every loss this run trains with."""
+        """Return folder name -> resolved method of every loss that the run trains with."""
         if not self.compare:
             return {self.method.label: self.method.resolve()}
         shared = replace(self.method, name=None, term=None, gate=None)
@@ -175,15 +175,15 @@ class RunConfig:
         return methods
 
     def as_written(self) -> RunConfig:
-        """This run's config as its folder keeps it, a method alone being spelled out."""
+        """Return the config for the run's folder; a single method is spelled out."""
         return self if self.compare else self.for_method(self.method.resolve())
 
     def as_plain_finetuning(self) -> RunConfig:
-        """This run's config as if `sft` were its only method."""
+        """Return the config of a run whose only method is `sft`."""
         return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])
 
     def for_method(self, method: MethodConfig) -> RunConfig:
-        """This run's config as if `method` were its only one."""
+        """Return the config of a run whose only method is `method`."""
         return replace(self, method=replace(method, name=None), compare=())
 
 
@@ -192,7 +192,7 @@ retire(*marked_paths(RunConfig, "place"))
 
 
 def check_seed(seed: int) -> None:
-    """Random keys hold 32 bits of a seed: two that differ beyond them would be one run."""
+    """Refuse seeds that do not fit into the 32 bits of a random key."""
     check(0 <= seed < 2**32, "seed", f"must be an integer from 0 to {2**32 - 1}")
 
 
@@ -211,7 +211,7 @@ def check_tasks(entries: tuple[str, ...], field: str) -> None:
 def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
     """Refuse methods of a comparison that do not exist or are named twice.
 
-    beside: words that stand for themselves, without a weight.
+    beside: allowed words that are no methods, and have no weight.
     """
     labels = []
     for entry in entries:
@@ -226,16 +226,16 @@ def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] 
 def load_training(
     argv: Sequence[str], *, prog: str, description: str | None, default_preset: Path
 ) -> tuple[RunConfig, str]:
-    """Return the config of `argv`, and the name that a default run folder is called after.
+    """Return the config of `argv`, and the preset's name for a default run folder.
 
-    A run that is resumed without `--config` takes what its folder stores; options beside that are
-    laid over it. Raises UserError as `load_config` does.
+    A run that is resumed without `--config` takes its stored config, with options laid over it.
+    Raises UserError as `load_config` does.
     """
     stored = stored_config(argv, RunConfig)
     if stored:
         _require_whole_run(Path(stored[-1]).parent)
         if "method.name" in split_arguments(RunConfig, argv).words:
-            # What is stored is spelled out, and a name beside it would contradict it.
+            # The stored config spells the method out, which would contradict a name.
             stored += ["--method.term", "null", "--method.gate", "null"]
     loaded = load_config(
         RunConfig,
@@ -249,7 +249,7 @@ def load_training(
 
 
 def _require_whole_run(folder: Path) -> None:
-    """Refuse to resume a method by itself whose start and threshold are its comparison's."""
+    """Refuse to resume a single method of a comparison, which shares start and threshold."""
     parent = folder.parent
     if not (parent / CONFIG_FILE).is_file():
         return
@@ -262,7 +262,7 @@ def _require_whole_run(folder: Path) -> None:
 
 
 def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
-    """An adapter that a run starts from says itself how large it is and where it sits."""
+    """Refuse options that the adapter of the start states itself."""
     retyped = sorted(set(marked_paths(RunConfig, "of_adapter")) & loaded.explicit)
     if loaded.config.adapter is not None and retyped:
         raise UserError(
@@ -272,10 +272,10 @@ def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
 
 
 def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = True) -> RunConfig:
-    """Refuse to resume the run in `folder` with another config, also before its first checkpoint.
+    """Refuse to resume the run in `folder` with another config; return the config of the start.
 
-    places_too: whether base, rows and first adapter must lie where they lay; False if the caller
-    compares what lies there. Returns the config that the run was started with.
+    places_too: whether base, rows and first adapter must have their old paths; False if the caller
+    compares hashes.
     """
     stored = read_config(folder, RunConfig)
     require_same_identity(folder, identity(stored), identity(config))
@@ -285,7 +285,7 @@ def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = T
 
 
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:
-    """An explicit method turns a preset's comparison off; asking for both is a contradiction."""
+    """Drop a preset's comparison for an explicit method; refuse both on the command line."""
     methods = sorted(path for path in loaded.explicit if path.split(".")[0] == "method")
     if loaded.config.compare and loaded.config.ensemble_member and not methods:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Run folders: who may write to them, and what they begin with."""
+"""The folder of a run: choosing and locking it, its first files, and checks before long work."""
 
 from __future__ import annotations
 
@@ -48,17 +48,20 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
-    """The folder of a run, not yet made: a new one, or on `resume` the one that `run_dir` names.
+    """Return the folder of a run: a new one that is not made yet, or on `resume` that of `run_dir`.
 
-    Asked for before anything slow. Raises UserError when the folder holds something already and
-    `resume` is not set, or when there is nothing to resume.
+    Raises:
+        UserError: a folder that holds something, or on `resume` one with nothing to resume.
     """
     return Path(from_main(lambda: str(choose(run_dir, name, resume))))
 
 
 def make_folder(folder: Path) -> None:
-    """Make a chosen folder and lock it; UserError where it cannot be written, or another process
-    was faster."""
+    """Make a chosen folder and lock it.
+
+    Raises:
+        UserError: it cannot be written, or another process was faster.
+    """
 
     def make() -> None:
         try:
@@ -77,7 +80,7 @@ _locks: dict[Path, int] = {}
 
 
 def lock_folder(folder: Path) -> None:
-    """Refuse a folder that another process works in; it is made where it is missing."""
+    """Lock a folder, which is made if it is missing (UserError if another process has it)."""
 
     def lock() -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,9 +90,10 @@ def lock_folder(folder: Path) -> None:
 
 
 def take_up(folder: Path) -> None:
-    """Lock a folder that is resumed, and remove what a killed process left half-written there.
+    """Lock the folder of a resumed run and remove half-written files of a killed process.
 
-    UserError where another process works in it.
+    Raises:
+        UserError: another process works in it.
     """
 
     def take() -> None:
@@ -104,9 +108,9 @@ def take_up(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> bool:
-    """Lock until `holding_locks` ends; False where this process has it already.
+    """Lock `folder` until `holding_locks` ends; return False if this process has locked it before.
 
-    The lock is the kernel's (`lock_file`): it is gone with the process, however that ends.
+    The kernel frees the lock with the process, however that ends.
     """
     place = folder.resolve()
     if place in _locks:
@@ -132,7 +136,7 @@ def _lock(folder: Path) -> bool:
 
 @contextmanager
 def holding_locks() -> Iterator[None]:
-    """Folders that are locked within the block are free after it."""
+    """Free the folders after the block that were locked within it."""
     before = set(_locks)
     try:
         yield
@@ -143,10 +147,9 @@ def holding_locks() -> Iterator[None]:
 
 @contextmanager
 def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[None]:
-    """SIGTERM and Ctrl-C within the block are told with the command that goes on.
+    """Add the resume command to a Preempted error or KeyboardInterrupt raised inside the block.
 
-    begun: the file or folder in `folder` without which there is nothing to resume; nothing is
-    advised then.
+    begun: the file in `folder` without which there is nothing to resume, and so no advice.
     """
     try:
         yield
@@ -159,17 +162,15 @@ def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[
 
 @main_only
 def write_config(folder: Path, config: Any) -> None:
-    """`config.yaml`: every field, resolved; `--config` repeats the run with it.
-
-    With it a run has begun, and can be resumed.
-    """
+    """Write every field of `config`, resolved, to `config.yaml`; from then on a run can be
+    resumed."""
     write_whole(folder / CONFIG_FILE, to_yaml(config))
 
 
 def original_command(folder: Path, program: str, argv: list[str]) -> str:
-    """The command that started the run in `folder`, kept there so that a resumed run reports it.
+    """Return the command that started the run in `folder`, and keep it there for resumed runs.
 
-    To be asked for before `write_config`.
+    Call this before `write_config`.
     """
     file = folder / COMMAND_FILE
 
@@ -189,8 +190,8 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
 def hash_inputs(config: RunConfig, base: str | Path, data: Mapping[str, str]) -> dict[str, Any]:
     """Return the hashes of base, adapter and rows, as JSON.
 
-    base: folder or Hub id. data: split -> hash of its rows. Of several processes the main one
-    reads: a thousandth of the base's weights, but of all tensors.
+    base: folder or Hub id, of which a thousandth of every tensor is read. data: split -> hash of
+    its rows.
     """
 
     def read() -> dict[str, Any]:
@@ -211,8 +212,7 @@ def write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
 def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, Any]) -> bool:
     """Refuse to resume with another base, adapter or other rows than the run was started with.
 
-    Returns whether there was something to compare with: runs of before `inputs.json` have it in
-    their checkpoints alone, and none before the first.
+    Returns whether hashes were stored: runs of before `inputs.json` have them in checkpoints alone.
     """
     stored = from_main(lambda: _stored(folder))
     if stored is None:
@@ -258,7 +258,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def may_have_moved(place: str | Path | None, option: str, resume: bool) -> Iterator[None]:
-    """Add to the error of a place that is gone, on `resume`, how its new one is given."""
+    """On `resume`, add to the error of a missing place how to give its new place."""
     try:
         yield
     except UserError as error:
@@ -279,7 +279,7 @@ def refuse_meaningless(loaded: Loaded[Any], advice: Mapping[Role, str], command:
 
 
 def refuse_choice_of_rule(option_score: str, command: str) -> None:
-    """Refuse `option_score: auto` for `command`, which compares runs that would each choose."""
+    """Refuse `option_score: auto` for a command that compares runs, for each would choose."""
     if option_score == "auto":
         raise UserError(
             f"option_score = auto: {command} compares runs with starts of their own, which must be"
@@ -288,14 +288,14 @@ def refuse_choice_of_rule(option_score: str, command: str) -> None:
 
 
 def require_writable(file: Path, option: str) -> None:
-    """A file given with `option`; the folder it is to lie in is made."""
+    """Refuse a file that cannot be written; its folder is made."""
     _make(file, file.parent)
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise UserError(f"{file}: cannot be written; choose another file for {option}")
 
 
 def require_folder(folder: Path, option: str) -> None:
-    """A folder given with `option`, which is made."""
+    """Make a folder; refuse one that cannot be written."""
     _make(folder, folder)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: cannot be written; choose another folder for {option}")

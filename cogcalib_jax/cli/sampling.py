@@ -1,9 +1,8 @@
-"""The sampling baselines of a comparison: plain fine-tuning, answered by several models at once.
+"""The baselines of a comparison that average several models of plain fine-tuning.
 
-MC-dropout is one adapter trained with dropout, which stays on while it answers. A deep ensemble is
-several fine-tunings of one base on the same rows, each with LoRA's first weights, style phase and
-data order of its own. Laplace-LoRA is one adapter that is trained already and a normal distribution
-around it. BLoB trains such a distribution from the beginning.
+MC-dropout keeps dropout on while it answers. A deep ensemble is several fine-tunings with their own
+first weights, style phase and data order. Laplace-LoRA puts a normal distribution around a trained
+adapter; BLoB trains such a distribution from the beginning.
 """
 
 from __future__ import annotations
@@ -42,10 +41,9 @@ Predict = Callable[[EncodedSplit], Predictions]
 
 
 def sampling_rows(run: Run, start: Start, sft: nnx.State | None) -> dict[str, dict[str, Any]]:
-    """Train and score the baselines that the comparison names, each into a folder of its name.
+    """Train and score the baselines of the comparison, each into a folder of its name.
 
-    sft: LoRA parameters of the comparison's plain fine-tuning, None where it has none; what that
-    can stand for is not trained again.
+    sft: LoRA parameters of the comparison's plain fine-tuning, if it has one; baselines reuse it.
     """
     baselines: dict[str, Callable[[Path], Predict]] = {
         "mc_dropout": lambda folder: _mc_dropout(run, start, sft, folder),
@@ -67,7 +65,6 @@ def sampling_rows(run: Run, start: Start, sft: nnx.State | None) -> dict[str, di
 
 
 def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
-    """From the start that all methods share; where those are trained with dropout, sft itself."""
     config = run.config.as_plain_finetuning()
     dropout = config.lora.lora_dropout or MC_DROPOUT
     passes = config.evaluation.mc_passes
@@ -88,7 +85,7 @@ def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> 
 
 
 def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
-    """The first member is the comparison's sft, which has the run's own seed."""
+    # The comparison's sft has the run's own seed: it is the first member.
     count = run.config.ensemble_members
     members = [] if sft is None else [sft]
     for number in range(len(members), count):
@@ -116,7 +113,6 @@ def _member(run: Run, number: int, folder: Path) -> nnx.State:
 
 
 def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
-    """Around the comparison's sft; where there is none it is trained, from the shared start."""
     config = run.config.as_plain_finetuning()
     if sft is None:
         write_config(folder, config)
@@ -136,8 +132,7 @@ def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -
 
 
 def _blob(run: Run, start: Start, folder: Path) -> Predict:
-    """From the start that all methods share, with standard deviations beside A; validations look at
-    its mean, and so does whoever loads the adapter."""
+    """Train standard deviations beside A; validations and the stored adapter take the mean."""
     config = run.config.as_plain_finetuning()
     evaluation, training = config.evaluation, config.training
     say(f"== blob: sft with a distribution over A, {evaluation.mc_passes} draws a question")

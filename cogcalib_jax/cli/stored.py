@@ -1,7 +1,4 @@
-"""What lies in a run's folder: its files' names, its config, and whether it is free.
-
-Nothing here needs JAX: what a command asks for is known, or refused, before that is loaded.
-"""
+"""The files of a run's folder, its stored config, and the choice of a free folder; without JAX."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ CONFIG_FILE = "config.yaml"
 COMMAND_FILE = "command.txt"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
-# What a program that was killed in its first moment leaves: nothing was begun.
+# Files that a program leaves if it is killed before a run begins.
 FIRST_FILES = (COMMAND_FILE, INPUTS_FILE, CONFIG_FILE)
 NOT_BEGUN = {LOCK_FILE, *FIRST_FILES[:-1], *(f"{name}.partial" for name in FIRST_FILES)}
 # The rule that a run with `option_score: auto` chose.
@@ -32,7 +29,7 @@ ConfigT = TypeVar("ConfigT")
 
 
 def choose(run_dir: str | None, name: str, resume: bool) -> Path:
-    """Return the folder of a run as `folder.choose_folder` does, in one process alone."""
+    """Return the folder of a run as `run_folder.choose_folder` does, in one process alone."""
     if run_dir is None:
         folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
     else:
@@ -56,7 +53,7 @@ def choose(run_dir: str | None, name: str, resume: bool) -> Path:
 
 
 def _require_plain(paths: Iterable[Path]) -> None:
-    """Whoever opens a pipe waits for its other end, which may never come."""
+    """Refuse pipes and devices, which a reader would wait for."""
     for path in paths:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UserError(f"{path}: is neither a file nor a folder; remove it")
@@ -77,15 +74,15 @@ def require_empty(folder: Path) -> None:
 
 
 def resume_command(program: str, folder: Path) -> str:
-    """The command that goes on with the run or evaluation in `folder`, as a shell takes it."""
+    """Return the shell command that continues the run or evaluation in `folder`."""
     return command_line(*program_words(program), "--resume", "--run-dir", str(folder))
 
 
 def stored_config(argv: Sequence[str], cls: type) -> list[str]:
-    """`--config` with the file that a resumed run or evaluation stored, as words before `argv`.
+    """Return `--config FILE` with the stored config of a resumed run or evaluation.
 
-    Empty if `argv` resumes nothing or names a file itself; also for one of several processes whose
-    host lacks the folder. Raises UserError if there is nothing to resume.
+    Empty if `argv` resumes nothing or names a preset, and on a host of several that lacks the
+    folder. Raises UserError if there is nothing to resume.
     """
     given = split_arguments(cls, argv)
     ((resume,), (run_dir,)) = (_words(given, cls, role) for role in ("resume", "folder"))
@@ -105,7 +102,7 @@ def _words(given: Arguments, cls: type, role: Role) -> list[str | None]:
 
 
 def read_config(folder: Path, cls: type[ConfigT]) -> ConfigT:
-    """What `write_config` wrote; UserError where that cannot be read."""
+    """Return the stored config of a folder (UserError if it cannot be read)."""
     file = folder / CONFIG_FILE
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The trackers of a run: each method is tracked by itself, in the folder `tracking/` of its own.
+"""The trackers of a run, one for each method, in the folder `tracking/` of the method.
 
-What the user's environment says of Weights & Biases and MLflow is done; where it says nothing,
-nothing leaves this machine.
+Weights & Biases and MLflow follow the user's environment; without settings there, nothing leaves
+this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cogcalib_jax.training.trackers import (
 )
 
 PROJECT = "cogcalib_jax"
-# Of the config, what says nothing of a method.
+# Sections and fields that do not describe a method.
 LEFT_OUT = ("compare", "pretrain", "distributed")
 
 
@@ -78,9 +78,9 @@ def make_trackers(
     """Return trackers, which have written nothing yet.
 
     Args:
-        names: of `TRACKERS`.
-        place: a folder for what they write.
-        title: what they call the run.
+        names: keys of `TRACKERS`.
+        place: the folder for their files.
+        title: their name of the run.
         env: the user's environment.
 
     Raises:
@@ -98,10 +98,9 @@ def tracked(
     folder: Path,
     work: Callable[[Trainer], FinetuneResult],
 ) -> FinetuneResult:
-    """Return what `work` makes of a trainer that tells the trackers of `config`.
+    """Return the result of `work` with a trainer that calls the trackers of `config`.
 
-    Of several processes the main one tracks. Style adaptation, which methods share, is told to each
-    of them from its journal.
+    The main process tracks. Steps of style adaptation, which methods share, come from its journal.
     """
     if not config.track or not is_main():
         return work(trainer)

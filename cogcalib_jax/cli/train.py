@@ -1,4 +1,4 @@
-"""A training run from top to bottom: base, data, style, threshold, fine-tuning, evaluation.
+"""A training run: base, data, style adaptation, fine-tuning, evaluation, recommendation.
 
 With `compare`, every method starts from the same style-adapted model and sees the same batches.
 """
@@ -62,10 +62,12 @@ from cogcalib_jax.training.finetune import FinetuneResult, Trainer, style_phase
 
 
 def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None = None) -> Path:
-    """Train and evaluate everything `config` asks for; returns the run's folder.
+    """Train and evaluate all methods of `config`, and return the run's folder.
 
-    name: what a default run folder is called after; argv: the command line, kept for the record;
-    style: the style folder of another run, finished and with the same `style_identity`.
+    Args:
+        name: the preset's name, for a default run folder.
+        argv: the command line, which is stored.
+        style: the finished style folder of another run with the same `style_identity`.
     """
     config = with_processes(config)
     with holding_locks():
@@ -117,7 +119,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
 def _best_epoch(
     run: Run, config: RunConfig, key: str, start: Start, result: FinetuneResult
 ) -> dict[str, dict[str, Any]]:
-    """The rows of a method's best validation epoch, which needs no training of its own."""
+    """Return the rows of a method's best validation epoch."""
     best = best_epoch_of(key)
     folder = run.folder / best
     say(f"== {best}: epoch {result.best_epoch:.1f} of the same training")
@@ -126,7 +128,7 @@ def _best_epoch(
 
 
 def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:
-    """Base, data and model of a run on their devices, and its folder opened."""
+    """Choose or lock the folder of a run, prepare its parts, and write or check its first files."""
     folder = choose_folder(config.run_dir, name, config.resume)
     with resumable(folder, resume_command(PROGRAM, folder)):
         return _open(config, folder, argv)
@@ -142,7 +144,7 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     prepared = prepare(config)
     config, base, hashes = prepared.config, prepared.base, prepared.hashes
 
-    # Only now: until here a mistake leaves nothing behind.
+    # A mistake until here leaves no folder behind.
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
     written = config.as_written()
@@ -157,7 +159,7 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     else:
         write_inputs(folder, inputs)
         write_config(folder, written)
-    # From here on it is the run that was started: configs of its methods say nothing of a resume.
+    # The configs of methods do not mention a resume.
     config = replace(config, resume=False)
     trainer = prepared.trainer
     made_from = {"data": {key: hashes[key] for key in trainer.splits}, "base": inputs["base"]}
@@ -175,14 +177,14 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
 
 
 def _take_over(style: Path, folder: Path) -> None:
-    """A copy of another run's style phase, where this run has not begun its own."""
+    """Copy the style phase of another run, unless this run has begun its own."""
     if style.is_dir() and not folder.exists():
         with whole_folder(folder) as building:
             shutil.copytree(style, building, dirs_exist_ok=True)
 
 
 def composed(run: Run, start: nnx.State) -> Run:
-    """The run with the fine-tuning rows that `composition` asks for."""
+    """Return the run with the fine-tuning rows that `composition` selects."""
     trainer, composition = run.trainer, run.config.composition
     train = compose(
         trainer.splits["train"],
@@ -197,7 +199,7 @@ def composed(run: Run, start: nnx.State) -> Run:
 
 
 def with_option_score(run: Run, start: nnx.State) -> Run:
-    """Settle the rule that scores the run's options; log what `auto` chose on the start."""
+    """Return the run with the rule that scores its options; `auto` chooses on the start."""
     config = run.config
     if config.option_score != "auto":
         return run
@@ -220,16 +222,9 @@ def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> N
 def settle_option_score(
     trainer: Trainer, start: nnx.State, folder: Path, seed: int
 ) -> tuple[OptionScore, str]:
-    """Return the rule that `auto` chooses for a run, and a line about the choice.
+    """Return the rule that `auto` chooses on the start, and a line about the choice.
 
-    The rule is chosen on the start (the model in which fine-tuning begins) and kept in `folder`, so
-    that a resumed run takes the same one.
-
-    Args:
-        trainer: has the splits and the predictor.
-        start: LoRA parameters after style adaptation.
-        folder: the run's folder.
-        seed: of the bootstrap over questions.
+    The run's folder keeps the rule for resumed runs. seed: of the bootstrap over questions.
     """
     if from_main((folder / CHOICE_FILE).is_file):
         rule = from_main(lambda: read_choice(folder))
@@ -252,11 +247,10 @@ def _line(choice: Choice) -> str:
 def recommend(run: Run, candidates: Sequence[str]) -> None:
     """Write `recommended.json` of a finished run.
 
-    The choice looks at validation questions alone, and at the NLL of what `--predict` gives: scores
-    with the temperature of `calibration.json`. The candidates whose difference from the lowest NLL
-    has a paired 95 % interval that holds 0 are equal to it; of these the simplest is taken, which
-    is the first of `candidates`. The averages over several models (MC-dropout and the like) are no
-    candidates, for `--predict` answers with one adapter alone.
+    The choice uses the NLL of validation questions, answered as by `--predict`. Candidates are
+    equal to the lowest NLL if the paired 95 % interval of the difference holds 0; the simplest,
+    the first of `candidates`, is recommended. Averages over several models are no candidates, for
+    `--predict` answers with one adapter.
 
     Args:
         candidates: folders in the run's folder that hold an adapter, the simplest first.
@@ -269,8 +263,8 @@ def recommend(run: Run, candidates: Sequence[str]) -> None:
 
 
 def simplest_first(folders: Sequence[str]) -> list[str]:
-    """Return the folders of a comparison that hold an adapter, in the order in which ties are
-    decided: the best epoch of sft, sft, and the others as they were named."""
+    """Return the folders of a comparison that hold an adapter: the best epoch of sft, sft, the
+    others in their order."""
     kept = [key for key in folders if key not in (BASE, COMMONEST) and not is_tempered(key)]
     order = [best_epoch_of("sft"), "sft"]
     return sorted(kept, key=lambda key: order.index(key) if key in order else len(order))
@@ -280,10 +274,10 @@ def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
     """Choose among `candidates` (the simplest first) by the files in their folders.
 
     Returns:
-        What `recommended.json` holds, but for its example of a question: `method`, the folder;
-        `chosen_on`, `n` questions; `validation_nll` of every candidate and reference, in nats;
-        `equal_to_best`, whose differences from the lowest NLL may be noise; `not_better_than`,
-        the references that the chosen one does not beat beyond its paired interval.
+        The content of `recommended.json` without its example: `method`, the folder; `chosen_on`,
+        `n` questions; `validation_nll` of every candidate and reference, in nats; `equal_to_best`,
+        the candidates whose difference from the lowest NLL may be noise; `not_better_than`, the
+        references within the paired interval of the method.
     """
     nll = {key: read_validation_nll(run / key) for key in candidates}
     best = min(nll, key=lambda key: nll[key].mean())
@@ -307,12 +301,12 @@ def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
 
 
 def _low(values: np.ndarray, others: np.ndarray) -> float:
-    """The lower end of the paired 95 % interval of the mean difference."""
+    """Return the lower end of the paired 95 % interval of the mean difference."""
     return paired_difference([values], [others]).low
 
 
 def _example(validation: EncodedSplit) -> Mapping[str, Any] | None:
-    """A question in the shape that `--predict` reads; None for open ones, which it does not."""
+    """Return a question in the shape that `--predict` reads; None for an open question."""
     if validation.is_open:
         return None
     example = validation[0].example

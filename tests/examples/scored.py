@@ -94,6 +94,7 @@ def scored(
         data=DataConfig(task="custom", path=str(folder), prompt=prompt, few_shot=few_shot),
         model=ModelConfig(path=str(base)),
         lora=LORA,
+        method=MethodConfig(name="cols", space="options"),
         option_score=option_score,
         evaluation=EvaluationConfig(batch_size=2),
     )
@@ -112,9 +113,8 @@ def scored(
     predictions = predictor(lora, encoded)
     reduced = predictor(reduced_adapter(lora, touches_head=True), encoded)
     probe = choose_probe(encoded, predictions, reduced)
-    method = MethodConfig(name="cols", space="options").resolve()
     write_calibration(
-        folder / "adapter", config, method, base, tokenizer, encoded, predictions, probe
+        folder / "adapter", config, base, tokenizer, encoded, predictions, probe=probe
     )
     return Scored(folder, config, decoder, encoded, predictions)
 
