@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,17 +73,17 @@ class Model:
 
     base: BaseModel
     lora: nnx.State
-    """LoRA parameters; without leaves where the model was loaded without `lora` and `adapter`"""
+    """LoRA parameters; without leaves if the model was loaded without `lora` and `adapter`"""
     prompting: Prompting = field(default_factory=Prompting)
-    """how questions are asked that do not say it themselves"""
+    """the prompt of questions that do not bring their own"""
     option_score: OptionScore = DEFAULT_OPTION_SCORE
     """the rule by which options of several tokens are scored (docs/evaluation.md)"""
     calibrator: Calibrator | None = None
-    """what `predict` and `ask` map scores to probabilities with; None: a softmax"""
+    """maps scores to probabilities in `predict` and `ask`; None: a softmax"""
     start: Model | None = None
-    """the model in which fine-tuning began, for calibrators that mix it in"""
+    """the model in which fine-tuning began, for calibrators that need its scores"""
     options: tuple[str, ...] | None = None
-    """the options that a stored calibrator was fitted on, if it takes one list alone"""
+    """the options that a stored calibrator was fitted on, if it needs one list"""
 
     @classmethod
     def from_pretrained(
@@ -102,11 +102,11 @@ class Model:
 
         Args:
             name_or_path: a local folder or a Hub id.
-            adapter: a folder with a LoRA adapter in PEFT's layout. The prompt, the scoring rule and
-                the calibrator of its `calibration.json` are used, if it has one.
+            adapter: a folder with a LoRA adapter in PEFT's layout. If it holds a
+                `calibration.json`, its prompt, scoring rule and calibrator are used.
             lora: a fresh adapter of this form, to be trained; None: none, or `adapter`'s.
             dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on a CPU.
-            mesh: how devices share the work; None: each reads other examples.
+            mesh: how devices share the work; None: by examples.
             remat: what the backward pass computes again to save memory (docs/scaling.md).
             attention: "xla", "cudnn" or "splash".
             seed: decides the first values of a fresh adapter.
@@ -119,7 +119,7 @@ class Model:
         if adapter is not None and lora is not None:
             raise UserError(
                 f"lora is given beside adapter = {adapter}; expected one of them. Leave lora out:"
-                " the adapter says its own rank, alpha and modules"
+                " the adapter has its own rank, alpha and modules"
             )
         mesh = mesh if isinstance(mesh, Mesh) else make_mesh(mesh or MeshConfig())
         if adapter is not None:
@@ -135,7 +135,7 @@ class Model:
 
         Args:
             folder: of one method, such as runs/NAME-N/cols.
-            base: where the base lies now; None: where it lay.
+            base: where the base is now; None: where it was.
             settings: dtype, mesh, remat and attention, as for `from_pretrained`.
 
         Raises:
@@ -151,8 +151,7 @@ class Model:
         return replace(model, start=replace(model, lora=first, calibrator=None))
 
     def _with_stored(self, adapter: Path) -> Model:
-        """Return this model with the prompt, the scoring rule and the calibrator that lie beside
-        its adapter."""
+        """This model with the prompt, scoring rule and calibrator stored beside its adapter."""
         stored = read_calibration(adapter)
         if stored is None:
             return self
@@ -194,7 +193,7 @@ class Model:
         return replace(self, calibrator=calibrator, options=None)
 
     def without_adapter(self) -> Model:
-        """Return the base alone, without calibrator: its adapter adds nothing."""
+        """Return the base alone: an adapter of zeros, and no calibrator."""
         off = jax.tree.map(jnp.zeros_like, self.lora)
         return replace(self, lora=off, calibrator=None, start=None)
 
@@ -226,11 +225,11 @@ class Model:
         """Return the probability of every option of every question.
 
         Args:
-            examples: a split of a `Task`; or rows of your own without a known answer (a file, a
-                DataFrame, dicts with question and choices).
+            examples: a split of a `Task`; or rows without a known answer (a file, a DataFrame,
+                dicts with question and choices).
             batch_size: questions computed at a time.
             option_score: "mean", "sum", "chars" or "pmi"; None: the model's own rule.
-            calibrator: takes the place of the model's own one.
+            calibrator: replaces the model's own.
 
         Raises:
             UserError: rows that cannot be read; open questions, which `answer` answers.
@@ -265,26 +264,21 @@ class Model:
         else:
             predictions = score(self.lora, encoded)
             if calibrator is not None:
-                start = self._start_scores(encoded, calibrator, batch_size, option_score)
+                start = self._start_scores(encoded, calibrator, score)
                 predictions = replace(predictions, calibrator=calibrator, start_scores=start)
         return replace(predictions, encoded=encoded)
 
     def _start_scores(
-        self,
-        encoded: EncodedSplit,
-        calibrator: Calibrator,
-        batch_size: int,
-        option_score: OptionScore | None,
-    ) -> Any:
+        self, encoded: EncodedSplit, calibrator: Calibrator, score: Callable[..., Predictions]
+    ) -> np.ndarray | None:
         if not calibrator.needs_start:
             return None
         if self.start is None:
             raise UserError(
-                f"calibrator is {calibrator.name}, which mixes in the start; expected a model that"
-                " knows its start, as the result of finetune does. Use another calibrator"
+                f"calibrator is {calibrator.name}, which needs the start; expected a model with its"
+                " start, such as the result of finetune. Use another calibrator"
             )
-        scores = self.base.predictor(batch_size, option_score or self.option_score)
-        return scores(self.start.lora, encoded).option_scores
+        return score(self.start.lora, encoded).option_scores
 
     def ask(self, question: str, choices: Sequence[str], *, passage: str = "") -> Answer:
         """Return the answer to one question, with the probability of each choice.
@@ -308,13 +302,13 @@ class Model:
         batch_size: int = 32,
         seed: int = 0,
     ) -> OpenPredictions:
-        """Return the answers to open questions, written greedily, and how sure the model seems.
+        """Return greedy answers to open questions, with the model's confidence in them.
 
         Args:
             examples: a split of a task of open questions.
             max_new_tokens: most tokens of an answer.
             samples: sampled answers for the confidence "agreement"; 0: none.
-            p_true: whether to ask the model if its answer is right, for the confidence "p_true".
+            p_true: ask the model if its answer is right, for the confidence "p_true".
             batch_size: questions answered at a time.
             seed: of the samples.
 
@@ -341,7 +335,7 @@ class Model:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """Return what the model writes after each prompt, without the prompt.
+        """Return the model's continuation of each prompt, without the prompt.
 
         Args:
             prompts: texts; special tokens are added as the tokenizer does.
@@ -355,7 +349,7 @@ class Model:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = SamplingConfig(max_new_tokens, temperature, top_p)
-        # What some tokenizers put behind a text (its end) would leave nothing to continue.
+        # Without the end token that some tokenizers append.
         first = special_prefix(self.tokenizer)
         ids = [first + self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         written = generate(self.base.split.merge(self.lora), ids, sampling, seed=seed)
@@ -369,7 +363,7 @@ class Model:
         batch_size: int = 32,
         option_score: OptionScore | None = None,
     ) -> Calibrator:
-        """Return a calibrator that is fitted on labelled questions the model was not trained on.
+        """Return a calibrator fitted on labelled questions that the model was not trained on.
 
         Args:
             examples: the calibration split of a task.
@@ -386,7 +380,8 @@ class Model:
         scored = replace(self, calibrator=None)._predict(encoded, batch_size, option_score)
         if made.needs_classes:
             require_shared_options(encoded, f"calibrator is {made.name}", "the input")
-        start = self._start_scores(encoded, made, batch_size, option_score)
+        score = self.base.predictor(batch_size, option_score or self.option_score)
+        start = self._start_scores(encoded, made, score)
         return made.fit(scored.option_scores, scored.answers, mask=scored.mask, start_scores=start)
 
     def merge_and_unload(self) -> Model:
@@ -396,10 +391,8 @@ class Model:
         return replace(self, base=base, lora=lora, start=None)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's layout with a model card, or a model without one in Hugging
-        Face layout.
-
-        The tokenizer comes with it.
+        """Write the adapter, a model card and the tokenizer in PEFT's layout; or, for a model
+        without adapter, the weights and the tokenizer in Hugging Face layout.
 
         Raises:
             UserError: a folder that cannot be written.

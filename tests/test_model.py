@@ -127,7 +127,7 @@ def test_open_questions_are_answered_and_not_predicted(model):
         (lambda m: m.ask("Q?", ["a"]), "choice"),
         (lambda m: m.calibrate(task().calibration, "warmth"), "calibrator is 'warmth'; expected"),
         (lambda m: m.predict(task().test, calibrator=cc.LogitMixture()), "start"),
-        (lambda m: m.calibrate(task().calibration, "mixture"), "knows its start"),
+        (lambda m: m.calibrate(task().calibration, "mixture"), "expected a model with its start"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(model, ask, told):

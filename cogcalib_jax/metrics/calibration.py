@@ -171,7 +171,9 @@ def ece_debiased(
     count^2 / (sum over its clusters of their rows^2).
 
     Args:
-        confidence, correct, bins: as for `reliability_bins`.
+        confidence: [rows] probabilities.
+        correct: [rows] of 0 and 1.
+        bins: as for `ece`.
         clusters: [rows] labels of rows that belong together; None: every row by itself.
     """
     table = reliability_bins(confidence, correct, bins=bins)
