@@ -11,7 +11,7 @@ fact) and of right answers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from cogcalib_jax.studies.detector_report import (
     write_results,
 )
 from cogcalib_jax.studies.slick import SHOTS, SlickScorer
-from cogcalib_jax.studies.suite import Cell, advice, listing, run_cells
+from cogcalib_jax.studies.suite import Cell, advice, as_run, listing, run_cells
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.refit import example_nll
@@ -80,12 +80,6 @@ class DetectorConfig(RunConfig):
         )
         check(self.training.probe_rows > 0, "training.probe_rows", "must be above 0 to watch rows")
 
-    def run_config(self, seed: int, folder: Path) -> RunConfig:
-        """Return the comparison of one seed."""
-        values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
-        own = {"seed": seed, "compare": self.methods, "run_dir": str(folder), "dry_run": False}
-        return RunConfig(**values | own)
-
 
 class WatchedSeed(Cell):
     """One seed, finished when its numbers are written."""
@@ -118,7 +112,8 @@ def detector(argv: list[str]) -> None:
     planned = []
     for seed in config.seeds:
         place = folder / f"seed-{seed}"
-        run = config.run_config(seed, place)
+        own = {"seed": seed, "compare": config.methods, "run_dir": str(place), "dry_run": False}
+        run = as_run(config, **own)
         # The config in the folder repeats its training.
         again = ("--config", str(place / "config.yaml"))
         planned.append(WatchedSeed("as in the preset", seed, run, place, again))

@@ -283,6 +283,11 @@ def roc_figure(panels: Sequence[Curves], method: str) -> Figure:
 def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
     """Draw AUROC over updates, a panel for each property; below, the share called known."""
     targets = list(courses[0].auroc)
+    groups = (
+        (KNOWN, "-", f"of the known ({known})"),
+        (UNKNOWN, "-", "of the unknown"),
+        (INK, DOTTED, "of all"),
+    )
     across, height = 3.55, 2.6
     figure = new_figure(across * len(targets) + 0.75, 2 * height + 2.3)
     headline(
@@ -303,7 +308,7 @@ def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
         steps_axis(axes, int(courses[0].steps[-1]), int(courses[0].steps[0]))
     for i, course in enumerate(courses):
         axes = place_axes(figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2)
-        for k, (color, line) in enumerate(((KNOWN, "-"), (UNKNOWN, "-"), (INK, DOTTED))):
+        for k, (color, line, _) in enumerate(groups):
             _with_band(axes, course.steps, course.called[:, :, k], color, line)
         axes.set_ylim(0, 1.01)
         percent_axis(axes.yaxis)
@@ -312,19 +317,14 @@ def auroc_figure(courses: Sequence[Course], method: str, known: str) -> Figure:
             axes.set_ylabel("called known (%)")
         axes.set_xlabel("update")
         steps_axis(axes, int(course.steps[-1]), int(course.steps[0]))
+    kinds = [(*look, f"questions {one.name}") for look, one in zip(KINDS, courses, strict=True)]
     handles = [
-        Line2D([], [], color=color, linestyle=line, linewidth=2, label=f"questions {course.name}")
-        for course, (color, line) in zip(courses, KINDS, strict=True)
-    ]
-    handles += [
-        Line2D([], [], color=KNOWN, linewidth=2, label=f"of the known ({known})"),
-        Line2D([], [], color=UNKNOWN, linewidth=2, label="of the unknown"),
-        Line2D([], [], color=INK, linewidth=2, linestyle=DOTTED, label="of all"),
-        style_patch(),
+        Line2D([], [], color=color, linestyle=line, linewidth=2, label=label)
+        for color, line, label in (*kinds, *groups)
     ]
     width, tall = figure.get_size_inches()
     figure.legend(
-        handles=handles,
+        handles=[*handles, style_patch()],
         loc="upper left",
         bbox_to_anchor=((0.75 + across * len(courses)) / width, 1 - (1.95 + height) / tall),
         borderaxespad=0,

@@ -12,8 +12,9 @@ import json
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -91,6 +92,11 @@ class SuiteConfig:
         check(len(set(names)) == len(names), "conditions", "must have different names")
 
 
+def as_run(config: RunConfig, **changes: Any) -> RunConfig:
+    """Return the run within a config that has fields of its own beside it, with `changes`."""
+    return RunConfig(**{f.name: getattr(config, f.name) for f in fields(RunConfig)} | changes)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One condition with one seed: a comparison in a folder of its own."""
@@ -150,7 +156,19 @@ def run_suite(file: str, argv: Sequence[str]) -> None:
         failed = run_cells(planned, folder)
     if len(failed) == len(planned):
         raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
-    text = write_results(_study(config, name, command, planned, failed, folder))
+    study = Study(
+        name=name,
+        question=config.question,
+        folder=folder,
+        preset=config.preset,
+        command=command,
+        configuration=to_yaml(config),
+        across=config.across,
+        conditions=_conditions(config, [cell for cell in planned if cell not in failed]),
+        followed=config.followed,
+        failed=tuple(cell.title for cell in failed),
+    )
+    text = write_results(study)
     if config.out is not None:
         write_whole(Path(config.out), f"    {command}\n\n{text}")
     print(plain_text(text))
@@ -166,36 +184,15 @@ def advice(failed: Sequence[Cell]) -> str:
     return f"{titles}. Read failure.txt in their folders, then run the same command again"
 
 
-def _study(
-    config: SuiteConfig,
-    name: str,
-    command: str,
-    planned: Sequence[Cell],
-    failed: Sequence[Cell],
-    folder: Path,
-) -> Study:
-    """The finished cells as the report sees them, in the suite's order."""
-    conditions = []
-    for entry in config.conditions:
-        condition, words = parse_condition(entry)
-        done = [cell for cell in planned if cell.condition == condition and cell not in failed]
-        if done:
-            changed = zip(words[::2], words[1::2], strict=True)
-            settings = tuple(f"{path.removeprefix('--')}={value}" for path, value in changed)
-            runs = {cell.seed: read_run(cell.folder) for cell in done}
-            conditions.append(Condition(condition, settings, runs))
-    return Study(
-        name=name,
-        question=config.question,
-        folder=folder,
-        preset=config.preset,
-        command=command,
-        configuration=to_yaml(config),
-        across=config.across,
-        conditions=tuple(conditions),
-        followed=config.followed,
-        failed=tuple(cell.title for cell in failed),
-    )
+def _conditions(config: SuiteConfig, done: Sequence[Cell]) -> tuple[Condition, ...]:
+    """The conditions with a finished cell, as the report sees them."""
+    found = []
+    for name, words in map(parse_condition, config.conditions):
+        changed = zip(words[::2], words[1::2], strict=True)
+        settings = tuple(f"{path.removeprefix('--')}={value}" for path, value in changed)
+        runs = {cell.seed: read_run(cell.folder) for cell in done if cell.condition == name}
+        found += [Condition(name, settings, runs)] if runs else []
+    return tuple(found)
 
 
 def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:

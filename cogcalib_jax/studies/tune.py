@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ from cogcalib_jax.studies.recommend import (
     numbers_of,
     recommend,
 )
-from cogcalib_jax.studies.suite import share_compiled_steps
+from cogcalib_jax.studies.suite import as_run, share_compiled_steps
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
 
@@ -142,10 +142,9 @@ class TuneConfig(RunConfig):
 
     def run_config(self, seed: int, epochs: float) -> RunConfig:
         """Return the run that is tuned, with one seed and length."""
-        values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         training = replace(self.training, epochs=epochs)
         own = {"seed": seed, "training": training, "compare": ("sft",)}
-        return RunConfig(**values | own | {"run_dir": None, "resume": False, "dry_run": False})
+        return as_run(self, **own, run_dir=None, resume=False, dry_run=False)
 
     def trials(self, folder: Path) -> list[Trial]:
         """Return a trial for each seed and length, with all candidates."""
