@@ -6,7 +6,7 @@ import pytest
 
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import load_config
-from cogcalib_jax.data.protocols import PROTOCOLS
+from cogcalib_jax.data.prompts import PROTOCOLS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/protocols"
 TRAINED_ON = (

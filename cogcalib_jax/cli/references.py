@@ -18,7 +18,7 @@ from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.protocols import CLEAN
+from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.files import command_line

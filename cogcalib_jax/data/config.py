@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cogcalib_jax.data.prompts import PROMPTS
-from cogcalib_jax.data.protocols import CLEAN, PROTOCOLS
+from cogcalib_jax.data.prompts import CLEAN, PROMPTS, PROTOCOLS
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.data.tasks.answers import Way
 from cogcalib_jax.data.tasks.columns import parse_columns
@@ -32,11 +31,11 @@ class DataConfig:
     columns: tuple[str, ...] | None = often(None)
     """Columns of your own rows, as question=stem,choices=A+B+C+D,answer=key; unset: usual names."""
     answers: Way | None = None
-    """How answers of your own rows are written; unset: the one way that fits every row."""
+    """Form of the answers in your own rows; unset: the one form that fits every row."""
     answers_from: Literal[0, 1] | None = None
     """The index of the first choice in your own rows; unset: 0, unless the rows say otherwise."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a row that cannot be used: stop and name it, or leave it out and count it."""
+    """A row that cannot be used: error stops and names it, skip leaves it out and counts it."""
     prompt: str = often("auto", role="prompt")
     """Prompt template: letters, cloze or qa; auto: the task's own; chat: the tokenizer's format."""
     few_shot: int = 0

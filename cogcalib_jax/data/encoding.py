@@ -10,17 +10,24 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example, question_key
-from cogcalib_jax.data.prompts import PROMPTS, Prompt, Template, chat_notes, chat_template
-from cogcalib_jax.data.protocols import CLEAN, published, verbaliser_notes
+from cogcalib_jax.data.prompts import (
+    CLEAN,
+    PROMPTS,
+    Prompt,
+    Template,
+    chat_notes,
+    chat_template,
+    published,
+    verbaliser_notes,
+)
 from cogcalib_jax.data.tasks import TASKS
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.tokenizer import WITHOUT_EMBEDDING
 
-# Texts handed to the tokenizer at once: enough for its threads, little enough to hold.
+# Examples tokenised at once: enough for the tokenizer's threads, little enough to hold.
 _CHUNK = 1000
 _PADDING = re.compile(r"[\W_]*pad[\W_]*", re.IGNORECASE)
-# A passage is cut at white space, and within it only where a "word" is longer than this (text
-# in scripts without spaces, or no text at all).
+# A passage is cut at white space, or inside a longer "word" (scripts without spaces).
 _UNIT = re.compile(r"\s*\S{1,32}")
 
 
@@ -31,13 +38,13 @@ def template_of(
     *,
     is_open: bool,
 ) -> Template:
-    """The template of every prompt, with all that stands before the question.
+    """Return the template of every prompt, with the solved questions before it.
 
     Args:
-        config: names it; auto is the task's own, or qa where that has options and `is_open`.
-        tokenizer: writes the chat format, and the published ends of some protocols.
+        config: names it; auto is the task's own, or qa if `is_open` and the task's has options.
+        tokenizer: decides the chat format, and the published ends of some protocols.
         shots: solved questions to show, as many as `config.few_shot`.
-        is_open: whether the questions are open.
+        is_open: True for open questions.
 
     Raises:
         UserError: as `chat_template`; a solved question that cannot be shown.
@@ -66,21 +73,21 @@ def template_of(
 
 
 def answer_stop(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What ends the answer to an open question; solved questions before it change nothing."""
+    """Return the text that ends the answer to an open question."""
     return template_of(replace(config, few_shot=0), tokenizer, is_open=True).stop
 
 
 def prompt_prefix(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids before every prompt's own: nothing in a chat, whose template writes what it wants."""
+    """Return the ids before every prompt's own: none in a chat, whose template writes them."""
     return [] if config.prompt == CHAT else special_prefix(tokenizer)
 
 
 def pmi_prefix(template: Template, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
     """Return the ids after which an option is scored as if there were no question.
 
-    The first id is BOS, or the end-of-text token (EOS) of a tokenizer without BOS. Then comes what
-    the template puts between question and option, without the white space before it: "Answer:" for
-    letters, nothing for cloze. None if the tokenizer has neither token.
+    The first id is BOS, or the end-of-text token (EOS) of a tokenizer without BOS. The text between
+    question and option follows, without the white space before it: "Answer:" for letters, nothing
+    for cloze. None if the tokenizer has neither token.
     """
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     first = next((token for token in ids if token is not None), None)
@@ -98,13 +105,13 @@ def encode_split(
     shots: Sequence[Example] = (),
     template: Template | None = None,
 ) -> tuple[EncodedSplit, tuple[str, ...]]:
-    """Token ids of a split, and notes on what was cut or left out.
+    """Return a split as token ids, and notes on cut passages and rows that were left out.
 
     Args:
         name: the split's name, for messages.
         examples: its rows; `Batch.row` counts those that could be encoded.
-        tokenizer: as `load_tokenizer` gives it.
-        config: prompt template, `max_length`, and what to do with a row that cannot be encoded.
+        tokenizer: a tokenizer from `load_tokenizer`.
+        config: the prompt, `max_length` and `on_bad_row`.
         shots: the `config.few_shot` solved questions before each, from `Splits.shots` or
             `load_shots`.
         template: the prompt without `shots`; None: the one that `config` names.
@@ -159,7 +166,7 @@ def encode_split(
 
 
 def single_token_options(encoded: Sequence[Encoded]) -> bool:
-    """Whether every option is one token, and another one for every option of a row."""
+    """Return whether every option is one token, different for every option of a row."""
     return EncodedSplit.of(encoded).single_token_options
 
 
@@ -171,7 +178,7 @@ class _Ids(NamedTuple):
 
 
 class Encoder:
-    """Examples to token ids with one tokenizer and template; counts the passages it cut."""
+    """An encoder with one tokenizer and template; it counts the passages it cut."""
 
     def __init__(
         self,
@@ -189,7 +196,7 @@ class Encoder:
         self.truncated = 0
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRow]:
-        """Each example encoded, or why it cannot be; the reason names its id."""
+        """Return each example encoded, or a `BadRow` that names its id."""
         results: list[Encoded | BadRow] = []
         prompts = [self._render(example) for example in examples]
         good = iter(self._tokenise([p for p in prompts if isinstance(p, Prompt)]))
@@ -234,10 +241,9 @@ class Encoder:
         return max(map(len, ids.whole)) > self._max_length
 
     def _shorten(self, example: Example) -> tuple[Prompt, _Ids]:
-        """The prompt with as much of the passage's two ends (or of its start) as fits.
+        """Return the prompt with as much of the passage's two ends (or of its start) as fits.
 
-        The cut is made in the text, so that the text in a prediction row gives the same ids
-        again. What fits is found by bisection over the number of units that stay.
+        The text is cut, not the ids, so that the text in a prediction row gives the same ids.
         """
         units = _UNIT.findall(example.passage)
 
@@ -258,7 +264,8 @@ class Encoder:
                 f"question and options{shots} take {max(map(len, best[1].whole))} tokens{without}, "
                 f"more than the {self._max_length} of data.max_length"
             )
-        # A unit is seldom less than a token: 4 a token spare a megabyte's bisection.
+        # Bisection over the units that stay. A unit is seldom less than a token, so 4 a token
+        # bound the search in a passage of a megabyte.
         low, high = 0, min(len(units) - 1, 4 * self._max_length)
         while low < high:
             middle = (low + high + 1) // 2
@@ -297,7 +304,7 @@ def _encoded(example: Example, prompt: Prompt, ids: _Ids) -> Encoded:
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text (BOS, or nothing); what it appends is left."""
+    """Return the ids that the tokenizer itself puts before a text (BOS, or nothing)."""
     text, plain = _some_text(tokenizer)
     special = tokenizer(text)["input_ids"]
     for start in range(len(special) - len(plain) + 1):
@@ -310,7 +317,7 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _some_text(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
-    """A text that has tokens, and those: there are tokenizers that know no "a", and no bytes."""
+    """Return a text that has tokens, and them: some tokenizers know neither "a" nor bytes."""
     words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
     own = (tokenizer.decode([word]) for word in sorted(words))
     for text in chain("a", own):
@@ -322,18 +329,18 @@ def _some_text(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
 
 
 def _require_plain_text(example: Example, special: Callable[[str], re.Match[str] | None]) -> None:
-    """A special token written out in a text would become that token: a second BOS, say."""
+    """Refuse a text with a special token written out, which would become that token."""
     for text in (example.question, example.passage, *example.choices):
         if found := special(text):
             raise BadRow(f"its text holds the tokenizer's special token {found.group()!r}")
 
 
 def _special_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], re.Match[str] | None]:
-    """A search for the tokenizer's special tokens written out as text.
+    """Return a search for the tokenizer's special tokens written out as text.
 
     Tokens for unknown text and for padding, declared or only named so ("<pad>"), are left out
-    unless they are BOS or EOS as well: they order nothing in a text, and a padding token may be any
-    word ("!"). Tokens for which the model has no embedding always count.
+    unless they are BOS or EOS, because a padding token may be any word ("!"). Tokens without an
+    embedding in the model always count.
     """
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     without_role = {str(tokenizer.unk_token), str(tokenizer.pad_token)}

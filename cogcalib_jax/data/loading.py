@@ -18,7 +18,7 @@ from cogcalib_jax.data.example import (
     repeats_note,
 )
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.protocols import published
+from cogcalib_jax.data.prompts import published
 from cogcalib_jax.data.sources import Stored, split_files, stored_rows, unread_files
 from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_splits
 from cogcalib_jax.data.tasks import TASKS, MadeTask, RowTask

@@ -221,16 +221,12 @@ class Question(NamedTuple):
     """its `answer` is 0 and means nothing"""
 
 
-class Questions(NamedTuple):
-    """All questions of a file."""
+def load_questions(
+    path: Path, columns: Mapping[str, tuple[str, ...]] | None = None
+) -> tuple[list[Question], str]:
+    """Return all questions of a file of rows, in its order, and a line about what was read.
 
-    questions: list[Question]
-    note: str
-    """which columns were read, in a line"""
-
-
-def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = None) -> Questions:
-    """Return all questions of a file of rows, in its order; their answers are not read.
+    Their answers are not read.
 
     columns: field -> columns, as for the training rows; a field whose columns the file lacks is
         looked for under its usual names.
@@ -243,7 +239,7 @@ def load_questions(path: Path, columns: Mapping[str, tuple[str, ...]] | None = N
         raise UserError(f"{path}: has no rows; give one question a line")
     questions, read = read_questions(stored, columns or {})
     examples = [question.example for question in questions]
-    return Questions(questions, read_line({"": stored}, examples, read, ()))
+    return questions, read_line({"": stored}, examples, read, ())
 
 
 def read_questions(

@@ -19,7 +19,7 @@ from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example
-from cogcalib_jax.data.protocols import CLEAN
+from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.forward import completion_logprob, example_losses

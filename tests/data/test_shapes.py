@@ -41,7 +41,7 @@ def test_true_and_false_name_a_choice(tmp_path, shape):
 )
 def test_questions_to_answer_have_the_same_shapes(tmp_path, shape):
     columns = DataConfig(task="custom", path="x", **shape.options).column_names()
-    asked = load_questions(write(tmp_path, shape), columns).questions
+    asked, _ = load_questions(write(tmp_path, shape), columns)
     assert [(q.example.question, q.example.choices) for q in asked] == [
         (question, choices) for question, choices, _ in shape.expected
     ]

@@ -116,7 +116,7 @@ def load(tmp_path):
     def run(*rows):
         file = tmp_path / "mine.jsonl"
         file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-        return load_questions(file).questions
+        return load_questions(file)[0]
 
     return run
 

@@ -208,15 +208,15 @@ def test_a_split_without_answers_in_any_usual_column_names_the_columns(tmp_path,
 
 def test_questions_to_answer_need_no_answer_and_are_never_refused_for_one(tmp_path):
     rows = two(choices=[["1", "2", "3"]] * 2, answer=["2", "9"], label=[0, "?"])
-    asked = load_questions(write(tmp_path, *rows))
-    assert [q.example.choices for q in asked.questions] == [("1", "2", "3")] * 2
-    assert asked.note.startswith("read train.jsonl: 2 questions with 3 options")
+    asked, note = load_questions(write(tmp_path, *rows))
+    assert [q.example.choices for q in asked] == [("1", "2", "3")] * 2
+    assert note.startswith("read train.jsonl: 2 questions with 3 options")
 
 
 def test_questions_to_answer_may_have_the_columns_of_the_training_rows_or_plain_ones(tmp_path):
     named = {"question": ("stem",), "choices": ("x+y",)}
     for row in ({"stem": "Which?", "x": "r", "y": "g"}, {"question": "Which?", "A": "r", "B": "g"}):
-        (asked,) = load_questions(write(tmp_path, row), named).questions
+        (asked,), _ = load_questions(write(tmp_path, row), named)
         assert (asked.example.question, asked.example.choices) == ("Which?", ("r", "g"))
 
 
