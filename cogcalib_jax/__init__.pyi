@@ -10,12 +10,12 @@ from .calibration import TemperatureScaler as TemperatureScaler
 from .calibration import VectorScaler as VectorScaler
 from .calibration import register_calibrator as register_calibrator
 from .compile_cache import enable_compile_cache as enable_compile_cache
-from .configlib import FieldError as FieldError
 from .data.config import DataConfig as DataConfig
 from .data.example import Example as Example
 from .data.prompts import Template as Template
 from .data.task import Examples as Examples
 from .data.task import Task as Task
+from .errors import FieldError as FieldError
 from .errors import UserError as UserError
 from .finetuning import FinetuneResult as FinetuneResult
 from .finetuning import Method as Method

@@ -27,7 +27,7 @@ from flax import nnx
 from cogcalib_jax.calibration import Calibrator
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib.loading import load_config
-from cogcalib_jax.console import say
+from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError, check, run_main
 from cogcalib_jax.files import refuse_external_links, whole_folder
 from cogcalib_jax.hf.adapter import (
@@ -109,7 +109,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     if tokenizer_key(base, adapter):
         rows = read_config(base).vocab_size
         for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
-            say(f"note: {note}")
+            show_note(note)
     tensors, deltas = _open(base, adapter, lora)
     untied = _unties(tensors, deltas)
     card = model_card(run, base_name, base, lora, argv, untied=untied)
@@ -133,7 +133,7 @@ def _write_calibration(adapter: Path, building: Path) -> None:
         calibrator = stored.get("calibrator")
         if calibrator is not None and Calibrator.from_json(calibrator).needs_start:
             reason = "a mixture needs the start's scores, and merged weights are one model"
-            print(f"note: calibrator {calibrator[KIND]} is left out: {reason}", file=sys.stderr)
+            show_note(f"calibrator {calibrator[KIND]} is left out: {reason}")
             stored = stored | {"calibrator": None, "why_no_calibrator": reason}
         text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
         (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")

@@ -244,7 +244,7 @@ def student_t(
 def _ece_bias_bounds(
     observed: FloatArray, resampled: FloatArray, floors: FloatArray
 ) -> tuple[float, float]:
-    """How far the true ECE difference may lie below and above the expected observed one.
+    """Bounds on the true ECE difference, below and above the expected observed one.
 
     The bias of a method's ECE is at least the bias that resampling adds (exact far from
     calibration, half of it near) and at most its noise floor (exact at calibration).
