@@ -65,7 +65,7 @@ def template_of(
         except BadRow as reason:
             raise UserError(
                 f"data.few_shot = {config.few_shot}: row {shot.id} of train would be shown, but"
-                f" {reason}; mend it, or draw others with --data.split-seed"
+                f" {reason}; fix it, or draw others with --data.split-seed"
             ) from reason
     if config.prompt == CHAT:
         return chat_template(template, tokenizer, shots, is_open=is_open)
@@ -134,7 +134,7 @@ def encode_split(
                 encoded.append(result)
             elif config.on_bad_row == "error":
                 raise UserError(
-                    f"{name} split of {config.task}: {result}; mend it or leave such rows out "
+                    f"{name} split of {config.task}: {result}; fix it or leave such rows out "
                     "with --data.on-bad-row skip"
                 )
             else:

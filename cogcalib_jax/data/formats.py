@@ -65,11 +65,11 @@ def read_file(file: Path) -> FileRows:
     suffix = format_of(file)
     if suffix is None:
         raise UserError(
-            f"{file}: is no file of rows; expected {', '.join(FORMATS)}, or one of the text"
+            f"{file}: is not a file of rows; expected {', '.join(FORMATS)}, or one of the text"
             " formats with .gz. Save the rows in one of them"
         )
     if file.is_fifo():  # opening one waits for its other end
-        raise UserError(f"{file}: is a pipe, no file; write its rows to a file first")
+        raise UserError(f"{file}: is a pipe, not a file; write its rows to a file first")
     try:
         return _read_parquet(file) if suffix == ".parquet" else _READERS[suffix](file, _bytes(file))
     except OSError as error:
@@ -90,7 +90,7 @@ def _bytes(file: Path) -> bytes:
             data = gzip.decompress(data)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(
-                f"{file}: is no complete gzip file ({first_line(error)}); fetch or write it again"
+                f"{file}: is not a complete gzip file ({first_line(error)}); fetch it again"
             ) from error
     if data.startswith(_UTF_16_OR_32):
         raise UserError(f"{file}: is UTF-16 or UTF-32 text; expected UTF-8. Save it as UTF-8")
@@ -161,7 +161,7 @@ def _array(file: Path, text: str) -> Iterator[Row]:
             raise json.JSONDecodeError("Expecting the end of the array", text, at)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file}: is no JSON array of objects ({reason_of(error)}); write it again"
+            f"{file}: is not a JSON array of objects ({reason_of(error)}); write it again"
         ) from error
 
 
@@ -179,7 +179,7 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
     if not text.strip():
         return FileRows([])
     if "\0" in text:
-        raise UserError(f"{file}: holds NUL characters and is no text; save it as UTF-8")
+        raise UserError(f"{file}: holds NUL characters and is not text; save it as UTF-8")
     separator = _separator(file, text)
     # A passage may be longer than the module's limit of 131,072 characters.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -196,7 +196,7 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
             line = cells.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{file}:{line}: is no row of a table with {_SEPARATORS[separator]} ({error}); a"
+            f"{file}:{line}: is not a row of a table with {_SEPARATORS[separator]} ({error}); a"
             " quotation mark inside a cell is written twice"
         ) from error
     if separator == usual:
@@ -238,7 +238,7 @@ def _require_distinct(file: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f"{file}: column {twice[0]!r} is there twice; expected every name once. Rename one"
+            f"{file}: column {twice[0]!r} occurs twice; expected every name once. Rename one"
         )
 
 
@@ -260,7 +260,7 @@ def _read_parquet(file: Path) -> FileRows:
         table = pyarrow.parquet.ParquetFile(file).read()
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"{file}: is no readable Parquet file ({first_line(error)}); write it again"
+            f"{file}: is not a readable Parquet file ({first_line(error)}); write it again"
         ) from error
     _require_distinct(file, table.column_names)
     columns = [_values(file, name, table[name]) for name in table.column_names]

@@ -177,7 +177,7 @@ def _official(
         closed = [name for name in official if name not in open_splits]
         raise UserError(
             f"task {config.task}: {', '.join(open_splits)} rows are open questions, "
-            f"{', '.join(closed)} rows have choices; a task is of one kind"
+            f"{', '.join(closed)} rows have choices; all splits of a task must be of one kind"
         )
     rows = [row for part in official.values() for row in part]
     read = "" if given else _read_line(config, stored, rows, reader)
@@ -291,7 +291,7 @@ def _usable(
     if config.on_bad_row == "error" or not examples:
         more = f" (and {len(refused) - 1} more such rows)" if len(refused) > 1 else ""
         raise UserError(
-            f"{where}: {reason}{more}; mend it"
+            f"{where}: {reason}{more}; fix it"
             + ("" if not examples else " or leave such rows out with --data.on-bad-row skip")
         )
     notes.append(

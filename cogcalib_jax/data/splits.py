@@ -91,7 +91,7 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
             raise UserError(
                 f"task {config.task}: no row is left for {name}: {len(train)} training rows lie in "
                 f"{len(components)} groups, the smallest of {min(map(len, components))}, which are"
-                " kept whole; give more groups, or allow more rows where you limit them"
+                " kept whole; give more groups, or raise the limits on rows"
             )
         if name in sizes and len(rows) != sizes[name]:
             notes.append(

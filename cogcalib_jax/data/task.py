@@ -262,13 +262,13 @@ def read_questions(
                 raise row.content
             questions.append(Question(row.where, check(read(row.content, row.number, row.where))))
         except BadRow as reason:
-            raise UserError(f"{row.where}: {reason}; mend it or leave it out") from reason
+            raise UserError(f"{row.where}: {reason}; fix it or leave it out") from reason
     seen: dict[str, str] = {}
     for where, example in questions:
         if example.id in seen:
             raise UserError(
                 f"{where}: its id {example.id!r} stands at {seen[example.id]} already;"
-                " give each an id of its own, or none"
+                " give each question its own id, or none"
             )
         seen[example.id] = where
     return questions, read

@@ -331,7 +331,7 @@ def test_every_group_is_in_the_documentation():
 def test_the_world_has_groups_beside_its_test_split():
     config = DataConfig()
     assert groups_of("world") == ("taught_form_b", "unseen_template", "other_relations")
-    with pytest.raises(UserError, match="name what is with world.other_relations"):
+    with pytest.raises(UserError, match="set world.other_relations"):
         load_test(config, 3, "other_relations")
     taught, notes = load_test(config, 3, "taught_form_b")
     assert notes == ()

@@ -192,7 +192,7 @@ def _boolean(value: Any, texts: Sequence[str]) -> int | None:
 def _text(value: str, texts: Sequence[str]) -> int | None:
     """Return the choice with this text; if there is none, the only one that differs in case."""
     found = matching_choices(value, texts)
-    # A choice that stands there twice as written is refused later.
+    # A choice that occurs twice as written is refused later.
     if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
         return found[0]
     return None

@@ -99,7 +99,7 @@ class Reader:
         found = self.settled.position(answer, choices.texts, choices.labels)
         if found is None:
             expected = self.settled.expected(choices.labels)
-            raise BadRow(f"answer {answer!r:.60} is no choice; expected {expected}")
+            raise BadRow(f"answer {answer!r:.60} is not a choice; expected {expected}")
         return found
 
 

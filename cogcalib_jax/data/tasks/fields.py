@@ -86,7 +86,7 @@ def position(label: Any, labels: Sequence[str], name: str) -> int:
     """Return the index of `label`, a text or a whole number, among `labels`."""
     key = str(label).strip() if isinstance(label, str | int) else label
     if isinstance(label, bool) or key not in labels:
-        raise BadRow(f"{name} {label!r:.60} is none of the labels {', '.join(labels)}")
+        raise BadRow(f"{name} {label!r:.60} is not one of the labels {', '.join(labels)}")
     return labels.index(key)
 
 
@@ -135,7 +135,7 @@ def check(example: Example, right_choice_may_repeat: bool = False) -> Example:
     if not 0 <= example.answer < len(example.choices):
         raise BadRow(f"answer {example.answer} is not from 0 to {len(example.choices) - 1}")
     if right_choice_repeats(example) and not right_choice_may_repeat:
-        raise BadRow(f"the right choice {example.choices[example.answer]!r:.60} stands there twice")
+        raise BadRow(f"the right choice {example.choices[example.answer]!r:.60} occurs twice")
     return example
 
 

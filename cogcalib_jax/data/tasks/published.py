@@ -327,6 +327,6 @@ def _levels(subject: Any) -> dict[str, str]:
     if subject not in _SUBCATEGORY:
         near = near_misses(subject, SUBJECTS)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise BadRow(f"subject {subject!r:.60} is none of MMLU's {len(SUBJECTS)} subjects{hint}")
+        raise BadRow(f"subject {subject!r:.60} is not one of MMLU's {len(SUBJECTS)} subjects{hint}")
     subcategory = _SUBCATEGORY[subject]
     return {"subject": subject, "subcategory": subcategory, "category": _CATEGORY[subcategory]}

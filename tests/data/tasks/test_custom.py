@@ -44,11 +44,11 @@ def test_a_custom_answer_may_be_a_boolean():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"answer": 3}, "is no choice"),
+        ({"answer": 3}, "is not a choice"),
         ({"answer": "one"}, "expected an index from 0 to 2"),
-        ({"answer": 1.5}, "is no choice"),
-        ({"answer": True}, "is no choice"),
-        ({"answer": "purple"}, "is no choice"),
+        ({"answer": 1.5}, "is not a choice"),
+        ({"answer": True}, "is not a choice"),
+        ({"answer": "purple"}, "is not a choice"),
         ({"choices": ["red", "red "], "answer": 0}, "equal"),
         ({"choices": ["red", 3]}, "must be a text"),
         ({"choices": None}, "has no choices, so its answer must be a text"),

@@ -43,8 +43,8 @@ def test_openbookqa_and_arc_name_the_question_differently():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"answerKey": "D"}, "none of the labels A, B, C"),
-        ({"answerKey": True}, "none of the labels"),
+        ({"answerKey": "D"}, "not one of the labels A, B, C"),
+        ({"answerKey": True}, "not one of the labels"),
         ({"question": "  "}, "'question' is empty"),
         ({"question": 3}, "must be a text"),
         ({"question": "half \ud800"}, "lone surrogate"),
