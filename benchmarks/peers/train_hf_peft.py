@@ -54,7 +54,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     from cogcalib_jax.training.step import init_state
 
     assembled = assemble_model(config, config.lora, config.model.path)
-    save_adapter(adapter, assembled.decoder, config.lora, config.model.path)
+    save_adapter(adapter, assembled.decoder, config.model.path)
     trainable = make_trainable(config, assembled)
     (method,) = config.resolved_methods().values()
     schedule = learning_rate_schedule(config.training.learning_rate, "constant", 1, 0.0)

@@ -147,7 +147,7 @@ def keep_adapter(
 def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapter: Path) -> None:
     # A PEFT adapter holds the mean of a distribution over parameters.
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
-    save_adapter(adapter, decoder, config.lora, run.base)
+    save_adapter(adapter, decoder, run.base)
     main_only(copy_tokenizer)(run.base, config.adapter, adapter)
 
 

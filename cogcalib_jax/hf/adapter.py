@@ -27,7 +27,7 @@ from cogcalib_jax.hf.safetensors import (
     read_header,
 )
 from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_shapes
-from cogcalib_jax.models.config import LORA_TARGETS, DecoderConfig, LoraConfig
+from cogcalib_jax.models.config import LORA_TARGETS, DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.families import tensor_names
 from cogcalib_jax.models.parameters import Path as ParameterPath
@@ -50,9 +50,7 @@ BASE_COPIES = {
 }
 
 
-def save_adapter(
-    folder: Path, decoder: Decoder, lora_config: LoraConfig, base_name: str | Path
-) -> None:
+def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
     """Write `decoder`'s LoRA parameters so that `peft.PeftModel.from_pretrained` loads them.
 
     An adapter in `folder` is replaced as a whole. All processes call this; the main one writes.
@@ -60,20 +58,17 @@ def save_adapter(
     Args:
         folder: of the adapter.
         decoder: the model.
-        lora_config: the form that the decoder was built with.
         base_name: Hub id or folder of the base, for readers of the file.
     """
-    if decoder.lora != lora_config:
-        raise ValueError(f"the decoder was built with {decoder.lora}, not with {lora_config}")
-    alpha = lora_config.lora_alpha
+    lora, alpha = decoder.lora, decoder.lora.lora_alpha
     raw = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base_name),
-        "r": lora_config.r,
+        "r": lora.r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": lora_config.lora_dropout,
-        "target_modules": [name for name in LORA_TARGETS if name in lora_config.modules],
+        "lora_dropout": lora.lora_dropout,
+        "target_modules": [name for name in LORA_TARGETS if name in lora.modules],
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

@@ -83,7 +83,7 @@ class BaseModel:
         """
         fitted = fitted_elsewhere(calibrator)
         decoder = self.split.merge(lora)
-        save_adapter(folder, decoder, decoder.lora, self.name)
+        save_adapter(folder, decoder, self.name)
         if self.tokenizer.name_or_path == self.name:
             copy_tokenizer(self.name, None, folder)
         else:  # that of another adapter, or of the user

@@ -32,7 +32,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def adapter(base, tmp_path):
     decoder = small_decoder(read_config(base), lora=LORA)
-    save_adapter(tmp_path / "adapter", decoder, LORA, base)
+    save_adapter(tmp_path / "adapter", decoder, base)
     return tmp_path / "adapter"
 
 

@@ -102,7 +102,7 @@ def scored(
     save_decoder(small_decoder(shape), folder / "weights")
     for file in (folder / "weights").iterdir():
         file.rename(base / file.name)
-    save_adapter(folder / "adapter", decoder, LORA, base)
+    save_adapter(folder / "adapter", decoder, base)
     tokenizer = load_tokenizer(base)
     read = settle([Row("rows", number, row) for number, row in enumerate([*rows, SHOT])], {})
     examples = [read(row, number) for number, row in enumerate(rows)]

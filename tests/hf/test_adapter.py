@@ -28,7 +28,7 @@ def decoder():
 
 @pytest.fixture
 def folder(decoder, tmp_path):
-    save_adapter(tmp_path / "adapter", decoder, LORA, "org/base")
+    save_adapter(tmp_path / "adapter", decoder, "org/base")
     return tmp_path / "adapter"
 
 
@@ -134,7 +134,7 @@ def test_however_a_plain_adapter_was_begun_it_is_read(folder, start):
 
 def test_saving_again_replaces_the_adapter(decoder, folder):
     (folder / "stale.txt").write_text("old")
-    save_adapter(folder, decoder, LORA, "org/other")
+    save_adapter(folder, decoder, "org/other")
     assert not (folder / "stale.txt").exists()
     assert "org/other" in (folder / "adapter_config.json").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
@@ -209,7 +209,7 @@ def test_a_vocabulary_that_was_resized_for_training_is_named_as_such(folder, nam
 def test_a_copy_of_the_head_beside_an_adapter_elsewhere_is_compared(tmp_path):
     lora = LoraConfig(r=2, target_modules=("q_proj",))
     model = small_decoder(lora=lora)
-    save_adapter(tmp_path / "adapter", model, lora, "org/base")
+    save_adapter(tmp_path / "adapter", model, "org/base")
     copies = {
         "base_model.model.lm_head.weight": np.asarray(model.lm_head.weight[...]),
         "base_model.model.model.embed_tokens.weight": np.asarray(model.embed_tokens.weight[...]),

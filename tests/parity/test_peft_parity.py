@@ -67,7 +67,7 @@ def our_logits(decoder):
 def test_peft_gives_our_logits_for_our_adapter(base, targets, tmp_path):
     lora = LoraConfig(r=3, lora_alpha=7.0, target_modules=targets)
     decoder = randomised(load_decoder(base.folder, lora=lora, mesh=one_device()))
-    save_adapter(tmp_path / "adapter", decoder, lora, base.folder)
+    save_adapter(tmp_path / "adapter", decoder, base.folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on tied embeddings: nothing is merged here
         model = peft.PeftModel.from_pretrained(torch_model(base.raw), tmp_path / "adapter")

@@ -20,7 +20,7 @@ def write_good(folder: Path) -> Path:
     with chdir(folder):  # so that paths in files are relative
         base = write_base(folder / "base").relative_to(folder)
         lora = LoraConfig(r=2, target_modules=("q_proj", "v_proj"))
-        save_adapter(folder / "adapter", small_decoder(read_config(base), lora=lora), lora, base)
+        save_adapter(folder / "adapter", small_decoder(read_config(base), lora=lora), base)
         argv = arguments(base, Path("run"), "--method.name", "sft")
         loaded = load_config(
             RunConfig, argv, prog="", description="", default_preset=find_preset("world")
@@ -35,5 +35,5 @@ def write_good(folder: Path) -> Path:
         (folder / "run" / "base.json").write_text(json.dumps(base_record))
         (folder / "run" / "style" / "checkpoints").mkdir(parents=True)
         decoder = small_decoder(read_config(base), lora=config.lora)
-        save_adapter(folder / "run" / "adapter", decoder, config.lora, base)
+        save_adapter(folder / "run" / "adapter", decoder, base)
     return folder
