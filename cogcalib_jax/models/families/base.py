@@ -14,6 +14,22 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import ROPE_TYPES, DecoderConfig, RopeConfig
 from cogcalib_jax.models.rope import yarn_scale
 
+# DecoderConfig's fields by their keys in config.json, if they have the same values.
+KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "max_position_embeddings": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+}
 # The values of transformers' configuration classes for keys that config.json leaves out.
 COMMON: dict[str, Any] = {
     "hidden_act": "silu",
@@ -82,23 +98,11 @@ class Family:
                 f"hidden_size {known['hidden_size']} cannot be divided among {heads} attention"
                 f" heads, and no head_dim is given. {OWN_FILE}"
             )
-        common = {
-            "vocab_size": known["vocab_size"],
-            "hidden_size": known["hidden_size"],
-            "intermediate_size": known["intermediate_size"],
-            "num_layers": known["num_hidden_layers"],
-            "num_heads": heads,
-            "kv_heads": known["num_key_value_heads"] or heads,
-            "head_dim": known["head_dim"] or known["hidden_size"] // heads,
-            "rms_norm_eps": known["rms_norm_eps"],
-            "tie_word_embeddings": known["tie_word_embeddings"],
-            "max_position_embeddings": known["max_position_embeddings"],
-            "initializer_range": known["initializer_range"],
-            "bos_token_id": known["bos_token_id"],
-            "eos_token_id": tuple(i for i in eos if i is not None)
-            if isinstance(eos, list)
-            else eos,
-        }
+        common = {field: known[key] for key, field in KEYS.items()}
+        common["kv_heads"] = known["num_key_value_heads"] or heads
+        common["head_dim"] = known["head_dim"] or known["hidden_size"] // heads
+        if isinstance(eos, list):
+            common["eos_token_id"] = tuple(i for i in eos if i is not None)
         own = self.read(known)
         if "rope" not in own:
             common["rope"] = read_rope(known)
@@ -106,27 +110,17 @@ class Family:
 
     def write_config(self, config: DecoderConfig) -> dict[str, Any]:
         """Return the contents of config.json."""
-        eos = config.eos_token_id
-        return {
+        raw = {
             "architectures": [self.architecture],
             "model_type": config.model_type,
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_dim,
             "hidden_act": "silu",
-            "rms_norm_eps": config.rms_norm_eps,
             "rope_theta": config.rope.theta,
             "rope_scaling": _write_rope(config.rope),
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "max_position_embeddings": config.max_position_embeddings,
-            "initializer_range": config.initializer_range,
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-        } | self.write(config)
+        }
+        raw |= {key: getattr(config, field) for key, field in KEYS.items()}
+        if isinstance(config.eos_token_id, tuple):
+            raw["eos_token_id"] = list(config.eos_token_id)
+        return raw | self.write(config)
 
     def tensor_names(self, path: tuple[str, ...], layers: int) -> list[str]:
         """Return the checkpoint's names of a parameter: one, or one for each layer.
