@@ -108,7 +108,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     require_trained_on(adapter, base)
     if tokenizer_key(base, adapter):
         rows = read_config(base).vocab_size
-        for note in own_tokenizer(base, adapter, load_tokenizer(base), rows).notes:
+        for note in own_tokenizer(base, adapter, load_tokenizer(base), rows)[1]:
             show_note(note)
     tensors, deltas = _open(base, adapter, lora)
     untied = _unties(tensors, deltas)
