@@ -11,6 +11,8 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from cogcalib_jax.data.config import MAX_CALIBRATION_ROWS, DataConfig
 from cogcalib_jax.data.example import (
@@ -233,17 +235,12 @@ def _components(rows: Sequence[Example], groups: bool = True) -> list[list[int]]
 
     groups: also join the rows of one group.
     """
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    if not rows:
+        return []
     folded = [_folded(row) for row in rows]
     often = Counter(folded)
-    first: dict[Hashable, int] = {}
+    ids: dict[Hashable, int] = {}
+    edges = []
     for i, row in enumerate(rows):
         keys: list[Hashable] = [("question", question_key(row))]
         if often[folded[i]] > 1:
@@ -251,12 +248,13 @@ def _components(rows: Sequence[Example], groups: bool = True) -> list[list[int]]
             keys += [("answer", folded[i], fold_case(answer)) for answer in right]
         if groups and row.group is not None:
             keys.append(("group", row.group))
-        for key in keys:
-            a, b = sorted((root(i), root(first.setdefault(key, i))))
-            parent[b] = a
+        edges += [(i, len(rows) + ids.setdefault(key, len(ids))) for key in keys]
+    size = len(rows) + len(ids)
+    graph = coo_array((np.ones(len(edges)), np.transpose(edges)), (size, size))
+    _, labels = connected_components(graph, directed=False)
     components: dict[int, list[int]] = {}
     for i in range(len(rows)):
-        components.setdefault(root(i), []).append(i)
+        components.setdefault(int(labels[i]), []).append(i)
     return list(components.values())
 
 
