@@ -112,7 +112,7 @@ class DataConfig:
         unset = (*OWN_ROWS, *(LIMITS if made else ()))
         return replace(self, task=task, path=None, **dict.fromkeys(unset))
 
-    def column_names(self) -> dict[str, tuple[str, ...]]:
+    def column_names(self) -> dict[str, str]:
         """Return field -> columns, from `columns`."""
         return parse_columns(self.columns or ())
 

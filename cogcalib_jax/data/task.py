@@ -18,6 +18,7 @@ from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits, read_line
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.data.sources import Stored, stored_rows
+from cogcalib_jax.data.tasks.columns import Columns
 from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check
 from cogcalib_jax.errors import UserError
@@ -221,9 +222,7 @@ class Question(NamedTuple):
     """its `answer` is 0 and means nothing"""
 
 
-def load_questions(
-    path: Path, columns: Mapping[str, tuple[str, ...]] | None = None
-) -> tuple[list[Question], str]:
+def load_questions(path: Path, columns: Columns | None = None) -> tuple[list[Question], str]:
     """Return all questions of a file of rows, in its order, and a line about what was read.
 
     Their answers are not read.
@@ -242,9 +241,7 @@ def load_questions(
     return questions, read_line({"": stored}, examples, read, ())
 
 
-def read_questions(
-    stored: Stored, columns: Mapping[str, tuple[str, ...]]
-) -> tuple[list[Question], Reader]:
+def read_questions(stored: Stored, columns: Columns) -> tuple[list[Question], Reader]:
     """Return the questions among stored rows, and their reader; else as `load_questions`."""
     held = {
         str(name) for row in stored.rows if isinstance(row.content, Mapping) for name in row.content
@@ -252,7 +249,7 @@ def read_questions(
     asked = {
         field: names
         for field, names in columns.items()
-        if all(part.strip() in held for name in names for part in name.split("+"))
+        if all(part.strip() in held for part in names.split("+"))
     }
     read = settle(stored.rows, asked, needs_answer=False)
     questions: list[Question] = []

@@ -27,8 +27,8 @@ OTHERS = ("passage", "group", "id", "known")
 """fields whose column has their name"""
 OPEN = "none"
 """in place of the columns of the choices: the questions are open"""
-Asked = Mapping[str, tuple[str, ...]]
-"""field -> its columns, as `--data.columns` names them"""
+Columns = Mapping[str, str]
+"""field -> its column, or its columns joined by "+", as `--data.columns` names them"""
 
 _RUN = re.compile(r"(.*?)([a-z]|\d+)")
 _PAIRS = (("label", "text"), ("key", "value"))
@@ -52,13 +52,13 @@ class Found(NamedTuple):
     """every column that is not empty and could be the answer by its name"""
 
 
-def parse_columns(entries: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def parse_columns(entries: Iterable[str]) -> dict[str, str]:
     """Return `FIELD=COLUMN` and `choices=COLUMN+COLUMN` as a mapping.
 
     Raises:
         ValueError: an entry of another form; the message follows "must be".
     """
-    asked: dict[str, tuple[str, ...]] = {}
+    asked: dict[str, str] = {}
     for entry in entries:
         field, _, columns = (part.strip() for part in entry.partition("="))
         if field not in NAMES or field in asked or not columns:
@@ -66,11 +66,11 @@ def parse_columns(entries: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 f"FIELD=COLUMN, each field ({', '.join(NAMES)}) once, as in"
                 f" question=stem,choices=A+B+C+D,answer=key (got {entry!r})"
             )
-        asked[field] = (columns,)
+        asked[field] = columns
     return asked
 
 
-def find(row: Mapping[str, Any], where: str, asked: Asked) -> Found:
+def find(row: Mapping[str, Any], where: str, asked: Columns) -> Found:
     """Find the columns of one row.
 
     Raises:
@@ -80,7 +80,7 @@ def find(row: Mapping[str, Any], where: str, asked: Asked) -> Found:
     """
     question = _one(row, where, asked, "question")
     answers = _named(row, asked, "answer")
-    if asked.get("choices") == (OPEN,):
+    if asked.get("choices") == OPEN:
         return Found(question, None, answers)
     found = _choices(row, asked)
     if len({choices.texts for choices in found}) > 1:
@@ -89,7 +89,7 @@ def find(row: Mapping[str, Any], where: str, asked: Asked) -> Found:
     choices = found[0] if found else None
     if choices is None:
         if "choices" in asked:
-            raise BadRow(f"has no choices in column {asked['choices'][0]!r}")
+            raise BadRow(f"has no choices in column {asked['choices']!r}")
         used = {question, *answers[:1], *OTHERS}
         other = _like_choices({name: value for name, value in row.items() if name not in used})
         if other:
@@ -114,19 +114,18 @@ def two_columns(where: str, field: str, first: str, second: str) -> UserError:
     )
 
 
-def _one(row: Mapping[str, Any], where: str, asked: Asked, field: str) -> str | None:
+def _one(row: Mapping[str, Any], where: str, asked: Columns, field: str) -> str | None:
     found = _named(row, asked, field)
     if len({row[name] if isinstance(row[name], str) else name for name in found}) > 1:
         raise two_columns(where, field, *found[:2])
     return found[0] if found else None
 
 
-def _named(row: Mapping[str, Any], asked: Asked, field: str) -> tuple[str, ...]:
+def _named(row: Mapping[str, Any], asked: Columns, field: str) -> tuple[str, ...]:
     """Return the columns of a field that hold something, in the order of `NAMES`."""
     if field in asked:
-        (name,) = asked[field]
-        return () if is_absent(row.get(name)) else (name,)
-    taken = {name for names in asked.values() for name in names}
+        return () if is_absent(row.get(asked[field])) else (asked[field],)
+    taken = set(asked.values())
     return in_order(
         [
             name
@@ -152,15 +151,14 @@ def _plain(name: str) -> str:
 _PLAIN = {field: [_plain(name) for name in names] for field, names in NAMES.items()}
 
 
-def _choices(row: Mapping[str, Any], asked: Asked) -> list[Choices]:
+def _choices(row: Mapping[str, Any], asked: Columns) -> list[Choices]:
     """Return all choices of a row by the names of its columns."""
-    if "choices" in asked:
-        (name,) = asked["choices"]
-        columns = tuple(part.strip() for part in name.split("+"))
-        if name not in row and len(columns) > 1:
-            return _run(row, columns, ascii_uppercase[: len(columns)])
     found = []
-    if "choices" not in asked:
+    if "choices" in asked:
+        columns = tuple(part.strip() for part in asked["choices"].split("+"))
+        if asked["choices"] not in row and len(columns) > 1:
+            return _run(row, columns, ascii_uppercase[: len(columns)])
+    else:
         for prefix, columns, ends in _runs(row):
             if prefix in PREFIXES and (prefix or ends[0] == "a"):
                 found += _run(row, columns, tuple(end.upper() for end in ends))

@@ -15,6 +15,7 @@ from cogcalib_jax.data.tasks.columns import (
     OPEN,
     OTHERS,
     Choices,
+    Columns,
     Found,
     find,
     in_order,
@@ -31,7 +32,7 @@ _LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")
 class Reader:
     """The reader of a task's rows, which is called for each of them."""
 
-    asked: Mapping[str, tuple[str, ...]]
+    asked: Columns
     """field -> columns, as the user names them"""
     answers: tuple[str, ...]
     """columns of the answer, of which the first in a row counts; () if answers are not read"""
@@ -105,7 +106,7 @@ class Reader:
 
 def settle(
     rows: Sequence[Row],
-    asked: Mapping[str, tuple[str, ...]],
+    asked: Columns,
     answers: Way | None = None,
     answers_from: int | None = None,
     needs_answer: bool = True,
@@ -219,11 +220,9 @@ def _value(answer: Any) -> Any:
     return answer if isinstance(answer, bool | float) else as_json(answer)
 
 
-def _require_no_letters(
-    found: _Found, names: Sequence[str], asked: Mapping[str, tuple[str, ...]]
-) -> None:
+def _require_no_letters(found: _Found, names: Sequence[str], asked: Columns) -> None:
     """Refuse open questions whose answers are all letters: their choices are in other columns."""
-    if asked.get("choices") == (OPEN,):
+    if asked.get("choices") == OPEN:
         return
     values = [
         row.content[column]
@@ -262,8 +261,8 @@ def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> 
     return tuple(notes + ([settled.note] if settled.note else []))
 
 
-def _no_question(content: Mapping[str, Any], asked: Mapping[str, tuple[str, ...]]) -> str:
-    named = asked.get("question", ("question",))[0]
+def _no_question(content: Mapping[str, Any], asked: Columns) -> str:
+    named = asked.get("question", "question")
     empty = " that is not empty" if named in content else ""
     return (
         f"has no column {named!r}{empty} (its columns are: {', '.join(map(str, content))});"

@@ -214,7 +214,7 @@ def test_questions_to_answer_need_no_answer_and_are_never_refused_for_one(tmp_pa
 
 
 def test_questions_to_answer_may_have_the_columns_of_the_training_rows_or_plain_ones(tmp_path):
-    named = {"question": ("stem",), "choices": ("x+y",)}
+    named = {"question": "stem", "choices": "x+y"}
     for row in ({"stem": "Which?", "x": "r", "y": "g"}, {"question": "Which?", "A": "r", "B": "g"}):
         (asked,), _ = load_questions(write(tmp_path, row), named)
         assert (asked.example.question, asked.example.choices) == ("Which?", ("r", "g"))
