@@ -36,12 +36,14 @@ _NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
 
 
 def user_cache(variables: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
-    """Return the folder for what can be made again: $COGCALIB_CACHE, or one in the user's cache.
+    """Return the folder of files that can be made again; it may not exist yet.
 
-    That lies where the platform has it: $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on
-    macOS, %LOCALAPPDATA% on Windows. The folder need not exist.
+    $COGCALIB_CACHE, or a folder in $XDG_CACHE_HOME or ~/.cache on Linux, in ~/Library/Caches on
+    macOS, in %LOCALAPPDATA% on Windows.
 
-    variables, platform: of the environment, and as `sys.platform` names it.
+    Args:
+        variables: the environment.
+        platform: as in `sys.platform`.
     """
     if own := variables.get("COGCALIB_CACHE"):
         return Path(own).expanduser()

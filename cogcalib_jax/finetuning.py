@@ -33,7 +33,7 @@ from cogcalib_jax.training.storage import Files, Memory
 Method = MethodConfig
 """a method, as the public API calls it"""
 SPLITS = ("style", "train", "calibration", "validation")
-# In memory these are names of journals, and no folders.
+# Names of journals in memory; no such folder is made.
 IN_MEMORY = Path("finetune")
 
 
@@ -48,7 +48,7 @@ class FinetuneResult:
     start: Model
     """after style adaptation, in which the gated phase began"""
     threshold: float
-    """nats: the last one that was fitted"""
+    """the last one that was fitted, in nats"""
     history: list[dict[str, Any]]
     """one dict for each logged update (phase "style", "finetune"), fit of the threshold ("refit")
     and validation ("validation"), in their order"""
@@ -82,7 +82,7 @@ def finetune(
         training: how long, how fast and in what order.
         loss: the classes and tokens of cross-entropy and of the gate's NLL.
         evaluation: batch size of passes without gradient, and bins of the ECE.
-        callbacks: hear of every update, threshold and validation.
+        callbacks: called at every update, threshold and validation.
         output_dir: a folder for metrics.jsonl, dynamics.jsonl and checkpoints; None: no file is
             written, and nothing can be resumed.
         checkpoint: when to save, if there is an `output_dir`.

@@ -125,7 +125,17 @@ class Model:
         if adapter is not None:
             lora = read_lora_config(adapter)
         model = cls(*load_base_model(settings, mesh, lora, adapter, seed))
-        return model if adapter is None else model._with_stored(Path(adapter))
+        stored = None if adapter is None else read_calibration(Path(adapter))
+        if stored is None:
+            return model
+        calibrator, options = stored.get(STORED), stored.get(OPTIONS)
+        return replace(
+            model,
+            prompting=stored_prompting(stored),
+            option_score=stored_option_score(stored) or DEFAULT_OPTION_SCORE,
+            calibrator=None if calibrator is None else Calibrator.from_json(calibrator),
+            options=None if options is None else tuple(options),
+        )
 
     @classmethod
     def from_run(
@@ -149,20 +159,6 @@ class Model:
             return model
         first = model.base.read_adapter(start_of(adapter, model.calibrator.name))
         return replace(model, start=replace(model, lora=first, calibrator=None))
-
-    def _with_stored(self, adapter: Path) -> Model:
-        """This model with the prompt, scoring rule and calibrator stored beside its adapter."""
-        stored = read_calibration(adapter)
-        if stored is None:
-            return self
-        calibrator, options = stored.get(STORED), stored.get(OPTIONS)
-        return replace(
-            self,
-            prompting=stored_prompting(stored),
-            option_score=stored_option_score(stored) or DEFAULT_OPTION_SCORE,
-            calibrator=None if calibrator is None else Calibrator.from_json(calibrator),
-            options=None if options is None else tuple(options),
-        )
 
     @property
     def config(self) -> DecoderConfig:
@@ -377,7 +373,7 @@ class Model:
         """
         made = CALIBRATORS.make(calibrator)
         encoded = self.encode(examples)
-        scored = replace(self, calibrator=None)._predict(encoded, batch_size, option_score)
+        scored = self.with_calibrator(None)._predict(encoded, batch_size, option_score)
         if made.needs_classes:
             require_shared_options(encoded, f"calibrator is {made.name}", "the input")
         score = self.base.predictor(batch_size, option_score or self.option_score)
