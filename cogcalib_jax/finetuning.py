@@ -133,14 +133,13 @@ def finetune(
         dropout=model.lora_config.lora_dropout > 0,
         seed=seed,
         identity=json.loads(json.dumps(settings)),
+        option_score=rule,
         made_from=_made_from(model, splits) if output_dir is not None else {},
         steps=model.base.steps,
         storage=Memory() if output_dir is None else Files(),
         callbacks=tuple(callbacks),
     )
-    trainer = make_trainer(
-        trainable, evaluation, splits, _answers(model, task, splits, evaluation), rule
-    )
+    trainer = make_trainer(trainable, evaluation, splits, _answers(model, task, splits, evaluation))
     start = StartInfo(
         rows=len(splits["train"]),
         style_steps=trainer.style_steps,

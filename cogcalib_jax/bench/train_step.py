@@ -163,7 +163,8 @@ def _batches(
     run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
 ) -> list[Prepared]:
     """The batches of all rounds, warm-up included."""
-    stream = train_stream(trainable, train, WARMUP + steps)
+    method = list(run.resolved_methods().values())[-1]
+    stream = train_stream(trainable, train, WARMUP + steps, method)
     known = np.zeros(len(train), np.float32)  # none of the methods' gates reads fixed labels
     classes = decoder.vocab_size if run.loss.space == "vocab" else train.options
     prepared = []

@@ -201,9 +201,8 @@ def prepare(
         base.tokenizer,
         [*splits.values(), *sets.values()],
     )
-    rule = DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score
     training = {name: rows for name, rows in splits.items() if name != "test"}
-    trainer = make_trainer(trainable, config.evaluation, training, answers, rule)
+    trainer = make_trainer(trainable, config.evaluation, training, answers)
     return Prepared(config, base, assembled, trainer, sets, hashes)
 
 
@@ -306,6 +305,7 @@ def make_trainable(
         dropout=config.lora.lora_dropout > 0,
         seed=config.training_seed,
         identity=identity(config),
+        option_score=DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score,
         anchors=anchors,
     )
 

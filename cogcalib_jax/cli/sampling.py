@@ -147,9 +147,7 @@ def _blob(run: Run, start: Start, folder: Path) -> Predict:
         prior=prior,
         identity=identity(config) | prior.identity(),
     )
-    trainer = make_trainer(
-        trainable, evaluation, run.trainer.splits, option_score=config.option_score
-    )
+    trainer = make_trainer(trainable, evaluation, run.trainer.splits)
     write_config(folder, config)
     trained = train_method(run, trainer, config, replace(start, lora=lora), folder)
     predictor = DropoutPredictor(model, run.assembled.mesh, evaluation, config.option_score)

@@ -205,7 +205,7 @@ def with_option_score(run: Run, start: nnx.State) -> Run:
         return run
     rule, line = settle_option_score(run.trainer, start, run.folder, config.seed)
     say(f"   {line}")
-    trainer = replace(run.trainer, predictor=run.trainer.predictor.scored_by(rule))
+    trainer = run.trainer.scored_by(rule)
     return replace(run, config=replace(config, option_score=rule), trainer=trainer)
 
 

@@ -26,27 +26,43 @@ class StartBelief(NamedTuple):
     """[B, A] float32 nats: log-probability of all other tokens together; None in options space"""
 
 
+class OptionTree(NamedTuple):
+    """The places of tokens in rows that hold a prompt once and every option as a branch."""
+
+    positions: np.ndarray
+    """[B, T] int32: index of each token in the text of its own option"""
+    option: np.ndarray
+    """[B, T] int32: number of the token's option from 1; 0 in prompts, -1 for padding"""
+    place: np.ndarray
+    """[B, A] int32: index of the option that a scored token belongs to; K for padding"""
+    length: np.ndarray
+    """[B, K] float32: divides the log-probability of an option, as the scoring rule has it; 1 for
+    options that do not exist"""
+
+
 class Batch(NamedTuple):
     """Numpy arrays of one batch: B rows of T input tokens, A scored positions, K options.
 
-    Rows without answers (anchors) have one position, where an answer would begin.
+    A row holds its right answer alone or, with a `tree`, all its options. Rows without answers
+    (anchors) have one position, where an answer would begin, or those of a tree.
     """
 
     input_ids: np.ndarray
     """[B, T] int32: prompt and completion without its last token, right-padded with 0; without an
-    answer the prompt alone"""
+    answer the prompt alone; in a tree the prompt and every option without its last token"""
     lengths: np.ndarray
     """[B] int32: real tokens of each row of input_ids"""
     positions: np.ndarray
     """[B, A] int32: index of the hidden state that predicts each target"""
     targets: np.ndarray | None
-    """[B, A] int32: tokens of the completion; None in rows without answers"""
+    """[B, A] int32: tokens of the completion, in a tree those of all options; None in rows without
+    either"""
     loss_mask: np.ndarray | None
-    """[B, A] float32: 1 where a target is real; None in rows without answers"""
+    """[B, A] float32: 1 for the tokens of the right answer; None in rows without one"""
     option_ids: np.ndarray
     """[B, K] int32: the options' tokens; K = 0 where any option of the split has several"""
     option_mask: np.ndarray
-    """[B, K] float32: 1 where an option exists"""
+    """[B, K] float32: 1 where an option exists; K = 0 as for `option_ids`, unless in a tree"""
     answer: np.ndarray | None
     """[B] int32: index of the right option; None in rows without answers"""
     row: np.ndarray
@@ -55,6 +71,8 @@ class Batch(NamedTuple):
     """[B] float32: 0 for a row that only fills the batch (a copy of a real one)"""
     start: StartBelief | None = None
     """only for a term that asks for it"""
+    tree: OptionTree | None = None
+    """only in options space, for options of several tokens"""
     anchor: Batch | None = None
     """the second part: rows without answers, as many as a step or micro-batch takes of them"""
 
@@ -102,6 +120,14 @@ def option_batches(
         options = [option for _, option in part]
         options += options[-1:] * (batch_size - len(options))
         yield batch, np.array(options, dtype=np.int32)
+
+
+def tree_batches(encoded: Sequence[Encoded], batch_size: int, option_score: str) -> Iterator[Batch]:
+    """Every row once with all its options, shortest first; the last batch is filled up."""
+    split = EncodedSplit.of(encoded)
+    buckets = length_buckets(split.tree_lengths)
+    for rows in _by_length(split.tree_lengths, batch_size):
+        yield make_trees(split, rows, batch_size, buckets, option_score)
 
 
 def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
@@ -176,6 +202,80 @@ def make_questions(
         row=np.array(rows, np.int32),
         weight=weight,
     )
+
+
+def make_trees(
+    split: EncodedSplit,
+    rows: Sequence[int],
+    batch_size: int,
+    buckets: Sequence[int],
+    option_score: str,
+) -> Batch:
+    """The batch of `rows` with all their options, filled up with copies of the last one.
+
+    option_score: the rule (mean, sum or chars) by which options are scored. As many positions are
+    scored as any row of the split needs that fits into the padded length.
+    """
+    weight = np.zeros(batch_size, np.float32)
+    weight[: len(rows)] = 1.0
+    rows = [*rows, *[rows[-1]] * (batch_size - len(rows))]
+    bucket = _bucket(int(split.tree_lengths[rows].max()), buckets)
+    scored = int(split.scored_tokens[split.tree_lengths <= bucket].max())
+    tokens, places = (batch_size, bucket), (batch_size, scored)
+    options = batch_size, split.options
+    batch = Batch(
+        input_ids=np.zeros(tokens, np.int32),
+        lengths=split.tree_lengths[rows],
+        positions=np.zeros(places, np.int32),
+        targets=np.zeros(places, np.int32),
+        loss_mask=np.zeros(places, np.float32),
+        option_ids=np.zeros((batch_size, 0), np.int32),
+        option_mask=np.zeros(options, np.float32),
+        answer=np.array([split[row].answer for row in rows], np.int32),
+        row=np.array(rows, np.int32),
+        weight=weight,
+        tree=OptionTree(
+            positions=np.zeros(tokens, np.int32),
+            option=np.full(tokens, -1, np.int32),
+            place=np.full(places, split.options, np.int32),
+            length=np.ones(options, np.float32),
+        ),
+    )
+    for i, row in enumerate(rows):
+        _write_tree(batch, i, split[row], option_score)
+    return batch
+
+
+def _write_tree(batch: Batch, i: int, e: Encoded, option_score: str) -> None:
+    """Write a question and its options into row `i`."""
+    tree, prompt = batch.tree, len(e.prompt_ids)
+    batch.input_ids[i, :prompt] = e.prompt_ids
+    tree.positions[i, :prompt] = np.arange(prompt)
+    tree.option[i, :prompt] = 0
+    end, first = prompt, 0
+    for k, ids in enumerate(e.completion_ids):
+        own, scored = slice(end, end + len(ids) - 1), slice(first, first + len(ids))
+        batch.input_ids[i, own] = ids[:-1]
+        tree.positions[i, own] = np.arange(prompt, prompt + len(ids) - 1)
+        tree.option[i, own] = k + 1
+        # The end of the prompt predicts the first token of every option.
+        batch.positions[i, scored] = [prompt - 1, *range(own.start, own.stop)]
+        batch.targets[i, scored] = ids
+        batch.loss_mask[i, scored] = k == e.answer
+        tree.place[i, scored] = k
+        end, first = own.stop, scored.stop
+    exist = len(e.completion_ids)
+    batch.option_mask[i, :exist] = 1.0
+    tree.length[i, :exist] = _option_lengths(e, option_score)
+
+
+def _option_lengths(e: Encoded, option_score: str) -> list[int]:
+    if option_score == "sum":
+        return [1] * len(e.completion_ids)
+    lengths = {"mean": [len(ids) for ids in e.completion_ids], "chars": e.characters}
+    if option_score not in lengths:
+        raise ValueError(f"option_score is {option_score}; expected mean, sum or chars to train")
+    return [max(1, length) for length in lengths[option_score]]
 
 
 def _options(split: EncodedSplit, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -141,6 +141,19 @@ class EncodedSplit(tuple[Encoded, ...]):
         return max((len(ids) for row in self for ids in row.completion_ids), default=0)
 
     @cached_property
+    def tree_lengths(self) -> np.ndarray:
+        """[rows] int32: tokens of each prompt and of all its options but for their last ones."""
+        return np.array(
+            [len(row.prompt_ids) + sum(len(ids) - 1 for ids in row.completion_ids) for row in self],
+            dtype=np.int32,
+        )
+
+    @cached_property
+    def scored_tokens(self) -> np.ndarray:
+        """[rows] int32: tokens of all options of each row."""
+        return np.array([sum(map(len, row.completion_ids)) for row in self], dtype=np.int32)
+
+    @cached_property
     def options(self) -> int:
         """The largest number of options of a row."""
         return max((len(row.completion_ids) for row in self), default=0)

@@ -17,6 +17,7 @@ from cogcalib_jax.data.batching import (
     length_buckets,
     make_batch,
     make_questions,
+    make_trees,
     prompt_lengths,
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit
@@ -82,14 +83,17 @@ class TrainStream(_Endless):
         *,
         max_shapes: int = MAX_SHAPES,
         multiple: int = 1,
+        option_score: str | None = None,
     ):
         """max_shapes: most padded lengths, each of which is compiled; multiple: of which each of
-        them is a multiple. Raises ValueError for a split without rows."""
+        them is a multiple; option_score: the rule that scores options if rows hold all of them,
+        None for the right answer alone. Raises ValueError for a split without rows."""
         super().__init__(len(encoded), seed, batch_size)
         self._split = EncodedSplit.of(encoded)
-        self._lengths = np.array(
-            [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in self._split], np.int32
-        )
+        self._option_score = option_score
+        answers = [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in self._split]
+        whole = option_score is not None
+        self._lengths = self._split.tree_lengths if whole else np.array(answers, np.int32)
         for window in (0, *WINDOWS):
             self._window = window // batch_size * batch_size
             self._orders.clear()
@@ -112,8 +116,10 @@ class TrainStream(_Endless):
         rows = self.rows(step)
         if part is not None:
             rows = [rows[position] for position in part]
-        picks = [(row, self._split[row].answer) for row in rows]
         buckets, answer_axis = (self.padded_length(step),), self._split.answer_tokens
+        if self._option_score is not None:
+            return make_trees(self._split, rows, len(rows), buckets, self._option_score)
+        picks = [(row, self._split[row].answer) for row in rows]
         return make_batch(self._split, picks, len(picks), buckets, answer_axis)
 
     def _arranged(self, epoch: int) -> np.ndarray:

@@ -76,9 +76,9 @@ def batch_loss(
     across_rows = method.term is not None and (
         method.gate.across_rows or method.term.per == "batch"
     )
-    # Whoever ranks or averages examples needs all of a batch; with options there is one position
-    # an example, and `losses_at` forms the logits of many again in the backward pass.
-    if local * positions <= chunk or (across_rows and in_options):
+    # Whoever ranks or averages examples needs all of a batch, and whoever compares options all of
+    # an example: `losses_at` forms the logits of many positions again in the backward pass.
+    if local * positions <= chunk or (in_options and (across_rows or positions > chunk)):
         return whole(rows, hidden, head, dropout_key)[1]
     if positions <= chunk and not across_rows:
         size = parts * _largest_divisor(local, chunk // positions)

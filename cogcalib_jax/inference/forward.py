@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.data.batching import Batch, StartBelief
+from cogcalib_jax.data.batching import Batch, OptionTree, StartBelief
 from cogcalib_jax.inference.row_stats import CHUNK, RowStats, coarsened, row_stats
 from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.loss import example_mean
 from cogcalib_jax.method.method import Method
-from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term, mask_logits
+from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Head
 from cogcalib_jax.sharding import RULES, batch_parts
@@ -34,6 +34,8 @@ class ExampleLosses(NamedTuple):
     """1 where the model answers correctly, by the rule of `loss.space`"""
     cal: jax.Array | None
     """the method's term in `method.space`, None without a term"""
+    gold: jax.Array | None = None
+    """NLL of the right option over the vocabulary, nats per token; None if it was not computed"""
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
@@ -48,7 +50,13 @@ def scored_hidden(
     trunk_key = head_key = None
     if dropout_key is not None:
         trunk_key, head_key = jax.random.split(dropout_key)
-    hidden = decoder.hidden_states(batch.input_ids, lengths=batch.lengths, dropout_key=trunk_key)
+    ids, tree = batch.input_ids, batch.tree
+    if tree is None:
+        hidden = decoder.hidden_states(ids, lengths=batch.lengths, dropout_key=trunk_key)
+    else:
+        hidden = decoder.tree_hidden_states(
+            ids, tree.positions, (tree.option,), dropout_key=trunk_key
+        )
     return gather_positions(hidden, batch.positions), head_key
 
 
@@ -74,15 +82,10 @@ def losses_at(
     examples' NLL to the gate's values, for a term that looks at those. Vocabulary: an
     answer is correct when each of its tokens is the argmax under teacher forcing, which equals
     greedy exact match with the reference. Options: the argmax over the options; needs single-token
-    options (`batch.option_ids` with at least one column).
+    options (`batch.option_ids` with at least one column) or a tree.
     """
     term, term_space = (None, None) if method is None else (method.term, method.term_space)
     needs_gate = term is not None and term.needs_gate
-    options: Rows | None = None
-    if "options" in (loss.space, term_space):
-        options = _option_rows(head, hidden, batch, dropout_key)
-        if term is not None and term.needs_start and term_space == "options":
-            options = options._replace(start=batch.start.log_p[:, 0])
 
     def over_vocabulary(term: Term | None, gate: jax.Array | None = None) -> RowStats:
         if gate is not None:
@@ -90,10 +93,18 @@ def losses_at(
         start = batch.start if term_space == "vocab" else None
         return row_stats(head, hidden, batch.targets, term, dropout_key, chunk, gate, start)
 
-    stats: RowStats | None = None
-    if loss.space == "vocab":
+    stats = gold = options = None
+    if loss.space == "vocab" or batch.tree is not None:
         # A term that looks at the gate's value comes after the NLL, which decides the gate.
         stats = over_vocabulary(term if term_space == "vocab" and not needs_gate else None)
+    if batch.tree is not None:
+        real = jnp.maximum(jnp.sum(batch.loss_mask, -1), 1.0)
+        gold = jnp.sum(stats.nll * batch.loss_mask, -1) / real
+    if "options" in (loss.space, term_space):
+        options = _option_rows(head, hidden, batch, stats, dropout_key)
+        if term is not None and term.needs_start and term_space == "options":
+            options = options._replace(start=batch.start.log_p[:, 0])
+    if loss.space == "vocab":
         nll = example_mean(stats.nll, batch.loss_mask, loss)
         correct = jnp.all((stats.is_argmax > 0) | (batch.loss_mask == 0), -1)
     else:
@@ -107,15 +118,29 @@ def losses_at(
         cal = example_mean(stats.cal, batch.loss_mask, loss)
     elif term_space == "options":
         cal = jnp.broadcast_to(term(options._replace(gate=values)), nll.shape)
-    return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal)
+    return ExampleLosses(nll=nll, correct=correct.astype(jnp.float32), cal=cal, gold=gold)
 
 
 def _option_rows(
-    head: Head, hidden: jax.Array, batch: Batch, dropout_key: jax.Array | None
+    head: Head,
+    hidden: jax.Array,
+    batch: Batch,
+    stats: RowStats | None,
+    dropout_key: jax.Array | None,
 ) -> Rows:
-    """The questions of `batch` over their single-token options."""
-    logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+    """The questions of `batch` over their options; stats: of all scored positions of a tree."""
+    if batch.tree is None:
+        logits = head.option_logits(hidden[:, 0], batch.option_ids, dropout_key)
+    else:
+        logits = tree_scores(stats.nll, batch.tree)
     return Rows(logits, batch.answer, batch.option_mask)
+
+
+def tree_scores(nll: jax.Array, tree: OptionTree) -> jax.Array:
+    """Return the scores of options, `[batch, options]` nats, from the NLL of each of their tokens
+    `[batch, positions]`; 0 for options that do not exist."""
+    belongs = tree.place[..., None] == jnp.arange(tree.length.shape[-1])
+    return -jnp.sum(jnp.where(belongs, nll[..., None], 0.0), 1) / tree.length
 
 
 def over_options(options: Rows) -> tuple[jax.Array, jax.Array]:
@@ -140,7 +165,7 @@ def term_without_target(
     hidden: `[batch, 1, d]` there; all rows' logits over the vocabulary exist at once.
     """
     if space == "options":
-        rows = _option_rows(head, hidden, batch, dropout_key)
+        rows = _option_rows(head, hidden, batch, None, dropout_key)
         if term.needs_start:
             rows = rows._replace(start=batch.start.log_p[:, 0])
         return term(rows)
@@ -159,9 +184,8 @@ def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> Star
     hidden, _ = scored_hidden(decoder, batch, None)
     head = decoder.head()
     if space == "options":
-        logits = head.option_logits(hidden[:, 0], batch.option_ids)
-        log_p = jax.nn.log_softmax(mask_logits(logits, batch.option_mask), -1)
-        return StartBelief(log_p[:, None])
+        stats = None if batch.tree is None else row_stats(head, hidden, batch.targets)
+        return StartBelief(_option_rows(head, hidden, batch, stats, None).log_p[:, None])
 
     def at(hidden: jax.Array) -> StartBelief:
         log_p = jax.nn.log_softmax(head.logits(hidden), -1)

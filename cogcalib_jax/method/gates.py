@@ -183,6 +183,8 @@ class ThresholdFit:
     """probability that a correct answer has the lower NLL, ties half (nan with one class)"""
     n_known: int
     n: int
+    correct_fraction: float
+    """share of the calibration questions that are answered correctly"""
 
     @property
     def note(self) -> str:
@@ -220,9 +222,9 @@ def fit_threshold(nll: np.ndarray, correct: np.ndarray) -> ThresholdFit:
     positives, negatives = int(correct.sum()), int((~correct).sum())
     nan = float("nan")
     if negatives == 0:
-        return ThresholdFit(float("inf"), 1.0, nan, nan, nll.size, nll.size)
+        return ThresholdFit(float("inf"), 1.0, nan, nan, nll.size, nll.size, 1.0)
     if positives == 0:
-        return ThresholdFit(float("-inf"), nan, 1.0, nan, 0, nll.size)
+        return ThresholdFit(float("-inf"), nan, 1.0, nan, 0, nll.size, 0.0)
 
     values, index = np.unique(nll, return_inverse=True)
     correct_at = np.bincount(index, weights=correct, minlength=values.size)
@@ -240,4 +242,5 @@ def fit_threshold(nll: np.ndarray, correct: np.ndarray) -> ThresholdFit:
         auroc=auroc,
         n_known=int((nll <= threshold).sum()),
         n=nll.size,
+        correct_fraction=positives / nll.size,
     )

@@ -45,7 +45,6 @@ from cogcalib_jax.studies.slick import SHOTS, SlickScorer
 from cogcalib_jax.studies.suite import Cell, advice, as_run, listing, run_cells
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.refit import example_nll
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def scores(
     moment."""
     threshold = trainer.refit(lora).threshold
     for data, encoded in rows.items():
-        nll, correct = example_nll(trainer.losses, lora, encoded, trainer.evaluation.batch_size)
+        nll, correct = trainer.nll(lora, encoded)
         yield {
             "data": data,
             "threshold": threshold,

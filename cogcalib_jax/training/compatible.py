@@ -72,7 +72,7 @@ def check_compatible(
         UserError: the first of them that does not fit the others.
     """
     methods, sets, train = tuple(methods), sets or {}, splits["train"]
-    _require_options_space(splits, methods, loss, data_name)
+    _require_options_space(splits, methods, loss, data_name, option_score)
     if option_score == "auto" and any(rows.is_open for rows in splits.values()):
         raise UserError(
             f"option_score = auto: questions of {data_name} are open and have no options; leave it"
@@ -94,8 +94,9 @@ def _require_options_space(
     methods: Sequence[MethodConfig],
     loss: LossConfig,
     data_name: str,
+    option_score: str,
 ) -> None:
-    """Options space reads one token for each option."""
+    """Options space needs options, and a rule that scores those of several tokens."""
     if loss.space == "options":
         field = "loss.space"
     elif any(method.build().term_space == "options" for method in methods):
@@ -110,11 +111,11 @@ def _require_options_space(
                 f"{field} = options: questions of {data_name} are open and have no options; use"
                 " vocab"
             )
-        raise UserError(
-            f"{field} = options: {data_name} ({name}) has options of several tokens, or two that"
-            " share one, with this tokenizer; use vocab, or a prompt whose options are letters"
-            " (data.prompt letters)"
-        )
+        if option_score == "pmi":
+            raise UserError(
+                f"option_score is pmi; expected mean, sum or chars for {field} = options, because"
+                f" {data_name} ({name}) has options of several tokens. Set another rule"
+            )
 
 
 def _require_shared_classes(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.data.batching import Batch
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, tree_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.forward import example_losses
@@ -22,14 +22,14 @@ from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScor
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.gates import ThresholdFit
+from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
 from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
+from cogcalib_jax.training.nonfinite import require_finite
 from cogcalib_jax.training.optimizer import learning_rate_schedule
-from cogcalib_jax.training.refit import example_nll, refit
 from cogcalib_jax.training.start import start_beliefs, with_start
 from cogcalib_jax.training.state import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.validation import (
@@ -65,20 +65,30 @@ class Trainer:
     def style_steps(self) -> int:
         return self.trainable.training.style_updates(len(self.splits["train"]))
 
-    def refit(self, lora: nnx.State) -> ThresholdFit:
-        generated = self.trainable.loss.correct == "exact_match"
-        return refit(
-            self.losses,
-            lora,
-            self.splits["calibration"],
-            self.evaluation.batch_size,
-            self.answers if generated else None,
+    def scored_by(self, option_score: OptionScore) -> Trainer:
+        """Return the same trainer with another rule that scores options."""
+        return replace(
+            self,
+            trainable=replace(self.trainable, option_score=option_score),
+            predictor=self.predictor.scored_by(option_score),
         )
 
+    def nll(self, lora: nnx.State, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the NLL and the correctness of each example, see `example_nll`."""
+        rule = self.trainable.branching(EncodedSplit.of(encoded))
+        return example_nll(self.losses, lora, encoded, self.evaluation.batch_size, rule)
+
+    def refit(self, lora: nnx.State) -> ThresholdFit:
+        """Return the threshold that best separates right from wrong calibration answers."""
+        calibration = self.splits["calibration"]
+        nll, correct = self.nll(lora, calibration)
+        if self.trainable.loss.correct == "exact_match":
+            correct = self.answers.answers(lora, calibration).exact_match
+        return fit_threshold(nll, correct)
+
     def known_at(self, lora: nnx.State, encoded: Sequence[Encoded]) -> np.ndarray:
-        """Knownness `[rows]` bool by the method's rule: NLL at most the threshold fitted there."""
-        nll, _ = example_nll(self.losses, lora, encoded, self.evaluation.batch_size)
-        return nll <= self.refit(lora).threshold
+        """Return knownness `[rows]` bool: an NLL of at most the threshold fitted there."""
+        return self.nll(lora, encoded)[0] <= self.refit(lora).threshold
 
     def with_train_split(self, train: EncodedSplit) -> Trainer:
         """The same on other fine-tuning rows; style adaptation stays as long as it was."""
@@ -93,7 +103,7 @@ class Trainer:
         """What the model believes of the right answers, as validation follows it."""
         if self.answers is None:
             return options_belief(self.predictor(lora, encoded))
-        nll, correct = example_nll(self.losses, lora, encoded, self.evaluation.batch_size)
+        nll, correct = self.nll(lora, encoded)
         tokens = np.array([len(e.completion_ids[e.answer]) for e in encoded])
         if self.trainable.loss.tokens == "mean":
             nll = nll * tokens
@@ -127,12 +137,10 @@ def make_trainer(
     evaluation: EvaluationConfig,
     splits: dict[str, EncodedSplit],
     answers: OpenPredictor | None = None,
-    option_score: OptionScore = DEFAULT_OPTION_SCORE,
 ) -> Trainer:
     """Compile nothing yet; put together what the methods of a run share.
 
-    answers: the predictor of open questions, if those of `splits` are open. option_score: the rule
-    by which validation scores options.
+    answers: the predictor of open questions, if those of `splits` are open.
     """
 
     def nll_and_correct(decoder: Decoder, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -144,10 +152,32 @@ def make_trainer(
         trainable,
         evaluation,
         splits,
-        predictor=Predictor(model, mesh, evaluation, option_score),
+        predictor=Predictor(model, mesh, evaluation, trainable.option_score),
         losses=SplitPass(model, mesh, nll_and_correct),
         answers=answers,
     )
+
+
+def example_nll(
+    losses: SplitPass,
+    lora: nnx.State,
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    option_score: OptionScore | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return NLL `[rows]` in nats and correctness `[rows]` bool of each example, in their order.
+
+    option_score: see `Trainable.branching`. Raises UserError when an NLL is not finite.
+    """
+    split = EncodedSplit.of(encoded)
+    if option_score is None:
+        batches = eval_batches(split, batch_size, length_buckets(split.lengths))
+    else:
+        batches = tree_batches(split, batch_size, option_score)
+    rows, (nll, correct) = losses(lora, batches)
+    order = np.argsort(rows)
+    require_finite("the NLL", nll[order], [e.id for e in encoded])
+    return nll[order].astype(np.float64), correct[order] > 0
 
 
 def style_phase(
@@ -177,7 +207,8 @@ def style_phase(
         save_at=frozenset({steps}),
         folder=folder,
     )
-    trainable = trainer.trainable
+    # Rules are chosen from one start, and compared from one: it depends on none of them.
+    trainable = replace(trainer.trainable, option_score=DEFAULT_OPTION_SCORE)
     if identity is not None:
         trainable = replace(trainable, identity=identity)
     # No threshold yet: nothing counts as known.
@@ -299,8 +330,7 @@ def fixed_labels(
     if gate.labelled_by == "world":
         known = np.array([float(e.example.extra["known"]) for e in train])
     elif gate.labelled_by == "start":
-        nll, _ = example_nll(trainer.losses, start, train, trainer.evaluation.batch_size)
-        known = (nll <= threshold).astype(np.float64)
+        known = (trainer.nll(start, train)[0] <= threshold).astype(np.float64)
     else:
         return np.zeros(len(train))
     return gate.labels(known, trainer.trainable.seed)
@@ -319,8 +349,7 @@ def _followed(trainer: Trainer, start: nnx.State, threshold: float) -> list[Foll
         if all("known" in e.example.extra for e in encoded):
             known = np.array([bool(e.example.extra["known"]) for e in encoded])
         else:
-            nll, _ = example_nll(trainer.losses, start, encoded, trainer.evaluation.batch_size)
-            known = nll <= threshold
+            known = trainer.nll(start, encoded)[0] <= threshold
         followed.append(Followed(data, encoded, known))
     return followed
 

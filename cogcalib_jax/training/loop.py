@@ -20,6 +20,7 @@ from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
+from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
@@ -170,7 +171,7 @@ def _updates(
 ) -> tuple[Iterator[tuple[int, Batch, jax.Array]], Update]:
     """The batches that remain, each with its real tokens and labels, and what makes an update."""
     step_function = jit_step(trainable, phase.schedule, course.progress.state.lora)
-    stream = train_stream(trainable, phase.encoded, phase.steps)
+    stream = train_stream(trainable, phase.encoded, phase.steps, phase.method)
     key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
     labels = np.asarray(course.progress.labels)
@@ -229,14 +230,17 @@ def jit_step(trainable: Trainable, schedule: optax.Schedule, lora: nnx.State) ->
 STEPS_PER_SHAPE = 25
 
 
-def train_stream(trainable: Trainable, encoded: EncodedSplit, steps: int) -> TrainStream:
-    """The batches of a phase of `steps` updates; a short one gets few padded lengths."""
+def train_stream(
+    trainable: Trainable, encoded: EncodedSplit, steps: int, method: MethodConfig
+) -> TrainStream:
+    """Return the batches of `steps` updates with `method`; few updates get few padded lengths."""
     return TrainStream(
         encoded,
         trainable.seed,
         trainable.training.batch_size,
         max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
         multiple=length_multiple(trainable.mesh),
+        option_score=trainable.branching(encoded, method.build().term_space),
     )
 
 
@@ -282,7 +286,8 @@ def _with_start(batch: Batch, start: StartBelief | None) -> Batch:
     """`batch` with the start's beliefs of its rows, of those of all rows."""
     if start is None:
         return batch
-    return batch._replace(start=jax.tree.map(lambda x: np.asarray(x[batch.row]), start))
+    positions = batch.positions.shape[1]
+    return batch._replace(start=jax.tree.map(lambda x: np.asarray(x[batch.row, :positions]), start))
 
 
 def _on_devices(trainable: Trainable, size: int, rows: Callable[[np.ndarray], Any]) -> Any:

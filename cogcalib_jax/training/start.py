@@ -22,6 +22,7 @@ from cogcalib_jax.data.batching import (
     length_buckets,
     prompt_lengths,
     question_batches,
+    tree_batches,
 )
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.forward import start_belief
@@ -52,8 +53,12 @@ def start_beliefs(
     """
     if method.term is None or not method.term.needs_start:
         return None
-    batches = eval_batches(encoded, batch_size, length_buckets(encoded.lengths))
-    shape = len(encoded), encoded.answer_tokens, encoded.options
+    rule, positions = trainable.branching(encoded, method.space), encoded.answer_tokens
+    if rule is None:
+        batches = eval_batches(encoded, batch_size, length_buckets(encoded.lengths))
+    else:
+        batches, positions = tree_batches(encoded, batch_size, rule), encoded.scored_tokens.max()
+    shape = len(encoded), int(positions), encoded.options
     return _beliefs(trainable, method.term, method.space, lora, batches, shape, scratch, in_memory)
 
 
@@ -129,4 +134,5 @@ def _allocate(
 def _store(arrays: StartBelief, rows: np.ndarray, found: StartBelief) -> None:
     for target, values in zip(arrays, found, strict=True):
         if target is not None:
-            target[rows] = values
+            # Trees of another padded length have fewer scored positions.
+            target[rows, : values.shape[1]] = values

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.config import LossConfig, MethodConfig, Space
 from cogcalib_jax.method.method import Method
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
@@ -58,6 +59,8 @@ class Trainable:
     """the resolved config as JSON: a checkpoint made with another one is refused"""
     made_from: dict[str, Any] = field(default_factory=dict)
     """hashes of the base's weights and of the rows, JSON: likewise"""
+    option_score: OptionScore = DEFAULT_OPTION_SCORE
+    """the rule that scores options of several tokens"""
     prior: Prior | None = None
     """of LoRA's A, where that is a distribution (BLoB)"""
     anchors: AnchorRows | None = None
@@ -76,6 +79,14 @@ class Trainable:
         """Return the method, with the term of `anchors`, its numbers on every device."""
         anchor = None if anchors is None else anchors.config.build()
         return jax.tree.map(self.scalar, replace(config.build(), anchor=anchor))
+
+    def branching(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
+        """Return the rule that scores options if batches of `encoded` must hold all of them.
+
+        spaces: those of the term, beside that of the loss. None: the right answer alone will do.
+        """
+        in_options = "options" in (self.loss.space, *spaces)
+        return self.option_score if in_options and not encoded.single_token_options else None
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""

@@ -10,6 +10,7 @@ from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.training.finetune import SFT
 from cogcalib_jax.training.loop import train_stream
 from tests.cli.small_base import arguments, write_base
 
@@ -45,7 +46,7 @@ def test_with_shapes_it_is_the_run_that_weights_make(base, tmp_path):
             shape.sharding,
         )
     train = real.splits["train"]
-    streams = [train_stream(one.trainer.trainable, train, 6) for one in (real, outline)]
+    streams = [train_stream(one.trainer.trainable, train, 6, SFT) for one in (real, outline)]
     for step in range(6):
         assert streams[0].padded_length(step) == streams[1].padded_length(step)
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models import generate as generation
 from cogcalib_jax.models.parameters import split_model
-from cogcalib_jax.training.refit import example_nll
+from cogcalib_jax.training.finetune import example_nll
 from tests.data.chats import LLAMA_2, chat_tokenizer
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
 from tests.inference.quick import quick_compilation

@@ -85,7 +85,7 @@ def train(folder, labels, nonfinite="skip"):
 
 
 def rows_of(step):
-    return train_stream(trainable(), splits()["train"], STEPS).rows(step)
+    return train_stream(trainable(), splits()["train"], STEPS, COLS).rows(step)
 
 
 @pytest.mark.parametrize("fault", TERMS)
@@ -142,7 +142,7 @@ def stepper(mesh, accumulation):
         model, start = split_model(tiny_decoder(mesh=spread))
         setting = replace(setting, model=model, mesh=spread, dropout=False)
     one = phase(None)
-    stream = train_stream(setting, one.encoded, STEPS)
+    stream = train_stream(setting, one.encoded, STEPS, one.method)
     compiled = jit_step(setting, one.schedule, start)
     gated = (setting.scalar(0.0), setting.method(replace(COLS, weight=0.5)))
 
