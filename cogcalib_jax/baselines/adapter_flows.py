@@ -1,4 +1,4 @@
-"""What flows through every LoRA matrix: its inputs, and gradients of option logits at its outputs.
+"""The flows through every LoRA matrix: its inputs, and gradients of option scores at its outputs.
 
 Kronecker-factored curvature is made of both, and their product is a Jacobian. The decoder's scan
 over layers hands out neither, so each adapted projection gets two slots, stacked over layers as its
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.inference.forward import scored_hidden
+from cogcalib_jax.inference.forward import scored_hidden, tree_scores
+from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.models.config import ATTENTION_PROJECTIONS, LAYER_PROJECTIONS
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Linear
@@ -24,7 +25,8 @@ HEAD = "lm_head"
 
 
 class Flow(NamedTuple):
-    """Through one LoRA matrix `[layers, out, in]`; the head's has one layer and one position.
+    """Through one LoRA matrix `[layers, out, in]`; the head's has one layer, and the scored
+    positions as time.
 
     Gradients times inputs, summed over time, are derivatives with respect to the matrix.
     """
@@ -79,17 +81,17 @@ class _Tapped(nnx.Module):
 def adapter_flows(
     decoder: Decoder, batch: Batch, directions: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array, dict[str, Flow]]:
-    """One forward pass, and a backward pass from the option logits for each direction.
+    """Run one forward pass, and a backward pass from the option scores for each direction.
 
     Args:
         decoder: its LoRA's dropout stays off.
-        batch: of single-token options.
-        directions: option logits `[batch, options]` -> cotangents `[directions, batch, options]`.
+        batch: of single-token options, whose scores are logits, or of trees.
+        directions: option scores `[batch, options]` -> cotangents `[directions, batch, options]`.
 
     Returns:
-        Hidden states at the scored position `[batch, 1, hidden]`, option logits `[batch, options]`
-        (of no meaning where there is no option), and for each LoRA matrix, called
-        "q_proj.lora_A", its flow.
+        Hidden states at the scored positions `[batch, n, hidden]`, option scores
+        `[batch, options]` (of no meaning where there is no option), and for each LoRA matrix,
+        called "q_proj.lora_A", its flow.
     """
     adapted = [name for name in LAYER_PROJECTIONS if name in decoder.lora.modules]
     tapped = nnx.merge(*nnx.split(decoder))
@@ -101,11 +103,14 @@ def adapter_flows(
     def forward(inputs: nnx.State, outputs: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, inputs, outputs, rest)
         hidden, _ = scored_hidden(model, batch, None)
-        return model.head().option_logits(hidden[:, 0], batch.option_ids), hidden
+        head = model.head()
+        if batch.tree is None:
+            return head.option_logits(hidden[:, 0], batch.option_ids), hidden
+        return tree_scores(row_stats(head, hidden, batch.targets).nll, batch.tree), hidden
 
-    logits, pull, hidden = jax.vjp(forward, inputs, outputs, has_aux=True)
+    scores, pull, hidden = jax.vjp(forward, inputs, outputs, has_aux=True)
     real = batch.weight[:, None] > 0
-    cotangents = jnp.where(real & (batch.option_mask > 0), directions(logits), 0.0)
+    cotangents = jnp.where(real & (batch.option_mask > 0), directions(scores), 0.0)
     # Every direction shows the same inputs.
     inputs, outputs = jax.vmap(pull, out_axes=(None, 0))(cotangents)
     real = real & (jnp.arange(batch.input_ids.shape[1]) < batch.lengths[:, None])
@@ -124,18 +129,36 @@ def adapter_flows(
         )
     if HEAD in decoder.lora.modules:
         head = decoder.lm_head
-        rows = jnp.arange(batch.option_ids.shape[0])[:, None]
-        outputs = jnp.zeros((*cotangents.shape[:2], decoder.config.vocab_size))
-        outputs = outputs.at[:, rows, batch.option_ids].add(cotangents)
+        if batch.tree is None:
+            rows = jnp.arange(batch.option_ids.shape[0])[:, None]
+            outputs = jnp.zeros((*cotangents.shape[:2], decoder.config.vocab_size))
+            outputs = outputs.at[:, rows, batch.option_ids].add(cotangents)[:, :, None]
+            scored = batch.weight[:, None] > 0
+        else:
+            outputs, scored = _tree_outputs(decoder, hidden, batch, cotangents)
         flows |= _flows(
             HEAD,
             head.lora_A[...][None],
             head.lora_B[...][None],
-            hidden[None].astype(jnp.float32),
-            head.scale * outputs[:, None, :, None],
-            batch.weight[:, None] > 0,
+            hidden[:, : scored.shape[1]][None].astype(jnp.float32),
+            head.scale * outputs[:, None],
+            scored,
         )
-    return hidden, logits, flows
+    return hidden, scores, flows
+
+
+def _tree_outputs(
+    decoder: Decoder, hidden: jax.Array, batch: Batch, cotangents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients at the logits of all scored positions, `[directions, batch, n, vocab]`, and which
+    positions are real, `[batch, n]` bool."""
+    tree, options = batch.tree, batch.tree.length.shape[-1]
+    share = jnp.pad(cotangents / tree.length, ((0, 0), (0, 0), (0, 1)))
+    share = jnp.take_along_axis(share, tree.place[None], -1)
+    log_p = jax.nn.log_softmax(decoder.head().logits(hidden), -1)
+    is_target = jnp.arange(log_p.shape[-1]) == batch.targets[..., None]
+    scored = (tree.place < options) & (batch.weight[:, None] > 0)
+    return share[..., None] * (is_target - jnp.exp(log_p)), scored
 
 
 def _parent(decoder: Decoder, name: str) -> nnx.Module:

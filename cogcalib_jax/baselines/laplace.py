@@ -30,7 +30,7 @@ from cogcalib_jax.baselines.kfac import (
     curvature_block,
     flow_moments,
 )
-from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, tree_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
@@ -95,10 +95,12 @@ def fit(
     train: Sequence[Encoded],
     batch_size: int,
     low_rank: LowRank = LOW_RANK,
+    option_score: OptionScore = DEFAULT_OPTION_SCORE,
 ) -> Fit:
-    """The posterior around `lora` given `train`: questions with options of one token.
+    """Return the posterior around `lora` given `train`: questions with options.
 
     batch_size: sequences at a time, of which each question is as many as it has options.
+    option_score: the rule that scores options of several tokens.
 
     Raises:
         NoPosterior: see `Evidence.best_prior_precision`.
@@ -111,7 +113,7 @@ def fit(
     run = jax.jit(sums, out_shardings=replicated)
     add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0, out_shardings=replicated)
     total = None
-    for batch in _batches(train, batch_size, mesh):
+    for batch in _batches(train, batch_size, mesh, option_score):
         one = run(lora, model.frozen, shard_batch(mesh, batch))
         total = one if total is None else add(total, one)
     total = jax.tree.map(fetch, total)
@@ -123,8 +125,8 @@ def fit(
 
 
 def _batch_sums(decoder: Decoder, batch: Batch, low_rank: LowRank) -> _Sums:
-    _, logits, flows = adapter_flows(decoder, batch, partial(_curvature_roots, batch.option_mask))
-    logprobs = jax.nn.log_softmax(mask_logits(logits, batch.option_mask))
+    _, scores, flows = adapter_flows(decoder, batch, partial(_curvature_roots, batch.option_mask))
+    logprobs = jax.nn.log_softmax(mask_logits(scores, batch.option_mask))
     right = jnp.take_along_axis(logprobs, batch.answer[:, None], -1)[:, 0]
     return _Sums(
         jnp.sum(jnp.where(batch.weight > 0, right, 0.0)),
@@ -146,7 +148,7 @@ def _curvature_roots(mask: jax.Array, logits: jax.Array) -> jax.Array:
 def linearised(
     decoder: Decoder, batch: Batch, posterior: Posterior
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Under the posterior: means of the option logits `[batch, options]`, their covariances
+    """Return means of the option scores under the posterior `[batch, options]`, their covariances
     `[batch, options, options]`, and the log-probability of all options together under the trained
     model's vocabulary `[batch]`; float32."""
 
@@ -154,14 +156,18 @@ def linearised(
         options = logits.shape[1]
         return jnp.broadcast_to(jnp.eye(options)[:, None], (options, *logits.shape))
 
-    hidden, logits, flows = adapter_flows(decoder, batch, each_option)
+    hidden, scores, flows = adapter_flows(decoder, batch, each_option)
     covariances = sum(
         covariance(flow, posterior.blocks[name], posterior.prior_precision)
         for name, flow in flows.items()
     )
-    logsumexp = row_stats(decoder.head(), hidden, batch.targets[:, :1]).logsumexp[:, 0]
-    options = jax.nn.logsumexp(mask_logits(logits, batch.option_mask), -1) - logsumexp
-    return logits, covariances, options
+    if batch.tree is None:
+        logsumexp = row_stats(decoder.head(), hidden, batch.targets[:, :1]).logsumexp[:, 0]
+        logprobs = scores
+    else:
+        logprobs, logsumexp = scores * batch.tree.length, 0.0
+    options = jax.nn.logsumexp(mask_logits(logprobs, batch.option_mask), -1) - logsumexp
+    return scores, covariances, options
 
 
 def mean_log_probs(
@@ -191,7 +197,7 @@ class LaplacePredictor:
         samples: int = SAMPLES,
         option_score: OptionScore = DEFAULT_OPTION_SCORE,
     ):
-        """option_score: the rule of the run; for options of one token all but pmi agree."""
+        """option_score: the rule of the run, not pmi."""
         self._mesh = mesh
         self._config = config
         self._samples = samples
@@ -211,7 +217,9 @@ class LaplacePredictor:
     ) -> Predictions:
         key = jax.random.fold_in(jax.random.key(seed), STREAM)
         batches = watched(
-            _batches(encoded, self._config.batch_size, self._mesh), len(encoded), len(encoded)
+            _batches(encoded, self._config.batch_size, self._mesh, self._option_score),
+            len(encoded),
+            len(encoded),
         )
         rows, (logprobs, options) = self._pass(lora, batches, posterior, key)
         tokens = option_tokens(encoded)
@@ -229,11 +237,17 @@ class LaplacePredictor:
         )
 
 
-def _batches(encoded: Sequence[Encoded], batch_size: int, mesh: Mesh) -> Iterator[Batch]:
+def _batches(
+    encoded: Sequence[Encoded], batch_size: int, mesh: Mesh, option_score: OptionScore
+) -> Iterator[Batch]:
     """Batches in which a question counts as often as it has options, for as many backward passes
     run at once."""
     split = EncodedSplit.of(encoded)
     parts = batch_parts(mesh)
     size = -(-max(1, batch_size // split.options) // parts) * parts
-    buckets = length_buckets(split.lengths, SHAPES, length_multiple(mesh))
-    return eval_batches(split, size, buckets)
+    single = split.single_token_options
+    lengths = split.lengths if single else split.tree_lengths
+    buckets = length_buckets(lengths, SHAPES, length_multiple(mesh))
+    if single:
+        return eval_batches(split, size, buckets)
+    return tree_batches(split, size, buckets, option_score)

@@ -116,6 +116,8 @@ def _score(
         write_predictions(file, predictions, encoded)
         exclusive = vocabulary and encoded.exclusive_options
         metrics = task_metrics(predictions, config, seed, exclusive, clusters)
+        if not vocabulary:
+            metrics["gold_nll"] = None
         if predictions.option_score == "pmi":
             metrics["pmi_prefix_ids"] = list(encoded.pmi_prefix_ids)
         part = _option_part(predictions, seed, exclusive, clusters)

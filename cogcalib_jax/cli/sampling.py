@@ -120,7 +120,7 @@ def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -
     rows = run.trainer.splits["train"]
     say(f"== laplace_lora: a posterior around sft from {len(rows)} fine-tuning rows")
     model, mesh, evaluation = run.assembled.model, run.assembled.mesh, config.evaluation
-    fitted = fit(model, sft, mesh, rows, evaluation.batch_size)
+    fitted = fit(model, sft, mesh, rows, evaluation.batch_size, option_score=config.option_score)
     record = fitted.record()
     write_json(folder / "laplace.json", record)
     say(

@@ -122,10 +122,11 @@ def option_batches(
         yield batch, np.array(options, dtype=np.int32)
 
 
-def tree_batches(encoded: Sequence[Encoded], batch_size: int, option_score: str) -> Iterator[Batch]:
+def tree_batches(
+    encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int], option_score: str
+) -> Iterator[Batch]:
     """Every row once with all its options, shortest first; the last batch is filled up."""
     split = EncodedSplit.of(encoded)
-    buckets = length_buckets(split.tree_lengths)
     for rows in _by_length(split.tree_lengths, batch_size):
         yield make_trees(split, rows, batch_size, buckets, option_score)
 

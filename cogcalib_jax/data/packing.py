@@ -49,12 +49,6 @@ class PackedBatch(NamedTuple):
     """[B, Q] int32: which of `scored` is the last token of the question's prompt"""
     first_ids: np.ndarray
     """[B, Q, K] int32: first token of each option"""
-    option_tokens: np.ndarray
-    """[B, Q, K] int32: tokens of each option; 0 where there is none"""
-    option_characters: np.ndarray
-    """[B, Q, K] int32: its characters, see `Encoded.characters`; 0 where there is none"""
-    answer: np.ndarray
-    """[B, Q] int32: index of the right option"""
     row: np.ndarray
     """[B, Q] int32: index of the question in its split"""
     weight: np.ndarray
@@ -167,9 +161,6 @@ def _batch(
         place=zeros(packing.scored) + nowhere,
         prompt_end=zeros(questions),
         first_ids=zeros(questions, options),
-        option_tokens=zeros(questions, options),
-        option_characters=zeros(questions, options),
-        answer=zeros(questions),
         row=zeros(questions),
         weight=zeros(questions, dtype=np.float32),
     )
@@ -198,12 +189,9 @@ def _write(
     line.positions[token:end] = np.arange(shared, len(e.prompt_ids))
     line.scored[position] = end - 1
     line.prompt_end[q] = position
-    line.answer[q] = e.answer
-    line.option_characters[q, : len(e.completion_ids)] = e.characters
     position += 1
     for k, ids in enumerate(e.completion_ids):
         line.first_ids[q, k] = ids[0]
-        line.option_tokens[q, k] = len(ids)
         here, there = slice(end, end + len(ids) - 1), slice(position, position + len(ids) - 1)
         line.input_ids[here] = ids[:-1]
         line.positions[here] = np.arange(len(ids) - 1) + len(e.prompt_ids)

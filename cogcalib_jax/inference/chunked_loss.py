@@ -67,7 +67,8 @@ def batch_loss(
             return gate_weights(method, inputs, gate_key)
 
         losses = losses_at(head, hidden, batch, loss, method, key, parts * chunk, gate)
-        sums = gated_loss(losses.nll, losses.cal, method, threshold, labels, batch.weight, gate_key)
+        gated = (method, threshold, labels, batch.weight, gate_key, losses.gold, loss.lm_weight)
+        sums = gated_loss(losses.nll, losses.cal, *gated)
         return sums.loss, sums
 
     rows = (batch, labels)

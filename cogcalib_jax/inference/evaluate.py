@@ -48,6 +48,7 @@ def task_metrics(
         resamples=config.resamples,
         seed=seed,
     )
+    metrics["gold_nll"] = float(predictions.gold_nll.mean())
     metrics["option_score"] = predictions.option_score
     metrics["single_token_options"] = bool(predictions.tokens.max() <= 1)
     if predictions.temperature != 1.0:

@@ -94,10 +94,10 @@ def losses_at(
         return row_stats(head, hidden, batch.targets, term, dropout_key, chunk, gate, start)
 
     stats = gold = options = None
-    if loss.space == "vocab" or batch.tree is not None:
+    if loss.space == "vocab" or batch.tree is not None or loss.lm_weight:
         # A term that looks at the gate's value comes after the NLL, which decides the gate.
         stats = over_vocabulary(term if term_space == "vocab" and not needs_gate else None)
-    if batch.tree is not None:
+    if batch.tree is not None or loss.lm_weight:
         real = jnp.maximum(jnp.sum(batch.loss_mask, -1), 1.0)
         gold = jnp.sum(stats.nll * batch.loss_mask, -1) / real
     if "options" in (loss.space, term_space):

@@ -49,11 +49,11 @@ def score_options(
     """
     if rule == "pmi" and priors is not None:
         return logprobs - priors
-    if rule in ("sum", "mean") or (rule == "chars" and characters is not None):
-        # Imported here: it brings JAX, and configs read the names of rules without.
-        from cogcalib_jax.inference.options import per_length
-
-        return per_length(rule, logprobs, tokens, characters)
+    if rule == "sum":
+        return logprobs
+    length = {"mean": tokens, "chars": characters}.get(rule)
+    if length is not None:
+        return logprobs / np.maximum(length, 1)
     raise ValueError(f"option_score = {rule}: these predictions lack what the rule needs")
 
 

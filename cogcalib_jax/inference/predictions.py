@@ -145,6 +145,13 @@ class Predictions:
         return (self.predicted == self.answers).astype(np.float64)
 
     @property
+    def gold_nll(self) -> np.ndarray:
+        """[n] float64: NLL of the right option over the vocabulary, nats per token; answers must be
+        known. No temperature divides the logits."""
+        rows = np.arange(len(self.answers))
+        return -self.logprobs[rows, self.answers] / self.tokens[rows, self.answers]
+
+    @property
     def vocab_probs(self) -> np.ndarray:
         """[n, k]: probability of each completion over the whole vocabulary."""
         return np.where(self.mask, np.exp(np.nan_to_num(self.vocab_logprobs)), 0.0)

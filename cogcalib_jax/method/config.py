@@ -298,8 +298,17 @@ class LossConfig:
     """how the answer's tokens make up one example: mean or sum"""
     correct: Literal["argmax", "exact_match"] = "argmax"
     """what the threshold calls right: argmax tokens or option; exact_match generates (open only)"""
+    lm_weight: float = setting(0.0, added=True)
+    """weight of the right option's NLL over the vocabulary, per token, beside cross-entropy over
+    the options, which alone may make all options improbable (1: the loss of T-Few)"""
 
     def __post_init__(self) -> None:
+        check(0 <= self.lm_weight < math.inf, "lm_weight", "must be a finite number of at least 0")
+        check(
+            self.lm_weight == 0 or self.space == "options",
+            "lm_weight",
+            "must be 0 where loss.space is vocab, whose cross-entropy is that NLL",
+        )
         check(
             self.correct == "argmax" or self.space == "vocab",
             "correct",

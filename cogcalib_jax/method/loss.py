@@ -33,6 +33,10 @@ class LossSums(NamedTuple):
     known: jax.Array
     """examples with NLL at most the threshold, whatever the gate"""
     examples: jax.Array
+    gold: jax.Array
+    """NLL of the right options over the vocabulary, nats per token; 0 if it was not computed"""
+    active: jax.Array
+    """examples of a term that `may_be_idle` for which it is not 0; 0 for other terms"""
     faults: Faults
     """example by example: no sums"""
 
@@ -54,6 +58,8 @@ def gated_loss(
     labels: jax.Array,
     example_weight: jax.Array,
     key: jax.Array,
+    gold: jax.Array | None = None,
+    lm_weight: float = 0.0,
 ) -> LossSums:
     """Return the method's equation over a batch, as sums.
 
@@ -64,6 +70,9 @@ def gated_loss(
         labels: `[batch]`, the fixed labels of gates that have some.
         example_weight: `[batch]`, 1, or 0 for rows that only fill up the batch.
         key: for gates that draw.
+        gold: `[batch]` nats, the right option's NLL per token over the vocabulary; None if it is
+            not known.
+        lm_weight: weight at which `gold` is added to every example's loss.
     """
     real = example_weight > 0
     inputs = GateInputs(nll, threshold, labels, real)
@@ -80,9 +89,14 @@ def gated_loss(
             if method.normalise:
                 per_example = per_example / (1.0 + strength)
 
+    if lm_weight:
+        per_example = per_example + lm_weight * gold
+
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(values * example_weight)
 
+    may_be_idle = method.term is not None and method.term.may_be_idle
+    nothing = jnp.zeros((), jnp.float32)
     return LossSums(
         loss=total(per_example),
         ce=total(nll),
@@ -90,6 +104,8 @@ def gated_loss(
         gated=total(mask),
         known=total(jax.lax.stop_gradient(inputs).known),
         examples=jnp.sum(example_weight),
+        gold=nothing if gold is None else total(jax.lax.stop_gradient(gold)),
+        active=total(cal > 0) if may_be_idle else nothing,
         faults=Faults(~jnp.isfinite(nll) & real, ~jnp.isfinite(cal) & real),
     )
 

@@ -102,6 +102,8 @@ class Term:
     """whether it looks at `Rows.start`. Over the vocabulary such a term sees `top` + 1 classes: the
     start's likeliest tokens, and all others as one"""
     top: ClassVar[int] = 128
+    may_be_idle: ClassVar[bool] = False
+    """whether it is 0 where logits lie close together; the share of the other rows is logged"""
     needs_classes: ClassVar[bool] = False
     """whether a class must mean the same in every row: one list of options for all questions"""
 
@@ -153,6 +155,7 @@ class MarginSmoothing(Term):
     margin: float = 10.0
     reduction: str = "mean"
     needs_target = False
+    may_be_idle = True
 
     def check(self) -> None:
         _require_at_least_zero("margin", self.margin)

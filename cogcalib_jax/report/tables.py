@@ -59,6 +59,9 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         ("AUROC", lambda m: m["auroc"], False),
         ("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True),
     ]
+    every = [m for seed in seeds for m in seed.values()]
+    if any(m.get("gold_nll") and not m["single_token_options"] for m in every):
+        columns.append(("right option\n(nats a token)", lambda m: m.get("gold_nll"), False))
     if not open_ended:
         columns.append(
             ("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"], False)

@@ -22,9 +22,6 @@ from cogcalib_jax.sharding import require_even
 from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
 from cogcalib_jax.training.config import TrainingConfig
 
-LINEAR_IN_OPTIONS = "laplace_lora"
-"""the averaging baseline whose posterior is linear in the logits of options"""
-
 
 def check_mesh(
     mesh: Mesh,
@@ -82,8 +79,6 @@ def check_compatible(
     _require_known_rows(train, methods, composition, data_name)
     _require_one_kind(train, sets, data_name)
     _require_open_questions(train, loss, averaged, data_name)
-    if LINEAR_IN_OPTIONS in averaged:
-        _require_single_tokens([train, *sets.values()], data_name)
     if context is None:
         return ()
     return check_context(context, [*splits.values(), *sets.values()], new_tokens)
@@ -176,14 +171,4 @@ def _require_open_questions(
         raise UserError(
             f"compare = {', '.join(averaged)}: averages the probabilities of options, and questions"
             f" of {data_name} are open; leave it out"
-        )
-
-
-def _require_single_tokens(sets: Iterable[EncodedSplit], data_name: str) -> None:
-    """Laplace-LoRA is linear in the logits of options, so each must be one token."""
-    if not all(rows.single_token_options for rows in sets):
-        raise UserError(
-            f"compare = {LINEAR_IN_OPTIONS}: {data_name} has options of several tokens, or two that"
-            " share one, with this tokenizer; leave it out, or use a prompt whose options are"
-            " letters (data.prompt letters)"
         )

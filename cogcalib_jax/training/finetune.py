@@ -173,7 +173,8 @@ def example_nll(
     if option_score is None:
         batches = eval_batches(split, batch_size, length_buckets(split.lengths))
     else:
-        batches = tree_batches(split, batch_size, option_score)
+        buckets = length_buckets(split.tree_lengths)
+        batches = tree_batches(split, batch_size, buckets, option_score)
     rows, (nll, correct) = losses(lora, batches)
     order = np.argsort(rows)
     require_finite("the NLL", nll[order], [e.id for e in encoded])

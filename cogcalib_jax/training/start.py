@@ -57,7 +57,9 @@ def start_beliefs(
     if rule is None:
         batches = eval_batches(encoded, batch_size, length_buckets(encoded.lengths))
     else:
-        batches, positions = tree_batches(encoded, batch_size, rule), encoded.scored_tokens.max()
+        buckets = length_buckets(encoded.tree_lengths)
+        batches = tree_batches(encoded, batch_size, buckets, rule)
+        positions = encoded.scored_tokens.max()
     shape = len(encoded), int(positions), encoded.options
     return _beliefs(trainable, method.term, method.space, lora, batches, shape, scratch, in_memory)
 

@@ -69,6 +69,10 @@ class StepMetrics(NamedTuple):
     """batches of the phase skipped so far, this one included: no mean"""
     faults: StepFaults
     """no scalars"""
+    gold_nll: jax.Array | None = None
+    """of the right option over the vocabulary, nats per token; None if it is not computed"""
+    active_fraction: jax.Array | None = None
+    """share of the examples for which the term is not 0; None unless it `may_be_idle`"""
     anchor: jax.Array | None = None
     """mean of the anchor's term over the step's anchor rows, unweighted; None without such rows"""
 
@@ -147,6 +151,8 @@ def make_train_step(
         method: Method,
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
+        has_gold = batches.tree is not None or loss.lm_weight > 0
+        may_be_idle = method.term is not None and method.term.may_be_idle
         anchors = batches.anchor
         if anchors is not None:
             anchor_rows = jnp.sum(anchors.weight)
@@ -208,6 +214,8 @@ def make_train_step(
             known_fraction=sums.known / examples,
             grad_norm=grad_norm,
             skipped=skipped.astype(jnp.float32),
+            gold_nll=sums.gold / examples if has_gold else None,
+            active_fraction=sums.active / examples if may_be_idle else None,
             faults=StepFaults(*jax.tree.map(jnp.ravel, (batches.row, faults)), in_a_row),
             anchor=anchor,
         )

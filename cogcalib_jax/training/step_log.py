@@ -11,13 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogcalib_jax.console import AnyBar
+from cogcalib_jax.console import AnyBar, warn
 from cogcalib_jax.training.callbacks import Callback, StepInfo
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.nonfinite import broken_update, require_tolerable
 from cogcalib_jax.training.state import Phase
 from cogcalib_jax.training.step import StepFaults, StepMetrics
+
+# A term that is 0 for all but so few rows is warned about, after so many updates or the last one.
+IDLE_SHARE = 0.01
+IDLE_UPDATES = 100
 
 
 def step_info(line: Mapping[str, Any]) -> StepInfo:
@@ -52,6 +56,8 @@ class StepLog:
         self._since = time.perf_counter()
         self._steps_since = 0
         self._tokens_since = 0
+        self._active: list[float] = []
+        """share of the examples that the term acted on, by update, until that is looked at"""
 
     def paused(self) -> Paused:
         return Paused(self)
@@ -80,6 +86,7 @@ class StepLog:
             self._broken(step, faults, values)
         self._steps_since += 1
         self._tokens_since += tokens
+        self._watch_idle(step, values.get("active_fraction"))
         bar.update()
         # It follows the updates made; a skipped one shows what it would have had.
         counted = step - skipped + broken
@@ -106,6 +113,21 @@ class StepLog:
             f"loss {values['loss']:.3f}, known {values['known_fraction']:.0%},"
             f" {examples_per_s:.0f} examples/s" + (f", {skipped} skipped" if skipped else "")
         )
+
+    def _watch_idle(self, step: int, active: float | None) -> None:
+        """Warn once, after some updates, about a term that is 0 nearly everywhere."""
+        if active is None:
+            return
+        self._active.append(active)
+        seen = len(self._active)
+        if seen == IDLE_UPDATES or (step + 1 == self._phase.steps and seen < IDLE_UPDATES):
+            share = float(np.mean(self._active))
+            if share < IDLE_SHARE:
+                warn(
+                    f"method.term is {self._phase.method.term}, and only {share:.1%} of the rows of"
+                    f" {seen} updates have logits as far apart as its margin. Set a smaller margin,"
+                    " or it changes nothing"
+                )
 
     def _tell(self, step: int, values: dict[str, float], threshold: float, rate: float) -> None:
         line = {"step": self._phase.first_step + step + 1, "phase": self._phase.name, **values}

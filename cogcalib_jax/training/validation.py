@@ -40,6 +40,8 @@ class Belief(NamedTuple):
     """[n] nats, of the right answer"""
     brier: np.ndarray | None
     """[n]; None for open questions, where `confidence` is in another answer than the model's"""
+    gold: np.ndarray | None = None
+    """[n] nats: NLL of the right option over the vocabulary per token; None for open questions"""
 
 
 def options_belief(predictions: Predictions) -> Belief:
@@ -51,6 +53,7 @@ def options_belief(predictions: Predictions) -> Belief:
         top.confidence,
         metrics.nll_per_row(probs, mask, answers),
         metrics.brier_per_row(probs, mask, answers),
+        predictions.gold_nll,
     )
 
 
@@ -67,6 +70,8 @@ def reference_belief(nll: np.ndarray, correct: np.ndarray) -> Belief:
 def quick_metrics(belief: Belief, bins: int) -> dict[str, float | None]:
     """The numbers of one validation, without intervals or floors."""
     numbers = _means(belief)
+    if belief.gold is not None:
+        numbers["gold_nll"] = float(belief.gold.mean())
     if belief.brier is None:
         return numbers | {"brier": None, "ece": None, "auroc": None}
     return numbers | {

@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.baselines.adapter_flows import adapter_flows
-from cogcalib_jax.inference.forward import scored_hidden
+from cogcalib_jax.data.batching import make_trees
+from cogcalib_jax.inference.forward import scored_hidden, tree_scores
+from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.models.parameters import split_model
 from tests.inference.tiny import (
     LORA,
@@ -21,6 +23,7 @@ from tests.inference.tiny import (
 )
 
 ROWS = questions(5)
+SEVERAL = questions(5, tokens=3)
 ALL = replace(LORA, target_modules=("all-linear", "lm_head"))
 
 
@@ -47,6 +50,9 @@ def jacobians(decoder, batch):
     def logits(lora):
         decoder = model.merge(lora)
         hidden, _ = scored_hidden(decoder, batch, None)
+        if batch.tree is not None:
+            nll = row_stats(decoder.head(), hidden, batch.targets).nll
+            return tree_scores(nll, batch.tree)
         return decoder.head().option_logits(hidden[:, 0], batch.option_ids)
 
     state = quick_jit(jax.jacrev(logits))(lora)
@@ -58,20 +64,29 @@ def jacobians(decoder, batch):
 
 
 @pytest.mark.parametrize(
-    "lora", [pytest.param(LORA, marks=pytest.mark.slow), ALL], ids=["q, v, head", "everywhere"]
+    ("lora", "batch"),
+    [
+        pytest.param(LORA, one_batch(ROWS), marks=pytest.mark.slow),
+        (ALL, one_batch(ROWS)),
+        (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean")),
+    ],
+    ids=["q, v, head", "everywhere", "several tokens"],
 )
-def test_their_product_is_the_jacobian_of_the_option_logits(lora):
-    decoder, batch = tiny_decoder(lora=lora), one_batch(ROWS)
+def test_their_product_is_the_jacobian_of_the_option_scores(lora, batch):
+    decoder = tiny_decoder(lora=lora)
     _, _, flows = flows_of(decoder, batch)
     wanted = jacobians(decoder, batch)
+    real = (batch.weight > 0)[:, None]
     assert set(flows) == set(wanted)
     exists = batch.option_mask > 0
     for name, flow in flows.items():
         got = np.einsum("clbto,lbti->bcloi", flow.gradients, flow.inputs)
-        scale = np.abs(wanted[name][exists]).max()
+        scale = np.abs(wanted[name][exists & real]).max()
         assert scale > 1e-4
-        np.testing.assert_allclose(got[exists], wanted[name][exists], atol=2e-6 * scale)
-        assert not got[~exists].any()
+        np.testing.assert_allclose(
+            got[exists & real], wanted[name][exists & real], atol=2e-6 * scale
+        )
+        assert not got[~(exists & real)].any()
 
 
 def test_padding_and_filler_rows_carry_nothing():

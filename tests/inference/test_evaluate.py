@@ -29,7 +29,12 @@ def test_metrics_of_a_task_are_those_of_its_probabilities():
         resamples=100,
         seed=3,
     )
-    assert metrics == wanted | {"option_score": "sum", "single_token_options": True}
+    of_right = predictions.logprobs[np.arange(60), predictions.answers]
+    assert metrics == wanted | {
+        "gold_nll": -of_right.mean(),
+        "option_score": "sum",
+        "single_token_options": True,
+    }
     tempered = replace(predictions, temperature=3.0)
     assert task_metrics(tempered, config, 3, exclusive=True)["temperature"] == 3.0
     assert task_metrics(tempered, config, 3, exclusive=True)["nll"] < metrics["nll"]

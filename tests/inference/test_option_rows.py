@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.data.batching import make_trees, option_batches, tree_batches
-from cogcalib_jax.hf.config import from_hf
 from cogcalib_jax.inference.chunked_loss import batch_loss
 from cogcalib_jax.inference.forward import (
     completion_logprob,
@@ -23,6 +22,7 @@ from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.method.terms import TERMS, Rows
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
@@ -260,7 +260,7 @@ def test_the_right_options_nll_per_token_stands_beside_its_loss():
 
 
 def test_batches_of_trees_hold_every_question_once():
-    batches = list(tree_batches(ROWS, 4, "mean"))
+    batches = list(tree_batches(ROWS, 4, (LONGEST,), "mean"))
     found = [row for b in batches for row in b.row[b.weight > 0].tolist()]
     assert sorted(found) == list(range(11))
     assert all(b.input_ids.shape[0] == 4 for b in batches)

@@ -62,6 +62,14 @@ def options_loss():
 
 OPEN = open_questions(LETTERS)
 FITS = {
+    "loss over options of several tokens": lambda: checked(SEVERAL, loss=options_loss()),
+    "term over options of several tokens": lambda: checked(SEVERAL, "sft", "ls", space="options"),
+    "pmi where no rule is needed": lambda: checked(
+        LETTERS, loss=options_loss(), option_score="pmi"
+    ),
+    "Laplace of several tokens": lambda: checked(
+        LETTERS, averaged=("laplace_lora",), sets={"more": SEVERAL}
+    ),
     "options of one token": lambda: checked(LETTERS, "ls", space="options", loss=options_loss()),
     "batch term over options": lambda: checked(LETTERS, "batch_mean", space="options"),
     "classes that all questions share": lambda: checked(one_list(LETTERS), "mdca", space="options"),
@@ -78,13 +86,9 @@ FITS = {
     "answers with room": lambda: checked(OPEN, context=40, new_tokens=20),
 }
 REFUSED = {
-    "loss over options of several tokens": (
-        lambda: checked(SEVERAL, loss=options_loss()),
-        r"loss.space = options: mine \(train\) has options of several tokens",
-    ),
-    "term over options of several tokens": (
-        lambda: checked(SEVERAL, "sft", "ls", space="options"),
-        "method.space = options: mine",
+    "pmi over options of several tokens": (
+        lambda: checked(SEVERAL, "sft", "ls", space="options", option_score="pmi"),
+        r"option_score is pmi; expected mean, sum or chars for method.space = options, .* mine",
     ),
     "options space of open questions": (
         lambda: checked(OPEN, loss=options_loss()),
@@ -119,10 +123,6 @@ REFUSED = {
     "averages of open questions": (
         lambda: checked(OPEN, averaged=("mc_dropout", "ensemble")),
         "compare = mc_dropout, ensemble: averages .* mine are open",
-    ),
-    "Laplace of several tokens": (
-        lambda: checked(LETTERS, averaged=("laplace_lora",), sets={"more": SEVERAL}),
-        "compare = laplace_lora: .* several tokens.* leave it out",
     ),
     "a chosen rule for open questions": (
         lambda: checked(OPEN, option_score="auto"),
