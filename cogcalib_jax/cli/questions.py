@@ -12,7 +12,7 @@ from cogcalib_jax.cli.eval_config import EvalConfig
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.encoding import encode_split, single_token_options
+from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example, question_key
 from cogcalib_jax.data.loading import load_shots, load_splits, load_test
 from cogcalib_jax.data.task import load_questions
@@ -100,8 +100,7 @@ def load_anchors(
         note: gets what was left out or changed.
 
     Raises:
-        UserError: as `load_questions` and `encode_split`; no question left; options of several
-            tokens where `method.space` is options.
+        UserError: as `load_questions` and `encode_split`; no question left.
     """
     path = config.anchor.path
     if path is None:
@@ -126,12 +125,6 @@ def load_anchors(
     )
     for text in notes:
         note(text)
-    if config.method.space == "options" and not single_token_options(encoded):
-        raise UserError(
-            f"method.space is options; expected options of one token each, all different, in"
-            f" {path}. Use --method.space vocab, or a prompt whose options are letters"
-            " (--data.prompt letters)"
-        )
     return AnchorRows(config.anchor, encoded, data_hash(encoded))
 
 

@@ -247,6 +247,11 @@ def make_trees(
     return batch
 
 
+def without_answers(trees: Batch) -> Batch:
+    """Return trees that do not say which option is right."""
+    return trees._replace(loss_mask=None, answer=None)
+
+
 def _write_tree(batch: Batch, i: int, e: Encoded, option_score: str) -> None:
     """Write a question and its options into row `i`."""
     tree, prompt = batch.tree, len(e.prompt_ids)

@@ -19,6 +19,7 @@ from cogcalib_jax.data.batching import (
     make_questions,
     make_trees,
     prompt_lengths,
+    without_answers,
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
@@ -170,13 +171,21 @@ class AnchorStream(_Endless):
     """
 
     def __init__(
-        self, encoded: Sequence[Encoded], seed: int, batch_size: int, *, multiple: int = 1
+        self,
+        encoded: Sequence[Encoded],
+        seed: int,
+        batch_size: int,
+        *,
+        multiple: int = 1,
+        option_score: str | None = None,
     ):
-        """multiple: of which the padded length is a multiple. Raises ValueError for a split without
-        rows."""
+        """multiple: of which the padded length is a multiple; option_score: as for `TrainStream`.
+        Raises ValueError for a split without rows."""
         super().__init__(len(encoded), seed, batch_size)
         self._split = EncodedSplit.of(encoded)
-        self._lengths = prompt_lengths(self._split)
+        self._option_score = option_score
+        whole = option_score is not None
+        self._lengths = self._split.tree_lengths if whole else prompt_lengths(self._split)
         (self.padded_length,) = length_buckets(self._lengths, 1, multiple)
 
     def real_tokens(self, step: int) -> int:
@@ -186,8 +195,11 @@ class AnchorStream(_Endless):
     def batch(self, step: int, part: Sequence[int]) -> Batch:
         """Return the questions of `step` that `part` (positions in its batch) names."""
         rows = self.rows(step)
-        return make_questions(
-            self._split, [rows[position] for position in part], len(part), (self.padded_length,)
+        rows, buckets = [rows[position] for position in part], (self.padded_length,)
+        if self._option_score is None:
+            return make_questions(self._split, rows, len(rows), buckets)
+        return without_answers(
+            make_trees(self._split, rows, len(rows), buckets, self._option_score)
         )
 
     def _arranged(self, epoch: int) -> np.ndarray:

@@ -105,17 +105,18 @@ def anchor_sum(
     """Return the sum of `term` over rows without answers, in nats; its gradient reaches `hidden`
     and the head's adapter.
 
-    hidden: `[batch, 1, d]`, where answers would begin; parts, chunk: see `batch_loss`.
+    hidden: `[batch, n, d]`, where answers would begin or, of trees, at the scored positions; parts,
+    chunk: see `batch_loss`.
     """
 
     def total(batch: Batch, hidden: jax.Array, head: Head, key: jax.Array | None) -> Any:
-        values = term_without_target(head, hidden, batch, term, space, key)
+        values = term_without_target(head, hidden, batch, term, space, key, parts * chunk)
         return jnp.sum(values * batch.weight), None
 
-    local = batch.row.shape[0] // parts
-    if local <= chunk:
+    local, positions = batch.row.shape[0] // parts, batch.positions.shape[1]
+    if local * positions <= chunk or positions > chunk:
         return total(batch, hidden, head, dropout_key)[0]
-    size = parts * _largest_divisor(local, chunk)
+    size = parts * _largest_divisor(local, chunk // positions)
     return _with_slope(total, batch, hidden, head, dropout_key, size)[0]
 
 

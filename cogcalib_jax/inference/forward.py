@@ -159,13 +159,18 @@ def term_without_target(
     term: Term,
     space: Space,
     dropout_key: jax.Array | None,
+    chunk: int = CHUNK,
 ) -> jax.Array:
     """Return `term` of rows without answers, `[batch]` nats, where their answers would begin.
 
-    hidden: `[batch, 1, d]` there; all rows' logits over the vocabulary exist at once.
+    hidden: `[batch, 1, d]` there, or `[batch, n, d]` of trees. Without a tree the vocabulary's
+    logits of all rows exist at once.
     """
     if space == "options":
-        rows = _option_rows(head, hidden, batch, None, dropout_key)
+        stats = None
+        if batch.tree is not None:
+            stats = row_stats(head, hidden, batch.targets, None, dropout_key, chunk)
+        rows = _option_rows(head, hidden, batch, stats, dropout_key)
         if term.needs_start:
             rows = rows._replace(start=batch.start.log_p[:, 0])
         return term(rows)

@@ -75,8 +75,9 @@ class Trainer:
 
     def nll(self, lora: nnx.State, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
         """Return the NLL and the correctness of each example, see `example_nll`."""
-        rule = self.trainable.branching(EncodedSplit.of(encoded))
-        return example_nll(self.losses, lora, encoded, self.evaluation.batch_size, rule)
+        split = EncodedSplit.of(encoded)
+        rule = self.trainable.branching(split, self.trainable.loss.space)
+        return example_nll(self.losses, lora, split, self.evaluation.batch_size, rule)
 
     def refit(self, lora: nnx.State) -> ThresholdFit:
         """Return the threshold that best separates right from wrong calibration answers."""

@@ -20,7 +20,7 @@ from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
-from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.config import MethodConfig, Space
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
@@ -192,7 +192,7 @@ def _updates(
 
     steps = range(course.updates, phase.steps)
     start, anchors = phase.start, phase.anchors
-    held = None if anchors is None else anchor_stream(trainable, anchors)
+    held = None if anchors is None else anchor_stream(trainable, anchors, method.space)
 
     def made(step: int) -> tuple[int, Batch, jax.Array]:
         tokens, batch, batch_labels = micro_batches(trainable, stream, step, labels, start)
@@ -234,13 +234,14 @@ def train_stream(
     trainable: Trainable, encoded: EncodedSplit, steps: int, method: MethodConfig
 ) -> TrainStream:
     """Return the batches of `steps` updates with `method`; few updates get few padded lengths."""
+    spaces = trainable.loss.space, method.build().term_space
     return TrainStream(
         encoded,
         trainable.seed,
         trainable.training.batch_size,
         max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
         multiple=length_multiple(trainable.mesh),
-        option_score=trainable.branching(encoded, method.build().term_space),
+        option_score=trainable.branching(encoded, *spaces),
     )
 
 
@@ -261,13 +262,14 @@ def micro_batches(
     return stream.real_tokens(step), *_on_devices(trainable, trainable.training.batch_size, rows)
 
 
-def anchor_stream(trainable: Trainable, anchors: AnchorRows) -> AnchorStream:
-    """The anchor rows of a phase's updates."""
+def anchor_stream(trainable: Trainable, anchors: AnchorRows, space: Space) -> AnchorStream:
+    """Return the anchor rows of a phase's updates, for a term in `space`."""
     return AnchorStream(
         anchors.questions,
         trainable.seed,
         anchors.config.rows_per_step,
         multiple=length_multiple(trainable.mesh),
+        option_score=trainable.branching(anchors.questions, space),
     )
 
 

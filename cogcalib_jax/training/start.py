@@ -23,6 +23,7 @@ from cogcalib_jax.data.batching import (
     prompt_lengths,
     question_batches,
     tree_batches,
+    without_answers,
 )
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.forward import start_belief
@@ -53,7 +54,8 @@ def start_beliefs(
     """
     if method.term is None or not method.term.needs_start:
         return None
-    rule, positions = trainable.branching(encoded, method.space), encoded.answer_tokens
+    rule = trainable.branching(encoded, trainable.loss.space, method.space)
+    positions = encoded.answer_tokens
     if rule is None:
         batches = eval_batches(encoded, batch_size, length_buckets(encoded.lengths))
     else:
@@ -78,8 +80,13 @@ def with_start(
     term, questions = anchors.config.build().term, anchors.questions
     if not term.needs_start:
         return anchors
-    buckets = length_buckets(prompt_lengths(questions))
-    batches = question_batches(questions, batch_size, buckets)
+    rule = trainable.branching(questions, space)
+    if rule is None:
+        buckets = length_buckets(prompt_lengths(questions))
+        batches = question_batches(questions, batch_size, buckets)
+    else:
+        buckets = length_buckets(questions.tree_lengths)
+        batches = map(without_answers, tree_batches(questions, batch_size, buckets, rule))
     shape = len(questions), 1, questions.options
     start = _beliefs(trainable, term, space, lora, batches, shape, scratch, in_memory)
     return replace(anchors, start=start)

@@ -83,10 +83,10 @@ class Trainable:
     def branching(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
         """Return the rule that scores options if batches of `encoded` must hold all of them.
 
-        spaces: those of the term, beside that of the loss. None: the right answer alone will do.
+        spaces: those of the loss and the terms that see the batches.
         """
-        in_options = "options" in (self.loss.space, *spaces)
-        return self.option_score if in_options and not encoded.single_token_options else None
+        whole = "options" in spaces and not encoded.single_token_options
+        return self.option_score if whole else None
 
     def scalar(self, value: float) -> jax.Array:
         """A float32 scalar on every device."""

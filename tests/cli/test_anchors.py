@@ -84,17 +84,6 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     assert not run.exists()
 
 
-def test_options_of_several_tokens_are_refused_in_options_space(base, tmp_path, capsys):
-    file = tmp_path / "anchors.jsonl"
-    row = {"question": "question where was Ada Ada born ?", "choices": ["oslo", "lima cairo"]}
-    file.write_text(json.dumps(row))
-    more = ["--method.space", "options"]
-    assert run_main(train.main, command(base, tmp_path / "run", file, *more)) == 2
-    told = capsys.readouterr().err
-    assert "method.space is options; expected options of one token each" in told
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_dry_run_reads_them_and_says_how_many_hold_an_update(base, splits, tmp_path, capsys):
     file = write(tmp_path / "anchors.jsonl", splits.style[:6])
     assert run_main(train.main, command(base, tmp_path / "run", file, "--dry-run")) == 0

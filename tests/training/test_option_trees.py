@@ -12,6 +12,7 @@ import pytest
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.console import progress_bar
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.method.anchor import AnchorConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.method.loss import gated_loss
@@ -19,7 +20,7 @@ from cogcalib_jax.training import step_log
 from cogcalib_jax.training.checkpoint import CheckpointConfig
 from cogcalib_jax.training.finetune import finetune, make_trainer, style_phase
 from cogcalib_jax.training.loop import train_stream
-from cogcalib_jax.training.state import Phase, Trainable
+from cogcalib_jax.training.state import AnchorRows, Phase, Trainable
 from cogcalib_jax.training.step import StepFaults, StepMetrics
 from cogcalib_jax.training.storage import Memory
 from tests.inference.tiny import log_softmax, option_logprob, questions
@@ -105,6 +106,15 @@ def test_a_term_compares_with_the_start(space, style, tmp_path):
     first, last = lines(tmp_path, phase="finetune")
     assert abs(first["cal"]) < 1e-5 < last["cal"]
     assert first["loss"] == pytest.approx(first["ce"] + first["gold_nll"], rel=1e-4)
+
+
+def test_anchors_may_have_options_of_several_tokens(style, tmp_path):
+    config = AnchorConfig(path="anchors.csv", rows_per_step=4)
+    anchors = AnchorRows(config, questions(6, seed=9, options=(4,), longest=6, tokens=3), "hash")
+    made = replace(trainer(), trainable=replace(trainer().trainable, anchors=anchors))
+    finetune(made, COLS, style[1], style[0], tmp_path)
+    first, last = (line["anchor"] for line in lines(tmp_path, phase="finetune"))
+    assert abs(first) < 1e-6 < last
 
 
 def test_rows_hold_all_options_only_where_something_compares_them():
