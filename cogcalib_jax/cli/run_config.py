@@ -19,8 +19,7 @@ from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
-from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
+from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
 from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity

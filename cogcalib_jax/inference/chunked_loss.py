@@ -23,8 +23,7 @@ from cogcalib_jax.inference.forward import losses_at, term_without_target
 from cogcalib_jax.inference.row_stats import CHUNK, position_stats
 from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.gates import GateInputs
-from cogcalib_jax.method.loss import LossSums, example_mean, gate_weights, gated_loss
-from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.loss import LossSums, Method, example_mean, gate_weights, gated_loss
 from cogcalib_jax.method.terms import Term
 from cogcalib_jax.models.lora import Head
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from cogcalib_jax.data.batching import Batch, OptionTree, StartBelief
 from cogcalib_jax.inference.row_stats import CHUNK, RowStats, coarsened, row_stats
 from cogcalib_jax.method.config import LossConfig, Space
-from cogcalib_jax.method.loss import example_mean
-from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.loss import Method, example_mean
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Head

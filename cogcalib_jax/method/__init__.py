@@ -1,1 +1,4 @@
-"""The method itself: loss terms, the knownness gate, the threshold fit and their configuration."""
+"""The mathematics of the method: terms, gates, the threshold's fit, the gated loss, their settings.
+
+`config` imports no JAX. This room imports only the registry, configs' checks and errors.
+"""

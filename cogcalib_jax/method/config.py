@@ -1,7 +1,7 @@
-"""A method: a term, its weight and space, and the gate that chooses its examples.
+"""The settings of a method, of anchors and of the loss, and the names of terms and gates.
 
-`MethodConfig` is a method as a preset spells it; `Method` (method.py) is what the training step
-works with.
+A config, its help and a report know a method by its name: they need no JAX until a name is looked
+up, which imports `terms` and `gates`. `Method` (loss.py) is what the training step works with.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cogcalib_jax.errors import FieldError, UserError, check
-from cogcalib_jax.method.registries import GATES, TERMS
-from cogcalib_jax.registry import split_outside, split_spec
+from cogcalib_jax.registry import Registry, split_outside, split_spec
 from cogcalib_jax.settings import often, setting
 
 if TYPE_CHECKING:
-    from cogcalib_jax.method.method import Method
+    from cogcalib_jax.method.gates import Gate
+    from cogcalib_jax.method.loss import Anchor, Method
+    from cogcalib_jax.method.terms import Term
+
+TERMS: Registry[Term] = Registry("term", module="cogcalib_jax.method.terms")
+GATES: Registry[Gate] = Registry("gate", module="cogcalib_jax.method.gates")
 
 T = TypeVar("T")
 Space = Literal["vocab", "options"]
@@ -29,6 +33,8 @@ PLAIN = "sft"
 """the name of plain fine-tuning"""
 GATED = "co"
 """before a term's name it means the adaptive gate, as in the paper's CoLS"""
+ANCHOR_TERM = "kl"
+"""the term that holds anchors unless another is named"""
 PRIOR = "prior"
 """prior(E): label smoothing by E towards the start's belief"""
 
@@ -153,7 +159,7 @@ class MethodConfig:
     def build(self) -> Method:
         """Return the method as the training step takes it."""
         # Imported here: it brings JAX, and a config is read without.
-        from cogcalib_jax.method.method import Method
+        from cogcalib_jax.method.loss import Method
 
         resolved = self.resolve()
         return Method(
@@ -314,3 +320,64 @@ class LossConfig:
             "correct",
             "must be argmax where loss.space is options: exact_match is for open questions",
         )
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """Questions without answers, and the term that holds the model near something on them.
+
+    A step adds `weight * mean term over its anchor rows` to its mean loss. The gate has no say: it
+    decides about examples with an answer.
+    """
+
+    path: str | None = setting(None, place=True)
+    """file of questions with choices, as for eval.py --predict (answers are not read); unset: none.
+    They are asked with the run's own prompt, and the term sees the classes of method.space"""
+    rows_per_step: int = 8
+    """questions per update, over all devices and micro-batches"""
+    term: str = ANCHOR_TERM
+    """term that needs no right answer, with settings if wanted: kl, ls, mbls(margin=5), ecp"""
+    weight: float | None = None
+    """weight of the mean term beside the mean loss; unset: the term's own default; 0 only measures
+    it"""
+
+    def __post_init__(self) -> None:
+        check(self.rows_per_step >= 1, "rows_per_step", "must be an integer of at least 1")
+        check(
+            self.weight is None or 0 <= self.weight < math.inf,
+            "weight",
+            "must be a finite number of at least 0, or unset",
+        )
+        # The default is one, and names are looked up with JAX, which reading a config spares.
+        if self.term != ANCHOR_TERM:
+            _check_term(self.term)
+        for field in fields(self)[1:]:
+            check(
+                self.path is not None or getattr(self, field.name) == field.default,
+                field.name,
+                f"must be {field.default} without anchor.path, the file of questions",
+            )
+
+    def build(self) -> Anchor:
+        """Return the term and its weight as the training step takes them."""
+        # Imported here: it brings JAX, and a config is read without.
+        from cogcalib_jax.method.loss import Anchor
+
+        term = TERMS.make(self.term)
+        return Anchor(term, term.default_weight if self.weight is None else self.weight)
+
+
+def _check_term(spec: str) -> None:
+    term = _made("term", TERMS.make, spec)
+    allowed = ", ".join(entry.name for entry in TERMS if without_target(entry.cls))
+    check(
+        without_target(type(term)),
+        "term",
+        f"must be a term that needs no right answer (allowed: {allowed})",
+    )
+
+
+def without_target(term: type[Term]) -> bool:
+    """Return whether a term can be computed for each row that has neither answer nor gate."""
+    looks_elsewhere = term.needs_target or term.needs_gate or term.needs_classes
+    return not looks_elsewhere and term.per == "row" and term.combine == "add"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogcalib_jax.method.registries import GATES
+from cogcalib_jax.method.config import GATES
 
 
 class GateInputs(NamedTuple):

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cogcalib_jax.method.registries import TERMS
+from cogcalib_jax.method.config import TERMS
 
 # Absent classes get this logit: exp underflows to an exact zero while, unlike with -inf, every
 # product and gradient stays finite.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cogcalib_jax.method.config import split_label
-from cogcalib_jax.method.registries import GATES, TERMS
+from cogcalib_jax.method.config import GATES, TERMS, split_label
 from cogcalib_jax.registry import Registry, split_spec
 
 # The longest first: what a key ends in is looked up in this order.

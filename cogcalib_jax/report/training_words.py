@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.method.registries import GATES
+from cogcalib_jax.method.config import GATES
 from cogcalib_jax.report.load_run import Method, Run, keeps_best
 from cogcalib_jax.report.names import short_name, split_key
 from cogcalib_jax.report.text import count

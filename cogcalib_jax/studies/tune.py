@@ -40,8 +40,7 @@ from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import FieldError, UserError, check, plain_text
 from cogcalib_jax.files import reason_of, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
-from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.method.registries import GATES, TERMS
+from cogcalib_jax.method.config import GATES, TERMS, MethodConfig
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.settings import Role, style_identity
 from cogcalib_jax.studies import study_command

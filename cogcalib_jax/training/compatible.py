@@ -15,9 +15,7 @@ from cogcalib_jax.data.example import EncodedSplit, require_shared_options
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.context import check_context
-from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.registries import GATES
+from cogcalib_jax.method.config import GATES, AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.sharding import require_even
 from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
 from cogcalib_jax.training.config import TrainingConfig

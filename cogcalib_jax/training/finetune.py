@@ -21,9 +21,8 @@ from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.predict import Predictor
-from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.config import GATES, MethodConfig
 from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
-from cogcalib_jax.method.registries import GATES
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal

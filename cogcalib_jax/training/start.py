@@ -29,7 +29,7 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.forward import start_belief
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.config import Space
-from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.loss import Method
 from cogcalib_jax.method.terms import Term
 from cogcalib_jax.training.state import AnchorRows, Trainable
 

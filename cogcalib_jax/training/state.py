@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import LossConfig, MethodConfig, Space
-from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, Space
+from cogcalib_jax.method.loss import Method
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior

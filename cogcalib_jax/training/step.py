@@ -23,8 +23,7 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import anchor_sum, batch_loss
 from cogcalib_jax.inference.forward import scored_hidden
 from cogcalib_jax.method.config import LossConfig
-from cogcalib_jax.method.loss import Faults, LossSums
-from cogcalib_jax.method.method import Method
+from cogcalib_jax.method.loss import Faults, LossSums, Method
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts

@@ -13,7 +13,7 @@ from flax import nnx
 from cogcalib_jax.data.batching import StartBelief, question_batches
 from cogcalib_jax.inference.chunked_loss import anchor_sum
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.method.method import Anchor
+from cogcalib_jax.method.loss import Anchor
 from cogcalib_jax.method.terms import TERMS
 from cogcalib_jax.sharding import MeshConfig, make_mesh, replicate, shard_batch
 from cogcalib_jax.training.step import init_state, jit_train_step, make_train_step, state_shardings

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import FieldError
-from cogcalib_jax.method.anchor import AnchorConfig, without_target
+from cogcalib_jax.method.config import AnchorConfig, without_target
 from cogcalib_jax.method.terms import TERMS, Rows
 from tests.method.registered import own_names
 from tests.method.test_terms import GATE, LOGITS, START, TARGET

@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.method.config import AnchorConfig, MethodConfig
 from cogcalib_jax.method.loss import Faults
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.finetune import finetune, style_phase

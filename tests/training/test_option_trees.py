@@ -12,8 +12,7 @@ import pytest
 from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.console import progress_bar
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.method.anchor import AnchorConfig
-from cogcalib_jax.method.config import LossConfig, MethodConfig
+from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.training import step_log
