@@ -16,7 +16,7 @@ import numpy as np
 from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import batch_loss
-from cogcalib_jax.inference.row_stats import CHUNK
+from cogcalib_jax.inference.forward import CHUNK
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.lora import Head
 

@@ -32,9 +32,7 @@ from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.inference.base_model import BaseModel, load_base_model, split_base
 from cogcalib_jax.inference.calibration_file import OPTIONS, start_of
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.context import check_context
-from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
 from cogcalib_jax.inference.open_ended import OpenPredictions
 from cogcalib_jax.inference.option_score import (
     DEFAULT_OPTION_SCORE,
@@ -49,6 +47,7 @@ from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_context
 from cogcalib_jax.training.stored_run import read_stored_run
 
 

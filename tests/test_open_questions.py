@@ -11,7 +11,7 @@ import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.weights import save_decoder
-from cogcalib_jax.inference.open_answers import exact_match
+from cogcalib_jax.inference.open_ended import exact_match
 from cogcalib_jax.inference.open_results import from_json
 from tests.inference.open_rows import NAMES, VOCAB, save
 from tests.inference.quick import quick_compilation

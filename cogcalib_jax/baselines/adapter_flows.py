@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.inference.forward import scored_hidden, tree_scores
-from cogcalib_jax.inference.row_stats import row_stats
+from cogcalib_jax.inference.forward import row_stats, scored_hidden, tree_scores
 from cogcalib_jax.models.config import ATTENTION_PROJECTIONS, LAYER_PROJECTIONS
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Linear

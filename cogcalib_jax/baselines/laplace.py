@@ -33,12 +33,11 @@ from cogcalib_jax.baselines.kfac import (
 from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, tree_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.forward import row_stats
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.passes import SplitPass, watched
 from cogcalib_jax.inference.predict import option_tokens
 from cogcalib_jax.inference.predictions import Averaged, Predictions
-from cogcalib_jax.inference.progress import watched
-from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.method.terms import mask_logits
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel

@@ -20,12 +20,12 @@ from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.forward import completion_logprob, option_logprobs, row_by_row
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.options import packed_logprobs
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.predict import (
     option_characters,
     option_scores,
     option_tokens,
+    packed_logprobs,
     packed_scores,
     prior_scores,
 )

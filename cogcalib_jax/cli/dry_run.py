@@ -37,12 +37,12 @@ from cogcalib_jax.cli.run_folder import choose_folder
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.context import check_context
+from cogcalib_jax.inference.evaluate import question_fields, require_fields
 from cogcalib_jax.inference.predict import Predictor
-from cogcalib_jax.inference.subgroups import question_fields, require_fields
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.text import count
 from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_context
 from cogcalib_jax.training.composition import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
 from cogcalib_jax.world.config import PretrainConfig

@@ -62,14 +62,12 @@ from cogcalib_jax.files import read_object
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.base_model import load_on_mesh
-from cogcalib_jax.inference.context import check_context
-from cogcalib_jax.inference.evaluate import data_hash, write_json
+from cogcalib_jax.inference.evaluate import data_hash, question_fields, require_fields, write_json
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.inference.subgroups import question_fields, require_fields
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
@@ -77,6 +75,7 @@ from cogcalib_jax.report.names import best_epoch_of, long_name
 from cogcalib_jax.report.text import TEXT_WIDTH, count
 from cogcalib_jax.settings import with_places_of
 from cogcalib_jax.sharding import make_mesh
+from cogcalib_jax.training.compatible import check_context
 
 PROGRAM = "eval.py"
 Sets = Mapping[str, EncodedSplit]

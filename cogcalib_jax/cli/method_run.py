@@ -22,7 +22,15 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration, save_adapter
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.tokenizer import copy_tokenizer
-from cogcalib_jax.inference.calibration_file import OPTIONS, START, START_HASH, WHY_NONE, how_asked
+from cogcalib_jax.inference.calibration_file import (
+    OPTIONS,
+    START,
+    START_HASH,
+    WHY_NONE,
+    choose_probe,
+    how_asked,
+    reduced_adapter,
+)
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_ended import Answers
 from cogcalib_jax.inference.open_results import fit_calibrators, to_json
@@ -36,7 +44,6 @@ from cogcalib_jax.inference.posthoc import (
     with_start,
 )
 from cogcalib_jax.inference.predictions import Predictions, write_rows
-from cogcalib_jax.inference.probe import choose_probe, reduced_adapter
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.report.text import count

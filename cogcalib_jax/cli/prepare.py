@@ -32,7 +32,6 @@ from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.inference.base_model import load_on_mesh
 from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
-from cogcalib_jax.inference.context import check_context
 from cogcalib_jax.inference.evaluate import data_hash
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.inference.open_results import Calibrators, calibrated, from_json
@@ -50,7 +49,7 @@ from cogcalib_jax.models.parameters import (
 )
 from cogcalib_jax.settings import identity, to_dict
 from cogcalib_jax.sharding import make_mesh
-from cogcalib_jax.training.compatible import check_compatible, check_mesh
+from cogcalib_jax.training.compatible import check_compatible, check_context, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
 from cogcalib_jax.training.state import AnchorRows, Trainable
 from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids, ensure_base

@@ -22,9 +22,9 @@ from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.files import command_line
-from cogcalib_jax.inference.commonest import commonest_answer, counted_by
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_results import fit_calibrators
+from cogcalib_jax.inference.predict import commonest_answer, counted_by
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.report.names import BASE, COMMONEST
 from cogcalib_jax.report.recommendation import (

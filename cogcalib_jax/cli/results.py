@@ -26,12 +26,19 @@ from cogcalib_jax.distributed import from_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import is_plain_name, reason_of
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.evaluate import data_hash, provenance, task_metrics, write_json
+from cogcalib_jax.inference.evaluate import (
+    data_hash,
+    provenance,
+    question_fields,
+    require_fields,
+    subgroups,
+    task_metrics,
+    write_json,
+)
 from cogcalib_jax.inference.open_ended import OpenPredictions
 from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_predictions
 from cogcalib_jax.inference.predictions import Predictions, write_predictions
 from cogcalib_jax.inference.scored_rows import ConfidenceRows, read_scored
-from cogcalib_jax.inference.subgroups import question_fields, require_fields, subgroups
 from cogcalib_jax.metrics import summarize
 from cogcalib_jax.training.checkpoint_config import require_same_identity
 from cogcalib_jax.training.nonfinite import listed

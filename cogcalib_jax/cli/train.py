@@ -45,8 +45,8 @@ from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_folder
 from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.inference.option_choice import Choice, choose_option_score
 from cogcalib_jax.inference.option_score import OptionScore
+from cogcalib_jax.inference.posthoc import Choice, choose_option_score
 from cogcalib_jax.metrics.significance import paired_difference
 from cogcalib_jax.report.load_run import TEMPERED
 from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, is_tempered, tempered

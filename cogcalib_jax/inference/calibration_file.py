@@ -1,4 +1,4 @@
-"""The part of `calibration.json` that every adapter has: how its questions are asked and scored."""
+"""The entries of `calibration.json` that every adapter has, and a question to check a server by."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import Calibrator, TemperatureScaler
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import pmi_prefix, prompt_prefix
+from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prompts import Template, chat_hash
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
@@ -28,7 +32,9 @@ from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.inference.evaluate import VERSIONED
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import STORED
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.config import LoraConfig
+from cogcalib_jax.models.parameters import map_parameters
 
 # Entries that belong to the calibrator.
 WHY_NONE = "why_no_calibrator"
@@ -38,6 +44,9 @@ START_HASH = "start_adapter_sha256"
 START = "start_adapter"
 """the folder of the start's adapter, in that of a run or of a comparison"""
 NOT_FITTED = "none was fitted; fit one with Model.calibrate"
+# Nats a token. Servers compute in bfloat16 with kernels of their own, so that the same weights give
+# log-probabilities that differ by about 0.1; a tolerance below the smaller bound would refuse them.
+TOLERANCES = (0.05, 0.25)
 
 
 def how_asked(
@@ -129,3 +138,44 @@ def start_of(adapter: Path, spec: str) -> Path:
         f" weights that {adapter / CALIBRATION_FILE} names is not there; expected the folder that"
         " training left. Runs of earlier releases kept none: use another calibrator, or train again"
     )
+
+
+def reduced_adapter(lora: nnx.State, *, touches_head: bool) -> nnx.State:
+    """Return the adapter with a part switched off, as a faulty server might apply it.
+
+    The part is the head's where the adapter has one, for servers drop that part alone; otherwise
+    it is the whole adapter.
+    """
+
+    def switch_off(path: tuple[str, ...], leaf: nnx.Variable) -> nnx.Variable:
+        if path[-1] != "lora_B" or (touches_head and path[0] != "lm_head"):
+            return leaf
+        return leaf.replace(jnp.zeros_like(leaf.get_value()))
+
+    return map_parameters(switch_off, lora)
+
+
+def choose_probe(
+    encoded: EncodedSplit, adapted: Predictions, reduced: Predictions
+) -> dict[str, Any] | None:
+    """Return the question on which the adapter and its reduced form differ most, for a JSON file.
+
+    adapted, reduced: predictions of `encoded` with the adapter and with `reduced_adapter`. Log-
+    probabilities are summed over an option's tokens. The tolerance is in nats a token: half the
+    difference between the two models on this question, within `TOLERANCES`. None if a score is not
+    a finite number.
+    """
+    if not np.isfinite(adapted.logprobs[adapted.mask] - reduced.logprobs[adapted.mask]).all():
+        return None
+    gaps = np.abs(adapted.logprobs - reduced.logprobs) / np.maximum(adapted.tokens, 1)
+    largest = np.nanmax(gaps, axis=1)
+    row = int(np.argmax(largest))
+    chosen = encoded[row]
+    return {
+        "prompt": chosen.prompt,
+        "completions": list(chosen.completions),
+        "prompt_ids": list(chosen.prompt_ids),
+        "completion_ids": [list(ids) for ids in chosen.completion_ids],
+        "option_logprobs": adapted.logprobs[row, : len(chosen.completions)].tolist(),
+        "tolerance": float(np.clip(largest[row] / 2, *TOLERANCES)),
+    }

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch
-from cogcalib_jax.inference.forward import losses_at, term_without_target
-from cogcalib_jax.inference.row_stats import CHUNK, position_stats
+from cogcalib_jax.inference.forward import CHUNK, losses_at, position_stats, term_without_target
 from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.gates import GateInputs
 from cogcalib_jax.method.loss import LossSums, Method, example_mean, gate_weights, gated_loss

@@ -1,12 +1,17 @@
-"""Open questions under one model: its greedy answers, and how sure of them it seems to be.
+"""Open questions under one model: its greedy answers, their scores, and how sure it seems to be.
 
-None of the confidences is the probability of being right; `calibrators` maps one of them there.
+Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016; answers without a word as in
+SQuAD 2.0). P(True) is that of Kadavath et al. 2022, section 4. None of the confidences is the
+probability of being right; a fitted map takes one of them there.
 """
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,19 +21,25 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.console import AnyBar, progress_bar
 from cogcalib_jax.data.batching import length_buckets
-from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.encoding import answer_stop
-from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.data.config import CHAT, DataConfig
+from cogcalib_jax.data.encoding import Encoder, answer_stop
+from cogcalib_jax.data.example import BadRow, Encoded, EncodedSplit, Example
+from cogcalib_jax.data.prompts import PROMPTS, chat_template
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.open_answers import exact_match, normalise_answer, token_f1
-from cogcalib_jax.inference.p_true import PTrue
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.generate import Generated, SamplingConfig, generate
 from cogcalib_jax.models.parameters import FrozenModel
 
 # Padded prompt lengths of a split. Each compiles a loop of its own, which takes longer than a pass.
 MAX_BUCKETS = 4
+CHOICES = ("True", "False")
+# Tokens allowed beyond the question's own: the words around it even for a tokenizer of characters,
+# and an answer whose text takes several times the tokens it was generated with (stray bytes).
+_WORDS = 160
+_TOKENS_PER_TOKEN = 4
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Answers(NamedTuple):
@@ -254,3 +265,100 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: str) -> frozenset[int]
 
 def _bar(answers: int) -> AnyBar:
     return progress_bar(answers, "answering", "answer", inner=True)
+
+
+class PTrue:
+    """P(True), the probability of True over {True, False} for proposed answers.
+
+    The prompt is written as the project writes every choice between options (`letters`, or `chat`
+    for questions asked in a chat):
+
+        Question: {question}
+        Proposed answer: {answer}
+        Is the proposed answer:
+        A. True
+        B. False
+        Answer:
+    """
+
+    def __init__(self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int):
+        """data: how the questions themselves are asked; it is asked without solved ones before it.
+
+        Raises UserError where the tokenizer cannot tell the two options apart.
+        """
+        template = PROMPTS["letters"]
+        if data.prompt == CHAT:
+            template = chat_template(template, tokenizer, ())
+        longest = data.max_length + _TOKENS_PER_TOKEN * max_new_tokens + _WORDS
+        self._encoder = Encoder(
+            tokenizer, replace(data, max_length=longest, few_shot=0), template, ()
+        )
+        (probe,) = self._encoder.encode([proposal(Example("probe", "question", (), 0), "answer")])
+        if isinstance(probe, BadRow):
+            raise UserError(
+                f"P(True) cannot be asked with tokenizer {tokenizer.name_or_path} ({probe}); leave"
+                " it out with --evaluation.open.p-true false"
+            )
+
+    def __call__(
+        self,
+        predictor: Predictor,
+        lora: nnx.State,
+        encoded: Sequence[Encoded],
+        proposed: Sequence[str],
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """P(True) `[n]` of each question's proposed answer, NaN where it cannot be asked, and a
+        note on those."""
+        questions = [proposal(e.example, text) for e, text in zip(encoded, proposed, strict=True)]
+        asked: dict[int, Encoded] = {}
+        refused: list[BadRow] = []
+        for row, result in enumerate(self._encoder.encode(questions)):
+            if isinstance(result, BadRow):
+                refused.append(result)
+            else:
+                asked[row] = result
+        found = np.full(len(encoded), np.nan)
+        if asked:
+            found[list(asked)] = predictor(lora, EncodedSplit(asked.values())).probs[:, 0]
+        if not refused:
+            return found, ()
+        note = f"P(True) cannot be asked of {len(refused)} of {len(encoded)} answers; the first:"
+        return found, (f"{note} {refused[0]}",)
+
+
+def proposal(example: Example, answer: str) -> Example:
+    """The question whether `answer` is the answer to `example`."""
+    question = f"Question: {example.question}\nProposed answer: {answer}\nIs the proposed answer:"
+    return Example(example.id, question, CHOICES, 0, passage=example.passage)
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case; no ASCII punctuation; no a, an, the; words parted by one space.
+
+    In this order, as published: "the." loses its point first and then goes as an article. Other
+    punctuation (a typographic apostrophe, say) stays, and so do accents.
+    """
+    words = _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION))
+    return " ".join(words.split())
+
+
+def exact_match(text: str, answers: Sequence[str]) -> bool:
+    """Whether `text` equals any of `answers` (at least one) once both are normalised."""
+    normal = normalise_answer(text)
+    return any(normal == normalise_answer(answer) for answer in answers)
+
+
+def token_f1(text: str, answers: Sequence[str]) -> float:
+    """The best F1 over `answers` (at least one) of the normalised words, as bags, from 0 to 1.
+
+    A text or answer without words scores 1 against another without words and 0 otherwise.
+    """
+    return max(_f1(normalise_answer(text).split(), normalise_answer(a).split()) for a in answers)
+
+
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    shared = (Counter(words) & Counter(wanted)).total()
+    # 2PR / (P + R) with P = shared / words and R = shared / wanted.
+    return 2 * shared / (len(words) + len(wanted))

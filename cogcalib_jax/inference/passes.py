@@ -1,8 +1,8 @@
-"""A function of a batch, jitted once and run over a whole split, results in the split's order."""
+"""A function of a batch, jitted once and run over a whole split, with its progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cogcalib_jax.console import progress_bar
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.packing import PackedBatch
 from cogcalib_jax.models.parameters import FrozenModel
@@ -92,3 +93,25 @@ def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
             for a in arrays
         ]
     )
+
+
+def watched(
+    batches: Iterable[Batch],
+    questions: int,
+    sequences: int,
+    bar: Callable[..., Any] = progress_bar,
+) -> Iterator[Batch]:
+    """`batches` themselves, with a bar over questions and the time left on stderr.
+
+    sequences: rows of all batches together, several a question where options are scored one by
+    one. bar: makes the bar, with the arguments of `progress_bar`. A batch counts as done when the
+    next one is asked for.
+    """
+    done, shown = 0.0, 0
+    with bar(questions, "scoring", "question", inner=True) as progress:
+        for batch in batches:
+            yield batch
+            done += float(batch.weight.sum())
+            whole = round(questions * done / sequences)
+            progress.update(whole - shown)
+            shown = whole

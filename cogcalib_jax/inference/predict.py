@@ -1,12 +1,19 @@
-"""The option scores of a split under one model."""
+"""The option scores of a split: those of one model, and the constant answer to compare with.
+
+Several questions share a row, and every prompt is computed once. Training scores options in batches
+of trees (`forward.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,18 +21,21 @@ from jax.sharding import Mesh
 from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, option_batches
 from cogcalib_jax.data.encoding import single_token_options
 from cogcalib_jax.data.example import Encoded, EncodedSplit
-from cogcalib_jax.data.packing import packed_batches
+from cogcalib_jax.data.packing import PackedBatch, packed_batches
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.forward import gather_positions, row_stats
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.options import packed_logprobs
-from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.passes import SplitPass, watched
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.inference.progress import watched
+from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.lora import Head
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
 
 Score = Callable[[Iterable[Any]], tuple[np.ndarray, np.ndarray]]
 """A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
+
+BY_TEXT, BY_POSITION = "text", "position"
 
 
 class Predictor:
@@ -180,3 +190,88 @@ def _remember(
     for batch, option in batches:
         chosen.append(option[batch.weight > 0])
         yield batch
+
+
+def packed_logprobs(
+    decoder: Decoder, batch: PackedBatch, temperature: jax.Array | float
+) -> jax.Array:
+    """Return log-probabilities of options, summed over their tokens, in nats.
+
+    They are `[batch, questions, options]` float32, under the vocabulary's softmax.
+
+    The end of a prompt predicts the first token of all its options, an option's token the next one.
+    Where a question or an option does not exist the value means nothing. The temperature divides
+    every vocabulary logit. Several temperatures `[t]` add a last axis to the result: they share the
+    decoder's pass and the products with the head, which are nearly all of the work.
+    """
+    branches = (batch.question, batch.option)
+    hidden = decoder.tree_hidden_states(batch.input_ids, batch.positions, branches)
+    hidden = gather_positions(hidden, batch.scored)
+    ends = gather_positions(hidden, batch.prompt_end)
+
+    def logprobs(temperature: jax.Array | float) -> jax.Array:
+        return _logprobs(decoder.head().replace(temperature=temperature), hidden, ends, batch)
+
+    if jnp.ndim(temperature):
+        return jax.vmap(logprobs, out_axes=-1)(temperature)
+    return logprobs(temperature)
+
+
+def _logprobs(head: Head, hidden: jax.Array, ends: jax.Array, batch: PackedBatch) -> jax.Array:
+    """The same from hidden states: those at the scored positions, and at the ends of prompts."""
+    stats = row_stats(head, hidden, batch.targets)
+    rows, questions, options = batch.first_ids.shape
+    first_logits = head.option_logits(
+        ends.reshape(rows * questions, -1),
+        batch.first_ids.reshape(rows * questions, options),
+    )
+    denominators = jnp.take_along_axis(stats.logsumexp, batch.prompt_end, axis=1)
+    first = first_logits.reshape(rows, questions, options) - denominators[:, :, None]
+
+    # One place more than there are options, for what belongs to none.
+    places = questions * options + 1
+    nll = jax.vmap(lambda nll, place: jax.ops.segment_sum(nll, place, places))(
+        stats.nll, batch.place
+    )
+    return first - nll[:, :-1].reshape(first.shape)
+
+
+def commonest_answer(train: Sequence[Encoded], encoded: Sequence[Encoded]) -> Predictions:
+    """Predict the same for every question of `encoded`: the smoothed frequencies of right answers.
+
+    Answers are counted by their text if all rows of `train` and `encoded` share one set of option
+    texts (yes and no; the relations of a table), else by their position. One is added to each
+    count, and the counts of the options that a question has are divided by their sum. The first of
+    the options with the largest probability is the prediction.
+
+    Args:
+        train: rows with options, at least one.
+    """
+    by = counted_by(train, encoded)
+    counts = Counter(_keys(row, by)[row.answer] for row in train)
+    options = np.array([len(row.completions) for row in encoded])
+    exists = np.arange(options.max()) < options[:, None]
+    probs = np.ones(exists.shape)
+    for i, row in enumerate(encoded):
+        probs[i, : options[i]] += [counts[key] for key in _keys(row, by)]
+    probs = np.where(exists, probs, 0.0)
+    probs /= probs.sum(-1, keepdims=True)
+    return Predictions(
+        # Each option counts as one token, so that no rule for several tokens changes its score.
+        logprobs=np.log(probs, out=np.full(probs.shape, np.nan), where=exists),
+        tokens=exists.astype(int),
+        answers=np.array([row.answer for row in encoded]),
+        option_score="sum",
+    )
+
+
+def counted_by(train: Sequence[Encoded], encoded: Sequence[Encoded]) -> str:
+    """Return "text" if all rows share one set of option texts, else "position"."""
+    texts = {frozenset(row.example.choices) for row in (*train, *encoded)}
+    # A published protocol may score more letters than a row has options.
+    whole = all(len(row.completions) == len(row.example.choices) for row in (*train, *encoded))
+    return BY_TEXT if len(texts) == 1 and whole else BY_POSITION
+
+
+def _keys(row: Encoded, by: str) -> Sequence[Hashable]:
+    return row.example.choices if by == BY_TEXT else range(len(row.completions))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.inference.row_stats import CHUNK
+from cogcalib_jax.inference.forward import CHUNK
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.parameters import abstract_decoder

@@ -1,1 +1,4 @@
-"""Training: the loop over the jitted step, refits, and the pretraining of the world's base."""
+"""Training: the two phases, the jitted step, refits, validation, callbacks and checkpoints.
+
+May import `inference` and the rooms below it; knows no run folder and no command line.
+"""

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from cogcalib_jax.data.example import EncodedSplit, require_shared_options
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.context import check_context
 from cogcalib_jax.method.config import GATES, AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.sharding import require_even
 from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
@@ -170,3 +169,36 @@ def _require_open_questions(
             f"compare = {', '.join(averaged)}: averages the probabilities of options, and questions"
             f" of {data_name} are open; leave it out"
         )
+
+
+def check_context(context: int, sets: Iterable[EncodedSplit], new_tokens: int) -> tuple[str, ...]:
+    """Refuse answers that do not fit into the context, and return notes on texts beyond it.
+
+    Options beyond the context get numbers like all others, which are worth little: a note says so.
+    An answer to an open question would have to be generated there: that is refused.
+
+    Args:
+        context: tokens that the model was made for (`max_position_embeddings`).
+        sets: the questions. Without any, nothing is refused.
+        new_tokens: most tokens of a generated answer.
+
+    Raises:
+        UserError: a prompt of an open question and its answer exceed the context.
+    """
+    sets = [rows for rows in sets if rows]
+    prompts = [len(row.prompt_ids) for rows in sets if rows.is_open for row in rows]
+    if prompts and max(prompts) + new_tokens > context:
+        room = context - new_tokens
+        shorter = f"set --data.max-length to at most {room}, which cuts long passages, or "
+        raise UserError(
+            f"open questions: the longest prompt of {max(prompts)} tokens and an answer of up to"
+            f" {new_tokens} (evaluation.open.max_new_tokens) exceed the model's context of"
+            f" {context}; {shorter if room > 0 else ''}lower --evaluation.open.max-new-tokens"
+        )
+    longest = max((int(rows.lengths.max()) for rows in sets), default=0)
+    if longest <= context:
+        return ()
+    return (
+        f"texts of up to {longest:,} tokens are longer than the model's context of"
+        f" {context:,}, beyond which it was not trained; set --data.max-length {context}",
+    )

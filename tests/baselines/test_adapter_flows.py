@@ -10,8 +10,7 @@ from flax import nnx
 
 from cogcalib_jax.baselines.adapter_flows import adapter_flows
 from cogcalib_jax.data.batching import make_trees
-from cogcalib_jax.inference.forward import scored_hidden, tree_scores
-from cogcalib_jax.inference.row_stats import row_stats
+from cogcalib_jax.inference.forward import row_stats, scored_hidden, tree_scores
 from cogcalib_jax.models.parameters import split_model
 from tests.inference.tiny import (
     LORA,

@@ -10,8 +10,7 @@ import pytest
 
 from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.inference.chunked_loss import _largest_divisor, batch_loss
-from cogcalib_jax.inference.forward import losses_at
-from cogcalib_jax.inference.row_stats import coarsened
+from cogcalib_jax.inference.forward import coarsened, losses_at
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.terms import TERMS as REGISTERED
 from cogcalib_jax.method.terms import Rows, Term, register_term

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.example import Encoded, Example
-from cogcalib_jax.inference.commonest import commonest_answer, counted_by
+from cogcalib_jax.inference.predict import commonest_answer, counted_by
 from cogcalib_jax.metrics import summarize
 
 

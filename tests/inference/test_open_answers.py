@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogcalib_jax.inference.open_answers import exact_match, normalise_answer, token_f1
+from cogcalib_jax.inference.open_ended import exact_match, normalise_answer, token_f1
 
 TEXT = st.text(alphabet="aAnthe THE.,'-’éß \t\n0", max_size=30)
 

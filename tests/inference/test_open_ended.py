@@ -11,12 +11,15 @@ from tokenizers import Tokenizer, models
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.tokenizer import load_tokenizer
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
 from cogcalib_jax.inference.forward import example_losses
-from cogcalib_jax.inference.open_answers import normalise_answer
-from cogcalib_jax.inference.open_config import OpenConfig
-from cogcalib_jax.inference.open_ended import Answers, OpenPredictor, stop_tokens
-from cogcalib_jax.inference.p_true import proposal
+from cogcalib_jax.inference.open_ended import (
+    Answers,
+    OpenPredictor,
+    normalise_answer,
+    proposal,
+    stop_tokens,
+)
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import LossConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from cogcalib_jax.inference.option_choice import choose_option_score
+from cogcalib_jax.inference.posthoc import choose_option_score
 from cogcalib_jax.inference.predictions import Predictions
 
 

@@ -14,11 +14,11 @@ from cogcalib_jax.inference.forward import (
     completion_logprob,
     losses_at,
     over_options,
+    row_stats,
     scored_hidden,
     tree_scores,
 )
 from cogcalib_jax.inference.option_score import score_options
-from cogcalib_jax.inference.row_stats import row_stats
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.method.terms import TERMS, Rows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.inference.row_stats import row_stats
+from cogcalib_jax.inference.forward import row_stats
 from cogcalib_jax.method.terms import TERMS, Term
 from cogcalib_jax.sharding import MeshConfig, make_mesh, named_sharding
 from tests.inference.tiny import LORA, TINY, VOCAB, quick_jit, tiny_decoder

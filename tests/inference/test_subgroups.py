@@ -5,7 +5,7 @@ import pytest
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.subgroups import (
+from cogcalib_jax.inference.evaluate import (
     DRAWS_PER_GROUP,
     fields_of,
     question_fields,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cogcalib_jax.inference.open_answers import exact_match, token_f1
+from cogcalib_jax.inference.open_ended import exact_match, token_f1
 
 text = pytest.importorskip("torchmetrics.functional.text")
 

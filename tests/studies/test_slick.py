@@ -14,8 +14,7 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
 from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.parameters import split_model

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import FieldError
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.open_config import OpenConfig
+from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
 from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.method.config import LossConfig, MethodConfig
