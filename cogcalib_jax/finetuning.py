@@ -22,9 +22,8 @@ from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
 from cogcalib_jax.settings import identity
 from cogcalib_jax.training.callbacks import Callback, StartInfo, told
-from cogcalib_jax.training.checkpoint_config import CheckpointConfig
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
-from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
 from cogcalib_jax.training.finetune import finetune as run_method
 from cogcalib_jax.training.state import Trainable

@@ -48,7 +48,7 @@ from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.parameters import merge_lora
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_context
-from cogcalib_jax.training.stored_run import read_stored_run
+from cogcalib_jax.training.storage import read_stored_run
 
 
 class Answer(NamedTuple):

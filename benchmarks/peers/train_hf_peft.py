@@ -50,8 +50,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     from cogcalib_jax.hf.adapter import save_adapter
     from cogcalib_jax.sharding import shard_batch
     from cogcalib_jax.training.loop import jit_step
-    from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from cogcalib_jax.training.step import init_state
+    from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_optimizer
 
     assembled = assemble_model(config, config.lora, config.model.path)
     save_adapter(adapter, assembled.decoder, config.model.path)

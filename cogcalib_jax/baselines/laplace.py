@@ -20,12 +20,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cogcalib_jax.baselines.adapter_flows import adapter_flows
 from cogcalib_jax.baselines.kfac import (
     Block,
     Evidence,
     LowRank,
     Moments,
+    adapter_flows,
     covariance,
     curvature_block,
     flow_moments,

@@ -32,7 +32,7 @@ from cogcalib_jax.plan.plan import (
 from cogcalib_jax.plan.topology import Topology, find_topology, next_larger
 from cogcalib_jax.plan.work import Work, read_work
 from cogcalib_jax.sharding import batch_parts, make_mesh
-from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.step import learning_rate_schedule, make_optimizer
 from cogcalib_jax.world.base import base_architecture
 from cogcalib_jax.world.corpus import build_tokenizer
 

@@ -39,9 +39,8 @@ from cogcalib_jax.plan.flops import update_flops
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
-from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from cogcalib_jax.training.state import Trainable
-from cogcalib_jax.training.step import init_state
+from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_optimizer
 
 WARMUP = 5
 BASE = "sft"

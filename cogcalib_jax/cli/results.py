@@ -40,8 +40,8 @@ from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_p
 from cogcalib_jax.inference.predictions import Predictions, write_predictions
 from cogcalib_jax.inference.scored_rows import ConfidenceRows, read_scored
 from cogcalib_jax.metrics import summarize
-from cogcalib_jax.training.checkpoint_config import require_same_identity
-from cogcalib_jax.training.nonfinite import listed
+from cogcalib_jax.training.config import require_same_identity
+from cogcalib_jax.training.step_log import listed
 
 FILE = "eval.json"
 PARTIAL = "eval.partial.json"

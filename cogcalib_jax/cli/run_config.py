@@ -22,9 +22,8 @@ from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
-from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.composition import CompositionConfig
-from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig, require_same_identity
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 
 PROGRAM = "train.py"

@@ -42,7 +42,7 @@ from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import with_path_in_errors
 from cogcalib_jax.settings import without_retired
 from cogcalib_jax.sharding import fetch
-from cogcalib_jax.training.checkpoint_config import CheckpointConfig, require_same_identity
+from cogcalib_jax.training.config import CheckpointConfig, require_same_identity
 from cogcalib_jax.training.manifest import (
     DamageError,
     file_checksums,

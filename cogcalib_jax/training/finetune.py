@@ -27,10 +27,10 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
-from cogcalib_jax.training.nonfinite import require_finite
-from cogcalib_jax.training.optimizer import learning_rate_schedule
 from cogcalib_jax.training.start import start_beliefs, with_start
 from cogcalib_jax.training.state import Phase, Progress, Trainable, begin
+from cogcalib_jax.training.step import learning_rate_schedule
+from cogcalib_jax.training.step_log import require_finite
 from cogcalib_jax.training.validation import (
     Belief,
     Followed,

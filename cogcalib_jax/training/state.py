@@ -23,10 +23,8 @@ from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.callbacks import Callback
-from cogcalib_jax.training.checkpoint_config import CheckpointConfig
-from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.optimizer import make_optimizer
-from cogcalib_jax.training.step import StepFunction, TrainState, init_state
+from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
+from cogcalib_jax.training.step import StepFunction, TrainState, init_state, make_optimizer
 from cogcalib_jax.training.storage import Files, Storage
 
 

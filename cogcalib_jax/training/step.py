@@ -1,17 +1,16 @@
 """The jitted training step: forward, gate, loss, gradient of the LoRA parameters, update.
 
-Only LoRA parameters and optimizer state are trained, donated and returned; the base is an input
-that never changes. The threshold and the method's numbers (its weight, its term's and gate's
-settings) are arguments, so neither a refit nor another margin compiles anything.
-
-An update whose loss or gradient is not finite leaves parameters and optimizer as they were: nothing
-of such a batch is ever in the state. Whether the run then stops or goes on is the caller's affair.
+Only LoRA parameters and optimizer state are trained, donated and returned; the base never changes.
+The threshold and the method's numbers are arguments, so neither a refit nor another margin compiles
+anything. An update whose loss or gradient is not finite leaves parameters and optimizer as they
+were; the caller decides whether the run then stops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from cogcalib_jax.method.loss import Faults, LossSums, Method
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
+from cogcalib_jax.training.config import TrainingConfig
 
 
 class TrainState(NamedTuple):
@@ -271,3 +271,33 @@ def init_state(lora: nnx.State, optimizer: optax.GradientTransformation, mesh: M
         return TrainState(step, lora, optimizer.init(lora), skipped, in_a_row)
 
     return jax.jit(build, out_shardings=shardings)(lora)
+
+
+# Cached: equal arguments give the very same function, by which compiled updates are found again.
+@lru_cache
+def learning_rate_schedule(
+    peak: float, kind: Literal["linear", "cosine", "constant"], steps: int, warmup_fraction: float
+) -> optax.Schedule:
+    """Warm-up from zero to `peak`, then the named decay to zero at `steps`."""
+    warmup = round(warmup_fraction * steps)
+    rest = max(1, steps - warmup)
+    decay = {
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[kind]()
+    if warmup == 0:
+        return decay
+    # The first update already moves: it gets peak / warmup, not zero.
+    rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(
+    config: TrainingConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """AdamW on clipped gradients."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )

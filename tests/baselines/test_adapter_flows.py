@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.baselines.adapter_flows import adapter_flows
+from cogcalib_jax.baselines.kfac import adapter_flows
 from cogcalib_jax.data.batching import make_trees
 from cogcalib_jax.inference.forward import row_stats, scored_hidden, tree_scores
 from cogcalib_jax.models.parameters import split_model

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogcalib_jax.baselines.adapter_flows import Flow
 from cogcalib_jax.baselines.kfac import (
     COLUMNS,
     Block,
     Evidence,
+    Flow,
     LowRank,
     NoPosterior,
     covariance,

@@ -18,7 +18,7 @@ from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.option_score import stored_option_score
 from cogcalib_jax.settings import identity
-from cogcalib_jax.training.checkpoint_config import require_same_identity
+from cogcalib_jax.training.config import require_same_identity
 from tests.inference.test_option_choice import made
 
 BASE = ("--model.path", "base")

@@ -10,7 +10,7 @@ from cogcalib_jax.plan.memory import scoring_memory, update_memory
 from cogcalib_jax.plan.plan import BatchShape, compile_step
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.optimizer import make_optimizer
+from cogcalib_jax.training.step import make_optimizer
 from tests.models.small import one_device
 
 # Of the activations, in float32; a CPU computes bfloat16 in float32, so there it says nothing.

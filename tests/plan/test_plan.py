@@ -17,8 +17,14 @@ from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from cogcalib_jax.training.step import init_state, jit_train_step, make_train_step, state_shardings
+from cogcalib_jax.training.step import (
+    init_state,
+    jit_train_step,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+    state_shardings,
+)
 from tests.inference.tiny import LORA, TINY, micro_batches, questions, tiny_decoder
 from tests.models.small import QUICK
 from tests.test_presets import load

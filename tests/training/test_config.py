@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cogcalib_jax.errors import FieldError
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.optimizer import learning_rate_schedule
+from cogcalib_jax.training.step import learning_rate_schedule
 
 KINDS = ("linear", "cosine", "constant")
 

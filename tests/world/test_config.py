@@ -8,7 +8,7 @@ from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import from_yaml, load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.settings import to_dict, with_new_names
-from cogcalib_jax.training.stored_run import StoredRun
+from cogcalib_jax.training.storage import StoredRun
 from cogcalib_jax.world.config import WorldConfig
 
 STORED = {"seed": 3, "data": {"task": "world", "world": to_dict(WorldConfig(entities=1300))}}
