@@ -193,7 +193,7 @@ def _flows(
     gradients: jax.Array,
     real: jax.Array,
 ) -> dict[str, Flow]:
-    """Of both matrices, from A's inputs and the gradients at B's outputs; real `[batch, time]`."""
+    """The flows of both matrices, from A's inputs and the gradients at B's outputs."""
     real = real[:, :, None]
     inputs, gradients = jnp.where(real, inputs, 0.0), jnp.where(real, gradients, 0.0)
     low = jnp.einsum("lbti,lri->lbtr", inputs, lora_A)
@@ -206,7 +206,7 @@ def _flows(
 
 
 class Moments(NamedTuple):
-    """Of one LoRA matrix, summed over rows: second moments times a test matrix each, float32."""
+    """The second moments of one LoRA matrix times a test matrix each, summed over rows, float32."""
 
     inputs: jax.Array
     """`[layers, in, columns]`"""
@@ -236,7 +236,7 @@ class NoPosterior(UserError):
 
 
 class LowRank(NamedTuple):
-    """What is kept of a LoRA matrix's wide side. Its short side is kept whole."""
+    """The part of a LoRA matrix's wide side that is kept. Its short side is kept whole."""
 
     rank: int = 10
     """eigenvalues of a side that is not kept whole; 10 as in the paper"""
@@ -246,17 +246,17 @@ class LowRank(NamedTuple):
     effective parameters 1,203, 2,140 and 2,655: what is dropped keeps the prior's variance"""
 
     def kept(self, width: int, short: int) -> int:
-        """Eigenvalues of a side of `width` whose matrix has a short side of `short`."""
+        """Return how many eigenvalues of a side are kept beside a short side of `short`."""
         return width if width <= max(self.above, short) else min(self.rank, width)
 
     def columns(self, width: int, short: int) -> int:
-        """Columns of the sketch they are taken from."""
+        """Return the columns of the sketch that they are taken from."""
         whole = self.kept(width, short) == width
         return width if whole else min(COLUMNS * self.rank, width)
 
 
 def sketching_matrix(width: int, columns: int) -> np.ndarray:
-    """Orthonormal columns `[width, columns]` float32 that a moment is multiplied by; the identity
+    """Return orthonormal columns `[width, columns]` float32 for a moment's product; the identity
     where there are as many as rows."""
     if width == columns:
         return np.eye(width, dtype=np.float32)
@@ -322,7 +322,7 @@ def _leading(sketch: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def covariance(flow: Flow, block: Block, prior_precision: jax.Array | float) -> jax.Array:
-    """What one LoRA matrix adds to the covariance of the outputs of the linearised model,
+    """Return what one LoRA matrix adds to the covariance of the linearised model's outputs,
     `[batch, directions, directions]`.
 
     The Jacobian is the product of a flow's two sides. What of it lies outside the curvature's
@@ -365,12 +365,12 @@ class Evidence:
         return cls(log_likelihood, squared_norm, np.concatenate(values))
 
     def log_marginal(self, prior_precision: float) -> float:
-        """Nats."""
+        """Return the log marginal likelihood in nats."""
         volume = np.log1p(self.curvature / prior_precision).sum()
         return self.log_likelihood - 0.5 * (volume + prior_precision * self.squared_norm)
 
     def effective_parameters(self, prior_precision: float) -> float:
-        """How many parameters the data determine (MacKay 1992)."""
+        """Return the number of parameters that the data determine (MacKay 1992)."""
         return float((self.curvature / (self.curvature + prior_precision)).sum())
 
     def best_prior_precision(self) -> float:

@@ -68,7 +68,7 @@ class Fit:
     rows: int
 
     def record(self) -> dict[str, float]:
-        """What a run keeps of it."""
+        """Return the fit as JSON."""
         precision = float(self.posterior.prior_precision)
         return {
             "prior_precision": precision,
@@ -81,7 +81,7 @@ class Fit:
 
 
 class _Sums(NamedTuple):
-    """What a pass over the training rows adds up."""
+    """The sums of a pass over the training rows."""
 
     log_likelihood: jax.Array
     moments: dict[str, Moments]

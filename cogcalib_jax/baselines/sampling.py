@@ -153,7 +153,7 @@ class EnsemblePredictor:
 
 
 def stack_members(members: Sequence[nnx.State]) -> nnx.State:
-    """LoRA parameters of several adapters with a leading axis of members."""
+    """Return LoRA parameters of several adapters with a leading axis of members."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 

@@ -147,7 +147,7 @@ def _by_position(
         return x.reshape(examples, pieces * width)[:, :positions]
 
     def sums_of(nll: jax.Array, cal: jax.Array) -> LossSums:
-        """From what each position contributes, `[batch, positions]`."""
+        """The sums from the values of each position, `[batch, positions]`."""
         return gated_loss(
             example_mean(nll, batch.loss_mask, loss),
             None if term is None else example_mean(cal, batch.loss_mask, loss),
@@ -239,7 +239,7 @@ def _with_slope(
 
 
 def _adapter(head: Head) -> dict[str, jax.Array | None]:
-    """What of the head is trained."""
+    """The trained part of the head."""
     return {"lora_A": head.lora_A, "lora_A_root": head.lora_A_root, "lora_B": head.lora_B}
 
 

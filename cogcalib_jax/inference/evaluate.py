@@ -42,7 +42,7 @@ def task_metrics(
     exclusive: bool,
     clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Everything eval.json says about one task, from its predictions alone.
+    """Return the numbers of one task in eval.json, from its predictions alone.
 
     exclusive: whether options exclude one another over the vocabulary (`EncodedSplit`); without
     that nothing can be said of them and "all else", and `vocab` is None.
@@ -71,7 +71,7 @@ def task_metrics(
 
 
 def data_hash(encoded: Sequence[Encoded]) -> str:
-    """SHA-256 over ids, texts and answers: equal hashes mean the very same questions."""
+    """Return the SHA-256 of ids, texts and answers: equal hashes mean the same questions."""
     digest = hashlib.sha256()
     for e in encoded:
         asked = [e.id, e.prompt, e.completions, e.answer, *e.example.aliases]
@@ -80,7 +80,7 @@ def data_hash(encoded: Sequence[Encoded]) -> str:
 
 
 def provenance(seed: int, data: dict[str, str], protocol: str = "clean") -> dict[str, Any]:
-    """What is needed to say where numbers came from; no times, no host or user names."""
+    """Return the origin of numbers: versions, commit, device, data; no times, no names."""
     return {
         "versions": {name: version(name) for name in VERSIONED},
         "python": platform.python_version(),
@@ -94,7 +94,7 @@ def provenance(seed: int, data: dict[str, str], protocol: str = "clean") -> dict
 
 
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, None outside a git checkout."""
+    """Return the commit of the source tree; None outside a git checkout."""
     result = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
         capture_output=True,
@@ -154,7 +154,7 @@ def require_fields(wanted: Sequence[str], tasks: Mapping[str, Sequence[Mapping[s
 
 
 def _why_not(field: str, task: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why `field` cannot group the rows of `task`; None if it can, or if none of them has it."""
+    """Return why `field` cannot group the rows of `task`; None if it can, or no row has it."""
     values = [value for row in rows if not _is_null(value := row.get(field))]
     odd = next((value for value in values if not _is_plain(value)), None)
     if isinstance(odd, float):
@@ -191,7 +191,7 @@ def subgroups(
     config: EvaluationConfig,
     summarize: Callable[[EvaluationConfig, np.ndarray], dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Field -> value -> numbers of the rows with that value; numbers before words, each in order.
+    """Return field -> value -> numbers of the rows with that value, numbers before words.
 
     fields: those that `rows` lack are left out. rows: the fields of each row. summarize: the
     numbers of the rows with these indices.

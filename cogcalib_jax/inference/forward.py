@@ -160,14 +160,14 @@ class ExampleLosses(NamedTuple):
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:
-    """Hidden states `[batch, time, d]` at `positions` `[batch, n]` -> `[batch, n, d]`."""
+    """Return hidden states `[batch, time, d]` at `positions` `[batch, n]`, `[batch, n, d]`."""
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
 def scored_hidden(
     decoder: Decoder, batch: Batch, dropout_key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Hidden states at the scored positions, `[batch, n, d]`, and the head's part of the key."""
+    """Return hidden states at the scored positions, `[batch, n, d]`, and the head's key."""
     trunk_key = head_key = None
     if dropout_key is not None:
         trunk_key, head_key = jax.random.split(dropout_key)
@@ -329,7 +329,7 @@ def option_logprobs(
     temperature: jax.Array | float,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
+    """Return vocabulary log-probabilities of single-token options, `[batch, options]` float32 nats.
 
     The temperature divides the logits, in float32. With a `dropout_key` LoRA's dropout is on; wrap
     in `row_by_row` for masks that no batch changes, and that are the same in both parts of the
@@ -348,8 +348,10 @@ def completion_logprob(
     temperature: jax.Array | float,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Log-probability of each row's whole completion, summed over its tokens, `[batch]` nats;
-    `dropout_key` as for `option_logprobs`."""
+    """Return the log-probability of each row's completion, summed over tokens, `[batch]` nats.
+
+    dropout_key: as for `option_logprobs`.
+    """
     hidden, head_key = scored_hidden(decoder, batch, dropout_key)
     head = decoder.head().replace(temperature=temperature)
     stats = row_stats(head, hidden, batch.targets, dropout_key=head_key)
@@ -359,7 +361,7 @@ def completion_logprob(
 def row_by_row(
     score: Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array],
 ) -> Callable[[Decoder, Batch, jax.Array | float, jax.Array], jax.Array]:
-    """`score` with a dropout mask for each example of a split, drawn from the key and the
+    """Return `score` with a dropout mask for each example of a split, drawn from the key and the
     example's number alone.
 
     So neither the batch size, nor the padding, nor the rows beside it change an example's score,

@@ -112,7 +112,7 @@ class OpenPredictor:
     def __call__(
         self, lora: nnx.State, encoded: Sequence[Encoded], *, seed: int = 0
     ) -> OpenPredictions:
-        """Answers and confidences of `encoded`; seed: of the samples for `agreement`."""
+        """Return answers and confidences of `encoded`; seed: of the samples for `agreement`."""
         samples = self._config.open.samples
         with _bar(len(encoded) * (1 + samples)) as bar:
             answers = self._answers(lora, encoded, bar)
@@ -134,7 +134,7 @@ class OpenPredictor:
         )
 
     def answers(self, lora: nnx.State, encoded: Sequence[Encoded]) -> Answers:
-        """Greedy answers alone: what calibrators and the threshold are fitted on."""
+        """Return greedy answers alone: calibrators and the threshold are fitted on them."""
         with _bar(len(encoded)) as bar:
             return self._answers(lora, encoded, bar)
 
@@ -147,7 +147,7 @@ class OpenPredictor:
         samples: int,
         seed: int = 0,
     ) -> np.ndarray:
-        """Share `[n]` of `samples` sampled answers that match an accepted one exactly."""
+        """Return the share `[n]` of sampled answers that match an accepted one exactly."""
         matches = np.zeros(len(encoded))
         with _bar(len(encoded) * samples) as bar:
             for texts in self._sampled(lora, encoded, temperature, samples, seed, bar):
@@ -243,7 +243,7 @@ class OpenPredictor:
 
 @lru_cache(maxsize=8)
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: str) -> frozenset[int]:
-    """Tokens whose text contains `stop`; none for an empty one.
+    """Return the tokens whose text contains `stop`; none for an empty one.
 
     Raises UserError where no token does, so that generation would never end there.
     """
@@ -307,7 +307,7 @@ class PTrue:
         encoded: Sequence[Encoded],
         proposed: Sequence[str],
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """P(True) `[n]` of each question's proposed answer, NaN where it cannot be asked, and a
+        """Return P(True) `[n]` of each question's proposed answer, NaN if it cannot be asked, and a
         note on those."""
         questions = [proposal(e.example, text) for e, text in zip(encoded, proposed, strict=True)]
         asked: dict[int, Encoded] = {}
@@ -333,7 +333,7 @@ def proposal(example: Example, answer: str) -> Example:
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case; no ASCII punctuation; no a, an, the; words parted by one space.
+    """Return lower case without ASCII punctuation, a, an and the; words parted by one space.
 
     In this order, as published: "the." loses its point first and then goes as an article. Other
     punctuation (a typographic apostrophe, say) stays, and so do accents.
@@ -343,7 +343,7 @@ def normalise_answer(text: str) -> str:
 
 
 def exact_match(text: str, answers: Sequence[str]) -> bool:
-    """Whether `text` equals any of `answers` (at least one) once both are normalised."""
+    """Return whether `text` equals any of `answers` (at least one) once both are normalised."""
     normal = normalise_answer(text)
     return any(normal == normalise_answer(answer) for answer in answers)
 

@@ -35,7 +35,7 @@ class Calibrators:
 
 
 def fit_calibrators(calibration: Answers) -> Calibrators:
-    """Platt and isotonic maps fitted on answers to the calibration split, by exact match.
+    """Fit Platt and isotonic maps on answers to the calibration split, by exact match.
 
     Where those answers are all right or all wrong there is nothing to fit: the notes say so.
     """
@@ -50,13 +50,13 @@ def fit_calibrators(calibration: Answers) -> Calibrators:
 
 
 def to_json(calibrators: Calibrators) -> dict[str, Any]:
-    """As `calibration.json` keeps them."""
+    """Return the entry of `calibration.json`."""
     maps = {name: one.to_json() for name, one in calibrators.maps.items()}
     return {"maps": maps, "notes": list(calibrators.notes)}
 
 
 def from_json(stored: Mapping[str, Any]) -> Calibrators:
-    """What `to_json` made, also in the form of earlier releases.
+    """Return the maps of an entry that `to_json` made, also of earlier releases.
 
     Raises UserError, KeyError, TypeError, ValueError or AttributeError for damaged content.
     """
@@ -73,7 +73,7 @@ def _map(name: str, content: Mapping[str, Any]) -> Calibrator:
 
 
 def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPredictions:
-    """`predictions` with the calibrated confidences beside the raw ones; NaN stays NaN."""
+    """Return `predictions` with calibrated confidences beside the raw ones; NaN stays NaN."""
     logprobs = predictions.answers.logprobs
     known = np.isfinite(logprobs)
     made = {}
@@ -94,7 +94,7 @@ def open_metrics(
     seed: int,
     clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Everything eval.json says about a task of open questions, from its predictions alone.
+    """Return the numbers of a task of open questions in eval.json, from its predictions alone.
 
     `accuracy` is the exact match, and numbers about confidence are those of `sequence`;
     `confidences` holds those of each. `vocab` is null: there are no options to tell it from.
@@ -142,7 +142,7 @@ def open_metrics(
 def open_prediction_rows(
     predictions: OpenPredictions, encoded: Sequence[Encoded]
 ) -> list[dict[str, Any]]:
-    """One JSON object a question; docs/architecture.md lists the fields."""
+    """Return one JSON object a question; docs/architecture.md lists the fields."""
     answers = predictions.answers
     rows = []
     for i, e in enumerate(encoded):

@@ -18,7 +18,7 @@ from cogcalib_jax.sharding import fetch, shard_batch
 
 
 class SplitPass:
-    """`function(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape.
+    """A function `(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape.
 
     `batch.row` and `batch.weight` are `[batch]`, or `[batch, questions]` where a row holds several
     questions; results begin with the same axes.
@@ -53,13 +53,13 @@ class SplitPass:
 
     @property
     def compiled_shapes(self) -> int:
-        """For how many shapes of a batch the function was compiled so far."""
+        """The number of batch shapes that the function was compiled for."""
         return self._run._cache_size()
 
     def __call__(
         self, lora: nnx.State, batches: Iterable[Batch | PackedBatch], *scalars: float | jax.Array
     ) -> tuple[np.ndarray, Any]:
-        """Row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
+        """Return row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
 
         A batch's results are fetched when the next one is under way, so that the host makes batches
         while devices compute. Results of different batches are padded with NaN to the widest second
@@ -101,7 +101,7 @@ def watched(
     sequences: int,
     bar: Callable[..., Any] = progress_bar,
 ) -> Iterator[Batch]:
-    """`batches` themselves, with a bar over questions and the time left on stderr.
+    """Yield `batches`, with a bar over questions and the time left on stderr.
 
     sequences: rows of all batches together, several a question where options are scored one by
     one. bar: makes the bar, with the arguments of `progress_bar`. A batch counts as done when the

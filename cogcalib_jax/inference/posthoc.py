@@ -138,7 +138,7 @@ def fit_calibrator(calibrator: Fitted, predictions: Predictions) -> Fitted:
 
 @dataclass(frozen=True)
 class Tried:
-    """How well one rule does."""
+    """The results of one rule."""
 
     nll: float
     """nats, mean over the validation questions, at the temperature"""
@@ -250,7 +250,7 @@ def cutoff_for(target: float, confidence: ArrayLike, correct: ArrayLike) -> floa
 def expected_accuracy(
     cutoff: float, confidence: ArrayLike, correct: ArrayLike
 ) -> ExpectedAccuracy | None:
-    """What rows at least as confident as `cutoff` turn out to be; None where there is none.
+    """Estimate the accuracy of answers with confidence >= `cutoff`; None if there are none.
 
     confidence [rows] and correct [rows] of questions that had no part in choosing the cut-off.
     """

@@ -96,7 +96,7 @@ class Predictor:
 
 
 def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
-    """[n, k] int: tokens of each completion, 0 where there is no option."""
+    """Return the tokens of each completion, `[n, k]` int, 0 where there is no option."""
     return _for_each_option([[len(ids) for ids in e.completion_ids] for e in encoded])
 
 
@@ -116,7 +116,7 @@ def _for_each_option(numbers: Sequence[Sequence[int]]) -> np.ndarray:
 def prior_scores(
     encoded: Sequence[Encoded], score: Callable[[Sequence[Encoded]], np.ndarray]
 ) -> np.ndarray:
-    """Log-probability of every option without its question, `[n, k, ...]` nats, NaN where there is
+    """Return the log-probability of each option without its question, `[n, k, ...]` nats, NaN for
     none.
 
     An option keeps the token ids that it has after its prompt; `pmi_prefix_ids` stand in the
@@ -135,7 +135,7 @@ def prior_scores(
 def packed_scores(
     encoded: Sequence[Encoded], batch_size: int, multiple: int, score: Score
 ) -> np.ndarray:
-    """Log-probability of every option of every question, `[n, k, ...]` nats; NaN where there is
+    """Return the log-probability of each option of each question, `[n, k, ...]` nats, NaN for
     none. Every prompt is computed once.
 
     multiple: see `packed_batches`; score: of packed batches, `[n, k, ...]`. Further axes are kept
@@ -152,8 +152,9 @@ def packed_scores(
 def option_scores(
     encoded: Sequence[Encoded], batch_size: int, single: Score, whole: Score
 ) -> np.ndarray:
-    """Like `packed_scores`, from rows that hold one question, or one option, each: for what must
-    not depend on the questions beside it in a row, as dropout's masks would.
+    """Return the same as `packed_scores`, from rows of one question or one option each.
+
+    Dropout's masks would depend on the questions beside it in a packed row.
 
     single: scores all options of a row of a batch at once, `[n, options, ...]`, where each is one
     token; whole: scores one completion a row, `[n, ...]`. Further axes are kept (members of an

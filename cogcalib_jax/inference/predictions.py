@@ -23,7 +23,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Averaged:
-    """What an average of probabilities holds beside the average over the vocabulary."""
+    """The average over the options, beside that over the vocabulary."""
 
     over: Literal["mc_passes", "members", "posterior_samples"]
     """what was averaged over, and the name of `count` in eval.json"""
@@ -87,7 +87,7 @@ class Predictions:
 
     @property
     def scoring(self) -> str:
-        """How `option_scores` came about, for rows of predictions."""
+        """The origin of `option_scores`, for rows of predictions."""
         if self.averaged is None:
             return self.option_score
         over = self.averaged.over.replace("_", " ")
@@ -179,7 +179,7 @@ class Predictions:
 
 
 def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """One JSON object a question; docs/architecture.md lists the fields.
+    """Return one JSON object a question; docs/architecture.md lists the fields.
 
     `prompt` and `completions` are the exact text, so anyone can recompute a row elsewhere.
     """

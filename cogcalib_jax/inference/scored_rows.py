@@ -57,7 +57,7 @@ class OptionRows:
     def metrics(
         self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
     ) -> dict[str, Any]:
-        """All metrics of the rows `chosen` by their indices."""
+        """Return all metrics of the rows `chosen` by their indices."""
         return summarize(
             self.probs[chosen],
             self.options[chosen],
@@ -72,7 +72,7 @@ class OptionRows:
 
 @dataclass(frozen=True)
 class ConfidenceRows:
-    """How sure each of `n` answers was, and whether it was right."""
+    """The confidence of `n` answers, and whether they were right."""
 
     confidence: np.ndarray
     """[n] float64"""
@@ -84,7 +84,7 @@ class ConfidenceRows:
     def metrics(
         self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)
     ) -> dict[str, Any]:
-        """All metrics of the rows `chosen` by their indices; there is no vocabulary."""
+        """Return all metrics of the rows `chosen` by their indices; there is no vocabulary."""
         return summarize_confidence(
             self.confidence[chosen],
             self.correct[chosen],
@@ -195,7 +195,7 @@ def _check(row: Mapping[str, Any], kind: Sequence[str]) -> None:
 
 
 def _exclusive(row: Mapping[str, Any]) -> bool:
-    """Whether options exclude one another over the vocabulary, as far as the row says."""
+    """Return whether options exclude one another over the vocabulary, as far as the row says."""
     stated = row.get(IDS)
     if not isinstance(stated, list) or not all(isinstance(ids, list) for ids in stated):
         return True
@@ -205,7 +205,7 @@ def _exclusive(row: Mapping[str, Any]) -> bool:
 
 
 def _check_list(values: Any, name: str) -> int:
-    """How many numbers the list holds."""
+    """Return how many numbers the list holds."""
     if not isinstance(values, list | tuple) or not values:
         raise BadRow(f"{name} is {values!r:.40}, must be a list with a number for each option")
     for i, value in enumerate(values):

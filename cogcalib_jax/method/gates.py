@@ -16,7 +16,7 @@ from cogcalib_jax.method.config import GATES
 
 
 class GateInputs(NamedTuple):
-    """What a gate sees of a batch; no gradient flows through any of it."""
+    """The inputs of a gate for a batch; no gradient flows through any of them."""
 
     nll: jax.Array
     """`[batch]` nats: each example's own cross-entropy"""
@@ -188,7 +188,7 @@ class ThresholdFit:
 
     @property
     def note(self) -> str:
-        """One sentence where the split had only one class, else empty."""
+        """A sentence if the split had only one class, else empty."""
         if np.isposinf(self.threshold):
             return f"all {self.n} calibration answers are correct: every example counts as known"
         if self.n_known == 0 and np.isneginf(self.threshold):

@@ -55,7 +55,7 @@ jax.tree_util.register_dataclass(
 
 
 class Faults(NamedTuple):
-    """Which examples of a batch have a loss that is not finite, `[batch]` bool."""
+    """The examples of a batch with a loss that is not finite, `[batch]` bool."""
 
     ce: jax.Array
     """the cross-entropy is not"""
@@ -153,7 +153,7 @@ def gated_loss(
 
 
 def example_mean(values: jax.Array, loss_mask: jax.Array, loss: LossConfig) -> jax.Array:
-    """Per-position values `[batch, positions]` made into one number an example, `[batch]`."""
+    """Return one number an example, `[batch]`, from values by position `[batch, positions]`."""
     total = jnp.sum(values * loss_mask, -1)
     if loss.tokens == "sum":
         return total

@@ -27,7 +27,7 @@ def mask_logits(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 class Rows(NamedTuple):
-    """What a term sees: scored positions, or questions in options space."""
+    """The rows that a term sees: scored positions, or questions in options space."""
 
     logits: jax.Array
     """`[..., classes]` float32, as the head gave them"""

@@ -41,14 +41,19 @@ class Prior:
 
     @property
     def period(self) -> int:
-        """Updates over which the whole divergence counts once: `100 n^(pi / gamma) / batch`, as
-        the authors' code has it. There the share of an update doubles with each of a period; here
-        all have the same, which adds up to the same and never jumps."""
+        """Return the updates over which the whole divergence counts once.
+
+        They are `100 n^(pi / gamma) / batch`, as in the authors' code. There the share of an update
+        doubles with each of a period; here all have the same, which adds up to the same.
+        """
         return max(1, int(100 * self.rows ** (math.pi / GAMMA) / self.batch_size))
 
     def descent(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """Gradient descent on the divergence beside whatever other update there is: plain, with
-        a learning rate of its own, as in the authors' code (Adam would undo its scale)."""
+        """Return gradient descent on the divergence, an update beside that of the loss.
+
+        It is plain, with a learning rate of its own, as in the authors' code: Adam would undo its
+        scale.
+        """
 
         def init(params: nnx.State) -> optax.ScaleByScheduleState:
             del params

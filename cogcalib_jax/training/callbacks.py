@@ -98,25 +98,25 @@ class Callback:
     """Override what you need; every method does nothing."""
 
     def on_start(self, info: StartInfo) -> None:
-        """Hear what is about to be done."""
+        """Called before the first update."""
 
     def on_step(self, info: StepInfo) -> None:
-        """Hear of an update, one update later."""
+        """Called for each update, one update later."""
 
     def on_threshold(self, info: ThresholdInfo) -> None:
-        """Hear of a fit of the threshold."""
+        """Called after each fit of the threshold."""
 
     def on_validation(self, info: ValidationInfo) -> None:
-        """Hear of a validation."""
+        """Called after each validation."""
 
     def on_checkpoint(self, info: CheckpointInfo) -> None:
-        """Hear of a checkpoint; it may still be on its way to the disk."""
+        """Called after each checkpoint, which may not be on the disk yet."""
 
     def on_end(self, result: Any) -> None:
-        """Hear of the end; `result` is the `FinetuneResult` that `finetune` returns."""
+        """Called at the end; `result` is the `FinetuneResult` that `finetune` returns."""
 
     def on_failure(self, error: BaseException) -> None:
-        """Hear that no `on_end` will come: of an error, or Ctrl-C; it is raised again then."""
+        """Called instead of `on_end` after an error or Ctrl-C, which is then raised again."""
 
 
 def told(callbacks: Sequence[Callback], start: StartInfo, work: Callable[[], ResultT]) -> ResultT:

@@ -70,7 +70,7 @@ class Restored(NamedTuple):
 
 
 def leaf_checksums(tree: Any) -> dict[str, str]:
-    """SHA-256 of every leaf's dtype, shape and bytes, by path.
+    """Return the SHA-256 of every leaf's dtype, shape and bytes, by path.
 
     Of several processes, each gathers a leaf at a time and works out the same sums: what a leaf
     holds does not depend on where its parts lie.
@@ -152,7 +152,7 @@ class Checkpoints:
             self._writing = self._writer.submit(self._write, name, host, manifest, journals)
 
     def wait(self) -> None:
-        """Until what is being written is there. Raises UserError where it could not be."""
+        """Wait until the checkpoint is written. Raises UserError if it could not be."""
         from_main(self._settle)
 
     def _settle(self) -> None:
@@ -211,7 +211,7 @@ class Checkpoints:
             shutil.rmtree(self.folder / name)
 
     def _names(self) -> list[str]:
-        """What lies in the folder, oldest first."""
+        """Return the names of the checkpoints, oldest first."""
         found = self.folder.iterdir() if self.folder.exists() else ()
         names = [match for path in found if (match := NAME.fullmatch(path.name))]
         return [m[0] for m in sorted(names, key=lambda m: (int(m[1]), m[2] is None))]

@@ -88,7 +88,7 @@ def _require_options_space(
     data_name: str,
     option_score: str,
 ) -> None:
-    """Options space needs options, and a rule that scores those of several tokens."""
+    """Refuse options space without options, or without a rule that scores them."""
     if loss.space == "options":
         field = "loss.space"
     elif any(method.build().term_space == "options" for method in methods):
@@ -159,7 +159,7 @@ def _require_one_kind(
 def _require_open_questions(
     train: EncodedSplit, loss: LossConfig, averaged: Collection[str], data_name: str
 ) -> None:
-    """Exact match is of generated answers, and averages over members are over options."""
+    """Refuse exact match of options, and averages of open questions."""
     if loss.correct == "exact_match" and not train.is_open:
         raise UserError(
             f"loss.correct = exact_match: questions of {data_name} have options; use argmax"

@@ -19,7 +19,7 @@ from cogcalib_jax.errors import UserError, check
 
 @dataclass(frozen=True)
 class CompositionConfig:
-    """What the fine-tuning rows are made of."""
+    """The composition of the fine-tuning rows."""
 
     known_share: float | Literal["natural"] | None = None
     """share of rows the model knows, at equal size for every share; natural: as they come, at that
@@ -39,13 +39,13 @@ class CompositionConfig:
 
     @property
     def words(self) -> str:
-        """How much is known, where `known_share` is set."""
+        """The known share in words, if `known_share` is set."""
         share = self.known_share
         return "the natural share" if share == "natural" else f"{share:.0%}"
 
 
 def known_to_the_world(rows: EncodedSplit) -> np.ndarray:
-    """Knownness `[rows]` bool as the world tells it; UserError for rows of other tasks."""
+    """Return knownness `[rows]` bool as the world states it; UserError for rows of other tasks."""
     if not all("known" in row.example.extra for row in rows):
         raise UserError(
             "composition.by = world: these rows do not say what the base knows, as only the"

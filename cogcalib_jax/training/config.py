@@ -88,18 +88,18 @@ class TrainingConfig:
         check(self.clip_norm > 0, "clip_norm", "must be a number above 0")
 
     def finetune_steps(self, rows: int) -> int:
-        """Updates of the fine-tuning phase over `rows` examples."""
+        """Return the number of updates of fine-tuning over `rows` examples."""
         steps = max(1, math.ceil(self.epochs * rows / self.batch_size))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def style_updates(self, rows: int) -> int:
-        """Updates of style adaptation, given the rows of the fine-tuning split."""
+        """Return the number of updates of style adaptation for `rows` fine-tuning rows."""
         if self.style_steps is not None:
             return self.style_steps
         return max(1, round(0.05 * self.finetune_steps(rows)))
 
     def epoch_ends(self, rows: int) -> list[int]:
-        """Updates after which an epoch over `rows` examples is complete, and the last one."""
+        """Return the updates that complete an epoch over `rows` examples, and the last one."""
         total = self.finetune_steps(rows)
         ends = [
             math.ceil(epoch * rows / self.batch_size)

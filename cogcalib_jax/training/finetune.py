@@ -100,7 +100,7 @@ class Trainer:
         )
 
     def belief(self, lora: nnx.State, encoded: Sequence[Encoded]) -> Belief:
-        """What the model believes of the right answers, as validation follows it."""
+        """Return the model's belief in the right answers, as validation follows it."""
         if self.answers is None:
             return options_belief(self.predictor(lora, encoded))
         nll, correct = self.nll(lora, encoded)
@@ -112,7 +112,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Watch:
-    """What a study writes down with every validation, the one before the first update included."""
+    """The lines that a study writes with every validation, also before the first update."""
 
     journal: Journal
     """cut back on resume, as a run's own journals are"""
@@ -122,7 +122,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What one method's fine-tuning leaves behind."""
+    """The outcome of one method's fine-tuning."""
 
     lora: nnx.State
     """what the run keeps: after the last update, or with `keep: best` the next"""
@@ -184,7 +184,7 @@ def example_nll(
 def style_phase(
     trainer: Trainer, lora: nnx.State, folder: Path, identity: dict[str, Any] | None = None
 ) -> nnx.State:
-    """Plain cross-entropy on the style split, so that NLL then measures knowledge, not format.
+    """Train on the style split with plain cross-entropy: NLL then measures knowledge, not format.
 
     identity: what a run must have in common to take up its checkpoints, as JSON: less than all of
     a run, for another method, or another share of known rows, may start from the same style phase.
@@ -356,7 +356,7 @@ def _followed(trainer: Trainer, start: nnx.State, threshold: float) -> list[Foll
 
 
 def pauses(every: int | None, total: int, epoch_ends: list[int]) -> frozenset[int]:
-    """Updates after which something happens: every so many and the last, or at epoch ends."""
+    """Return every n-th update and the last one, or the ends of epochs."""
     if every is None:
         return frozenset(epoch_ends)
     return frozenset(range(every, total, every)) | {total}

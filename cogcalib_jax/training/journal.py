@@ -40,7 +40,7 @@ class Journal:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def size(self) -> int:
-        """Bytes it has; 0 where it was never written."""
+        """Return its bytes; 0 if it was never written."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     @main_only

@@ -42,7 +42,7 @@ Pause = Callable[[Progress, int], Progress]
 
 @dataclass
 class _Course:
-    """How far a phase has come: whole at every moment in which SIGTERM may end it."""
+    """The mutable state of a running phase, consistent whenever SIGTERM can interrupt."""
 
     progress: Progress
     updates: int
@@ -59,7 +59,7 @@ def run_phase(
     journals: Sequence[Journal],
     pause: Pause,
 ) -> Progress:
-    """All updates of `phase`, from `progress` or from the newest checkpoint in its folder.
+    """Run all updates of `phase`, from `progress` or from the newest checkpoint in its folder.
 
     `pause(progress, 0)` runs before the first update of a fresh phase and `pause(progress, n)`
     after update n; checkpoints are written after the pause, so that they hold its outcome. The
@@ -151,7 +151,7 @@ def run_phase(
 
 @contextmanager
 def _taken_back(journals: Sequence[Journal], course: _Course) -> Iterator[None]:
-    """What a pause wrote until SIGTERM ended it goes again: on resume it is done from the start."""
+    """Remove the lines of a pause that SIGTERM ended: on resume it is done again."""
     sizes = [journal.size() for journal in journals]
     try:
         yield

@@ -40,7 +40,7 @@ def write_manifest(place: Path, content: dict[str, Any]) -> None:
 
 
 def read_manifest(place: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote in `place`.
+    """Return the manifest that `write_manifest` wrote in `place`.
 
     Raises:
         DamageError: it is not that.
@@ -73,7 +73,7 @@ def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in `folder`, by its path in there."""
+    """Return the SHA-256 of every file in `folder`, by its path in there."""
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -84,8 +84,7 @@ def file_checksums(folder: Path) -> dict[str, str]:
 
 
 def journal_mark(path: Path, size: int) -> dict[str, Any]:
-    """What the manifest keeps of a file that is only appended to: its first `size` bytes, as they
-    are on the disk from now on."""
+    """Return the entry of a file that only grows: its first `size` bytes, put on the disk."""
     if size:
         with with_path_in_errors(path), path.open("rb") as file:
             os.fsync(file)

@@ -42,7 +42,7 @@ class AnchorRows:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What all phases of a run share."""
+    """The parts that all phases of a run share."""
 
     model: FrozenModel
     mesh: Mesh
@@ -68,7 +68,7 @@ class Trainable:
     callbacks: Sequence[Callback] = ()
 
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
-        """What turns gradients into updates."""
+        """Return the transformation of gradients into updates."""
         plain = make_optimizer(self.training, schedule)
         return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
 
@@ -113,7 +113,7 @@ class Phase:
 
     @property
     def title(self) -> str:
-        """What the progress bar calls it."""
+        """The name in the progress bar."""
         return self.name if self.name == "style" else self.method.label
 
 

@@ -30,7 +30,7 @@ from cogcalib_jax.training.config import TrainingConfig
 
 
 class TrainState(NamedTuple):
-    """What a step changes: a plain pytree, checkpointed as it is."""
+    """The state that a step changes: a plain pytree, checkpointed as it is."""
 
     step: jax.Array
     """int32 scalar: batches of this phase that were used or skipped; random keys follow it"""
@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
 
 
 class StepFaults(NamedTuple):
-    """Where numbers that are not finite came from: `[accumulation * batch]` arrays, read only if
+    """The source of numbers that are not finite: `[accumulation * batch]` arrays, read only if
     there are such numbers."""
 
     row: jax.Array
@@ -226,7 +226,7 @@ def make_train_step(
 def state_shardings(
     lora: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shardings of a TrainState: moments lie where their parameters lie, the rest everywhere.
+    """Return the shardings of a TrainState: moments lie with their parameters, the rest everywhere.
 
     `lora` may hold arrays or ShapeDtypeStructs with shardings, so that a step can be planned for
     devices that are not there.
@@ -247,7 +247,7 @@ def state_shardings(
 def jit_train_step(
     step: StepFunction, shardings: TrainState, frozen: nnx.State, mesh: Mesh
 ) -> StepFunction:
-    """`step` compiled for `mesh`; its state is donated and stays where it is.
+    """Return `step` compiled for `mesh`; its state is donated and stays where it is.
 
     Micro-batches arrive sharded over the data axes on their second axis (sharding.shard_batch).
     """
@@ -278,7 +278,7 @@ def init_state(lora: nnx.State, optimizer: optax.GradientTransformation, mesh: M
 def learning_rate_schedule(
     peak: float, kind: Literal["linear", "cosine", "constant"], steps: int, warmup_fraction: float
 ) -> optax.Schedule:
-    """Warm-up from zero to `peak`, then the named decay to zero at `steps`."""
+    """Return a warm-up from zero to `peak`, then the named decay to zero at `steps`."""
     warmup = round(warmup_fraction * steps)
     rest = max(1, steps - warmup)
     decay = {
@@ -296,7 +296,7 @@ def learning_rate_schedule(
 def make_optimizer(
     config: TrainingConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """AdamW on clipped gradients."""
+    """Return AdamW on clipped gradients."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, weight_decay=config.weight_decay),

@@ -33,7 +33,7 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class BrokenUpdate:
-    """What was not finite in one update."""
+    """The numbers of one update that were not finite."""
 
     terms: tuple[str, ...]
     """of `ce`, `cal`, `anchor` and `gradient`; the gradient is named where the terms are finite"""
@@ -44,7 +44,7 @@ class BrokenUpdate:
     in_a_row: int
 
     def words(self, phase: Phase, values: dict[str, float]) -> str:
-        """What broke where; `values`: the update's means."""
+        """Return the faults in words; `values`: the update's means."""
         if self.terms == ("gradient",):
             term = f" and term {values['cal']:.4g}" if phase.method.term != "none" else ""
             return (
@@ -63,7 +63,7 @@ class BrokenUpdate:
 
 
 def broken_update(faults: StepFaults, phase: Phase, values: dict[str, float]) -> BrokenUpdate:
-    """From what an update reported, `values` being its means; of several processes, all ask."""
+    """Return the faults of an update with means `values`; all processes must call it."""
     row, ce, cal = map(fetch, (faults.row, *faults.of))
     in_a_row = int(jax.device_get(faults.in_a_row))
     broken = ce | cal
@@ -159,7 +159,7 @@ class StepLog:
         return Paused(self)
 
     def shift(self, seconds: float) -> None:
-        """Time spent outside updates does not count as training time."""
+        """Leave `seconds` outside of updates out of the training time."""
         self._since += seconds
 
     def updated(

@@ -109,7 +109,7 @@ class NoCheckpoints:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """Where the base and the rows of a run are, and how its questions are asked."""
+    """The places of a run's base and rows, and the way its questions are asked."""
 
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)

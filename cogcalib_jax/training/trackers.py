@@ -51,7 +51,7 @@ def import_library(module: str, package: str) -> ModuleType:
 
 
 class Tracker(Callback):
-    """What all trackers share: a run is begun with the first number and ended with the last.
+    """The common part of trackers: a run begins with the first number and ends with the last.
 
     A fine-tuning that was finished before, and is only looked at again, begins no run. Numbers that
     are missing or not finite are left out.

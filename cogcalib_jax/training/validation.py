@@ -30,7 +30,7 @@ class Followed:
 
 
 class Belief(NamedTuple):
-    """What a model believes of `n` questions, as it is followed over training."""
+    """The belief of a model in `n` questions, as it is followed over training."""
 
     correct: np.ndarray
     """[n] 0 or 1"""
@@ -45,7 +45,7 @@ class Belief(NamedTuple):
 
 
 def options_belief(predictions: Predictions) -> Belief:
-    """Over the options of each question."""
+    """Return the belief in the options of each question."""
     probs, mask, answers = predictions.probs, predictions.mask, predictions.answers
     top = metrics.top_label(probs, mask, answers)
     return Belief(
@@ -58,7 +58,7 @@ def options_belief(predictions: Predictions) -> Belief:
 
 
 def reference_belief(nll: np.ndarray, correct: np.ndarray) -> Belief:
-    """Of open questions, without generating: the reference answer instead of the model's own.
+    """Return the belief in the reference answers of open questions, without generating.
 
     nll `[n]` nats of the whole reference, its stop included; correct `[n]`: each of its tokens is
     the argmax, so that the model would say just this. The confidence is the reference's
