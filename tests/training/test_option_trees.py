@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogcalib_jax.configlib import FieldError
 from cogcalib_jax.console import progress_bar
+from cogcalib_jax.errors import FieldError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
