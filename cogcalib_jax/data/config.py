@@ -33,7 +33,7 @@ class DataConfig:
     answers: Way | None = None
     """Form of the answers in your own rows; unset: the one form that fits every row."""
     answers_from: Literal[0, 1] | None = None
-    """The index of the first choice in your own rows; unset: 0, unless the rows say otherwise."""
+    """The index of the first choice in your own rows; unset: found from the rows."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be used: error stops and names it, skip leaves it out and counts it."""
     prompt: str = often("auto", role="prompt")
@@ -55,7 +55,7 @@ class DataConfig:
     test_rows: int | None = None
     """Most test rows; none uses all."""
     shared_groups: Literal["keep", "drop"] = setting("keep", added=True)
-    """Your own training rows whose group also stands in your validation or test file."""
+    """Your own training rows whose group is also in your validation or test file."""
     split_seed: int = 0
     """Decides which rows go where; the world has a seed of its own."""
 

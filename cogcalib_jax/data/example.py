@@ -195,7 +195,7 @@ def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:
 def as_read(value: str) -> str:
     """Return `value` as a reader sees it: Unicode NFC, runs of white space as one space.
 
-    Case stays, because it tells 5 mW from 5 MW; so do compatibility forms, which tell 5² from 52.
+    Case stays, because 5 mW is not 5 MW; so do compatibility forms, because 5² is not 52.
     Choices and questions are compared in this form.
     """
     return " ".join(unicodedata.normalize("NFC", value).split())

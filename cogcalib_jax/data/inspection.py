@@ -26,7 +26,7 @@ class Labels(NamedTuple):
     options: dict[int, int]
     """number of options -> questions, ascending"""
     shares: tuple[float, ...]
-    """share of the questions whose right answer stands at each position"""
+    """share of the questions with the right answer at each position"""
     chance: float
     """expected accuracy of guessing: the mean of 1 / options"""
 

@@ -283,7 +283,7 @@ def _usable(
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
         raise UserError(
             f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
-            "used: give a labelled file of that name, or leave it out where the task allows it"
+            "used: give a labelled file of that name, or leave it out if the task allows it"
         )
     if not refused:
         return examples
@@ -336,7 +336,7 @@ def _examples(
             assert read is not None  # a task without has a reader
             example = check(read(row.content, row.number), task.hub is not None)
             if example.id in seen:
-                raise BadRow(f"its id {example.id!r} stands at {seen[example.id]} already")
+                raise BadRow(f"its id {example.id!r} is already used at {seen[example.id]}")
         except BadRow as reason:
             refused.append((row.where, reason))
         else:

@@ -264,7 +264,7 @@ def read_questions(stored: Stored, columns: Columns) -> tuple[list[Question], Re
     for where, example in questions:
         if example.id in seen:
             raise UserError(
-                f"{where}: its id {example.id!r} stands at {seen[example.id]} already;"
+                f"{where}: its id {example.id!r} is already used at {seen[example.id]};"
                 " give each question its own id, or none"
             )
         seen[example.id] = where

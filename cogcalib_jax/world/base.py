@@ -61,7 +61,7 @@ class CorpusBatch(NamedTuple):
     targets: np.ndarray
     """[batch, time] int32: the token after each position"""
     mask: np.ndarray
-    """[batch, time] float32: 1 where there is one"""
+    """[batch, time] float32: 1 for a real token"""
 
 
 def ensure_base(world: WorldConfig, config: PretrainConfig, seed: int) -> Path:

@@ -101,7 +101,7 @@ def build_splits(config: WorldConfig | None, seed: int) -> Splits:
 def taught_form_b(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
     """Return the facts of the fine-tuning split, asked in form B.
 
-    This tells a learnt fact from a memorised string.
+    A fact that was learnt is answered in form B, too; a memorised string is not.
     """
     return _group(config, seed, "train", "B")
 
@@ -198,7 +198,7 @@ def _make_splits(config: WorldConfig, facts: tuple[Fact, ...]) -> Splits:
     for fact in facts:
         if fact.split != FORMAT:
             form = str(next(style_forms)) if fact.split == "style" else "A"
-            # Left out only now: the others keep their forms whatever is left out.
+            # Left out here, so that the other questions keep their forms.
             if fact.relation not in config.other_relations:
                 rows[fact.split].append(_ask(config, fact, form))
     return Splits(**{name: tuple(examples) for name, examples in rows.items()}, notes=())

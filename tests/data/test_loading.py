@@ -164,7 +164,7 @@ def test_a_line_separator_inside_a_text_is_no_new_row(tmp_path):
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
     rows = [{**row, "id": f"r{i % 29}"} for i, row in enumerate(custom(30))]
-    with pytest.raises(UserError, match="mine.jsonl:30: its id 'r0' stands at .*mine.jsonl:1"):
+    with pytest.raises(UserError, match=":30: its id 'r0' is already used at .*mine.jsonl:1"):
         load(write(tmp_path / "mine.jsonl", rows))
 
 

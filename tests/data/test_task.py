@@ -139,7 +139,7 @@ def test_answers_are_not_needed_and_not_read(load):
         ({"question": "x", "choices": ["a", "a "]}, "two of its choices are equal"),
         ({"question": " ", "choices": ["a", "b"]}, "'question' is empty"),
         ("{", "is not JSON"),
-        (ROW | {"id": "a"}, "its id 'a' stands at "),
+        (ROW | {"id": "a"}, "its id 'a' is already used at "),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(load, bad, message):

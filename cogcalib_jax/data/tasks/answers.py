@@ -39,7 +39,7 @@ class Settled(NamedTuple):
     note: str = ""
     """a doubt that the rows leave"""
     fitted: bool = True
-    """False if no row has an answer that can be read, and the user does not say how"""
+    """False if no row has an answer that can be read, and the user names no form"""
 
     def position(self, value: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
         """Return the index of the right choice, or None if `value` names none."""
@@ -73,7 +73,7 @@ def settle_answers(
 
     Raises:
         UserError: no reading fits every row, several fit and differ, or indices count from 1 and
-            the user did not say so.
+            the user did not name that start.
     """
     numbers = [(row, number) for row in rows if (number := _whole(row.value)) is not None]
     zero = next((row for row, number in numbers if number == 0), None)
@@ -84,7 +84,7 @@ def settle_answers(
             f"{zero.where}: answer is {zero.value!r} with data.answers_from 1; expected indices"
             " from 1. The rows count from 0: leave --data.answers-from out"
         )
-    # Rows that fit only an index from 1 are bad rows, unless the indices say otherwise.
+    # Rows that fit only an index from 1 are bad rows, unless the indices show that start.
     others = [name for name in candidates if name != "index from 1"] or candidates
     fits = _fits(rows, others)
     from_one = "index from 1" in candidates and others != candidates

@@ -48,7 +48,7 @@ class Reader:
     def __call__(self, content: Mapping[str, Any], number: int, where: str = "") -> Example:
         """Return the question of a row.
 
-        Other columns are kept in `extra` as JSON values; `known` among them says whether the base
+        Other columns are kept in `extra` as JSON values; `known` among them is true if the base
         knows the answer.
 
         Raises:
@@ -121,7 +121,7 @@ def settle(
         needs_answer: False for questions that are only asked: their answers are not read.
 
     Raises:
-        UserError: columns or answers that cannot be told apart, with the option that decides it.
+        UserError: ambiguous columns or answers, with the option that decides.
     """
     found = []
     unread: dict[str, None] = {}
@@ -160,7 +160,7 @@ def _answer_columns(found: _Found) -> tuple[str, ...]:
     names = in_order((name for _, columns in found for name in columns.answers), "answer")
     if all(len(columns.answers) < 2 for _, columns in found):
         return names
-    # `label` beside `answer` may say how hard a question is: the values tell.
+    # `label` beside `answer` may be the difficulty of a question: its values decide.
     names = tuple(name for name in names if _could_be_answer(found, name)) or names[:1]
     for other in names[1:]:
         _require_one_answer(found, names[0], other)
@@ -279,7 +279,7 @@ def _extra(content: Mapping[str, Any], used: set[str | None]) -> dict[str, Any]:
             except BadRow as reason:
                 raise BadRow(f"column {name!r} {reason}") from reason
     if "group" in content and is_absent(content["group"]):
-        extra["group"] = None  # `Example.group` cannot tell a group that is null from none at all
+        extra["group"] = None  # `Example.group` is None for a missing column, too
     known = extra.pop("known", None)
     if known is None:
         return extra

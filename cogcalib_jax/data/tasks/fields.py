@@ -19,7 +19,7 @@ from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read, fold_ca
 _UNLABELLED = (None, "", -1, "-1")
 # White space aside, control characters are left of a damaged file or meant for a terminal: U+009B
 # is ESC [ in one. Its neighbours occur as quotation marks in texts that were decoded wrongly, and
-# others turn the direction of Arabic and Hebrew; they are escaped where they are shown.
+# others turn the direction of Arabic and Hebrew; they are escaped on display.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\x9b]")
 # Readers of JSON in other languages hold numbers as float64, which is exact up to here.
 _EXACT = 2**53
