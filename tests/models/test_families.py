@@ -18,6 +18,10 @@ def test_a_config_survives_being_written_and_read(family):
     assert from_hf(json.loads(json.dumps(to_hf(config))), "config.json") == config
 
 
+def test_every_family_is_proved_by_a_golden_model():
+    assert {raw["model_type"] for raw in MODELS.values()} == set(FAMILIES)
+
+
 def test_a_family_may_call_its_modules_otherwise():
     family = replace(FAMILIES["llama"], renamed={"mlp.router": "block_sparse_moe.gate"})
     names = family.tensor_names(("layers", "mlp", "router", "weight"), 2)
