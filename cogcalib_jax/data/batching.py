@@ -1,25 +1,27 @@
 """Encoded rows as padded arrays.
 
-Padded lengths come from a few buckets chosen once, and every other axis is fixed for a whole
-split, so a split compiles once per bucket. Which rows a training batch holds: stream.py.
+Padded lengths come from a few buckets, and every other axis is fixed for a whole split, so a split
+compiles once per bucket. stream.py chooses the rows of a training batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
+Item = TypeVar("Item")
+
 
 class StartBelief(NamedTuple):
-    """What the start believed of the right answer's positions, for terms that compare with it."""
+    """Log-probabilities of the start at the right answer's positions, for terms that use them."""
 
     log_p: np.ndarray
-    """float32 nats. Options space: [B, 1, K], over the options. Vocabulary: [B, A, k], of the k
-    tokens that were likeliest"""
+    """float32 nats. Options space: [B, 1, K], of the options. Vocabulary: [B, A, k], of the k
+    likeliest tokens"""
     ids: np.ndarray | None = None
     """[B, A, k] int32: those tokens; None in options space"""
     rest: np.ndarray | None = None
@@ -36,8 +38,8 @@ class OptionTree(NamedTuple):
     place: np.ndarray
     """[B, A] int32: index of the option that a scored token belongs to; K for padding"""
     length: np.ndarray
-    """[B, K] float32: divides the log-probability of an option, as the scoring rule has it; 1 for
-    options that do not exist"""
+    """[B, K] float32: divisor of an option's log-probability under the scoring rule; 1 for options
+    that do not exist"""
 
 
 class Batch(NamedTuple):
@@ -60,9 +62,9 @@ class Batch(NamedTuple):
     loss_mask: np.ndarray | None
     """[B, A] float32: 1 for the tokens of the right answer; None in rows without one"""
     option_ids: np.ndarray
-    """[B, K] int32: the options' tokens; K = 0 where any option of the split has several"""
+    """[B, K] int32: the options' tokens; K = 0 if any option of the split has several"""
     option_mask: np.ndarray
-    """[B, K] float32: 1 where an option exists; K = 0 as for `option_ids`, unless in a tree"""
+    """[B, K] float32: 1 for options that exist; K = 0 as for `option_ids`, except in a tree"""
     answer: np.ndarray | None
     """[B] int32: index of the right option; None in rows without answers"""
     row: np.ndarray
@@ -74,16 +76,15 @@ class Batch(NamedTuple):
     tree: OptionTree | None = None
     """only in options space, for options of several tokens"""
     anchor: Batch | None = None
-    """the second part: rows without answers, as many as a step or micro-batch takes of them"""
+    """the rows without answers of a step or micro-batch"""
 
 
 def eval_batches(
     encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
 ) -> Iterator[Batch]:
-    """Every row once with its right answer, shortest first; the last batch is filled up.
+    """Yield every row once with its right answer, shortest first; the last batch is filled up.
 
-    With single-token options this scores every option in one pass; with options of several tokens
-    it gives the right answer's loss only, and `option_batches` scores the options.
+    Such a batch scores options of one token. `option_batches` scores options of several tokens.
     """
     split = EncodedSplit.of(encoded)
     for rows in _by_length(split.lengths, batch_size):
@@ -94,21 +95,21 @@ def eval_batches(
 def question_batches(
     encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
 ) -> Iterator[Batch]:
-    """Every row once without its answer, shortest first; the last batch is filled up."""
+    """Yield every row once without its answer, shortest first; the last batch is filled up."""
     split = EncodedSplit.of(encoded)
     for rows in _by_length(prompt_lengths(split), batch_size):
         yield make_questions(split, rows, batch_size, buckets)
 
 
 def prompt_lengths(encoded: Sequence[Encoded]) -> np.ndarray:
-    """[rows] int32: tokens of each prompt."""
+    """Return [rows] int32: tokens of each prompt."""
     return np.array([len(e.prompt_ids) for e in encoded], np.int32)
 
 
 def option_batches(
     encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int]
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Every (row, option) once, targets = that option's tokens; with the options' indices [B]."""
+    """Yield every (row, option) once, with that option as targets, and the options' indices [B]."""
     split = EncodedSplit.of(encoded)
     picks = [(row, option) for row, e in enumerate(split) for option in range(len(e.completions))]
     lengths = np.array(
@@ -125,14 +126,14 @@ def option_batches(
 def tree_batches(
     encoded: Sequence[Encoded], batch_size: int, buckets: Sequence[int], option_score: str
 ) -> Iterator[Batch]:
-    """Every row once with all its options, shortest first; the last batch is filled up."""
+    """Yield every row once with all its options, shortest first; the last batch is filled up."""
     split = EncodedSplit.of(encoded)
     for rows in _by_length(split.tree_lengths, batch_size):
         yield make_trees(split, rows, batch_size, buckets, option_score)
 
 
 def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
-    """Indices in order of length (ties in order of index), cut into batches."""
+    """Yield indices in order of length (ties in order of index), in batches."""
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size].tolist()
@@ -145,10 +146,8 @@ def make_batch(
     buckets: Sequence[int],
     answer_axis: int,
 ) -> Batch:
-    """The batch of (row, option) picks, filled up to `batch_size` with copies of the last pick."""
-    weight = np.zeros(batch_size, np.float32)
-    weight[: len(picks)] = 1.0
-    picks = [*picks, *[picks[-1]] * (batch_size - len(picks))]
+    """Return the batch of (row, option) picks, filled up with copies of the last one."""
+    picks, weight = _filled(picks, batch_size)
     sequences = [split[row].prompt_ids + split[row].completion_ids[option] for row, option in picks]
     lengths = np.array([len(ids) - 1 for ids in sequences], np.int32)
 
@@ -182,10 +181,8 @@ def make_batch(
 def make_questions(
     split: EncodedSplit, rows: Sequence[int], batch_size: int, buckets: Sequence[int]
 ) -> Batch:
-    """The batch of `rows` without their answers, filled up with copies of the last one."""
-    weight = np.zeros(batch_size, np.float32)
-    weight[: len(rows)] = 1.0
-    rows = [*rows, *[rows[-1]] * (batch_size - len(rows))]
+    """Return the batch of `rows` without their answers, filled up with copies of the last one."""
+    rows, weight = _filled(rows, batch_size)
     lengths = prompt_lengths([split[row] for row in rows])
     input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
     for i, row in enumerate(rows):
@@ -212,14 +209,14 @@ def make_trees(
     buckets: Sequence[int],
     option_score: str,
 ) -> Batch:
-    """The batch of `rows` with all their options, filled up with copies of the last one.
+    """Return the batch of `rows` with all their options, filled up with copies of the last one.
 
-    option_score: the rule (mean, sum or chars) by which options are scored. As many positions are
-    scored as any row of the split needs that fits into the padded length.
+    The number of scored positions is the largest of all rows of the split that fit into the padded
+    length.
+
+    option_score: the rule (mean, sum or chars) that scores the options.
     """
-    weight = np.zeros(batch_size, np.float32)
-    weight[: len(rows)] = 1.0
-    rows = [*rows, *[rows[-1]] * (batch_size - len(rows))]
+    rows, weight = _filled(rows, batch_size)
     bucket = _bucket(int(split.tree_lengths[rows].max()), buckets)
     scored = int(split.scored_tokens[split.tree_lengths <= bucket].max())
     tokens, places = (batch_size, bucket), (batch_size, scored)
@@ -248,7 +245,7 @@ def make_trees(
 
 
 def without_answers(trees: Batch) -> Batch:
-    """Return trees that do not say which option is right."""
+    """Return trees without the right options."""
     return trees._replace(loss_mask=None, answer=None)
 
 
@@ -284,8 +281,15 @@ def _option_lengths(e: Encoded, option_score: str) -> list[int]:
     return [max(1, length) for length in lengths[option_score]]
 
 
+def _filled(items: Sequence[Item], size: int) -> tuple[list[Item], np.ndarray]:
+    """Return `items` filled up to `size` with copies of the last one, and their weights [size]."""
+    weight = np.zeros(size, np.float32)
+    weight[: len(items)] = 1.0
+    return [*items, *[items[-1]] * (size - len(items))], weight
+
+
 def _options(split: EncodedSplit, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """`option_ids` and `option_mask` of a batch of `rows`."""
+    """Return `option_ids` and `option_mask` of a batch of `rows`."""
     shape = len(rows), split.options if split.single_token_options else 0
     option_ids, option_mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     if shape[1]:
@@ -306,17 +310,15 @@ def _bucket(length: int, buckets: Sequence[int]) -> int:
 def length_buckets(
     lengths: Sequence[int] | np.ndarray, max_buckets: int = 12, multiple: int = 8
 ) -> tuple[int, ...]:
-    """The padded lengths that waste the fewest tokens if every row is padded to the next one.
+    """Return the increasing padded lengths that waste the fewest tokens.
+
+    Every row is padded to the next one. The result is exact, by dynamic programming over the
+    distinct multiples that occur.
 
     Args:
         lengths: input lengths of the rows, any order, at least one.
         max_buckets: the most padded lengths, and so the most compiled shapes.
         multiple: every padded length is a multiple of this.
-
-    Returns:
-        Increasing padded lengths; the last one holds the longest row.
-
-    Exact, by dynamic programming over the distinct multiples that occur.
     """
     rounded = -(-np.asarray(lengths, dtype=np.int64) // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
@@ -332,13 +334,10 @@ def length_buckets(
             table[j, :j] = cost[:j] + sizes[j - 1] * (rows[j] - rows[:j])
         choices.append(table.argmin(axis=1))
         cost = np.concatenate([[0.0], table.min(axis=1)[1:]])
-    buckets = []
-    end = n
+    buckets, end = [int(sizes[-1])], n
     for previous in reversed(choices):
+        end = int(previous[end])
         if end == 0:
             break
-        buckets.append(int(sizes[end - 1]))
-        end = int(previous[end])
-    if end:
         buckets.append(int(sizes[end - 1]))
     return tuple(sorted(buckets))

@@ -1,10 +1,8 @@
-"""Questions packed into rows for scoring: what several texts begin with stands there once.
+"""Questions packed into rows for scoring, with a shared beginning of all prompts once.
 
-A row holds questions, each as a tree: its prompt, then every option but for its last token, which
-nothing follows. Where all prompts of a split begin alike (BOS, a few worked examples) the row opens
-with that beginning. All rows of a split have one shape, so a split compiles once, and questions
-fill each other's gaps: on OpenBookQA 92 to 98 % of the tokens are real ones, where padding every
-question to one of 12 lengths gave 72 to 84 %.
+A row holds questions, each as a tree: its prompt, then every option without its last token. All
+rows of a split have one shape, so a split compiles once. On OpenBookQA 92 to 98 % of the tokens are
+real; padding every question to one of 12 lengths gave 72 to 84 %.
 """
 
 from __future__ import annotations
@@ -32,31 +30,31 @@ class PackedBatch(NamedTuple):
     input_ids: np.ndarray
     """[B, T] int32: padding is 0"""
     positions: np.ndarray
-    """[B, T] int32: of each token in the text of its own question and option"""
+    """[B, T] int32: index of each token in the text of its own question and option"""
     question: np.ndarray
     """[B, T] int32: number of the token's question in its row from 1; 0 for the beginning of all
     prompts, -1 for padding"""
     option: np.ndarray
     """[B, T] int32: number of the token's option from 1; 0 in prompts"""
     scored: np.ndarray
-    """[B, S] int32: index in the row of the hidden states that predict what is scored"""
+    """[B, S] int32: index in the row of the hidden states that predict scored tokens"""
     targets: np.ndarray
-    """[B, S] int32: the token each predicts; of no meaning at the end of a prompt"""
+    """[B, S] int32: the token each predicts; meaningless at the end of a prompt"""
     place: np.ndarray
     """[B, S] int32: K x (question - 1) + option - 1 of that token; Q x K at the end of a prompt and
     for padding"""
     prompt_end: np.ndarray
-    """[B, Q] int32: which of `scored` is the last token of the question's prompt"""
+    """[B, Q] int32: index in `scored` of the last token of the question's prompt"""
     first_ids: np.ndarray
     """[B, Q, K] int32: first token of each option"""
     row: np.ndarray
     """[B, Q] int32: index of the question in its split"""
     weight: np.ndarray
-    """[B, Q] float32: 0 where there is no question"""
+    """[B, Q] float32: 1 for questions, 0 for empty places"""
 
 
 class Packing(NamedTuple):
-    """Which questions share a row, and the shape of all rows."""
+    """The questions of each row, and the shape of all rows."""
 
     shared: int
     """tokens that all prompts begin with"""
@@ -71,10 +69,10 @@ class Packing(NamedTuple):
 def packed_batches(
     encoded: Sequence[Encoded], batch_size: int, multiple: int = 1
 ) -> Iterator[PackedBatch]:
-    """Every question once, in batches of one shape.
+    """Yield every question once, in batches of one shape.
 
-    batch_size: a batch holds about as many tokens as so many of the split's longest sequences.
-    multiple: of which the number of rows is a multiple.
+    batch_size: a batch has about as many tokens as this many of the split's longest sequences.
+    multiple: the number of rows is a multiple of this.
     """
     packing = pack(encoded)
     longest = packing.shared + max(_own_tokens(e, packing.shared) for e in encoded)
@@ -90,7 +88,7 @@ def packed_batches(
 
 
 def pack(encoded: Sequence[Encoded]) -> Packing:
-    """Best fit, longest first (Johnson 1973), under two limits a row: tokens, scored positions."""
+    """Pack by best fit, longest first (Johnson 1973), within limits of tokens and scored places."""
     shared = _shared_beginning(encoded)
     tokens = np.array([_own_tokens(e, shared) for e in encoded])
     scored = np.array([1 + sum(len(ids) - 1 for ids in e.completion_ids) for e in encoded])
@@ -105,7 +103,7 @@ def pack(encoded: Sequence[Encoded]) -> Packing:
     by_room: list[list[int]] = [[] for _ in range(room + 1)]  # rows, by tokens that are left
     for question in np.argsort(-tokens, kind="stable").tolist():
         needed, positions = int(tokens[question]), int(scored[question])
-        # One row for each number of tokens left is looked at, so that this stays linear.
+        # One row is tried for each number of tokens left, so that this stays linear.
         fitting = (
             n
             for n in range(needed, room + 1)
@@ -125,16 +123,15 @@ def pack(encoded: Sequence[Encoded]) -> Packing:
 
 
 def _shared_beginning(encoded: Sequence[Encoded]) -> int:
-    """How many tokens all prompts begin with, the last one of each excepted: a question has at
-    least the end of its prompt for itself."""
-    # What the first and the last in order share, all between them share.
+    """Return the number of tokens that all prompts begin with, without the last one of a prompt."""
+    # The beginning that the first and the last in order share is shared by all between them.
     first, last = min(e.prompt_ids for e in encoded), max(e.prompt_ids for e in encoded)
     end = min(len(e.prompt_ids) for e in encoded) - 1
     return next((i for i in range(end) if first[i] != last[i]), end)
 
 
 def _own_tokens(e: Encoded, shared: int) -> int:
-    """Tokens a question adds to a row that begins with the first `shared` ones of its prompt."""
+    """Return the tokens that a question adds to a row with the first `shared` of its prompt."""
     return len(e.prompt_ids) - shared + sum(len(ids) - 1 for ids in e.completion_ids)
 
 
@@ -144,7 +141,7 @@ def _batch(
     rows: Sequence[Sequence[int]],
     shape: tuple[int, int, int],
 ) -> PackedBatch:
-    """The batch of `rows`, filled up with empty ones; shape: B, Q, K."""
+    """Return the batch of `rows`, filled up with empty ones; shape: B, Q, K."""
     size, questions, options = shape
     nowhere = questions * options
 
@@ -180,8 +177,10 @@ def _batch(
 def _write(
     line: PackedBatch, e: Encoded, q: int, shared: int, token: int, position: int
 ) -> tuple[int, int]:
-    """Write question number `q` of a row from `token` on and what is scored of it from `position`
-    on; returns where both end. `line`: the arrays of one row."""
+    """Write question `q` of a row from `token` on, and its scored positions from `position` on.
+
+    Return the ends of both. `line`: the arrays of one row.
+    """
     options = line.first_ids.shape[-1]
     prompt = e.prompt_ids[shared:]
     end = token + len(prompt)

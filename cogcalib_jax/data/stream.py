@@ -1,7 +1,7 @@
-"""The endless stream of training batches: which rows an update sees, and how long they are padded.
+"""The endless stream of training batches, and work ahead in a thread.
 
-Which rows a batch holds is a pure function of (seed, step): resuming needs no iterator state, and
-every host of a run works out the same answer from the rows' lengths alone.
+The rows of a batch are a pure function of (seed, step): resuming needs no iterator state, and every
+host of a run finds the same rows from their lengths alone.
 """
 
 from collections import deque
@@ -23,10 +23,10 @@ from cogcalib_jax.data.batching import (
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
-# Share of real tokens from which on batches need no more order. Rows are drawn from windows of a
-# permutation in order of length; the smallest window that reaches the share is taken, so that
-# batches stay as random as they can be. Measured on OpenBookQA (letters, Qwen2.5's tokenizer, batch
-# of 8, 12 padded lengths): .65 without order, .88 / .92 / .94 with windows of 64 / 128 / 256 rows.
+# Wanted share of real tokens. Rows are sorted by length within windows of a permutation; the
+# smallest window that reaches the share is taken, so that batches stay random. Measured on
+# OpenBookQA (letters, Qwen2.5's tokenizer, batch of 8, 12 padded lengths): .65 without order,
+# .88 / .92 / .94 with windows of 64 / 128 / 256 rows.
 WANTED_REAL_TOKENS = 0.92
 WINDOWS = (64, 128, 256, 512, 1024)
 MAX_SHAPES = 12
@@ -41,14 +41,13 @@ class _Endless:
     """Row numbers of batches, one permutation of a split after the other."""
 
     def __init__(self, rows: int, seed: int, batch_size: int):
-        """Raises ValueError for a split without rows."""
         if not rows:
             raise ValueError("a training batch needs at least one row")
         self._count, self._seed, self._size = rows, seed, batch_size
         self._orders: dict[int, np.ndarray] = {}
 
     def rows(self, step: int) -> list[int]:
-        """Row numbers of the batch of `step`."""
+        """Return the row numbers of the batch of `step`."""
         n = self._count
         first = step * self._size
         return [
@@ -57,7 +56,8 @@ class _Endless:
         ]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Row numbers `[rows]` of an epoch. Two epochs meet in one batch, so two are kept."""
+        """Return the row numbers `[rows]` of an epoch."""
+        # Two epochs meet in one batch, so two are kept.
         if epoch not in self._orders:
             while len(self._orders) > 1:
                 del self._orders[min(self._orders)]
@@ -86,9 +86,17 @@ class TrainStream(_Endless):
         multiple: int = 1,
         option_score: str | None = None,
     ):
-        """max_shapes: most padded lengths, each of which is compiled; multiple: of which each of
-        them is a multiple; option_score: the rule that scores options if rows hold all of them,
-        None for the right answer alone. Raises ValueError for a split without rows."""
+        """Choose the padded lengths.
+
+        Args:
+            encoded: the split (ValueError if it has no rows).
+            seed: decides the order.
+            batch_size: rows of a batch.
+            max_shapes: most padded lengths, each of which is compiled.
+            multiple: every padded length is a multiple of this.
+            option_score: the rule that scores options, for rows with all their options; None: rows
+                with the right answer alone.
+        """
         super().__init__(len(encoded), seed, batch_size)
         self._split = EncodedSplit.of(encoded)
         self._option_score = option_score
@@ -103,17 +111,16 @@ class TrainStream(_Endless):
                 break
 
     def padded_length(self, step: int) -> int:
-        """Tokens every row of the batch of `step` is padded to."""
+        """Return the padded length of the batch of `step`."""
         longest = int(self._lengths[self.rows(step)].max())
         return min(bucket for bucket in self.buckets if bucket >= longest)
 
     def real_tokens(self, step: int) -> int:
-        """Tokens that the rows of the batch of `step` have, padding left out."""
+        """Return the tokens of the batch of `step` without padding."""
         return int(self._lengths[self.rows(step)].sum())
 
     def batch(self, step: int, part: Sequence[int] | None = None) -> Batch:
-        """The batch of `step`, or those of its rows that `part` (positions in it) names: what one
-        host of several holds."""
+        """Return the batch of `step`, or the rows of it at the positions `part`, for one host."""
         rows = self.rows(step)
         if part is not None:
             rows = [rows[position] for position in part]
@@ -144,7 +151,7 @@ class TrainStream(_Endless):
         return np.concatenate([order[:head], rng.permutation(batches).ravel(), order[tail:]])
 
     def _fit_buckets(self, max_shapes: int, multiple: int) -> tuple[int, ...]:
-        """The padded lengths that waste least on the batches of the first epoch."""
+        """Return the padded lengths that waste least on the batches of the first epoch."""
         longest = self._longest_in_first_epoch()
         return length_buckets([*longest, self._lengths.max()], max_shapes, multiple)
 
@@ -154,7 +161,7 @@ class TrainStream(_Endless):
         return [int(self._lengths[order[i : i + self._size]].max()) for i in starts]
 
     def _real_share(self) -> float:
-        """Real tokens of the first epoch over all that are computed."""
+        """Return the share of real tokens among those computed in the first epoch."""
         ceilings = np.array(self.buckets)
         longest = np.array(self._longest_in_first_epoch())
         padded = ceilings[np.searchsorted(ceilings, longest)]
@@ -166,7 +173,7 @@ class TrainStream(_Endless):
 class AnchorStream(_Endless):
     """Batches of questions without answers, in an order of their own.
 
-    All are padded to one length: each further one would compile the update anew for every padded
+    All have one padded length: each further one would compile the update again for every padded
     length of the training rows.
     """
 
@@ -179,8 +186,7 @@ class AnchorStream(_Endless):
         multiple: int = 1,
         option_score: str | None = None,
     ):
-        """multiple: of which the padded length is a multiple; option_score: as for `TrainStream`.
-        Raises ValueError for a split without rows."""
+        """Choose the padded length; arguments as for `TrainStream`."""
         super().__init__(len(encoded), seed, batch_size)
         self._split = EncodedSplit.of(encoded)
         self._option_score = option_score
@@ -189,11 +195,11 @@ class AnchorStream(_Endless):
         (self.padded_length,) = length_buckets(self._lengths, 1, multiple)
 
     def real_tokens(self, step: int) -> int:
-        """Tokens that the questions of `step` have, padding left out."""
+        """Return the tokens of the questions of `step` without padding."""
         return int(self._lengths[self.rows(step)].sum())
 
     def batch(self, step: int, part: Sequence[int]) -> Batch:
-        """Return the questions of `step` that `part` (positions in its batch) names."""
+        """Return the questions of `step` at the positions `part`."""
         rows = self.rows(step)
         rows, buckets = [rows[position] for position in part], (self.padded_length,)
         if self._option_score is None:
@@ -203,7 +209,7 @@ class AnchorStream(_Endless):
         )
 
     def _arranged(self, epoch: int) -> np.ndarray:
-        # The last number tells this order from that of as many training rows.
+        # The last number makes this order differ from that of as many training rows.
         entropy = np.random.SeedSequence([self._seed, epoch, 1])
         return np.random.Generator(np.random.Philox(entropy)).permutation(self._count)
 
