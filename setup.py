@@ -27,5 +27,5 @@ setup(
     packages=[*find_packages(include=["cogcalib_jax*"]), *preset_packages()],
     package_dir=preset_packages(),
     package_data={name: ["*.yaml", "*.json"] for name in preset_packages()}
-    | {"cogcalib_jax": ["py.typed", "*.pyi"]},
+    | {"cogcalib_jax": ["py.typed", "*.pyi"], "cogcalib_jax.report": ["templates/*"]},
 )

@@ -72,6 +72,7 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
 from cogcalib_jax.report.names import best_epoch_of, long_name
+from cogcalib_jax.report.report import write_evaluation_report
 from cogcalib_jax.report.text import TEXT_WIDTH, count
 from cogcalib_jax.settings import with_places_of
 from cogcalib_jax.sharding import make_mesh
@@ -291,7 +292,8 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     if (folder / f"{COMPARISON}.json").is_file():
         comparison = write_comparison(folder, config.evaluation.bins)
         return (
-            f"{comparison}\n\nThe same: {folder / COMPARISON}.md, .csv and .json\n"
+            f"{comparison}\n\nReport: {write_evaluation_report(folder)}\n"
+            f"The same: {folder / COMPARISON}.md, .csv and .json\n"
             f"Every answer: {folder / 'MODEL' / 'predictions'}"
         )
     text = f"{_whose(config)}{_calibrated(folder)}:\n\n{results_text(read_results(folder))}\n\n"
@@ -299,6 +301,7 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     text += "".join(f"{note}\n\n" for note in notes)
     text += f"All numbers: {folder / FILE}"
     if config.predictions is None:
+        text += f"\nReport: {write_evaluation_report(folder)}"
         text += f"\nEvery answer: {folder / 'predictions'}"
     return text
 

@@ -1,4 +1,4 @@
-"""What an evaluation shows: a model's tasks, subgroups, and several models side by side."""
+"""The findings on a task: tables and sentences on the methods of a run, or on evaluated models."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cogcalib_jax.metrics.significance import holm
 from cogcalib_jax.report.load_run import Run, read_predictions, task_file, weights_of
 from cogcalib_jax.report.names import REFERENCES, is_tempered, short_name
 from cogcalib_jax.report.tables import (
+    FLOOR_HEADER,
     Metrics,
     Table,
     as_markdown,
@@ -41,68 +42,131 @@ from cogcalib_jax.report.verdict import (
 
 COMPARISON = "comparison"
 SMALL = 100
-"""Questions below which nothing is said of a subgroup's ECE: one of 15 bins holds a handful."""
+"""questions below which an ECE is not tested: one of 15 bins would hold a handful"""
 WITH_INTERVAL = ("NLL", "Brier", "accuracy")
+
+RESULTS = "Results over the options of each question"
+ANSWERS = "Results of the generated answers"
+CONFIDENCES = "Confidences in these answers"
+DIFFERENCES = "Differences between methods"
+TEMPERED = "Differences between methods, each with its temperature"
+VOCABULARY = "Results over the whole vocabulary"
+BY = "Results by "
+"""opens the caption of a table of subgroups"""
 
 
 @dataclass(frozen=True)
-class TaskComparison:
-    """Several models on one task; differences are from the first of them."""
+class Findings:
+    """The findings on one task."""
 
     task: str
     results: Mapping[str, Metrics]
-    """model -> numbers of eval.json"""
+    """method or model -> numbers of eval.json, of the first seed"""
     comparisons: tuple[Comparison, ...]
-    remarks: tuple[str, ...]
-    """models without differences and why; whose ECE lies at its noise floor"""
+    tables: Mapping[str, Table]
+    """by caption"""
+    verdict: tuple[str, ...]
 
     def show(self, form: Callable[[Table], str]) -> str:
-        """Numbers, differences, subgroups and remarks, tables in the form wanted."""
-        numbers = comparison_table([self.results])
-        numbers = replace(numbers, header=("model", *numbers.header[1:]))
-        differences = difference_table(
-            self.comparisons, questions(next(iter(self.results.values())))
-        )
-        parts = [form(numbers), *_confidences(self.results, form)]
-        parts += [] if differences is None else [form(differences)]
-        parts += _subgroups(self.results, form)
-        return "\n\n".join([*parts, *filter(None, ["\n".join(self.remarks)])])
+        """Return all tables in the form wanted, those of subgroups with captions, and sentences."""
+        parts = [
+            f"{caption}:\n\n{form(table)}" if caption.startswith(BY) else form(table)
+            for caption, table in self.tables.items()
+        ]
+        return "\n\n".join([*parts, *filter(None, ["\n".join(self.verdict)])])
+
+    def as_markdown(self) -> str:
+        """Return tables without captions, and the sentences as a list."""
+        lines = "\n".join(f"- {line}" for line in self.verdict)
+        shown = [as_markdown(table) for table in self.tables.values()]
+        return "\n\n".join([*shown, *filter(None, [lines])])
+
+
+def findings(runs: Sequence[Run], task: str) -> Findings:
+    """Return the findings on one run, or on several that differ in their seed.
+
+    Vocabulary, subgroups and confidences in generated answers are not averaged, and only in those
+    of one run. Rows beside the methods that some runs lack, such as a temperature that could not be
+    fitted, are left out. Raises UserError if runs hold different methods or were not evaluated on
+    `task`.
+    """
+    for run in runs:
+        if task not in run.tasks:
+            raise UserError(
+                f"{run.folder}: was not evaluated on {task}, but {runs[0].folder} was; evaluate all"
+                " seeds on the same tasks"
+            )
+    runs, left_out = _with_same_rows(runs)
+    metrics = [{m.key: m.metrics[task] for m in run.methods} for run in runs]
+    results = comparison_table(metrics)  # first: it refuses seeds of different methods
+    predictions = [{m.key: m.predictions[task] for m in run.methods} for run in runs]
+    comparisons = compare(predictions, bins=runs[0].bins)
+    scaled = compare(predictions, pairs=tempered_pairs(predictions[0]), bins=runs[0].bins)
+    first = metrics[0]
+    n = questions(next(iter(first.values())))
+    alone = len(runs) == 1
+    tables = {
+        ANSWERS if "confidences" in next(iter(first.values())) else RESULTS: results,
+        CONFIDENCES: confidence_table(first) if alone else None,
+        DIFFERENCES: difference_table(comparisons, n),
+        TEMPERED: difference_table(scaled, n),
+        VOCABULARY: vocabulary_table(first) if alone else None,
+    } | (_subgroups(first) if alone else {})
+    return Findings(
+        task,
+        first,
+        (*comparisons, *scaled),
+        {caption: table for caption, table in tables.items() if table is not None},
+        (*left_out, *verdict([*comparisons, *scaled], metrics, weights_of(runs[0]))),
+    )
+
+
+def _with_same_rows(runs: Sequence[Run]) -> tuple[Sequence[Run], tuple[str, ...]]:
+    """`runs` without the rows beside the methods that some of them lack, and a line about it."""
+    keys = [[method.key for method in run.methods] for run in runs]
+    partial = [
+        key
+        for key in dict.fromkeys(chain(*keys))
+        if (key in REFERENCES or is_tempered(key)) and not all(key in held for held in keys)
+    ]
+    if not partial:
+        return runs, ()
+    kept = [
+        replace(run, methods=tuple(m for m in run.methods if m.key not in partial)) for run in runs
+    ]
+    names = "; ".join(map(short_name, partial))
+    return kept, (f"Left out, for not every seed has it: {names}.",)
+
+
+def _subgroups(models: Mapping[str, Metrics]) -> dict[str, Table]:
+    """By caption; none if the first model has none."""
+    fields = next(iter(models.values()), {}).get("by", {})
+    return {
+        f"{BY}{field}": subgroup_table(field, {name: m["by"][field] for name, m in models.items()})
+        for field in fields
+    }
 
 
 def results_text(results: Mapping[str, Metrics]) -> str:
-    """One model: a line a task, then the subgroups of each task that has some."""
+    """Return the text on one model: a line a task, then the subgroups of each task."""
     table = comparison_table([results])
     parts = [as_text(replace(table, header=("task", *table.header[1:])))]
     parts += [line for task, m in results.items() for line in at_chance([{task: m}])]
     open_tasks = {task: m for task, m in results.items() if "confidences" in m}
-    parts += _confidences(open_tasks, as_text) if open_tasks else []
+    confidences = confidence_table(open_tasks) if open_tasks else None
+    parts += [] if confidences is None else [as_text(confidences)]
     for task, metrics in results.items():
-        found = _subgroups({"": metrics}, as_text)
-        parts += [f"{task}:", *found] if found and len(results) > 1 else found
+        groups = _subgroups({"": metrics})
+        parts += [f"{task}:"] if groups and len(results) > 1 else []
+        parts += [f"{caption}:\n\n{as_text(table)}" for caption, table in groups.items()]
     return "\n\n".join(parts)
 
 
-def _confidences(results: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
-    """Those in generated answers, where questions are open."""
-    table = confidence_table(results)
-    return [] if table is None else [form(table)]
-
-
-def _subgroups(models: Mapping[str, Metrics], form: Callable[[Table], str]) -> list[str]:
-    fields = next(iter(models.values())).get("by", {})
-    return [
-        f"By {field}:\n\n"
-        + form(subgroup_table(field, {name: m["by"][field] for name, m in models.items()}))
-        for field in fields
-    ]
-
-
 def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> Table:
-    """A line for each value of `field`, and under it for each model (named where several).
+    """Return a line for each value of `field`, and under it for each model.
 
-    models: model -> value -> numbers. Whether an ECE is more than its noise is only asked of
-    groups of at least `SMALL` questions; their p-values are Holm's over the groups of a model,
-    for which `evaluation.subgroups` draws enough answer sheets.
+    models: model -> value -> numbers. Only the ECEs of groups of at least `SMALL` questions are
+    tested; Holm's correction is over the groups of a model.
     """
     values = list(dict.fromkeys(value for groups in models.values() for value in groups))
     lines = {
@@ -137,7 +201,7 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
         "n",
         "accuracy",
         "mean\nconfidence",
-        "ECE\n(floor: mean / 95 %)",
+        FLOOR_HEADER,
         "beyond\nits floor",
         "NLL\n(nats)",
         "Brier",
@@ -165,19 +229,19 @@ def write_comparison(folder: Path, bins: int) -> str:
     tasks = compare_evaluations(folder, bins)
     markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
     write_whole(folder / f"{COMPARISON}.md", markdown + "\n")
-    write_whole(folder / f"{COMPARISON}.csv", _csv(tasks))
+    write_whole(folder / f"{COMPARISON}.csv", comparison_csv(tasks))
     return "\n\n".join(f"{task.task}:\n\n{task.show(as_text)}" for task in tasks)
 
 
-def compare_evaluations(folder: Path, bins: int) -> list[TaskComparison]:
-    """Every task of the evaluated models in `folder`, from its files alone.
+def compare_evaluations(folder: Path, bins: int) -> list[Findings]:
+    """Compare the evaluated models in `folder` with the first of them, task by task.
 
     Only models that were asked the very same questions are subtracted from each other.
     """
     results = json.loads((folder / f"{COMPARISON}.json").read_text(encoding="utf-8"))
     hashes = {name: _data_hash(folder / name) for name in results}
     first, *others = results
-    compared = []
+    found = []
     for task in results[first]:
         same = [name for name in others if hashes[name][task] == hashes[first][task]]
         asked = {
@@ -185,21 +249,29 @@ def compare_evaluations(folder: Path, bins: int) -> list[TaskComparison]:
             for name in (first, *same)
         }
         numbers = {name: metrics[task] for name, metrics in results.items()}
+        comparisons = compare([asked], pairs=[(name, first) for name in same], bins=bins)
+        table = comparison_table([numbers])
+        tables = {
+            RESULTS: replace(table, header=("model", *table.header[1:])),
+            CONFIDENCES: confidence_table(numbers),
+            DIFFERENCES: difference_table(comparisons, questions(numbers[first])),
+        } | _subgroups(numbers)
         remarks = [
             f"{short_name(name)}: no difference from {short_name(first)} is given, for it was not"
             " asked the very same texts (a passage may be cut elsewhere by another tokenizer)."
             for name in others
             if name not in same
         ]
-        compared.append(
-            TaskComparison(
+        found.append(
+            Findings(
                 task,
                 numbers,
-                tuple(compare([asked], pairs=[(name, first) for name in same], bins=bins)),
+                tuple(comparisons),
+                {caption: table for caption, table in tables.items() if table is not None},
                 (*remarks, *at_floor([numbers]), *at_chance([numbers])),
             )
         )
-    return compared
+    return found
 
 
 def _data_hash(folder: Path) -> dict[str, str]:
@@ -207,8 +279,8 @@ def _data_hash(folder: Path) -> dict[str, str]:
     return content["provenance"]["data_hash"]
 
 
-def _csv(tasks: Sequence[TaskComparison]) -> str:
-    """A line for each task and model, with its difference from the first model, if one is given."""
+def comparison_csv(tasks: Sequence[Findings]) -> str:
+    """Return a line for each task and model, with its difference from the first model."""
     lines = []
     for task in tasks:
         against = {c.method: c for c in task.comparisons}
@@ -240,100 +312,3 @@ def _difference_columns(comparison: Comparison) -> dict[str, Any]:
             columns |= {f"{name}_low": d.low, f"{name}_high": d.high}
         columns[f"{name}_beyond_noise"] = metric in comparison.claimed
     return columns
-
-
-RESULTS = "Results over the options of each question"
-ANSWERS = "Results of the generated answers"
-CONFIDENCES = "Confidences in these answers"
-DIFFERENCES = "Differences between methods"
-TEMPERED = "Differences between methods, each with its temperature"
-VOCABULARY = "Results over the whole vocabulary"
-BY = "Results by "
-"""opens the caption of a table of subgroups"""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """On one task."""
-
-    task: str
-    tables: Mapping[str, Table]
-    """by caption"""
-    verdict: tuple[str, ...]
-
-    def as_markdown(self) -> str:
-        """Tables and verdict, without the captions."""
-        lines = "\n".join(f"- {line}" for line in self.verdict)
-        shown = [as_markdown(table) for table in self.tables.values()]
-        return "\n\n".join([*shown, *filter(None, [lines])])
-
-
-def results_of(run: Run, task: str) -> dict[str, Metrics]:
-    """Method -> numbers of the task."""
-    return {m.key: m.metrics[task] for m in run.methods}
-
-
-def findings(runs: Sequence[Run], task: str) -> Findings:
-    """Of one run, or of several that differ in their seed: means, standard deviations, differences.
-
-    What is not averaged (vocabulary, subgroups, confidences in generated answers) is only in those
-    of one run. Rows beside the methods that some runs lack, such as a temperature that could not be
-    fitted, are left out. Raises UserError where runs hold different methods or were not evaluated
-    on `task`.
-    """
-    for run in runs:
-        if task not in run.tasks:
-            raise UserError(
-                f"{run.folder}: was not evaluated on {task}, which {runs[0].folder} was;"
-                " evaluate all seeds on the same tasks"
-            )
-    runs, left_out = _with_same_rows(runs)
-    metrics = [results_of(run, task) for run in runs]
-    results = comparison_table(metrics)  # first: it refuses seeds of different methods
-    predictions = [{m.key: m.predictions[task] for m in run.methods} for run in runs]
-    comparisons = compare(predictions, bins=runs[0].bins)
-    scaled = compare(predictions, pairs=tempered_pairs(predictions[0]), bins=runs[0].bins)
-    n = questions(next(iter(metrics[0].values())))
-    first = metrics[0]
-    confidences = confidence_table(first) if len(runs) == 1 else None
-    tables = {
-        ANSWERS if "confidences" in next(iter(first.values())) else RESULTS: results,
-        CONFIDENCES: confidences,
-        DIFFERENCES: difference_table(comparisons, n),
-        TEMPERED: difference_table(scaled, n),
-    }
-    if len(runs) == 1:
-        tables[VOCABULARY] = vocabulary_table(first)
-        tables |= _subgroup_tables(first)
-    return Findings(
-        task,
-        {caption: table for caption, table in tables.items() if table is not None},
-        (*left_out, *verdict([*comparisons, *scaled], metrics, weights_of(runs[0]))),
-    )
-
-
-def _with_same_rows(runs: Sequence[Run]) -> tuple[Sequence[Run], tuple[str, ...]]:
-    """`runs` without the rows beside the methods that some of them lack, and a line about it."""
-    keys = [[method.key for method in run.methods] for run in runs]
-    partial = [
-        key
-        for key in dict.fromkeys(chain(*keys))
-        if (key in REFERENCES or is_tempered(key)) and not all(key in held for held in keys)
-    ]
-    if not partial:
-        return runs, ()
-    kept = [
-        replace(run, methods=tuple(m for m in run.methods if m.key not in partial)) for run in runs
-    ]
-    names = "; ".join(map(short_name, partial))
-    return kept, (f"Left out, for not every seed has it: {names}.",)
-
-
-def _subgroup_tables(results: Mapping[str, Metrics]) -> dict[str, Table]:
-    fields = next(iter(results.values())).get("by", {})
-    return {
-        f"{BY}{field}": subgroup_table(
-            field, {method: metrics["by"][field] for method, metrics in results.items()}
-        )
-        for field in fields
-    }

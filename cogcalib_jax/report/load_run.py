@@ -1,4 +1,4 @@
-"""Run folders as the report sees them: metrics, predictions and logged steps, from files alone."""
+"""The files of a finished run: its metrics, predictions, logged steps and configs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DYNAMICS_FIELDS = ("data", "group", "accuracy", "confidence")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a method said about the `n` questions of one task, in file order."""
+    """The answers of a method to the `n` questions of one task, in file order."""
 
     ids: tuple[str, ...]
     correct: np.ndarray
@@ -52,6 +52,12 @@ class Predictions:
     """[n] which question each row asks (`data.repeats`); None: each its own"""
     chance: float = 0.0
     """accuracy of guessing among the options; 0 of answers"""
+    texts: tuple[str, ...] = ()
+    """[n] the questions"""
+    given: tuple[str, ...] = ()
+    """[n] the answers given"""
+    expected: tuple[str, ...] = ()
+    """[n] the right answers"""
 
     @property
     def questions(self) -> int:
@@ -104,6 +110,21 @@ def read_run(folder: Path) -> Run:
     Raises UserError when the folder is neither, when a file is missing or broken, or when the
     methods of a comparison did not answer the same questions.
     """
+    run = _read(folder, None)
+    _check_same_questions(folder, run.methods)
+    return run
+
+
+def read_evaluation(folder: Path) -> Run:
+    """Read the folder of eval.py, whose models need not have been asked the same texts.
+
+    A single model is called by the folder's name. Raises UserError as `read_run` does.
+    """
+    return _read(folder, folder.name)
+
+
+def _read(folder: Path, name: str | None) -> Run:
+    """`name`: of a single model; None: that of its method."""
     if (folder / "comparison.json").is_file():
         table = _read_json(folder / "comparison.json")
         require_plain_names(folder / "comparison.json", [*table, *chain(*table.values())])
@@ -111,7 +132,7 @@ def read_run(folder: Path) -> Run:
     elif (folder / "eval.json").is_file():
         tasks = _tasks(_read_json(folder / "eval.json"))
         require_plain_names(folder / "eval.json", tasks)
-        key = _single_key(folder)
+        key = name or _single_key(folder)
         methods = (_method(key, folder, "", tasks),)
         if (folder / TEMPERED / "eval.json").is_file():
             scaled = _tasks(_read_json(folder / TEMPERED / "eval.json"))
@@ -124,7 +145,6 @@ def read_run(folder: Path) -> Run:
         )
     if not methods or not methods[0].metrics:
         raise UserError(f"{folder}: its results name no method or no task; evaluate the run again")
-    _check_same_questions(folder, methods)
     configs = _configs(folder, methods)
     return Run(
         folder=folder,
@@ -138,7 +158,7 @@ def read_run(folder: Path) -> Run:
 
 
 def require_plain_names(file: Path, names: Iterable[str]) -> None:
-    """Methods and tasks are names of files beside `file`, which somebody else may have written."""
+    """Refuse names of methods and tasks that would lead to files outside the folder of `file`."""
     for name in names:
         if Path(name).name != name or name in ("", ".."):
             raise UserError(
@@ -147,7 +167,7 @@ def require_plain_names(file: Path, names: Iterable[str]) -> None:
 
 
 def task_file(task: str) -> str:
-    """File name of a task's predictions."""
+    """Return the file name of a task's predictions."""
     return f"{task}.jsonl"
 
 
@@ -173,7 +193,7 @@ def _method(key: str, run: Path, place: str, metrics: dict[str, dict[str, Any]])
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The predictions of one task (UserError where the file is missing or broken)."""
+    """Read the predictions of one task; raises UserError if the file is missing or broken."""
     remedy = (
         f"remove {path.parents[1] / 'eval.json'} and resume the run (--resume), which scores its"
         " questions again"
@@ -194,6 +214,7 @@ def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
     for i, row in enumerate(rows):
         probs[i, : options[i]] = row["option_probs"]
     answers = np.array([row["answer"] for row in rows])
+    names = [row.get("completions") or list(map(str, range(len(probs[0])))) for row in rows]
     return Predictions(
         ids=tuple(row["id"] for row in rows),
         correct=np.array([row["prediction"] == row["answer"] for row in rows]),
@@ -202,11 +223,22 @@ def _of_options(rows: Sequence[dict[str, Any]]) -> Predictions:
         brier=brier_per_row(probs, options, answers),
         guess_nll=float(np.log(options).mean()),
         chance=float((1 / options).mean()),
+        texts=tuple(map(_question, rows, names)),
+        given=tuple(k[row["prediction"]].strip() for row, k in zip(rows, names, strict=True)),
+        expected=tuple(k[row["answer"]].strip() for row, k in zip(rows, names, strict=True)),
     )
 
 
+def _question(row: dict[str, Any], names: Sequence[str]) -> str:
+    """The question; of letters the end of the prompt, which alone says what they stand for."""
+    prompt = str(row.get("prompt") or "").strip()
+    if all(len(name.strip()) < 2 for name in names) and prompt:
+        return prompt[-600:]
+    return str(row.get("question") or prompt).strip()
+
+
 def _of_answers(rows: Sequence[dict[str, Any]]) -> Predictions:
-    """Of open questions: the scores of a binary forecast that the answer matches exactly."""
+    """Score open answers as binary forecasts that the answer matches exactly."""
     confidence = np.array([row["confidence"] for row in rows], float)
     correct = np.array([row["exact_match"] for row in rows], bool)
     of_outcome = np.where(correct, confidence, 1 - confidence)
@@ -216,6 +248,9 @@ def _of_answers(rows: Sequence[dict[str, Any]]) -> Predictions:
         confidence=confidence,
         nll=-np.log(np.maximum(of_outcome, np.finfo(float).tiny)),
         brier=(confidence - correct) ** 2,
+        texts=tuple(str(row.get("question") or row.get("prompt") or "").strip() for row in rows),
+        given=tuple(str(row.get("text") or "").strip() for row in rows),
+        expected=tuple("; ".join(map(str, row.get("answers") or ())) for row in rows),
     )
 
 
@@ -251,7 +286,7 @@ def _configs(folder: Path, methods: Iterable[Method]) -> dict[str, str]:
     }
     if not found:
         raise UserError(
-            f"{folder}: no config.yaml, so this is no folder of a run; give one that is"
+            f"{folder}: no config.yaml, so this is no folder of a run; give the folder of a run"
         )
     return found
 
@@ -266,13 +301,13 @@ def _setting(configs: dict[str, str], section: str, field: str) -> Any:
 
 
 def weights_of(run: Run) -> dict[str, float]:
-    """Method -> weight of its term, of the methods that were trained with a config of their own."""
+    """Return method -> weight of its term, for methods with a config of their own."""
     own = {m.key: run.configs[m.config] for m in run.methods if m.config == f"{m.key}/config.yaml"}
     return {key: _setting({key: text}, "method", "weight") for key, text in own.items()}
 
 
 def keeps_best(run: Run, method: Method) -> bool:
-    """Whether its weights are those of the best validation epoch, not of the last update."""
+    """Return whether the weights are those of the best validation epoch, not of the last update."""
     return _setting({method.config: run.configs[method.config]}, "training", "keep") == "best"
 
 

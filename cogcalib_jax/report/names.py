@@ -1,4 +1,4 @@
-"""What a method is called and how it looks: the same words and colours in every table and plot."""
+"""The name, colour and line of a method: the same in every table and figure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from cogcalib_jax.method.config import GATES, TERMS, split_label
 from cogcalib_jax.registry import Registry, split_spec
 
-# The longest first: what a key ends in is looked up in this order.
+# The longest first: the ending of a key is looked up in this order.
 DERIVED = {
     "best_epoch_temperature": ", best epoch + temperature",
     "temperature": " + temperature",
     "best_epoch": ", best epoch",
 }
-# Plain fine-tuning answered by several models: (short name, what it is, and whose).
+# Answers of several models from plain fine-tuning: (short name, description and source).
 SAMPLED = {
     "mc_dropout": ("MC-dropout", "SFT with dropout while answering, Gal and Ghahramani 2016"),
     "ensemble": ("Ensemble", "deep ensemble of SFT, Lakshminarayanan et al. 2017"),
     "laplace_lora": ("Laplace-LoRA", "a normal distribution around SFT, Yang et al. 2024"),
     "blob": ("BLoB", "SFT with a distribution over A, Wang et al. 2024"),
 }
-# What every method must beat; nothing of them is trained.
+# Every method must beat these; they are not trained.
 BASE, COMMONEST = "base", "commonest_answer"
 REFERENCES = {
     BASE: ("Base", "the model as it was given, before style adaptation"),
@@ -55,7 +55,7 @@ _SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and line of a method in plots."""
+    """The colour and line of a method in plots."""
 
     color: str
     line: str
@@ -89,17 +89,17 @@ def _labelled(registry: Registry, spec: str) -> str:
 
 
 def tempered(key: str) -> str:
-    """The key of the row that has the scores of `key` with its fitted temperature."""
+    """Return the key of the row that has the scores of `key` with its fitted temperature."""
     return f"{key}_temperature"
 
 
 def is_tempered(key: str) -> bool:
-    """Whether the row has the scores of another one with a temperature."""
+    """Return whether the row has the scores of another one with a temperature."""
     return split_key(key)[2].endswith("temperature")
 
 
 def best_epoch_of(key: str) -> str:
-    """The key of the row that stopped `key` at its best validation epoch."""
+    """Return the key of the row that stopped `key` at its best validation epoch."""
     return f"{key}_best_epoch"
 
 
@@ -111,7 +111,7 @@ def is_gated(key: str) -> bool:
 
 
 def short_name(key: str) -> str:
-    """Name for tables, legends and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
+    """Return the name in tables and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
     for named in (SAMPLED, REFERENCES):
         if key in named:
             return named[key][0]
@@ -128,7 +128,7 @@ def short_name(key: str) -> str:
 
 
 def long_name(key: str) -> str:
-    """The short name with what it is and whose, if that is not plain from it."""
+    """Return the short name, with a description and source if it needs them."""
     for named in (SAMPLED, REFERENCES):
         if key in named:
             return f"{named[key][0]} ({named[key][1]})"
@@ -141,12 +141,12 @@ def long_name(key: str) -> str:
 
 
 def credits(keys: Iterable[str]) -> list[str]:
-    """The long names that say more than the short ones of the rows `keys`."""
+    """Return the long names of those rows whose short name needs more words."""
     return [long_name(key) for key in keys if long_name(key).startswith(f"{short_name(key)} (")]
 
 
 def looks(keys: Iterable[str]) -> dict[str, Look]:
-    """A look per method: fixed for the usual ones, the rest take spare colours in order."""
+    """Return a look per method: usual ones have theirs, the rest take spare colours in order."""
     chosen: dict[str, Look] = {}
     spare = 0
     for key in keys:

@@ -1,7 +1,4 @@
-"""Pictures of answers: is confidence right, whom does it go to, and what is it good for.
-
-Each function draws one figure from plain numbers and knows nothing of files.
-"""
+"""Figures of answers: reliability, confidence of right and of wrong ones, and coverage."""
 
 from __future__ import annotations
 
@@ -40,51 +37,39 @@ from cogcalib_jax.report.canvas import (
     project_style,
     save,
 )
-from cogcalib_jax.report.comparison import results_of
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import (
-    REFERENCES,
-    SAMPLED,
-    Look,
-    is_tempered,
-    looks,
-    short_name,
-)
-from cogcalib_jax.report.text import (
-    coverage_text,
-    dynamics_text,
-    gate_text,
-    histogram_text,
-    percent,
-    reliability_text,
-)
-from cogcalib_jax.report.training_plots import Gate, dynamics_figure, gate_figure
+from cogcalib_jax.report.names import REFERENCES, Look, is_tempered, looks, short_name
+from cogcalib_jax.report.text import coverage_text, histogram_text, percent, reliability_text
 from cogcalib_jax.report.verdict import TEMPERED_SFT
 
-OVER = "#B3261E"
-UNDER = "#1A237E"
 RIGHT = "#009E73"
 WRONG = "#B35C94"
-COLUMNS = 3
-"""panels beside each other: with more, the text would be too small on a page"""
+TARGET = 0.9
+"""Accuracy of the coverage plot's line; eval.json has the share answered at 90 %."""
+FEWEST = 20
+"""answers below which an accuracy is not drawn: it only jumps"""
+SMALL_BIN = 10
+"""questions below which a bin is faded"""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one method's answers look like: a panel of a diagram."""
+    """The answers of one method: a panel of a figure."""
 
     name: str
     look: Look
     bins: ReliabilityBins
+    questions: np.ndarray
+    """[bins] different questions"""
     band: np.ndarray
     """[bins, 2] accuracies between which a calibrated model's would lie in 90 % of cases"""
     metrics: Mapping[str, Any]
     """its numbers in eval.json"""
     sure_right: float | None
-    """mean confidence of the right answers, None where there is none"""
+    """mean confidence of the right answers, None without any"""
     sure_wrong: float | None
-    """mean confidence of the wrong answers, None where there is none"""
+    """mean confidence of the wrong answers, None without any"""
 
     @property
     def right(self) -> np.ndarray:
@@ -102,183 +87,10 @@ class Coverage:
     """[points] share of questions answered, the most confident first"""
     accuracy: np.ndarray
     """[points] accuracy of those answered"""
+    questions: int
+    """different questions in all"""
     at_target: float
     """largest share that keeps the target accuracy"""
-
-
-def reliability_figure(panels: Sequence[Answers], task: str, n: int) -> Figure:
-    """Accuracy per confidence bin against the diagonal, one panel a method."""
-    columns = min(len(panels), COLUMNS)
-    rows = math.ceil(len(panels) / columns)
-    across, height = (3.45 if len(panels) > 1 else 6.3), (3.0 if rows < 3 else 2.3)
-    down = height + 1.85
-    legend_columns = 4 if columns == 3 else 2
-    figure = new_figure(across * columns + 0.5, down * rows + (0.95 if columns == 3 else 1.15))
-    headline(
-        figure,
-        "Does confidence mean what it says?",
-        f"Accuracy at each level of confidence on {n:,} questions of {task}.",
-    )
-    most = max(int(p.bins.count.max()) for p in panels)
-    for i, panel in enumerate(panels):
-        row, column = divmod(i, columns)
-        left, top = 0.62 + across * column, 1.3 + down * row
-        axes = place_axes(figure, left, top, across - 0.45, height)
-        counts = place_axes(figure, left, top + height + 0.08, across - 0.45, 0.62)
-        _reliability_panel(axes, counts, panel, most)
-        if column == 0:
-            axes.set_ylabel("accuracy (%)")
-            counts.set_ylabel("questions")
-    handles = [
-        Patch(facecolor="#8A9099", label="accuracy of the bin"),
-        Patch(facecolor=OVER + "1F", edgecolor=OVER, hatch="////", label="too confident by"),
-        Patch(facecolor=UNDER + "1F", edgecolor=UNDER, hatch="\\\\\\\\", label="too unsure by"),
-        Patch(facecolor=BAND, label="floor band: a calibrated model, 90 % range"),
-    ]
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=legend_columns,
-        handlelength=1.8,
-        columnspacing=1.6,
-    )
-    return figure
-
-
-def _reliability_panel(axes: Axes, counts: Axes, panel: Answers, most: int) -> None:
-    bins, metrics = panel.bins, panel.metrics
-    filled = np.flatnonzero(bins.count)
-    left, width = bins.edges[filled], np.diff(bins.edges)[filled]
-    accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
-    low, high = panel.band[filled].T
-
-    axes.bar(left, high - low, width, bottom=low, align="edge", color=BAND, zorder=2)
-    axes.bar(left, accuracy, width, align="edge", color=panel.look.color, alpha=0.72, zorder=3,
-             edgecolor="white", linewidth=0.6)  # fmt: skip
-    for over, color, hatch in ((True, OVER, "////"), (False, UNDER, "\\\\\\\\")):
-        chosen = (confidence > accuracy) == over
-        axes.bar(left[chosen], np.abs(confidence - accuracy)[chosen], width[chosen], align="edge",
-                 bottom=np.minimum(accuracy, confidence)[chosen], facecolor=color + "1F",
-                 edgecolor=color, hatch=hatch, linewidth=0.8, zorder=4)  # fmt: skip
-    # The band lies behind the bars; its ends are drawn once more so that they show on them.
-    for ends in (low, high):
-        axes.hlines(ends, left, left + width, color=MUTED, linewidth=0.9, zorder=5)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=6)
-    axes.set(xlim=(0, 1), ylim=(0, 1.0))
-    percent_axis(axes.yaxis)
-    axes.tick_params(labelbottom=False)
-    light_grid(axes)
-    floor = metrics["ece_noise_floor"]
-    _panel_title(
-        axes,
-        panel.name,
-        f"{percent(metrics['confidence'])} sure, {percent(metrics['accuracy'])} right\n"
-        f"ECE {metrics['ece']:.3f} (noise floor {floor['mean']:.3f}, 95 %: {floor['p95']:.3f})",
-    )
-
-    counts.bar(left, bins.count[filled], width, align="edge", color="#8A9099", edgecolor="white",
-               linewidth=0.6)  # fmt: skip
-    counts.set(xlim=(0, 1), ylim=(0, most * 1.08))
-    percent_axis(counts.xaxis)
-    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    light_grid(counts)
-    counts.set_xlabel("confidence (%)")
-
-
-def histogram_figure(panels: Sequence[Answers], task: str, n: int) -> Figure:
-    """How many right answers (upwards) and wrong ones (downwards) at each level of confidence."""
-    columns = min(len(panels), COLUMNS)
-    rows = math.ceil(len(panels) / columns)
-    across, down, height = (3.45 if len(panels) > 1 else 6.3), 2.85, 1.85
-    figure = new_figure(across * columns + 0.6, down * rows + 1.1)
-    headline(
-        figure,
-        "How sure is it of its right answers, and how sure of its wrong ones?",
-        f"{n:,} questions of {task}.",
-    )
-    up = max(float(p.right.max()) for p in panels) * 1.08 + 0.5
-    down_to = max(float((p.bins.count - p.right).max()) for p in panels) * 1.08 + 0.5
-    for i, panel in enumerate(panels):
-        row, column = divmod(i, columns)
-        axes = place_axes(figure, 0.72 + across * column, 1.3 + down * row, across - 0.45, height)
-        left, width = panel.bins.edges[:-1], np.diff(panel.bins.edges)
-        how = {"align": "edge", "edgecolor": "white", "linewidth": 0.6, "zorder": 3}
-        axes.bar(left, panel.right, width, color=RIGHT, **how)
-        axes.bar(left, panel.right - panel.bins.count, width, color=WRONG, hatch="////", **how)
-        axes.axhline(0, color=INK, linewidth=1, zorder=4)
-        axes.set(xlim=(0, 1), ylim=(-down_to, up))
-        percent_axis(axes.xaxis)
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
-        light_grid(axes)
-        auroc = panel.metrics["auroc"]
-        _panel_title(
-            axes,
-            panel.name,
-            f"right: {_share(panel.sure_right)} sure; wrong: {_share(panel.sure_wrong)} sure\n"
-            f"AUROC {'n/a' if auroc is None else f'{auroc:.3f}'}",
-        )
-        if row == rows - 1 or i + columns >= len(panels):
-            axes.set_xlabel("confidence (%)")
-        if column == 0:
-            axes.set_ylabel("questions")
-    handles = [
-        Patch(facecolor=RIGHT, label="right answers (upwards)"),
-        Patch(facecolor=WRONG, edgecolor="white", hatch="////", label="wrong answers (downwards)"),
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=2, handlelength=1.8)
-    return figure
-
-
-def _share(value: float | None) -> str:
-    return "never" if value is None else percent(value)
-
-
-def _panel_title(axes: Axes, name: str, below: str) -> None:
-    """The name, and two lines of numbers between it and the axes."""
-    axes.set_title(name, fontweight="bold", pad=34)
-    axes.text(0, 1 + 0.09 / _height(axes), below, transform=axes.transAxes, fontsize=9, color=MUTED,
-              va="bottom", linespacing=1.35)  # fmt: skip
-
-
-def _height(axes: Axes) -> float:
-    """Of the axes, in inches."""
-    return axes.get_position().height * axes.figure.get_figheight()
-
-
-def coverage_figure(lines: Sequence[Coverage], task: str, n: int, target: float) -> Figure:
-    """Accuracy of the answers given when the least confident questions are left unanswered."""
-    figure = new_figure(10.85, 5.4)
-    headline(
-        figure,
-        "How many questions can be answered before mistakes creep in?",
-        f"The most confident answers come first; {n:,} questions of {task}.",
-    )
-    axes = place_axes(figure, 0.75, 0.9, 6.7, 3.9)
-    # Lines that lie on each other stay visible: each is thinner than the one below.
-    handles: list[Any] = []
-    for line, width in zip(lines, np.linspace(3.2, 1.4, len(lines)), strict=True):
-        how = {"color": line.look.color, "linestyle": line.look.line}
-        axes.plot(line.share, line.accuracy, linewidth=width, **how)
-        label = f"{line.name}: {percent(line.at_target)}"
-        handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
-    axes.axhline(target, color=INK, linewidth=1)
-    # On the left: the most confident answers are mostly right, so curves cross it further on.
-    axes.text(0.01, target + 0.006, f"{target * 100:.0f} % accuracy", va="bottom",
-              color=INK, fontsize=9)  # fmt: skip
-    lowest = min([float(line.accuracy.min()) for line in lines] + [target - 0.1])
-    axes.set(xlim=(0, 1), ylim=(math.floor(lowest * 10) / 10, 1.005))
-    percent_axis(axes.xaxis)
-    percent_axis(axes.yaxis)
-    axes.set_xlabel("share of questions answered (%)")
-    axes.set_ylabel("accuracy of the answers given (%)")
-    light_grid(axes)
-    left = 7.75 / figure.get_figwidth()
-    top = 1 - 0.9 / figure.get_figheight()
-    title = f"Share answered at {target * 100:.0f} % accuracy"
-    figure.text(left, top, title, fontsize=9.5, fontweight="bold", va="top")
-    legend_beside(figure, handles, 7.75, 1.18)
-    return figure
 
 
 class Answered(Protocol):
@@ -298,7 +110,8 @@ def reliability_diagram(
 ) -> Figure:
     """Draw accuracy against confidence, a panel for each model.
 
-    The band of a bin holds the accuracies that a calibrated model would show in 90 % of cases.
+    A point is a bin of confidence, with the 95 % Wilson interval of its accuracy. The grey band
+    holds the accuracies that a calibrated model would show in 90 % of cases.
 
     Args:
         answers: name of a model -> its `Predictions`, or anything with `confidence` and `correct`,
@@ -319,100 +132,255 @@ def reliability_diagram(
     for name, found in answers.items():
         confidence, correct = check_confidence(found.confidence, found.correct)
         numbers = summarize_confidence(confidence, correct, bins=bins, resamples=200)
-        panels.append(reliability_panel(name, chosen[name], confidence, correct, numbers, bins))
-    return reliability_figure(panels, task, len(confidence))
+        panels.append(_answers(name, chosen[name], confidence, correct, numbers, bins))
+    figure = reliability_figure(
+        panels, f"Accuracy at each level of confidence on {len(confidence):,} questions of {task}."
+    )
+    figure.set_facecolor("white")
+    return figure
 
 
-def reliability_panel(
-    key: str,
-    look: Look,
-    confidence: np.ndarray,
-    correct: np.ndarray,
-    numbers: Mapping[str, Any],
-    bins: int,
-    clusters: np.ndarray | None = None,
-) -> Answers:
-    """Return the panel of one model: confidence `[n]`, correct `[n]`, and its `numbers`."""
-    correct = np.asarray(correct, bool)
+def reliability_figure(panels: Sequence[Answers], subtitle: str = "") -> Figure:
+    """Draw accuracy per confidence bin against the diagonal, a panel for each method.
 
-    def mean(rows: np.ndarray) -> float | None:
-        return float(confidence[rows].mean()) if rows.any() else None
+    subtitle: below a headline; without it the figure has neither.
+    """
+    head = 0.75 if subtitle else 0.0
+    grid = _Grid(len(panels), height=2.9, below=1.75, head=head, foot=0.85)
+    if subtitle:
+        headline(grid.figure, "Does confidence mean what it says?", subtitle)
+    most = max(int(p.bins.count.max()) for p in panels)
+    for i, panel in enumerate(panels):
+        axes = grid.axes(i)
+        counts = grid.axes(i, offset=grid.height + 0.1, height=0.55)
+        _reliability_panel(axes, panel)
+        _counts_panel(counts, panel, most)
+        if i % grid.columns == 0:
+            axes.set_ylabel("accuracy (%)")
+            counts.set_ylabel("n")
+    dot: dict[str, Any] = {"color": MUTED, "marker": "o", "linestyle": ""}
+    grid.legend(
+        [
+            Line2D([], [], label="accuracy of a bin, 95 % interval", **dot),
+            Line2D([], [], alpha=0.35, label=f"fewer than {SMALL_BIN} questions", **dot),
+            Patch(facecolor=BAND, label="a calibrated model, 90 % range"),
+        ]
+    )
+    return grid.figure
 
-    return Answers(
-        name=short_name(key),
-        look=look,
-        bins=reliability_bins(confidence, correct, bins=bins),
-        band=ece_noise_floor(confidence, bins=bins, clusters=clusters).band,
-        metrics=numbers,
-        sure_right=mean(correct),
-        sure_wrong=mean(~correct),
+
+class _Grid:
+    """Equal panels in rows; an even number of rows and columns if that leaves no hole."""
+
+    def __init__(self, panels: int, *, height: float, below: float, head: float, foot: float):
+        self.panels, self.height, self._head = panels, height, head
+        self.columns = {1: 1, 2: 2, 4: 2}.get(panels, 3)
+        self._rows = math.ceil(panels / self.columns)
+        self._across = {1: 6.3, 2: 5.0, 3: 3.45}[self.columns]
+        self._down = height + below
+        width = self._across * self.columns + 0.5
+        foot = 0.1 if panels % self.columns else foot
+        self.figure = new_figure(width, head + self._down * self._rows + foot)
+
+    def axes(self, i: int, *, offset: float = 0.0, height: float | None = None) -> Axes:
+        """Place the axes of panel `i`, `offset` inches below its top."""
+        row, column = divmod(i, self.columns)
+        left, top = 0.62 + self._across * column, self._head + 0.85 + self._down * row + offset
+        return place_axes(self.figure, left, top, self._across - 0.45, height or self.height)
+
+    def legend(self, handles: Sequence[Any]) -> None:
+        """Place the legend in the hole of the last row, or else below all panels."""
+        if used := self.panels % self.columns:
+            top = self._head + 0.85 + self._down * (self._rows - 1)
+            legend_beside(self.figure, handles, 0.62 + self._across * used, top)
+        else:
+            wide = 1 if self.columns == 1 else len(handles)
+            self.figure.legend(handles=handles, loc="lower center", ncols=wide, columnspacing=1.6)
+
+
+def wilson(successes: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % Wilson interval of `successes` out of `n`, elementwise."""
+    z, share = 1.96, successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def _reliability_panel(axes: Axes, panel: Answers) -> None:
+    bins, color = panel.bins, panel.look.color
+    for chosen, alpha in ((panel.questions >= SMALL_BIN, 1.0), (panel.questions < SMALL_BIN, 0.35)):
+        filled = np.flatnonzero(chosen & (bins.count > 0))
+        x, y = bins.confidence[filled], bins.accuracy[filled]
+        if alpha == 1:
+            left, width = bins.edges[filled], np.diff(bins.edges)[filled]
+            low, high = panel.band[filled].T
+            axes.bar(left, high - low, width, bottom=low, align="edge", color=BAND, zorder=2)
+            n = panel.questions[filled]
+            axes.vlines(x, *wilson(y * n, n), color=color, linewidth=1.6, zorder=4)
+        size = 14 + 110 * bins.count[filled] / bins.count.max()
+        axes.scatter(x, y, size, color=color, alpha=alpha, zorder=5, linewidths=0, clip_on=False)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    percent_axis(axes.yaxis)
+    axes.tick_params(labelbottom=False)
+    light_grid(axes)
+    m = panel.metrics
+    floor = m["ece_noise_floor"]
+    _panel_title(
+        axes,
+        panel.name,
+        f"{percent(m['confidence'])} sure, {percent(m['accuracy'])} right\n"
+        f"ECE {m['ece']:.3f} (noise floor {floor['mean']:.3f}, 95 %: {floor['p95']:.3f})",
     )
 
 
-TARGET = 0.9
-"""Accuracy of the coverage plot's line; eval.json has the share answered at 90 %."""
-BLOCKS = 12
-"""Points of the known share: a single batch of 8 or 32 says little."""
+def _counts_panel(axes: Axes, panel: Answers, most: int) -> None:
+    width = np.diff(panel.bins.edges)
+    axes.bar(panel.bins.edges[:-1], panel.bins.count, width, align="edge", color="#8A9099")
+    axes.set(xlim=(0, 1), ylim=(0, most * 1.08))
+    percent_axis(axes.xaxis)
+    axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    light_grid(axes)
+    axes.set_xlabel("confidence (%)")
+
+
+def histogram_figure(panels: Sequence[Answers]) -> Figure:
+    """Draw the number of right answers upwards and of wrong ones downwards, by confidence."""
+    grid = _Grid(len(panels), height=1.85, below=1.35, head=0.0, foot=0.5)
+    up = max(float(p.right.max()) for p in panels) * 1.08 + 0.5
+    down_to = max(float((p.bins.count - p.right).max()) for p in panels) * 1.08 + 0.5
+    for i, panel in enumerate(panels):
+        axes = grid.axes(i)
+        left, width = panel.bins.edges[:-1], np.diff(panel.bins.edges)
+        axes.bar(left, panel.right, width, align="edge", color=RIGHT, zorder=3)
+        wrong = panel.right - panel.bins.count
+        axes.bar(left, wrong, width, align="edge", color=WRONG, zorder=3)
+        axes.axhline(0, color=INK, linewidth=1, zorder=4)
+        axes.set(xlim=(0, 1), ylim=(-down_to, up), xlabel="confidence (%)")
+        percent_axis(axes.xaxis)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
+        light_grid(axes)
+        auroc = panel.metrics["auroc"]
+        _panel_title(
+            axes,
+            panel.name,
+            f"right: {_share(panel.sure_right)} sure; wrong: {_share(panel.sure_wrong)} sure\n"
+            f"AUROC {'n/a' if auroc is None else f'{auroc:.3f}'}",
+        )
+        if i % grid.columns == 0:
+            axes.set_ylabel("questions")
+    grid.legend(
+        [
+            Patch(facecolor=RIGHT, label="right answers (upwards)"),
+            Patch(facecolor=WRONG, label="wrong answers (downwards)"),
+        ]
+    )
+    return grid.figure
+
+
+def _share(value: float | None) -> str:
+    return "never" if value is None else percent(value)
+
+
+def _panel_title(axes: Axes, name: str, below: str) -> None:
+    """Write the name, and two lines of numbers between it and the axes."""
+    axes.set_title(name, fontweight="bold", pad=34)
+    height = axes.get_position().height * axes.figure.get_figheight()
+    axes.text(0, 1 + 0.09 / height, below, transform=axes.transAxes, fontsize=9, color=MUTED,
+              va="bottom", linespacing=1.35)  # fmt: skip
+
+
+def coverage_figure(lines: Sequence[Coverage], n: int, target: float) -> Figure:
+    """Draw the accuracy of the answers given if the least confident questions stay unanswered."""
+    figure = new_figure(10.85, 4.7)
+    axes = place_axes(figure, 0.75, 0.2, 6.7, 3.9)
+    handles: list[Any] = []
+    for line in lines:
+        how: dict[str, Any] = {"color": line.look.color, "linestyle": line.look.line}
+        axes.plot(line.share, line.accuracy, linewidth=2, **how)
+        answered = np.maximum(line.share * line.questions, 1)
+        ends = wilson(line.accuracy * answered, answered)
+        axes.fill_between(line.share, *ends, color=line.look.color, alpha=0.08, linewidth=0)
+        few = 0 < line.at_target * n < FEWEST
+        at = f"fewer than {FEWEST} questions" if few else percent(line.at_target)
+        handles.append(Line2D([], [], linewidth=2.2, label=f"{line.name}: {at}", **how))
+    axes.axhline(target, color=INK, linewidth=1)
+    axes.text(0.99, target + 0.006, f"{target * 100:.0f} % accuracy", va="bottom", ha="right",
+              color=INK, fontsize=9)  # fmt: skip
+    lowest = min([float(line.accuracy.min()) for line in lines if len(line.share)] + [target - 0.1])
+    axes.set(xlim=(0, 1), ylim=(math.floor(lowest * 10) / 10, 1.005))
+    percent_axis(axes.xaxis)
+    percent_axis(axes.yaxis)
+    axes.set_xlabel("share of questions answered (%)")
+    axes.set_ylabel("accuracy of the answers given (%)")
+    light_grid(axes)
+    title = f"Share answered at {target * 100:.0f} % accuracy"
+    top = 1 - 0.2 / figure.get_figheight()
+    figure.text(7.75 / figure.get_figwidth(), top, title, fontsize=9.5, fontweight="bold", va="top")
+    legend_beside(figure, handles, 7.75, 0.48)
+    return figure
 
 
 def task_pictures(run: Run, task: str) -> list[Picture]:
-    """Draw and save the pictures of a task; those of the first task have the plain names."""
+    """Draw and save the figures of a task; those of the first task have the plain names."""
     suffix = "" if task == run.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
-    results = results_of(run, task)
-    n = results[run.methods[0].key]["n"]
-    shown = _shown(run)
-    style = looks(m.key for m in shown)
-    results = {m.key: results[m.key] for m in shown}
+    methods = _shown(run)
+    style = looks(m.key for m in methods)
+    results = {m.key: m.metrics[task] for m in methods}
+    n = results[methods[0].key]["n"]
+    panels = [_panel(m, task, style[m.key], run.bins) for m in methods]
+    means = {m.key: (p.sure_right, p.sure_wrong) for m, p in zip(methods, panels, strict=True)}
+    lines = [_coverage(m, task, style[m.key]) for m in methods]
     with project_style():
-        panels = [_answers(m, task, style[m.key], run.bins) for m in shown]
-        path = _place(run, f"reliability{suffix}")
-        save(reliability_figure(panels, task, n), path)
-        pictures = [
-            Picture(
-                path,
+        return [
+            save_picture(
+                run.folder,
+                f"reliability{suffix}",
+                reliability_figure(panels),
+                "Reliability: does confidence mean what it says?",
                 reliability_text(results, task),
-                "Bars: accuracy of the answers given with that confidence. A calibrated model's"
-                " bars end on the dashed line, up to chance: within the grey band in 90 % of"
-                " cases. Hatched: how far off they are. Below: how many questions.",
+                "A calibrated model's points lie on the dashed line, up to chance: within the grey"
+                " band in 90 % of cases. Points below the line are too sure. The size of a point"
+                " and the bars at the bottom show how many questions a bin holds.",
                 f"predictions/{task}.jsonl",
-            )
-        ]
-        path = _place(run, f"confidence{suffix}")
-        save(histogram_figure(panels, task, n), path)
-        means = {
-            m.key: (panel.sure_right, panel.sure_wrong)
-            for m, panel in zip(shown, panels, strict=True)
-        }
-        pictures.append(
-            Picture(
-                path,
+            ),
+            save_picture(
+                run.folder,
+                f"confidence{suffix}",
+                histogram_figure(panels),
+                "Confidence of right and of wrong answers",
                 histogram_text(means, results, task),
-                "Confidence that knows right from wrong puts the two apart: the right answers far"
-                " to the right, the wrong ones far to the left (an AUROC near 1).",
+                "A confidence that tells right from wrong has the right answers far to the right"
+                " and the wrong ones far to the left (an AUROC near 1).",
                 f"predictions/{task}.jsonl",
-            )
-        )
-        path = _place(run, f"coverage{suffix}")
-        save(
-            coverage_figure([_coverage(m, task, style[m.key]) for m in shown], task, n, TARGET),
-            path,
-        )
-        pictures.append(
-            Picture(
-                path,
+            ),
+            save_picture(
+                run.folder,
+                f"coverage{suffix}",
+                coverage_figure(lines, n, TARGET),
+                "Accuracy if the least confident questions stay unanswered",
                 coverage_text(results, task),
-                "What confidence is good for: answer only the questions above a cut-off. The share"
-                " at 90 % accuracy is read off the same questions, so it flatters every method.",
+                f"Curves begin at {FEWEST} answers; bands: 95 % Wilson intervals. The share at"
+                " 90 % accuracy is read off the same questions, so it flatters every method.",
                 f"predictions/{task}.jsonl",
-            )
-        )
-    return pictures
+            ),
+        ]
+
+
+def save_picture(
+    folder: Path, name: str, figure: Figure, title: str, alt: str, caption: str, numbers: str
+) -> Picture:
+    """Save a figure in plots/ of a run's folder, and return it with its words."""
+    path = folder / "plots" / f"{name}.png"
+    save(figure, path)
+    return Picture(path, alt, caption, numbers, title)
 
 
 def _shown(run: Run) -> list[Method]:
-    """The rows with panels and lines of their own: with every temperature they would be too many.
+    """Return the rows with panels and lines of their own; every temperature would be too many.
 
-    That of SFT stays, which is the rival of all others. A run of one method shows both its rows.
+    That of SFT stays, with which all others are compared. A run of one method shows both its rows.
     """
     few = len(run.methods) <= 2
     return [
@@ -422,92 +390,55 @@ def _shown(run: Run) -> list[Method]:
     ]
 
 
-def training_pictures(run: Run) -> list[Picture]:
-    """How it was trained, where that was logged."""
-    # MC-dropout's training was followed without its passes: that would be another model.
-    trained = [m for m in run.methods if m.key not in SAMPLED]
-    style = looks(m.key for m in run.methods)
-    pictures = []
-    with project_style():
-        logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
-        if logged:
-            path = _place(run, "dynamics")
-            save(dynamics_figure(logged, run.style_end), path)
-            pictures.append(
-                Picture(
-                    path,
-                    dynamics_text(logged),
-                    "Known and unknown refer to the model before it was fine-tuned. The mechanism"
-                    " to look for: accuracy (solid) levels off while confidence (dashed) goes on.",
-                    "dynamics.jsonl",
-                )
-            )
-        gates = {m.key: gate for m in trained if (gate := _gate(m, style[m.key])) is not None}
-        if gates:
-            last = max(line["step"] for m in trained for line in m.steps)
-            path = _place(run, "threshold")
-            save(gate_figure(list(gates.values()), last, run.style_end), path)
-            pictures.append(
-                Picture(
-                    path,
-                    gate_text(*_ends(gates)),
-                    "The threshold is fitted on questions that are not trained on; the share is of"
-                    " those that are, and grows as they are memorised."
-                    + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
-                    "metrics.jsonl",
-                )
-            )
-    return pictures
-
-
-def _place(run: Run, name: str) -> Path:
-    return run.folder / "plots" / f"{name}.png"
-
-
-def _answers(method: Method, task: str, look: Look, bins: int) -> Answers:
+def _panel(method: Method, task: str, look: Look, bins: int) -> Answers:
     p = method.predictions[task]
-    return reliability_panel(
+    return _answers(
         method.key, look, p.confidence, p.correct, method.metrics[task], bins, p.clusters
     )
 
 
+def _answers(
+    key: str,
+    look: Look,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    numbers: Mapping[str, Any],
+    bins: int,
+    clusters: np.ndarray | None = None,
+) -> Answers:
+    """Return the panel of one model: confidence `[n]`, correct `[n]`, clusters `[n]`."""
+    correct = np.asarray(correct, bool)
+    binned = reliability_bins(confidence, correct, bins=bins)
+    questions = binned.count
+    if clusters is not None:
+        place = np.searchsorted(binned.edges, confidence, side="right") - 1
+        place = np.clip(place, 0, bins - 1)
+        questions = np.array([len(np.unique(clusters[place == i])) for i in range(bins)])
+
+    def mean(rows: np.ndarray) -> float | None:
+        return float(confidence[rows].mean()) if rows.any() else None
+
+    return Answers(
+        name=short_name(key),
+        look=look,
+        bins=binned,
+        questions=questions,
+        band=ece_noise_floor(confidence, bins=bins, clusters=clusters).band,
+        metrics=numbers,
+        sure_right=mean(correct),
+        sure_wrong=mean(~correct),
+    )
+
+
 def _coverage(method: Method, task: str, look: Look) -> Coverage:
-    """The curve from 20 answers on (5 % of a small test set): with fewer it only jumps."""
     p = method.predictions[task]
-    n = len(p.ids)
     curve = risk_coverage(p.confidence, p.correct)
-    shown = curve.coverage * n >= min(20, n // 20)
+    shown = curve.coverage * len(p.ids) >= FEWEST
     return Coverage(
         name=short_name(method.key),
         look=look,
         share=curve.coverage[shown],
         accuracy=1 - curve.risk[shown],
+        questions=p.questions,
         at_target=method.metrics[task]["coverage_at_90"],
     )
-
-
-def _gate(method: Method, look: Look) -> Gate | None:
-    """None where no threshold or no update of fine-tuning was logged."""
-    fits = [line for line in method.steps if line.get("phase") == "refit"]
-    updates = [line for line in method.steps if line.get("phase") == "finetune"]
-    if not fits or not updates:
-        return None
-    values: list[Any] = [(line["step"], line["threshold"]) for line in fits]
-    logged = np.array([(line["step"], line["known_fraction"]) for line in updates], float)
-    blocks = np.array_split(logged, min(BLOCKS, len(logged)))
-    return Gate(
-        name=short_name(method.key),
-        look=look,
-        threshold=np.array(values, float),  # None becomes NaN
-        known=np.array([block.mean(0) for block in blocks]),
-    )
-
-
-def _ends(
-    gates: Mapping[str, Gate],
-) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    def ends(values: np.ndarray) -> tuple[float, float]:
-        return float(values[0, 1]), float(values[-1, 1])
-
-    thresholds = {key: ends(gate.threshold) for key, gate in gates.items()}
-    return thresholds, {key: ends(gate.known) for key, gate in gates.items()}

@@ -1,4 +1,4 @@
-"""The adapter to take, and how to ask it: the last words of a run and the first of its report."""
+"""The advice of a run: trust in its confidence, the adapter to take, and how to ask it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,30 @@ import numpy as np
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, short_name, tempered
-from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
+from cogcalib_jax.report.names import (
+    BASE,
+    COMMONEST,
+    REFERENCES,
+    best_epoch_of,
+    short_name,
+    tempered,
+)
+from cogcalib_jax.report.text import TEXT_WIDTH, count, is_at_chance, percent, questions
+from cogcalib_jax.report.verdict import LEVEL
 
+BASE_FILE = "base.json"
+LETTERS, TEXTS, OPEN = "letters", "texts", "open"
+"""kinds of answers: letters of options, other options, open questions"""
+FORM_IS_WRONG = 0.5
+"""Probability mass on the letters below which the form is called wrong."""
 RECOMMENDED_FILE = "recommended.json"
 VALIDATION_FILE = "validation.jsonl"
 THE_RUN = "."
 """stands in `recommended.json` of a run of one method, whose own folder holds the adapter"""
+SURE, FEWEST_SURE = 0.9, 20
+"""confidence that a reader may call sure, and answers of which a share is given"""
+SMALL_GAP = 2.0
+"""points between confidence and accuracy that are not worth a name"""
 LONGEST_EXAMPLE = 200
 """Characters of a question that is shown as an example; a longer one is replaced by dots."""
 BEST_EPOCH = best_epoch_of("")
@@ -54,6 +71,8 @@ class Recommendation:
     """sentences: the adapter, why, and how good it is"""
     example: str
     """a line of a file of questions; empty if the tool cannot ask this kind"""
+    key: str
+    """the method"""
     command: str
     """asks the questions of such a file; for open questions, evaluates the adapter again"""
 
@@ -75,7 +94,7 @@ class Recommendation:
 
 
 def recommendation(run: Run) -> Recommendation | None:
-    """Put `recommended.json` into words; None for a run of an earlier release."""
+    """Return the words on `recommended.json`; None for a run of an earlier release."""
     file = run.folder / RECOMMENDED_FILE
     if not file.is_file():
         return None
@@ -93,15 +112,52 @@ def recommendation(run: Run) -> Recommendation | None:
             " writes it again"
         ) from error
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
-    take = (f"{opening}: {folder / 'adapter'} ({short_name(key)})", *words)
+    take = (f"{opening}: {short_name(key)}. Adapter: {folder / 'adapter'}", *words)
     asks = program_words("eval.py")
     if asked is None:
-        return Recommendation(take, "", command_line(*asks, "--run", str(folder)))
+        return Recommendation(take, "", key, command_line(*asks, "--run", str(folder)))
     example = json.dumps(asked, ensure_ascii=False)
     if len(example) > LONGEST_EXAMPLE:
         example = '{"question": "...", "choices": ["...", "..."]}'
     command = ("--run", str(folder), "--predict", "questions.jsonl", "--out", "answers.jsonl")
-    return Recommendation(take, example, command_line(*asks, *command))
+    return Recommendation(take, example, key, command_line(*asks, *command))
+
+
+def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
+    """Answer whether the confidence of the recommended method, or of the first one, can be trusted.
+
+    The numbers are those of the test questions of the first task, with the temperature if one was
+    fitted, as `--predict` gives them. The first sentence is the answer.
+    """
+    methods = {m.key: m for m in run.methods}
+    key = take.key if take else next(k for k in methods if k not in REFERENCES)
+    method = methods.get(tempered(key), methods[key])
+    m, p = method.metrics[run.tasks[0]], method.predictions[run.tasks[0]]
+    n = questions(m)
+    gap = 100 * (m["confidence"] - m["accuracy"])
+    floor = m["ece_noise_floor"]
+    if is_at_chance(m):
+        answer = "No: its answers are no better than guessing, so its confidence means nothing."
+    elif m["ece_p_value"] > LEVEL:
+        answer = f"Yes, as far as {count(n, 'question')} can show."
+    elif abs(gap) < SMALL_GAP:
+        answer = "On average only: it is too sure in some places and not sure enough in others."
+    else:
+        answer = f"No: it is {abs(gap):.1f} points {'too sure' if gap > 0 else 'not sure enough'}."
+    lines = [
+        answer,
+        f"{short_name(method.key)}: {percent(m['confidence'])} sure on average,"
+        f" {percent(m['accuracy'])} right, on {count(n, 'test question')} of {run.tasks[0]}.",
+        f"Its ECE is {m['ece']:.3f}. A calibrated model with these confidences would show"
+        f" {floor['mean']:.3f} on average, and at most {floor['p95']:.3f} in 95 % of cases.",
+    ]
+    sure = p.confidence >= SURE
+    if sure.sum() >= FEWEST_SURE:
+        lines.append(
+            f"Answers that are at least {SURE:.0%} sure: {percent(p.correct[sure].mean())} of"
+            f" {sure.sum():,} are right."
+        )
+    return tuple(lines)
 
 
 def _why(chosen: dict[str, Any]) -> str:
@@ -132,7 +188,7 @@ def _why(chosen: dict[str, Any]) -> str:
 
 
 def _how_good(run: Run, methods: dict[str, Method], method: Method) -> tuple[str, ...]:
-    """Its accuracy and mean confidence on test questions, as `--predict` gives them."""
+    """Accuracy and mean confidence on test questions, as `--predict` gives them."""
     task = run.tasks[0]
     with_temperature = methods.get(tempered(method.key))
     numbers = (with_temperature or method).metrics[task]
@@ -146,13 +202,6 @@ def _how_good(run: Run, methods: dict[str, Method], method: Method) -> tuple[str
     return (f"On {count(numbers['n'], 'test question')} of {task}: {sure} ({how}).",)
 
 
-BASE_FILE = "base.json"
-LETTERS, TEXTS, OPEN = "letters", "texts", "open"
-"""kinds of answers: letters of options, other options, open questions"""
-FORM_IS_WRONG = 0.5
-"""Probability mass on the letters below which the form is called wrong."""
-
-
 def read_base(run: Path) -> dict[str, Any] | None:
     """Return what `base.json` of a run's folder holds; None for a run of an earlier release."""
     file = run / BASE_FILE
@@ -160,7 +209,7 @@ def read_base(run: Path) -> dict[str, Any] | None:
 
 
 def base_words(base: Mapping[str, Any]) -> list[str]:
-    """Describe the base in one or two sentences; the second says what is wrong, if something is.
+    """Describe the base in one or two sentences; the second names a problem, if there is one.
 
     base: as in `base.json`, see `runs.references.look_at_base`.
     """

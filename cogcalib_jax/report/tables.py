@@ -1,4 +1,4 @@
-"""The comparison table, once as cells and then as aligned text or Markdown."""
+"""The tables of results, once as cells and then as aligned text or Markdown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.report.names import COMMONEST, credits, is_tempered, short_name
+from cogcalib_jax.report.names import COMMONEST, REFERENCES, credits, is_tempered, short_name
 from cogcalib_jax.report.text import scoring_notes
 
 Metrics = Mapping[str, Any]
 """The numbers of one task in eval.json."""
+FLOOR_HEADER = "ECE\n(floor: mean / 95 %)"
+CONFIDENCES = {
+    "sequence": "probability",
+    "length_normalised": "length-normalised",
+    "agreement": "agreement of samples",
+    "p_true": "P(True)",
+    "platt": "Platt-scaled",
+    "isotonic": "isotonic",
+}
 
 
 @dataclass(frozen=True)
@@ -23,66 +32,132 @@ class Table:
     header: tuple[str, ...]
     """one cell a column; a line break may part it in two"""
     rows: tuple[tuple[str, ...], ...]
+    """a cell's further lines, such as an interval, are left out on a terminal"""
     note: str
     """how to read it, one or more lines"""
+    page_note: str = ""
+    """more lines of the note, on what a terminal does not show"""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of cells that hold the best value of their column"""
 
 
-OVER_OPTIONS = "scores over the options unless said."
-OVER_ANSWERS = (
-    "confidence is the probability of the generated answer, right where it matches exactly."
-)
-OVER_CONFIDENCES = (
-    "Brier and NLL of the forecast that an answer is right; its options are not known."
-)
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    value: Callable[[Metrics], float | None]
+    percent: bool = False
+    interval: str | None = None
+    """key of its 95 % interval in `ci95`"""
+    best: Callable[..., float] | None = None
+    """min or max"""
 
 
 def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
-    """One line a method: each element of `seeds` holds method -> numbers of one task.
+    """Return one line a method: each element of `seeds` holds method -> numbers of one task.
 
-    With several seeds a cell is mean ± standard deviation (n - 1) over them. Raises UserError when
-    seeds do not hold the same methods.
+    With one seed a cell has its 95 % interval in a second line, if eval.json holds one; with
+    several it is mean ± standard deviation (n - 1). Raises UserError when seeds do not hold the
+    same methods.
     """
-    open_ended = all("confidences" in m for seed in seeds for m in seed.values())
-    columns: list[tuple[str, Callable[[Metrics], float | None], bool]]  # bool: a percentage
-    if open_ended:
-        columns = [
-            ("exact match", lambda m: m["exact_match"], True),
-            ("F1", lambda m: m["f1"], True),
-        ]
-    else:
-        columns = [("accuracy", lambda m: m["accuracy"], True)]
-    ece = len(columns)
-    columns += [
-        ("ECE\n(floor: mean / 95 %)", lambda m: m["ece"], False),
-        ("Brier", lambda m: m["brier"], False),
-        ("NLL\n(nats)", lambda m: m["nll"], False),
-        ("AUROC", lambda m: m["auroc"], False),
-        ("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True),
-    ]
-    every = [m for seed in seeds for m in seed.values()]
-    if any(m.get("gold_nll") and not m["single_token_options"] for m in every):
-        columns.append(("right option\n(nats a token)", lambda m: m.get("gold_nll"), False))
-    if not open_ended:
-        columns.append(
-            ("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"], False)
-        )
+    everything = [m for seed in seeds for m in seed.values()]
+    open_ended = all("confidences" in m for m in everything)
     keys = _common_methods(seeds)
-    rows = []
-    rescaled = False
+    with_gold = any(m.get("gold_nll") and not m["single_token_options"] for m in everything)
+    columns = _columns(open_ended, with_gold)
+    rows, rescaled = [], False
     for key in keys:
         metrics = [seed[key] for seed in seeds]
-        cells = [cell([value(m) for m in metrics], percent) for _, value, percent in columns]
-        cells[ece] += f" ({floor_cell(metrics)})"
+        cells = [_with_interval(column, metrics) for column in columns]
+        place = next(i for i, c in enumerate(columns) if c.title == FLOOR_HEADER)
+        cells[place] += f" ({floor_cell(metrics)})"
         if is_tempered(key) and metrics[0].get("vocab"):
             cells[-1] += "*"
             rescaled = True
         rows.append((short_name(key), *cells))
-    sizes = sorted({seed[key]["n"] for seed in seeds for key in keys})
+    best = _best_cells(columns, keys, seeds)
+    notes = _notes(seeds, keys, open_ended)
+    key = []
+    if len(seeds) == 1 and any("ci95" in m for m in everything):
+        key.append("[low, high]: 95 % interval over questions.")
+    if best:
+        key.append("Bold: the best value of its column among the trained methods.")
+    if rescaled:
+        notes.append(
+            "* the vocabulary's logits divided by a temperature that was fitted over the options."
+        )
+    notes += [f"{credit}." for credit in credits(keys)]
+    if COMMONEST in keys:
+        notes.append(
+            f"{short_name(COMMONEST)}: the first option of a tie counts as its prediction."
+        )
+    notes += _costs(seeds[0])
+    header = ("method", *(column.title for column in columns))
+    return Table(header, tuple(rows), "\n".join(notes), "\n".join(key), best)
+
+
+def _columns(open_ended: bool, with_gold: bool) -> list[_Column]:
+    scores = [
+        _Column("mean\nconfidence", lambda m: m.get("confidence"), True, "confidence"),
+        _Column(FLOOR_HEADER, lambda m: m["ece"], best=min),
+        _Column("Brier", lambda m: m["brier"], interval="brier", best=min),
+        _Column("NLL\n(nats)", lambda m: m["nll"], interval="nll", best=min),
+        _Column("AUROC", lambda m: m["auroc"], interval="auroc", best=max),
+        _Column("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True, best=max),
+    ]
+    if with_gold:
+        scores.append(
+            _Column("right option\n(nats a token)", lambda m: m.get("gold_nll"), best=min)
+        )
+    if open_ended:
+        exact = _Column("exact match", lambda m: m["exact_match"], True, "accuracy", max)
+        return [exact, _Column("F1", lambda m: m["f1"], True, best=max), *scores]
+    accuracy = _Column("accuracy", lambda m: m["accuracy"], True, "accuracy", max)
+    vocabulary = _Column("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"])
+    return [accuracy, *scores, vocabulary]
+
+
+def _with_interval(column: _Column, metrics: Sequence[Metrics]) -> str:
+    shown = cell([column.value(m) for m in metrics], column.percent)
+    interval = metrics[0].get("ci95", {}).get(column.interval) if len(metrics) == 1 else None
+    if interval is None or None in interval or shown == "n/a":
+        return shown
+    low, high = (f"{100 * x:.1f}" if column.percent else f"{x:.3f}" for x in interval)
+    return f"{shown}\n[{low}, {high}]"
+
+
+def _best_cells(
+    columns: Sequence[_Column], keys: Sequence[str], seeds: Sequence[Mapping[str, Metrics]]
+) -> frozenset[tuple[int, int]]:
+    """The best value of each column; references, and a single method, have no part in it."""
+    trained = [(i, key) for i, key in enumerate(keys) if key not in REFERENCES]
+    found = set()
+    for c, column in enumerate(columns, start=1):
+        means = {}
+        for i, key in trained:
+            values = [column.value(seed[key]) for seed in seeds]
+            if None not in values:
+                means[i] = float(np.mean(np.array(values, float)))
+        if column.best is not None and len(set(means.values())) > 1:
+            best = column.best(means.values())
+            found |= {(i, c) for i, mean in means.items() if mean == best}
+    return frozenset(found)
+
+
+def _notes(
+    seeds: Sequence[Mapping[str, Metrics]], keys: Sequence[str], open_ended: bool
+) -> list[str]:
+    everything = [m for seed in seeds for m in seed.values()]
+    sizes = sorted({m["n"] for m in everything})
     n = " to ".join(f"{size:,}" for size in (sizes if len(sizes) < 2 else (sizes[0], sizes[-1])))
     spread = f" in each of {len(seeds)} seeds, mean ± standard deviation" if len(seeds) > 1 else ""
-    over = OVER_ANSWERS if open_ended else OVER_OPTIONS
-    if not open_ended and not any("ece_classwise" in m for seed in seeds for m in seed.values()):
-        over = OVER_CONFIDENCES
+    over = "scores over the options unless the column says otherwise."
+    if open_ended:
+        over = (
+            "confidence is the probability of the generated answer, which is right if it matches"
+            " exactly."
+        )
+    elif not any("ece_classwise" in m for m in everything):
+        over = "Brier and NLL of the forecast that an answer is right; its options are not known."
     repeats = sorted({(m["n"], m["n_questions"]) for m in seeds[0].values() if "n_questions" in m})
     notes = [
         f"n = {n} {'rows' if repeats else 'questions'}{spread}; {over}",
@@ -94,26 +169,16 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
         " in intervals, floors and p-values."
         for rows, different in repeats
     ]
-    notes += scoring_notes(m for seed in seeds for m in seed.values())
-    if not open_ended and any("confidences" in m for seed in seeds for m in seed.values()):
-        notes.append("Of open questions: exact match, and the generated answer's probability.")
+    notes += scoring_notes(everything)
+    if not open_ended and any("confidences" in m for m in everything):
+        notes.append("Open questions: exact match, and the generated answer's probability.")
     if any(map(is_tempered, keys)):
         notes.append(
             "+ temperature: the same weights, scores divided by a temperature that was fitted on"
             " calibration questions.\nThese are the confidences that eval.py --predict and"
             " calibration.json give."
         )
-    if rescaled:
-        notes.append(
-            "* the vocabulary's logits divided by a temperature that was fitted over the options."
-        )
-    notes += [f"{credit}." for credit in credits(keys)]
-    if COMMONEST in keys:
-        notes.append(
-            f"{short_name(COMMONEST)}: the first option of a tie counts as its prediction."
-        )
-    notes += _costs(seeds[0])
-    return Table(("method", *(name for name, _, _ in columns)), tuple(rows), "\n".join(notes))
+    return notes
 
 
 def _costs(results: Mapping[str, Metrics]) -> list[str]:
@@ -141,7 +206,7 @@ def _costs(results: Mapping[str, Metrics]) -> list[str]:
 
 
 def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
-    """The same confidences taken over the whole vocabulary, None where they were not recorded."""
+    """Return the confidences over the whole vocabulary; None if they were not recorded."""
     known = {key: metrics["vocab"] for key, metrics in results.items() if metrics["vocab"]}
     if not known:
         return None
@@ -157,24 +222,22 @@ def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
         )
     header = (
         "method",
-        "ECE\n(floor: mean / 95 %)",
+        FLOOR_HEADER,
         "Brier",
         "NLL\n(nats)",
         "AUROC",
         "mean\nconfidence",
     )
-    note = (
-        'Probability of an option over the whole vocabulary; what is no option counts as "other".'
-    )
+    note = 'Probability of an option over the whole vocabulary; any other token counts as "other".'
     return Table(header, tuple(rows), note)
 
 
 def as_text(table: Table) -> str:
-    """Aligned plain text for a terminal; a row that adds to the name before it is indented."""
+    """Return aligned text for a terminal; a row that adds to the name before it is indented."""
     header = [cell.split("\n") for cell in table.header]
     depth = max(len(lines) for lines in header)
     head = [[([""] * (depth - len(lines)) + lines)[i] for lines in header] for i in range(depth)]
-    body = [list(row) for row in _indented(table.rows)]
+    body = [[cell.split("\n")[0] for cell in row] for row in _indented(table.rows)]
     widths = [max(len(row[i]) for row in head + body) for i in range(len(header))]
     lines = [_aligned(row, widths) for row in head]
     lines.append("  ".join("-" * width for width in widths))
@@ -194,14 +257,22 @@ def _indented(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def as_markdown(table: Table) -> str:
-    """A Markdown table, its note below."""
+    """Return a Markdown table with its note below; the best values are bold."""
     header = [" ".join(cell.split()) for cell in table.header]
     marks = [":---", *["---:"] * (len(header) - 1)]
-    lines = [header, marks, *table.rows]
+    rows = [
+        [
+            f"**{' '.join(cell.split())}**" if (r, c) in table.best else " ".join(cell.split())
+            for c, cell in enumerate(row)
+        ]
+        for r, row in enumerate(table.rows)
+    ]
+    lines = [header, marks, *rows]
     escaped = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     ]
-    return "\n".join([*escaped, "", table.note.replace("*", "\\*")])
+    notes = "\n".join(filter(None, [table.note, table.page_note]))
+    return "\n".join([*escaped, "", notes.replace("*", "\\*")])
 
 
 def _common_methods(seeds: Sequence[Mapping[str, Metrics]]) -> list[str]:
@@ -224,7 +295,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def cell(values: Sequence[float | None], percent: bool = False) -> str:
-    """One value, or mean ± standard deviation of several; n/a where one is undefined."""
+    """Return one value, or mean ± standard deviation of several; "n/a" if one is undefined."""
     if any(value is None for value in values):
         return "n/a"
     scale, digits, unit = (100, 1, " %") if percent else (1, 3, "")
@@ -235,23 +306,13 @@ def cell(values: Sequence[float | None], percent: bool = False) -> str:
 
 
 def floor_cell(metrics: Sequence[Metrics]) -> str:
-    """Mean and 95th percentile of the noise floor, averaged over several."""
+    """Return mean and 95th percentile of the noise floor, averaged over several."""
     floors = [m["ece_noise_floor"] for m in metrics]
     return " / ".join(f"{np.mean([f[name] for f in floors]):.3f}" for name in ("mean", "p95"))
 
 
-CONFIDENCES = {
-    "sequence": "probability",
-    "length_normalised": "length-normalised",
-    "agreement": "agreement of samples",
-    "p_true": "P(True)",
-    "platt": "Platt-scaled",
-    "isotonic": "isotonic",
-}
-
-
 def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
-    """A line for each method and each of its confidences; None where questions have options.
+    """Return a line for each method and each of its confidences; None if questions have options.
 
     results: method -> numbers of one task.
     """
@@ -272,17 +333,17 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
     header = (
         "confidence",
         "mean",
-        "ECE\n(floor: mean / 95 %)",
+        FLOOR_HEADER,
         "Brier",
         "NLL\n(nats)",
         "AUROC",
         "answered at\n90 % accuracy",
     )
     notes = [
-        "Of the same answers, right where they match exactly. Probability: of the whole answer and"
-        " its end.",
-        "Only the Platt-scaled and the isotonic one, fitted on the calibration split, are meant to"
-        " be the probability of being right.",
+        "The answers are the same in all rows, and right if they match exactly. Probability: of the"
+        " whole answer and its end.",
+        "Only the Platt-scaled and the isotonic confidence, fitted on the calibration split,"
+        " estimate the probability of being right.",
     ]
     for key, metrics in results.items():
         notes += [f"{short_name(key)}: {note}." for note in metrics.get("notes", ())]

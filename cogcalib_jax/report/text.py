@@ -1,4 +1,4 @@
-"""Pictures in words: the alternative text of every plot, for those who do not see it."""
+"""Numbers in words, and the alternative text of every figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCORED_BY = {
 
 
 def scoring_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Name the rule behind a table's numbers, a sentence for each rule.
+    """Return a sentence on each rule by which options were scored.
 
     results: numbers of eval.json. Options of one token need no words: all rules but pmi agree.
     """
@@ -35,12 +35,12 @@ TEXT_WIDTH = 110
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
+    """Return a share as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 question", "1,520 questions"."""
+    """Return a number with its noun: "1 question", "1,520 questions"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -50,7 +50,7 @@ def questions(metrics: Mapping[str, Any]) -> int:
 
 
 def is_at_chance(metrics: Mapping[str, Any]) -> bool:
-    """Whether the 95 % interval of the accuracy holds that of guessing, or reaches less.
+    """Return whether the 95 % interval of the accuracy holds that of guessing, or lies below.
 
     metrics: the numbers of a task in eval.json. Guessing an open answer is never right.
     """
@@ -58,7 +58,7 @@ def is_at_chance(metrics: Mapping[str, Any]) -> bool:
 
 
 def reliability_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
-    """`results` holds method -> numbers of the task in eval.json."""
+    """Describe a reliability diagram; `results`: method -> numbers of the task in eval.json."""
     parts = []
     for key, m in results.items():
         floor = m["ece_noise_floor"]
@@ -79,7 +79,7 @@ def histogram_text(
     results: Mapping[str, Mapping[str, Any]],
     task: str,
 ) -> str:
-    """`means` holds method -> mean confidence of its right and of its wrong answers."""
+    """Describe histograms; `means`: method -> mean confidence of right and of wrong answers."""
     parts = []
     for key, (right, wrong) in means.items():
         m = results[key]
@@ -89,7 +89,7 @@ def histogram_text(
             f"{short_name(key)}: {count(correct, 'right answer')}{_sure(right)},"
             f" {count(m['n'] - correct, 'wrong answer')}{_sure(wrong)}; AUROC {auroc}."
         )
-    return " ".join([f"Confidence of right and of wrong answers to {task}, apart.", *parts])
+    return " ".join([f"Confidence of right and of wrong answers to {task}.", *parts])
 
 
 def _sure(confidence: float | None) -> str:
@@ -99,7 +99,7 @@ def _sure(confidence: float | None) -> str:
 def gate_text(
     thresholds: Mapping[str, tuple[float, float]], shares: Mapping[str, tuple[float, float]]
 ) -> str:
-    """Both hold method -> first and last value: threshold in nats, known share of the batches."""
+    """Describe thresholds (nats) and known shares, each as method -> first and last value."""
     parts = [
         f"{short_name(key)}: threshold from {nats(first)} to {nats(last)}, known share from"
         f" {percent(shares[key][0])} to {percent(shares[key][1])}."
@@ -110,12 +110,12 @@ def gate_text(
 
 
 def nats(value: float) -> str:
-    """A loss, or that there is none."""
+    """Return a loss in nats, or "undefined"."""
     return "undefined" if math.isnan(value) else f"{value:.3f} nats"
 
 
 def coverage_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
-    """`results` holds method -> numbers of the task in eval.json."""
+    """Describe a coverage plot; `results`: method -> numbers of the task in eval.json."""
     parts = [f"{short_name(key)} {percent(m['coverage_at_90'])}" for key, m in results.items()]
     return (
         f"Accuracy against the share of the questions of {task} that is answered, the most"
@@ -124,7 +124,7 @@ def coverage_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:
 
 
 def dynamics_text(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
-    """`runs` holds (name of the method, lines of its dynamics.jsonl)."""
+    """Describe training; `runs` holds (name of the method, lines of its dynamics.jsonl)."""
     parts = []
     for name, lines in runs:
         for data, seen in (("train", "trained on"), ("validation", "not trained on")):

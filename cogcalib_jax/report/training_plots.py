@@ -1,13 +1,11 @@
-"""Pictures of training: how accuracy and confidence grew, and what the gate called known.
-
-Each function draws one figure from plain numbers and knows nothing of files.
-"""
+"""Figures of training: losses, accuracy and confidence over steps, thresholds of the gate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,14 +19,20 @@ from cogcalib_jax.report.canvas import (
     GRID,
     INK,
     MUTED,
-    headline,
     legend_beside,
     light_grid,
     new_figure,
     percent_axis,
     place_axes,
+    project_style,
 )
-from cogcalib_jax.report.names import Look
+from cogcalib_jax.report.html import Picture
+from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.names import SAMPLED, Look, looks, short_name
+from cogcalib_jax.report.plots import save_picture, wilson
+from cogcalib_jax.report.recommendation import read_base
+from cogcalib_jax.report.tables import Table
+from cogcalib_jax.report.text import dynamics_text, gate_text
 
 KNOWN = "#0072B2"
 UNKNOWN = "#D55E00"
@@ -37,13 +41,27 @@ DATA_WORDS = {
     "validation": "questions not trained on",
     "test": "questions not trained on",
 }
+BLOCKS = 12
+"""points of a curve over updates: a single batch of 8 or 32 says little"""
 COLUMNS = 3
 """methods beside each other: with more, the text would be too small on a page"""
 
 
 @dataclass(frozen=True)
+class Losses:
+    """The losses of one method over training."""
+
+    name: str
+    look: Look
+    train: np.ndarray
+    """[blocks, 2] step, and mean cross-entropy (nats) of the updates around it"""
+    validation: np.ndarray
+    """[validations, 2] step and NLL (nats)"""
+
+
+@dataclass(frozen=True)
 class Gate:
-    """What one method's gate did over training."""
+    """The gate of one method over training."""
 
     name: str
     look: Look
@@ -57,12 +75,12 @@ class Gate:
 def dynamics_figure(
     runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], style_end: int | None
 ) -> Figure:
-    """Accuracy and confidence over steps for known and unknown questions.
+    """Draw accuracy and confidence over steps for known and unknown questions.
 
     `runs` holds (name of the method, lines of its dynamics.jsonl), not all of them empty. Methods
     stand beside each other, a row for each kind of questions; a single method has them in one row.
-    Lines that are means over seeds (`study_dynamics.seed_means`) get bands from the lowest seed to
-    the highest.
+    Lines that are means over seeds get bands from the lowest seed to the highest; others the 95 %
+    Wilson interval of the accuracy.
     """
     followed = {line["data"] for _, lines in runs for line in lines}
     kinds = [data for data in DATA_WORDS if data in followed]
@@ -72,19 +90,13 @@ def dynamics_figure(
     blocks = math.ceil(len(runs) / columns)
     across, down, between = 3.45, 3.0 if len(runs) <= COLUMNS else 2.3, 0.75
     block_height = kinds_down * down + between
-    figure = new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 1.25)
-    headline(
-        figure,
-        "How accuracy and confidence grow over training",
-        "Where confidence (dashed) runs above accuracy (solid), the model is too confident."
-        + (" Bands: all seeds." if any("accuracy_low" in x for _, xs in runs for x in xs) else ""),
-    )
+    figure = new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 0.5)
     last_step = max(line["step"] for _, lines in runs for line in lines)
     for i, (name, lines) in enumerate(runs):
         for k, data in enumerate(kinds):
             block, column = (0, k) if alone else divmod(i, columns)
             row = 0 if alone else k
-            top = 1.1 + block * block_height + row * down
+            top = 0.35 + block * block_height + row * down
             axes = place_axes(figure, 0.85 + across * column, top, across - 0.4, down - 0.35)
             _dynamics_panel(axes, lines, data, last_step, style_end)
             if alone:
@@ -125,8 +137,9 @@ def _dynamics_panel(
             for name in ("accuracy", "confidence"):
                 low, high = ([line[f"{name}_{end}"] for line in chosen] for end in ("low", "high"))
                 axes.fill_between(steps, low, high, color=color, alpha=0.22, linewidth=0)
-        else:
-            axes.fill_between(steps, accuracy, confidence, color=color, alpha=0.13, linewidth=0)
+        elif chosen and "n" in chosen[0]:
+            n = np.array([line["n"] for line in chosen], float)
+            axes.fill_between(steps, *wilson(accuracy * n, n), color=color, alpha=0.15, linewidth=0)
         axes.plot(steps, accuracy, color=color, linewidth=2)
         axes.plot(steps, confidence, color=color, linewidth=1.8, linestyle=(0, (4, 2)))
     axes.set(ylim=(0, 1))
@@ -135,17 +148,10 @@ def _dynamics_panel(
 
 
 def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) -> Figure:
-    """The threshold, and the share of the training examples at or below it, over steps."""
-    figure = new_figure(10.85, max(4.9, 1.5 + 0.27 * (len(gates) + 1)))
-    headline(
-        figure,
-        "What counts as known while training goes on",
-        "Known: an NLL at or below the threshold. Memorised examples come to count as known, too.",
-    )
-    left = place_axes(figure, 0.75, 1.2, 3.35, 3.05)
-    right = place_axes(figure, 4.75, 1.2, 3.35, 3.05)
-    for gate, width in zip(gates, np.linspace(3.0, 1.5, len(gates)), strict=True):
-        how = {"color": gate.look.color, "linestyle": gate.look.line, "linewidth": width}
+    """Draw the threshold, and the share of the training examples at or below it, over steps."""
+    figure, left, right = _two_panels(len(gates))
+    for gate in gates:
+        how: dict[str, Any] = {"color": gate.look.color, "linestyle": gate.look.line}
         # A threshold holds from its fit to the next one, and the last one to the end.
         steps, values = np.vstack([gate.threshold, [last_step, gate.threshold[-1, 1]]]).T
         left.plot(steps, values, drawstyle="steps-post", **how)
@@ -158,21 +164,57 @@ def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) ->
     percent_axis(right.yaxis)
     right.set_ylabel("known (% of examples)")
     right.set_title("Known share of the batches", fontweight="bold")
-    for axes in (left, right):
-        axes.set_xlabel("step (updates)")
-        steps_axis(axes, last_step, style_end)
-    handles: list[Any] = [
-        Line2D([], [], color=g.look.color, linestyle=g.look.line, linewidth=2.2, label=g.name)
-        for g in gates
-    ]
-    if style_end:
-        handles.append(style_patch())
-    legend_beside(figure, handles, 8.3, 1.15)
+    _finish(figure, (left, right), gates, last_step, style_end)
     return figure
 
 
+def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None) -> Figure:
+    """Draw training and validation losses over steps; a ring marks the best validation."""
+    figure, left, right = _two_panels(len(curves))
+    for curve in curves:
+        how: dict[str, Any] = {"color": curve.look.color, "linestyle": curve.look.line}
+        if len(curve.train):
+            left.plot(*curve.train.T, linewidth=2, **how)
+        if len(curve.validation):
+            right.plot(*curve.validation.T, marker="o", markersize=3, **how)
+            best = curve.validation[curve.validation[:, 1].argmin()]
+            right.plot(*best, marker="o", markersize=11, markerfacecolor="none",
+                       markeredgewidth=1.6, color=curve.look.color)  # fmt: skip
+    left.set_ylabel("cross-entropy (nats)")
+    left.set_title("Training", fontweight="bold")
+    right.set_ylabel("NLL (nats)")
+    right.set_title("Validation (ring: lowest)", fontweight="bold")
+    _finish(figure, (left, right), curves, last_step, style_end)
+    return figure
+
+
+def _two_panels(entries: int) -> tuple[Figure, Axes, Axes]:
+    """A figure with two panels, and room at the right for a legend."""
+    figure = new_figure(10.85, max(4.1, 0.7 + 0.27 * (entries + 1)))
+    left, right = (place_axes(figure, x, 0.4, 3.35, 3.05) for x in (0.75, 4.75))
+    return figure, left, right
+
+
+def _finish(
+    figure: Figure,
+    panels: Sequence[Axes],
+    entries: Sequence[Gate | Losses],
+    last_step: int,
+    style_end: int | None,
+) -> None:
+    """Label the steps and place the legend."""
+    for axes in panels:
+        axes.set_xlabel("step (updates)")
+        steps_axis(axes, last_step, style_end)
+    handles: list[Any] = [
+        Line2D([], [], color=e.look.color, linestyle=e.look.line, linewidth=2.2, label=e.name)
+        for e in entries
+    ]
+    legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.3, 0.35)
+
+
 def steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
-    """Updates from 0 on, with a grid; the style phase in grey where there was one."""
+    """Show updates from 0 on, with a grid, and the style phase in grey."""
     axes.set_xlim(0, last_step)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     light_grid(axes)
@@ -182,4 +224,172 @@ def steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
 
 
 def style_patch() -> Patch:
+    """Return the legend's entry of the style phase."""
     return Patch(facecolor=GRID, edgecolor=MUTED, label="style phase")
+
+
+def training_pictures(run: Run) -> list[Picture]:
+    """Draw and save the figures of training, as far as it was logged."""
+    # The training of averages over several models was followed without averaging.
+    trained = [m for m in run.methods if m.key not in SAMPLED]
+    style = looks(m.key for m in run.methods)
+    last = max((line["step"] for m in trained for line in m.steps), default=0)
+    losses = [found for m in trained if (found := _losses(m, style[m.key])) is not None]
+    logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
+    gates = {m.key: gate for m in trained if (gate := _gate(m, style[m.key])) is not None}
+    pictures = []
+    with project_style():
+        if losses:
+            pictures.append(
+                save_picture(
+                    run.folder,
+                    "loss",
+                    loss_figure(losses, last, run.style_end),
+                    "Training and validation loss",
+                    loss_text(losses),
+                    "Training: cross-entropy without the calibration term, so that methods can be"
+                    " compared. The best epoch is the one with the lowest validation NLL.",
+                    "metrics.jsonl",
+                )
+            )
+        if logged:
+            pictures.append(
+                save_picture(
+                    run.folder,
+                    "dynamics",
+                    dynamics_figure(logged, run.style_end),
+                    "Accuracy and confidence over training",
+                    dynamics_text(logged),
+                    _dynamics_caption(run),
+                    "dynamics.jsonl",
+                )
+            )
+        if gates:
+            pictures.append(
+                save_picture(
+                    run.folder,
+                    "threshold",
+                    gate_figure(list(gates.values()), last, run.style_end),
+                    "Threshold of the gate, and share of known examples",
+                    gate_text(*_ends(gates)),
+                    "Known: an NLL at or below the threshold. The threshold is fitted on questions"
+                    " that are not trained on; the share is of those that are, and grows as they"
+                    " are memorised."
+                    + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
+                    "metrics.jsonl",
+                )
+            )
+    return pictures
+
+
+def _dynamics_caption(run: Run) -> str:
+    groups = {}
+    for line in chain(*(m.dynamics for m in run.methods)):
+        groups.setdefault((DATA_WORDS.get(line["data"]), line["group"]), line.get("n"))
+    sizes = "; ".join(f"{n:,} {group} {data}" for (data, group), n in groups.items() if n and data)
+    caption = (
+        "Where confidence (dashed) runs above accuracy (solid), the model is too confident. Known"
+        " and unknown refer to the model before fine-tuning. Bands: 95 % Wilson intervals."
+    )
+    caption += f" Sizes: {sizes}." if sizes else ""
+    base = read_base(run.folder)
+    if base is not None and base["low"] <= base["chance"]:
+        caption += (
+            " Caution: before fine-tuning the model was no better than guessing. It answered the"
+            " known questions right by luck, so the two groups approach each other by chance."
+        )
+    return caption
+
+
+def _phase(method: Method, phase: str) -> list[dict[str, Any]]:
+    return [line for line in method.steps if line.get("phase") == phase]
+
+
+def _blocks(lines: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
+    """[blocks, 2]: mean step and mean of a field over neighbouring lines."""
+    logged = np.array([(line["step"], line[field]) for line in lines], float).reshape(-1, 2)
+    blocks = np.array_split(logged, min(BLOCKS, len(logged))) if len(logged) else []
+    return np.array([block.mean(0) for block in blocks]).reshape(-1, 2)
+
+
+def _losses(method: Method, look: Look) -> Losses | None:
+    """None if neither loss was logged."""
+    updates = [line for line in _phase(method, "finetune") if line.get("ce") is not None]
+    asked = [(line["step"], line["nll"]) for line in _phase(method, "validation")]
+    if not updates and not asked:
+        return None
+    validation = np.array(asked, float).reshape(-1, 2)
+    return Losses(short_name(method.key), look, _blocks(updates, "ce"), validation)
+
+
+def _gate(method: Method, look: Look) -> Gate | None:
+    """None if no threshold or no update of fine-tuning was logged."""
+    fits, updates = _phase(method, "refit"), _phase(method, "finetune")
+    if not fits or not updates:
+        return None
+    values: list[Any] = [(line["step"], line["threshold"]) for line in fits]
+    threshold = np.array(values, float)  # None becomes NaN
+    return Gate(short_name(method.key), look, threshold, _blocks(updates, "known_fraction"))
+
+
+def _ends(
+    gates: Mapping[str, Gate],
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """First and last value of threshold and known share, by method."""
+
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        return float(values[0, 1]), float(values[-1, 1])
+
+    thresholds = {key: ends(gate.threshold) for key, gate in gates.items()}
+    return thresholds, {key: ends(gate.known) for key, gate in gates.items()}
+
+
+def loss_text(losses: Sequence[Losses]) -> str:
+    """Return the alternative text of the losses."""
+    parts = []
+    for one in losses:
+        words = []
+        if len(one.train):
+            words.append(f"training from {one.train[0, 1]:.3f} to {one.train[-1, 1]:.3f} nats")
+        if len(one.validation):
+            step, best = one.validation[one.validation[:, 1].argmin()]
+            words.append(
+                f"validation from {one.validation[0, 1]:.3f} to {one.validation[-1, 1]:.3f}, lowest"
+                f" {best:.3f} at step {step:.0f}"
+            )
+        parts.append(f"{one.name}: {'; '.join(words)}.")
+    return " ".join(["Cross-entropy in training and NLL on validation questions.", *parts])
+
+
+def training_table(run: Run) -> Table | None:
+    """Return a line on the training of each method; None if no update was logged."""
+    rows = []
+    for m in run.methods:
+        updates = _phase(m, "finetune")
+        if not updates:
+            continue
+        # The first validation stands before any update of this phase.
+        best = min(_phase(m, "validation")[1:], key=lambda line: line["nll"], default=None)
+        speed = [line["examples_per_s"] for line in updates if line.get("examples_per_s")]
+        rates = [line["lr"] for line in updates if line.get("lr") is not None]
+        rows.append(
+            (
+                short_name(m.key),
+                f"{updates[-1]['step'] - (run.style_end or 0):,}",
+                "n/a" if best is None else f"{best['epoch']:.1f}",
+                "n/a" if best is None else f"{best['nll']:.3f}",
+                f"{max(rates):.2g}" if rates else "n/a",
+                f"{np.median(speed):,.0f}" if speed else "n/a",
+            )
+        )
+    if not rows:
+        return None
+    header = (
+        "method",
+        "updates",
+        "best\nepoch",
+        "its validation\nNLL (nats)",
+        "highest\nlearning rate",
+        "examples\nper second",
+    )
+    return Table(header, tuple(rows), "")

@@ -1,4 +1,4 @@
-"""What went wrong in training, or may have, in words: from the lines of metrics.jsonl."""
+"""Warnings about training, from the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NAMED = 5
 
 
 def training_notes(run: Run) -> tuple[str, ...]:
-    """Sentences about temperatures that are none, the epoch that was kept, skipped updates,
-    divergence and thresholds that could not be fitted.
+    """Return sentences on failed temperatures, the epoch kept, skipped updates, divergence and
+    thresholds that could not be fitted.
     """
     notes = []
     for method in run.methods:
@@ -105,7 +105,7 @@ def _below_guessing(method: Method, task: str, best: bool) -> list[str]:
 
 
 def _last_above(values: Sequence[float], limit: float) -> int:
-    """How many of the newest values in a row are above `limit`."""
+    """The number of newest values in a row that are above `limit`."""
     below = [i for i, value in enumerate(values) if value <= limit]
     return len(values) - (below[-1] + 1 if below else 0)
 

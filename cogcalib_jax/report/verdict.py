@@ -1,15 +1,8 @@
-"""What the table shows, in words, and no more than its intervals allow.
+"""Paired differences between methods, and sentences that claim no more than they show.
 
-Every method is compared with SFT, and each gated method also with its rivals: SFT at its best
-validation epoch, SFT with a temperature, the same term on all data, and, where they were run,
-those that answer with several models, which cost more than it does. Those in turn are held against
-the best epoch and the temperature, which cost nothing. NLL and Brier decide; their p-values form
-one Holm family over all comparisons of the table. ECE (biased, so without an interval) and accuracy
-are families of their own and only ever add to what NLL and Brier say.
-
-With a temperature each, the methods are compared with SFT and its temperature: families of their
-own, so that these rows leave the others as they were. The base and the commonest answer are
-compared with nothing here.
+NLL and Brier decide; their p-values form one Holm family over all comparisons of a table. ECE and
+accuracy are families of their own and only add to what NLL and Brier say. Rows with a temperature
+are compared with SFT and its temperature, in families of their own. References are not compared.
 """
 
 from __future__ import annotations
@@ -67,7 +60,7 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """What NLL and Brier together allow to say of `method`: better, worse, mixed, same."""
+        """The claim that NLL and Brier together allow: better, worse, mixed or same."""
         signs = {self.differences[m].difference < 0 for m in DECIDING if m in self.claimed}
         if not signs:
             return SAME
@@ -81,10 +74,10 @@ def compare(
     resamples: int = RESAMPLES,
     bins: int = ECE_BINS,
 ) -> list[Comparison]:
-    """All comparisons of a table, Holm-corrected; each seed maps method -> its predictions.
+    """Return all comparisons of a table, Holm-corrected; a seed maps method -> predictions.
 
     Every seed holds the same methods, and all methods of a seed the same questions in one order.
-    pairs: (method, other), where others are wanted than those the methods' names call for.
+    pairs: (method, other); None: those that the methods' names call for (`_pairs`).
     bins: of the ECE, those of the results.
     """
     pairs = _pairs(seeds[0]) if pairs is None else pairs
@@ -108,11 +101,10 @@ def verdict(
     metrics: Sequence[Mapping[str, Mapping[str, Any]]],
     weights: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """The findings in words, one a line; `metrics` holds the numbers of eval.json of each seed.
+    """Return the findings as sentences; `metrics` holds the numbers of eval.json of each seed.
 
-    With two to four seeds nothing is called beyond noise: `difference_table` shows every seed. A
-    single method has only what can be said of its ECE. `weights` of the terms, by method: two
-    methods that differ in it do not show what the gate alone does.
+    With two to four seeds nothing is called beyond noise: `difference_table` shows every seed.
+    weights: of the terms, by method; methods of different weights do not show the gate's effect.
     """
     weights = weights or {}
     lines = []
@@ -139,9 +131,9 @@ def verdict(
 
 
 def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
-    """Paired differences with their 95 % intervals, None where nothing is compared.
+    """Return paired differences with their 95 % intervals; None if nothing is compared.
 
-    If all rows have a temperature, the table says so once. Two to four seeds are shown one by one:
+    If all rows have a temperature, the header says so once. Two to four seeds are shown one by one:
     an interval over so few says little.
     """
     if not comparisons:
@@ -150,9 +142,12 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
     few = 1 < seeds < FEWEST_SEEDS
     scaled = all(is_tempered(c.method) and is_tempered(c.other) for c in comparisons)
     beyond = "beyond noise" if seeds > 1 else "beyond noise\nof questions"
-    rows = []
+    rows, marked = [], False
     for c in comparisons:
         cells = [_cell(c.differences[metric], metric, few) for metric in METRICS]
+        unsure = set() if few else {metric for metric in METRICS if _only_before_holm(c, metric)}
+        cells = [x + ("†" if m in unsure else "") for x, m in zip(cells, METRICS, strict=True)]
+        marked |= bool(unsure)
         if not few:
             cells.append(", ".join(m for m in METRICS if m in c.claimed) or "none")
         rows.append((f"{_name(c.method, scaled)} minus {_name(c.other, scaled)}", *cells))
@@ -166,10 +161,17 @@ def difference_table(comparisons: Sequence[Comparison], n: int) -> Table | None:
             f" over the {len(DECIDING) * len(comparisons)} tests of NLL and Brier, and over those"
             " of ECE and of accuracy."
         )
+    if marked:
+        note += f"\n†: the interval leaves out 0, but p is above {LEVEL} after the correction."
     units = {"NLL": "NLL\n(nats)", "accuracy": "accuracy\n(points)"}
     first = "difference, each\nwith its temperature" if scaled else "difference"
     header = [first, *(units.get(metric, metric) for metric in METRICS)]
     return Table(tuple(header if few else [*header, beyond]), tuple(rows), note)
+
+
+def _only_before_holm(c: Comparison, metric: str) -> bool:
+    d = c.differences[metric]
+    return metric not in c.claimed and metric != "ECE" and not d.low <= 0 <= d.high
 
 
 def _name(key: str, scaled: bool) -> str:
@@ -201,12 +203,12 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _ungated(key: str) -> tuple[str, ...]:
-    """The same term on all data, for a gated method; nothing for any other."""
+    """The same term on all data, for a gated method."""
     return (method_label(split_key(key)[0], "all"),) if is_gated(key) else ()
 
 
 def tempered_pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
-    """Every method with its temperature against SFT with its own."""
+    """Return the pairs of every method with its temperature and SFT with its own."""
     scaled = [m for m in methods if is_tempered(m)]
     if TEMPERED_SFT not in scaled:
         return []
@@ -248,7 +250,7 @@ def _cell(d: PairedDifference, metric: str, few: bool) -> str:
 
 
 def _against(comparisons: Sequence[Comparison]) -> list[str]:
-    """What is better and worse than the one model that all `comparisons` are with."""
+    """Sentences on the one model that all `comparisons` are with."""
     if not comparisons:
         return []
     other = short_name(comparisons[0].other)
@@ -262,17 +264,17 @@ def _against(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _against_rivals(method: str, comparisons: Sequence[Comparison]) -> list[str]:
-    """What simpler and costlier means reach; the same term on all data is the gate's line."""
+    """Sentences on simpler and costlier methods; the same term on all data is the gate's line."""
     name = short_name(method)
     elsewhere = ("sft", *_ungated(method))
     rivals = [c for c in comparisons if c.method == method and c.other not in elsewhere]
     lines = []
     for kind, sampled in (("simpler", False), ("costlier", True)):
         words = {
-            BETTER: f"{name} is better beyond noise than the {kind}",
-            WORSE: f"{name} is worse beyond noise than the {kind}",
-            MIXED: f"{name} is better in one score and worse in the other than the {kind}",
-            SAME: f"{name} cannot be told by NLL or Brier from the {kind}",
+            BETTER: f"{name} is better beyond noise than these {kind} methods",
+            WORSE: f"{name} is worse beyond noise than these {kind} methods",
+            MIXED: f"{name} is better in one score, worse in the other than these {kind} methods",
+            SAME: f"{name} does not differ beyond noise in NLL or Brier from these {kind} methods",
         }
         chosen = [c for c in rivals if (c.other in SAMPLED) == sampled]
         lines += _grouped(
@@ -286,7 +288,7 @@ def _against_rivals(method: str, comparisons: Sequence[Comparison]) -> list[str]
 def _grouped(
     words: Mapping[str, str], comparisons: Sequence[Comparison], tell: Callable[[Comparison], str]
 ) -> list[str]:
-    """One sentence an outcome, telling whom it holds for and by which metrics."""
+    """One sentence for each outcome."""
     lines = []
     for outcome, opening in words.items():
         those = [tell(c) for c in comparisons if c.outcome == outcome]
@@ -296,10 +298,7 @@ def _grouped(
 
 
 def _grounds(c: Comparison, of: str = "") -> str:
-    """In brackets: what lies beyond noise, from the side of the comparison's first method.
-
-    of: its name, where the sentence would leave it open whose numbers these are.
-    """
+    """In brackets: the metrics beyond noise; `of`: the name of the method that has them."""
     parts = []
     for word, sign in (("lower", -1), ("higher", 1)):
         those = [m for m in METRICS if m in c.claimed and sign * c.differences[m].difference > 0]
@@ -314,27 +313,27 @@ def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
     own, other = weights.get(c.method), weights.get(c.other)
     if own != other:
         return (
-            f"What the gate added is not known: {short_name(c.method)} was trained with weight"
+            f"The effect of the gate is not known: {short_name(c.method)} was trained with weight"
             f" {own}, {short_name(c.other)} with {other}; give both the same weight to see it."
         )
     words = {
         BETTER: f"it made {term} better beyond noise{_grounds(c)}",
         WORSE: f"it made {term} worse beyond noise{_grounds(c)}",
         MIXED: f"one score better and the other worse, both beyond noise{_grounds(c)}",
-        SAME: f"nothing in NLL or Brier that these questions can show{_grounds(c)}",
+        SAME: f"none in NLL or Brier beyond noise{_grounds(c)}",
     }[c.outcome]
     numbers = ", ".join(f"{m} {_cell(c.differences[m], m, False)}" for m in DECIDING)
     return (
-        f"What the gate added ({short_name(c.method)} minus {term} on {gate_label('all')}:"
+        f"Effect of the gate ({short_name(c.method)} minus {term} on {gate_label('all')}:"
         f" {numbers}): {words}."
     )
 
 
 def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Methods whose ECE a calibrated model might show as well, in every seed.
+    """Name the methods whose ECE a calibrated model might show as well, in every seed.
 
-    A model at chance is none of them, for a low ECE is easy where all confidences are low; nor is
-    the constant prediction, whose ECE says only that training and test rows are alike.
+    A model at chance is left out, for a low ECE is easy if all confidences are low; so is the
+    constant prediction, whose ECE says only that training and test rows are alike.
     """
     names = [
         short_name(key)
@@ -352,7 +351,7 @@ def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def at_chance(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """Methods that cannot be told from guessing, in every seed."""
+    """Name the methods that are not better than guessing, in every seed."""
     keys = [
         key
         for key in metrics[0]
@@ -362,10 +361,10 @@ def at_chance(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
         return []
     names = "; ".join(map(short_name, keys))
     if all(seed[key].get("chance", 0.0) == 0 for seed in metrics for key in keys):
-        return [f"Next to nothing right, so confidence means nothing ({_n(metrics)}): {names}."]
+        return [f"Next to nothing is right, so calibration means nothing ({_n(metrics)}): {names}."]
     return [
-        f"At chance, so nothing is said of calibration ({_n(metrics)}; the 95 % interval of the"
-        f" accuracy holds that of guessing): {names}."
+        f"No better than guessing, so calibration means nothing ({_n(metrics)}; the 95 % interval"
+        f" of the accuracy includes chance): {names}."
     ]
 
 

@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -155,6 +158,9 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
+DATA = ("data:image/svg+xml;base64,", "data:text/csv;charset=utf-8,")
+
+
 def test_the_report_holds_no_element_that_data_wrote(tmp_path):
     """tests/browser sees the same in a real browser."""
     run = tmp_path / EVIL.replace("/", "")
@@ -172,12 +178,19 @@ def test_the_report_holds_no_element_that_data_wrote(tmp_path):
     page = (run / "report.html").read_text()
     elements = Elements(page).found
     assert len(elements) > 50 and "&lt;script&gt;" in page
-    assert {tag for tag, _ in elements}.isdisjoint({"script", "iframe", "object", "embed", "form"})
+    assert {tag for tag, _ in elements}.isdisjoint({"iframe", "object", "embed", "form"})
+    # The page's own script, which alone the policy lets run, and the questions, which are no script.
+    *data, own = [attributes for tag, attributes in elements if tag == "script"]
+    assert own == {} and data == [{"type": "application/json"}]
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[-1]
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    (policy,) = [a["content"] for tag, a in elements if tag == "meta" and "http-equiv" in a]
+    assert policy.endswith(f"; script-src 'sha256-{digest}'")
     for tag, attributes in elements:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in ("href", "src"):
             target = attributes.get(name) or "#"
-            assert target.startswith(("#", "data:image/png;base64,")) or ":" not in target
+            assert target.startswith(("#", *DATA)) or ":" not in target
 
 
 def test_tables_of_subgroups_that_data_names_leave_the_terminal_as_it_is(
