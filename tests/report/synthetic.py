@@ -92,11 +92,15 @@ def write_training(folder: Path, *, overconfidence: float, style: int = 60, end:
             done = (step - style) / (end - style)
             if step > style:
                 known = 0.45 + 0.4 * done * overconfidence / (1 + overconfidence)
-                line = {"step": step, "phase": "finetune", "loss": 1.0, "known_fraction": known}
+                line = {"step": step, "phase": "finetune", "loss": 1.0, "ce": 1.5 - done}
+                line |= {"known_fraction": known, "lr": 1e-3, "examples_per_s": 40.0}
                 file.write(json.dumps(line) + "\n")
             if (step - style) % 30 == 0:
                 fit = 1.6 - 0.4 * done / (1 + overconfidence)
                 line = {"step": step, "phase": "refit", "threshold": fit, "auroc": 0.99}
+                file.write(json.dumps(line) + "\n")
+                nll = 0.9 + (done - 0.4) ** 2
+                line = {"step": step, "phase": "validation", "epoch": 10 * done, "nll": nll}
                 file.write(json.dumps(line) + "\n")
     goal = {
         ("train", "known"): (0.86, 0.93, 0.80),

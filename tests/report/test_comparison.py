@@ -41,7 +41,7 @@ def test_differences_are_from_the_first_named_over_the_very_same_questions(folde
     difference = task.comparisons[0].differences["NLL"]
     expected = metrics["first"]["task"]["nll"] - metrics["second"]["task"]["nll"]
     assert difference.difference == pytest.approx(expected, abs=1e-9)
-    assert task.remarks[0].startswith("third: no difference from second is given, for it was not")
+    assert task.verdict[0].startswith("third: no difference from second is given, for it was not")
 
 
 def test_text_markdown_and_csv_tell_the_same(folder):
@@ -136,6 +136,6 @@ def test_the_subgroups_of_every_task_follow_its_line(folder):
     text = results_text({"mmlu": metrics | {"by": by}, "boolq": metrics})
     lines = text.splitlines()
     assert lines[1].startswith("task ")
-    assert "By subject:" in lines
-    assert lines.index("mmlu:") < lines.index("By subject:")
+    assert "Results by subject:" in lines
+    assert lines.index("mmlu:") < lines.index("Results by subject:")
     assert "boolq:" not in lines

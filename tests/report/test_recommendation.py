@@ -7,7 +7,7 @@ import pytest
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.report.load_run import read_run
-from cogcalib_jax.report.recommendation import base_words, read_base, recommendation
+from cogcalib_jax.report.recommendation import base_words, read_base, recommendation, trust
 from cogcalib_jax.report.report import write_report
 from tests.report.synthetic import write_comparison
 
@@ -93,11 +93,37 @@ def test_what_beats_nothing_is_not_recommended_loudly(run):
     assert not beaten[0].startswith("Take") and "Do not rely on it" in " ".join(beaten)
 
 
-def test_it_is_the_end_of_the_text_and_the_first_card_of_the_page(run):
+def test_it_is_the_end_of_the_text_and_on_the_first_screen_of_the_page(run):
     found = words(run)
     assert write_report(run).endswith(found.as_text())
     page = (run / "report.html").read_text()
-    assert page.index("<h2>Take: ") < page.index("<h2>Results on world")
+    first, second = page.index("Can I trust its confidence?"), page.index("Which method do I take?")
+    assert first < second < page.index(">Take: SFT. Adapter: ") < page.index("<h2>Results on world")
+
+
+def trusted(run, **numbers):
+    """The answer for `sft` with its temperature, if its numbers were others."""
+    found = read_run(run)
+    method = next(m for m in found.methods if m.key == "sft_temperature")
+    method.metrics["world"].update({"n": 60, "ece_p_value": 0.001} | numbers)
+    return trust(found, words(run))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "answer"),
+    [
+        ({"ece_p_value": 0.2}, "Yes, as far as 60 questions can show."),
+        ({"accuracy": 0.5, "confidence": 0.58}, "No: it is 8.0 points too sure."),
+        ({"accuracy": 0.5, "confidence": 0.41}, "No: it is 9.0 points not sure enough."),
+        ({"accuracy": 0.5, "confidence": 0.51}, "On average only: it is too sure in some"),
+        ({"chance": 0.99}, "No: its answers are no better than guessing"),
+    ],
+)
+def test_trust_is_answered_first(run, numbers, answer):
+    said = trusted(run, **numbers)
+    assert said[0].startswith(answer)
+    assert said[1].startswith("SFT + temperature: ")
+    assert "A calibrated model with these confidences would show" in said[2]
 
 
 def test_runs_of_earlier_releases_have_none(run):

@@ -1,9 +1,13 @@
 """A run folder becomes pictures, a page and the text to print, from its files alone."""
 
+import base64
+import csv
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib
 import matplotlib.image
@@ -11,7 +15,10 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.report.report import seeds_report, write_report
+from cogcalib_jax.report.load_run import read_run
+from cogcalib_jax.report.names import short_name
+from cogcalib_jax.report.questions import browse_questions
+from cogcalib_jax.report.report import seeds_report, write_evaluation_report, write_report
 from tests.report.synthetic import (
     option_probs,
     write_comparison,
@@ -35,6 +42,13 @@ class Page(HTMLParser):
 
     VOID = {"meta", "img", "link", "br"}
 
+    def scripts(self) -> list[dict]:
+        """Return all scripts but the page's own: its last one, and the data of questions."""
+        data = {"type": "application/json"}
+        found = [attrs for attrs in self.all("script") if attrs != data]
+        assert found[-1] == {}
+        return found[:-1]
+
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
@@ -52,7 +66,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not {"style"} & set(self.open):
+        if not {"style", "script"} & set(self.open):
             self.text += data
 
     def all(self, tag: str) -> list[dict]:
@@ -76,11 +90,11 @@ def test_the_printed_table_holds_the_numbers_of_comparison_json(comparison):
 
 def test_the_text_ends_with_verdict_and_files(comparison):
     folder, text, _ = comparison
-    assert text.index("Better than SFT beyond noise") < text.index("What the gate added")
+    assert text.index("Better than SFT beyond noise") < text.index("Effect of the gate")
     assert f"Report: {folder / 'report.html'}" in text
 
 
-NAMES = ["reliability", "confidence", "coverage", "dynamics", "threshold"]
+NAMES = ["reliability", "confidence", "coverage", "loss", "dynamics", "threshold"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +121,7 @@ def test_the_page_needs_no_network_and_says_every_picture_in_words(comparison):
     folder, _, table = comparison
     page = read_page(folder)
     images = page.all("img")
-    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
     said = dict(zip(NAMES, (image["alt"] for image in images), strict=True))
     m = table["sft"]["world"]
     right = round(m["accuracy"] * m["n"])
@@ -120,7 +134,8 @@ def test_the_page_needs_no_network_and_says_every_picture_in_words(comparison):
     fits = [line["threshold"] for line in lines if line["phase"] == "refit"]
     assert f"SFT: threshold from {fits[0]:.3f} nats to {fits[-1]:.3f} nats" in said["threshold"]
     assert fits[0] != fits[-1]
-    assert not page.all("script") and not page.all("link")
+    assert not page.scripts() and not page.all("link")
+    assert "SFT: training from" in said["loss"] and "lowest 0.9" in said["loss"]
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"(?:src|href)=\"(?!data:|#)", html) == []
     assert "url(" not in html
@@ -129,10 +144,10 @@ def test_the_page_needs_no_network_and_says_every_picture_in_words(comparison):
 def test_tables_of_the_page_mark_their_headers(comparison):
     folder, _, _ = comparison
     page = read_page(folder)
-    assert len(page.all("table")) == len(page.all("caption")) == 4
+    assert len(page.all("table")) == len(page.all("caption")) == 5 + 5  # one of mistakes a method
     headers = page.all("th")
     assert {attrs["scope"] for attrs in headers} == {"col", "row"}
-    assert sum(attrs["scope"] == "row" for attrs in headers) == 5 + 7 + 5 + 5
+    assert sum(attrs["scope"] == "row" for attrs in headers) == 5 + 7 + 5 + 5 * 20 + 3 + 5
     assert "CoLS (label smoothing on known data, Wang et al. 2025)" in page.text
 
 
@@ -153,7 +168,7 @@ def test_a_recorded_command_is_shown_as_it_was(tmp_path):
     assert "python train.py --method.name cols --seed 3" in read_page(run).text
 
 
-def test_every_table_and_picture_names_its_command_config_and_numbers(tmp_path):
+def test_every_section_names_its_command_configs_and_numbers(tmp_path):
     write_comparison(tmp_path, {"sft": 2.0, "sft_temperature": 1.0, "cols": 1.2}, n=30)
     write_config(tmp_path / "cols", "ls", "adaptive")
     for key in ("sft", "sft_temperature", "cols"):
@@ -162,7 +177,7 @@ def test_every_table_and_picture_names_its_command_config_and_numbers(tmp_path):
         (tmp_path / key / "eval.json").write_text(json.dumps(results))
     write_report(tmp_path)
     page = read_page(tmp_path)
-    shown = len(page.all("table")) - 1 + len(page.all("img"))  # less the list of sources itself
+    shown = 2  # the task and training
     assert page.text.count("Source\n") == shown
     assert page.text.count("python train.py --compare sft,cols") == shown + 1
     links = [a["href"] for a in page.all("a") if a["href"].startswith("#config")]
@@ -218,7 +233,8 @@ def test_a_single_run_has_one_row_and_no_verdict_on_differences(tmp_path):
     assert text.count("\nCoLS  ") == 1
     assert "SFT" not in text
     assert "gate" not in text
-    assert {p.name for p in (run / "plots").iterdir()} == {f"{name}.png" for name in NAMES}
+    names = {f"{name}.{form}" for name in NAMES for form in ("png", "svg")}
+    assert {p.name for p in (run / "plots").iterdir()} == names
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -242,7 +258,7 @@ def test_every_task_is_on_the_page_and_the_trained_one_is_printed(tmp_path):
     page = read_page(run)
     assert "Results on world" in page.text and "Results on mmlu:history" in page.text
     assert (run / "plots" / "coverage_mmlu_history.png").exists()
-    assert len(page.all("img")) == 3 + 3 + 2
+    assert len(page.all("img")) == 3 + 3 + 3
 
 
 def test_markup_from_data_is_shown_and_not_run(tmp_path):
@@ -257,9 +273,74 @@ def test_markup_from_data_is_shown_and_not_run(tmp_path):
         file.write(f"# {evil}\n")
     write_report(run)
     page = read_page(run)
-    assert not page.all("script")
+    assert not page.scripts()
     assert page.text.count(evil) >= 4  # title of the section, lead, provenance, config
     assert all("onerror" not in attrs for _, attrs in page.tags)
+
+
+def test_only_the_pages_own_script_may_run(comparison):
+    folder, _, _ = comparison
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (m["content"] for m in read_page(folder).all("meta") if "http-equiv" in m)
+    assert policy.split("script-src ")[1] == f"'sha256-{digest}'"
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_answer_is_on_the_page_for_its_script_and_the_mistakes_without_it(comparison):
+    folder, _, table = comparison
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])
+    assert len(data["questions"]) == 400 and set(data["questions"][0]) == {"id", "text", "answer"}
+    assert list(data["answers"]) == [short_name(key) for key in SHARPNESS]
+    right = [right for _, right, _ in data["answers"]["CoLS"]]
+    assert np.mean(right) == table["cols"]["world"]["accuracy"]
+    assert "The surest mistakes of CoLS" in read_page(folder).text
+
+
+def test_questions_of_a_page_cannot_end_their_element(tmp_path):
+    run = single_run(tmp_path / "run")
+    path = run / "predictions" / "world.jsonl"
+    path.write_text(path.read_text().replace("question 3 answer", "</script><b>&\\u2028"))
+    write_report(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])
+    assert any(q["text"].startswith("</script><b>&\u2028") for q in data["questions"])
+
+
+def test_a_large_page_keeps_the_surest_mistakes_and_says_so(tmp_path, monkeypatch):
+    run = single_run(tmp_path / "run")
+    monkeypatch.setattr("cogcalib_jax.report.questions.MOST", 10)
+    found = browse_questions(read_run(run), "world")
+    assert len(found.data["questions"]) == 10
+    assert found.note.startswith("10 questions of 60 are on this page")
+    answers = next(iter(found.data["answers"].values()))
+    assert not any(right for _, right, _ in answers)
+
+
+def test_tables_and_figures_can_be_saved(comparison):
+    folder, _, _ = comparison
+    links = [a for a in read_page(folder).all("a") if "download" in a]
+    sheets = [a["href"] for a in links if a["download"].endswith(".csv")]
+    assert len(sheets) == 10 and all(x.startswith("data:text/csv;charset=utf-8,") for x in sheets)
+    rows = list(csv.reader(unquote(sheets[0].partition(",")[2]).splitlines()))
+    assert rows[0][:2] == ["method", "accuracy"] and rows[1][0] == "SFT"
+    assert sum(a["download"].endswith(".svg") for a in links) == len(NAMES)
+    lines = list(csv.DictReader((folder / "comparison.csv").open()))
+    assert [line["model"] for line in lines] == list(SHARPNESS)
+    assert {line["minus"] for line in lines} == {"", "sft"}
+
+
+def test_an_evaluation_has_the_same_page(tmp_path):
+    write_comparison(tmp_path, {"one": 2.0, "two": 1.2}, n=60)
+    assert write_evaluation_report(tmp_path) == tmp_path / "report.html"
+    page = read_page(tmp_path)
+    assert "Evaluation report" in page.text and "Can I trust its confidence?" in page.text
+    assert "two minus one" in page.text and len(page.all("img")) == 3
+    alone = tmp_path / "alone"
+    write_evaluation_report(single_run(alone))
+    assert "alone: 60 test questions of world." in read_page(alone).text
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from cogcalib_jax.report.tables import (
     confidence_table,
     vocabulary_table,
 )
+from cogcalib_jax.report.text import TEXT_WIDTH
 
 
 def metrics(ece: float = 0.1594, **changed) -> dict:
@@ -41,7 +42,17 @@ def metrics(ece: float = 0.1594, **changed) -> dict:
 def test_cells_are_the_numbers_of_eval_json():
     table = comparison_table([{"sft": metrics()}])
     assert table.rows == (
-        ("SFT", "38.1 %", "0.159 (0.030 / 0.041)", "0.712", "2.014", "0.700", "12.4 %", "0.145"),
+        (
+            "SFT",
+            "38.1 %",
+            "54.0 %",
+            "0.159 (0.030 / 0.041)",
+            "0.712",
+            "2.014",
+            "0.700",
+            "12.4 %",
+            "0.145",
+        ),
     )
     assert "n = 1,520 questions" in table.note
 
@@ -118,7 +129,7 @@ def test_a_temperatures_row_is_indented_below_its_method_on_a_terminal():
     table = comparison_table([{key: metrics() for key in EVERY_ROW}])
     lines = as_text(table).split("\n")
     table_lines = lines[: lines.index(next(x for x in lines if x.startswith("CoLS"))) + 2]
-    assert max(map(len, table_lines)) <= 100
+    assert max(map(len, table_lines)) <= TEXT_WIDTH
     below = {before.split("  ")[0]: after for before, after in pairwise(table_lines)}
     for name in ("SFT", "SFT, best epoch", "LS on all data", "CoLS"):
         assert below[name].startswith("  + temperature ")
@@ -129,6 +140,19 @@ def test_the_table_says_which_row_predict_gives():
     table = comparison_table([{"sft": metrics(), "sft_temperature": metrics()}])
     assert "the confidences that eval.py --predict and calibration.json give" in table.note
     assert "--predict" not in comparison_table([{"sft": metrics()}]).note
+
+
+def test_intervals_and_best_values_stand_on_the_page_and_not_on_a_terminal():
+    good = metrics(ece=0.05, ci95={"accuracy": [0.357, 0.406], "nll": [1.9, None]})
+    table = comparison_table([{"base": metrics(ece=0.01), "sft": metrics(), "cols": good}])
+    assert table.rows[2][1] == "38.1 %\n[35.7, 40.6]"
+    assert "[" not in table.rows[2][5]
+    ece = table.header.index("ECE\n(floor: mean / 95 %)")
+    # The base is not trained, and columns of equal values have no best one.
+    assert table.best == {(2, ece)}
+    assert "**0.050 (0.030 / 0.041)**" in as_markdown(table)
+    assert "[35.7, 40.6]" in as_markdown(table) and "95 % interval" in as_markdown(table)
+    assert "[" not in as_text(table) and "Bold" not in as_text(table)
 
 
 def test_no_method_of_others_is_called_ours():
@@ -146,7 +170,7 @@ def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
     table = comparison_table([{"a|b": metrics(), "sft_temperature": metrics()}])
     lines = [line for line in as_markdown(table).split("\n") if line.startswith("|")]
     assert len(lines) == 4
-    assert {line.replace("\\|", "").count("|") for line in lines} == {9}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {10}
 
 
 @pytest.mark.parametrize(
@@ -237,10 +261,10 @@ def test_exact_match_and_f1_stand_where_accuracy_stood():
 def test_tasks_of_both_kinds_share_a_table_that_says_so():
     closed = summarize_confidence(np.full(40, 0.5), OPEN_RIGHT, resamples=100)
     text = results_text({"custom": open_metrics(), "boolq": closed | {"ece_classwise": 0.1}})
-    assert "Of open questions: exact match" in text and "custom: P(True)" in text
+    assert "Open questions: exact match" in text and "custom: P(True)" in text
     assert "boolq: P(True)" not in text
     alone = results_text({"boolq": closed | {"ece_classwise": 0.1}})
-    assert "open questions" not in alone and "P(True)" not in alone
+    assert "pen questions" not in alone and "P(True)" not in alone
 
 
 def test_every_confidence_of_every_method_has_a_line():

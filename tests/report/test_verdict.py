@@ -52,9 +52,12 @@ def test_identical_predictions_show_no_difference_anywhere():
     assert "Better" not in text
     assert "Worse" not in text
     assert "No difference from SFT beyond noise in NLL or Brier: SFT, best epoch;" in text
-    assert "CoLS cannot be told by NLL or Brier from the simpler: SFT, best epoch; SFT + te" in text
-    assert lines[-1].startswith("What the gate added")
-    assert "nothing in NLL or Brier that these questions can show." in lines[-1]
+    assert (
+        "CoLS does not differ beyond noise in NLL or Brier from these simpler methods: SFT, b"
+        in text
+    )
+    assert lines[-1].startswith("Effect of the gate (CoLS minus LS on all data")
+    assert "none in NLL or Brier beyond noise." in lines[-1]
 
 
 def test_a_large_planted_difference_is_found_with_its_sign():
@@ -70,7 +73,7 @@ def test_a_large_planted_difference_is_found_with_its_sign():
 def test_a_gate_that_harms_and_a_rival_that_wins_are_said():
     sharpness = {"sft": 2.5, "sft_temperature": 1.0, "ls": 1.0, "cols": 2.0}
     _, lines = judge(seed_of(sharpness))
-    assert any("CoLS is worse beyond noise than the simpler: SFT + temp" in x for x in lines)
+    assert any("CoLS is worse beyond noise than these simpler methods: SFT +" in x for x in lines)
     assert "it made LS worse beyond noise (NLL, Brier, ECE higher)" in lines[-1]
 
 
@@ -96,7 +99,7 @@ def test_every_gate_is_held_against_all_data_and_cogcalibs_against_a_random_shar
         ("ls-random", "ls"): "same",
         ("ls-oracle", "ls"): "worse",
     }
-    assert any("worse beyond noise than the simpler: LS on a random share" in x for x in lines)
+    assert any("than these simpler methods: LS on a random share" in x for x in lines)
 
 
 def test_fixed_labels_are_held_against_a_fixed_random_share():
@@ -113,10 +116,15 @@ def test_costlier_rivals_are_told_apart_from_simpler_ones():
     assert {("cols", "mc_dropout"), ("cols", "ensemble"), ("ensemble", "sft")} <= against
     free = {("mc_dropout", "sft_temperature"), ("ensemble", "sft_temperature")}
     assert {pair for pair in against if "cols" not in pair and "sft" not in pair} == free
-    assert any("MC-dropout is worse beyond noise than the simpler: SFT + temp" in x for x in lines)
-    assert any("worse beyond noise than the simpler: SFT + temp" in line for line in lines)
-    assert any("worse beyond noise than the costlier: Ensemble" in line for line in lines)
-    assert "CoLS cannot be told by NLL or Brier from the costlier: MC-dropout." in lines
+    assert any(
+        "MC-dropout is worse beyond noise than these simpler" in x for x in lines
+    )
+    assert any("worse beyond noise than these simpler methods: SFT + t" in line for line in lines)
+    assert any("worse beyond noise than these costlier methods: Ensemble" in line for line in lines)
+    same = (
+        "CoLS does not differ beyond noise in NLL or Brier from these costlier methods: MC-dropout."
+    )
+    assert same in lines
 
 
 def test_whose_accuracy_differs_is_said_where_the_scores_do_not():
@@ -124,7 +132,7 @@ def test_whose_accuracy_differs_is_said_where_the_scores_do_not():
     unsure = replace(sft, correct=sft.correct & (np.arange(500) % 5 > 0))
     seed = {"sft": sft, "sft_temperature": sft, "cols": unsure}
     _, lines = judge((seed, dict.fromkeys(seed, numbers)))
-    (line,) = [x for x in lines if x.startswith("CoLS cannot be told by NLL or Brier from the")]
+    (line,) = [x for x in lines if x.startswith("CoLS does not differ beyond noise in NLL")]
     assert "SFT + temperature (CoLS: " in line and "accuracy lower" in line
 
 
@@ -185,14 +193,14 @@ def test_a_model_at_chance_is_never_called_calibrated():
     lines = verdict([], [{"sft": metrics, "cols": answered(1.0, seed=1)[1]}])
     (floor,) = [line for line in lines if "noise floor" in line]
     assert floor.endswith(": CoLS.")
-    (chance,) = [line for line in lines if line.startswith("At chance")]
-    assert chance.endswith(": SFT.") and "nothing is said of calibration" in chance
+    (chance,) = [line for line in lines if line.startswith("No better than guessing")]
+    assert chance.endswith(": SFT.") and "calibration means nothing" in chance
 
 
 def test_open_answers_of_which_none_is_right_mean_nothing():
     nothing = summarize_confidence(np.full(60, 1e-9), np.zeros(60), resamples=100)
     (line,) = verdict([], [{"sft": nothing}])
-    assert line == "Next to nothing right, so confidence means nothing (n = 60): SFT."
+    assert line == "Next to nothing is right, so calibration means nothing (n = 60): SFT."
 
 
 def test_the_constant_prediction_is_neither_at_its_floor_nor_at_chance():
