@@ -137,7 +137,8 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
     gap = 100 * (m["confidence"] - m["accuracy"])
     floor = m["ece_noise_floor"]
     if is_at_chance(m):
-        answer = "No: its answers are no better than guessing, so its confidence means nothing."
+        little = "no better than guessing" if m.get("chance") else "next to never right"
+        answer = f"No: its answers are {little}, so its confidence means nothing."
     elif m["ece_p_value"] > LEVEL:
         answer = f"Yes, as far as {count(n, 'question')} can show."
     elif abs(gap) < SMALL_GAP:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.report.comparison import (
     BY,
@@ -94,18 +93,6 @@ def write_evaluation_report(folder: Path) -> Path:
     cards = [Card("Can I trust its confidence?", trust(run, None))]
     write_whole(folder / PAGE, _page(f"Evaluation report: {folder.name}", run, sections, cards))
     return folder / PAGE
-
-
-def seeds_report(run_dirs: Sequence[Path]) -> str:
-    """Return Markdown over several seeds of one comparison: means, deviations and the verdict.
-
-    Raises UserError if the folders hold different methods or tasks, or if only one is given.
-    """
-    runs = [read_run(folder) for folder in run_dirs]
-    if len(runs) < 2:
-        raise UserError("a report over seeds needs at least two run folders; give more")
-    parts = [f"### {task}\n\n{findings(runs, task).as_markdown()}" for task in runs[0].tasks]
-    return "\n\n".join(parts) + "\n"
 
 
 def _section(run: Run, found: Findings) -> Section:

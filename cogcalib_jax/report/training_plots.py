@@ -176,7 +176,7 @@ def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None)
         if len(curve.train):
             left.plot(*curve.train.T, linewidth=2, **how)
         if len(curve.validation):
-            right.plot(*curve.validation.T, marker="o", markersize=3, **how)
+            right.plot(*curve.validation.T, marker="o", markersize=3, clip_on=False, **how)
             best = curve.validation[curve.validation[:, 1].argmin()]
             right.plot(*best, marker="o", markersize=11, markerfacecolor="none",
                        markeredgewidth=1.6, color=curve.look.color)  # fmt: skip

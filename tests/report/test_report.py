@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.report.comparison import findings
 from cogcalib_jax.report.load_run import read_run
 from cogcalib_jax.report.names import short_name
 from cogcalib_jax.report.questions import browse_questions
-from cogcalib_jax.report.report import seeds_report, write_evaluation_report, write_report
+from cogcalib_jax.report.report import write_evaluation_report, write_report
 from tests.report.synthetic import (
     option_probs,
     write_comparison,
@@ -421,9 +422,7 @@ def test_seeds_are_put_together_in_one_table(tmp_path):
     folders = [tmp_path / f"s{seed}" for seed in range(2)]
     for seed, folder in enumerate(folders):
         write_comparison(folder, {"sft": 2.0, "cols": 1.0}, n=60, seed=seed)
-    text = seeds_report(folders)
+    text = findings([read_run(folder) for folder in folders], "world").as_markdown()
     eces = [json.loads((f / "comparison.json").read_text())["sft"]["world"]["ece"] for f in folders]
     assert f"{np.mean(eces):.3f} ± {np.std(eces, ddof=1):.3f}" in text
     assert "too few" in text
-    with pytest.raises(UserError, match="at least two"):
-        seeds_report(folders[:1])

@@ -116,9 +116,7 @@ def test_costlier_rivals_are_told_apart_from_simpler_ones():
     assert {("cols", "mc_dropout"), ("cols", "ensemble"), ("ensemble", "sft")} <= against
     free = {("mc_dropout", "sft_temperature"), ("ensemble", "sft_temperature")}
     assert {pair for pair in against if "cols" not in pair and "sft" not in pair} == free
-    assert any(
-        "MC-dropout is worse beyond noise than these simpler" in x for x in lines
-    )
+    assert any("MC-dropout is worse beyond noise than these simpler" in x for x in lines)
     assert any("worse beyond noise than these simpler methods: SFT + t" in line for line in lines)
     assert any("worse beyond noise than these costlier methods: Ensemble" in line for line in lines)
     same = (
