@@ -283,7 +283,8 @@ def comparison_csv(tasks: Sequence[Findings]) -> str:
     """Return a line for each task and model, with its difference from the first model."""
     lines = []
     for task in tasks:
-        against = {c.method: c for c in task.comparisons}
+        # The first comparison of a method is with SFT, or with the first model.
+        against = {c.method: c for c in reversed(task.comparisons)}
         for name, m in task.results.items():
             line: dict[str, Any] = {"task": task.task, "model": name, "n": m["n"]}
             line |= {"n_questions": m["n_questions"]} if "n_questions" in m else {}

@@ -179,7 +179,7 @@ class _Grid:
         self._across = {1: 6.3, 2: 5.0, 3: 3.45}[self.columns]
         self._down = height + below
         width = self._across * self.columns + 0.5
-        foot = 0.1 if panels % self.columns else foot
+        foot = 0.35 if panels % self.columns else foot
         self.figure = new_figure(width, head + self._down * self._rows + foot)
 
     def axes(self, i: int, *, offset: float = 0.0, height: float | None = None) -> Axes:

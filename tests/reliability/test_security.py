@@ -179,7 +179,7 @@ def test_the_report_holds_no_element_that_data_wrote(tmp_path):
     elements = Elements(page).found
     assert len(elements) > 50 and "&lt;script&gt;" in page
     assert {tag for tag, _ in elements}.isdisjoint({"iframe", "object", "embed", "form"})
-    # The page's own script, which alone the policy lets run, and the questions, which are no script.
+    # The page's own script, which alone may run, and the questions, which are no script.
     *data, own = [attributes for tag, attributes in elements if tag == "script"]
     assert own == {} and data == [{"type": "application/json"}]
     script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[-1]
