@@ -41,7 +41,7 @@ from .training.callbacks import StartInfo as StartInfo
 from .training.callbacks import StepInfo as StepInfo
 from .training.callbacks import ThresholdInfo as ThresholdInfo
 from .training.callbacks import ValidationInfo as ValidationInfo
-from .training.checkpoint_config import CheckpointConfig as CheckpointConfig
+from .training.config import CheckpointConfig as CheckpointConfig
 from .training.config import TrainingConfig as TrainingConfig
 from .training.trackers import MlflowTracker as MlflowTracker
 from .training.trackers import TensorBoardTracker as TensorBoardTracker
