@@ -183,18 +183,14 @@ def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tupl
         sets[reading] = encode_questions(config, questions, tokenizer)
         fields = {task: question_fields(encoded) for task, encoded in sets[reading].items()}
         require_fields(config.by, fields)
-        _require_options(config, sets[reading])
+        averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
+        for task, encoded in sets[reading].items():
+            if averaging and encoded.is_open:
+                raise UserError(
+                    f"{averaging}: averages the probabilities of options, and questions of {task}"
+                    " are open; leave it out"
+                )
     return sets
-
-
-def _require_options(config: EvalConfig, sets: Sets) -> None:
-    averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
-    for task, encoded in sets.items():
-        if averaging and encoded.is_open:
-            raise UserError(
-                f"{averaging}: averages the probabilities of options, and questions of {task} are"
-                " open; leave it out"
-            )
 
 
 def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets]) -> bool:

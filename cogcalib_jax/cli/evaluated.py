@@ -105,7 +105,10 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
         for name, place, run in zip(_names(config.run), config.run, runs, strict=True):
             made_from = (run.model.path, run.data, run.world, run.pretrain, run.seed)
             if config.model.path is None and made_from not in bases:
-                bases[made_from] = _base_of(run, look_only)
+                if look_only and run.model.path is None:
+                    bases[made_from] = base_place(run.world, run.pretrain, run.seed)[-1]
+                else:
+                    bases[made_from] = base_path(run.model, run.world, run.pretrain, run.seed)
             base = config.model.path or bases[made_from]
             adapter = str(Path(place) / "adapter")
             models.append(_with_adapter(name, base, adapter, run, look_only=look_only))
@@ -122,12 +125,6 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
             else _with_adapter(name, base, adapter, look_only=look_only)
         )
     return models
-
-
-def _base_of(run: RunConfig, look_only: bool) -> str | Path:
-    if look_only and run.model.path is None:
-        return base_place(run.world, run.pretrain, run.seed)[-1]
-    return base_path(run.model, run.world, run.pretrain, run.seed)
 
 
 def _with_adapter(

@@ -1,4 +1,4 @@
-"""The questions an evaluation asks: read once, and turned into token ids for each tokenizer."""
+"""The rows and questions of runs and evaluations: read once, and encoded for each tokenizer."""
 
 from __future__ import annotations
 
@@ -34,9 +34,24 @@ def test_questions(
 
     runs: the evaluated runs, whose own rows are split as for their training.
     """
+
+    def read(entry: str) -> tuple[Example, ...]:
+        task, _, group = entry.partition(":")
+        data = config.data.for_task(task)
+        own = any((data.task, data.path) == (run.data.task, run.data.path) for run in runs)
+        if own and not group:
+            # The stored test split may hold rows that such a run was trained on.
+            splits = load_splits(data, config.seed, world=config.world)
+            examples, notes = splits.test, (splits.read, *splits.notes)
+        else:
+            examples, notes = load_test(data, config.seed, group or None, world=config.world)
+        for text in filter(None, notes):
+            note(text)
+        return examples
+
+    questions = {entry: read(entry) for entry in config.task or (config.data.task,)}
     if config.task:
-        return {entry: _entry(entry, config, runs, note) for entry in config.task}
-    questions = {config.data.task: _test(config.data, config, runs, note)}
+        return questions
     return questions | extra_examples(config.data, config.seed, config.world)
 
 
@@ -52,46 +67,16 @@ def encode_questions(
         data = config.data.for_task(entry.partition(":")[0])
         sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
-        _each(notes, note)
+        for text in filter(None, notes):
+            note(text)
     return sets
-
-
-def _entry(
-    entry: str, config: EvalConfig, runs: Sequence[RunConfig], note: Note
-) -> tuple[Example, ...]:
-    task, _, group = entry.partition(":")
-    data = config.data.for_task(task)
-    if not group:
-        return _test(data, config, runs, note)
-    examples, notes = load_test(data, config.seed, group, world=config.world)
-    _each(notes, note)
-    return examples
-
-
-def _test(
-    data: DataConfig, config: EvalConfig, runs: Sequence[RunConfig], note: Note
-) -> tuple[Example, ...]:
-    """Return the test split. A run's own rows are split as for its training, or training rows
-    would be among them."""
-    if any((data.task, data.path) == (run.data.task, run.data.path) for run in runs):
-        splits = load_splits(data, config.seed, world=config.world)
-        examples, notes = splits.test, (splits.read, *splits.notes)
-    else:
-        examples, notes = load_test(data, config.seed, world=config.world)
-    _each(notes, note)
-    return examples
-
-
-def _each(notes: Sequence[str], note: Note) -> None:
-    for text in filter(None, notes):
-        note(text)
 
 
 def load_anchors(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Iterable[EncodedSplit],
-    note: Callable[[str], None] = show_note,
+    note: Note = show_note,
 ) -> AnchorRows | None:
     """Return the questions of `config.anchor.path`; None if it names none.
 
@@ -132,7 +117,7 @@ def encode_splits(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    note: Callable[[str], None] = show_note,
+    note: Note = show_note,
     world: WorldConfig | None = None,
 ) -> dict[str, EncodedSplit]:
     """Return name -> split of the task as token ids; `note` gets what was left out or changed."""
@@ -154,7 +139,7 @@ def evaluation_sets(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     test: EncodedSplit,
-    note: Callable[[str], None] = show_note,
+    note: Note = show_note,
 ) -> dict[str, EncodedSplit]:
     """Return TASK or TASK:GROUP -> the final questions of a run: its test split, other groups of
     a world, and the tasks of `config.also`.

@@ -94,12 +94,7 @@ def write_results(
     (protocol,) = {encoded.protocol for encoded in sets.values()}
     made = provenance(seed, hashes, protocol) | ({"weights": dict(weights)} if weights else {})
     write_json(folder / FILE, results | {"provenance": made | {"command": command}})
-    _forget_partial(folder)
-
-
-@main_only
-def _forget_partial(folder: Path) -> None:
-    (folder / PARTIAL).unlink(missing_ok=True)
+    main_only((folder / PARTIAL).unlink)(missing_ok=True)
 
 
 def _score(

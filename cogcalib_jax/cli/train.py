@@ -46,7 +46,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_folder
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.option_score import OptionScore
-from cogcalib_jax.inference.posthoc import Choice, choose_option_score
+from cogcalib_jax.inference.posthoc import choose_option_score
 from cogcalib_jax.metrics.significance import paired_difference
 from cogcalib_jax.report.load_run import TEMPERED
 from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, is_tempered, tempered
@@ -235,13 +235,10 @@ def settle_option_score(
         seed,
     )
     write_json(folder / CHOICE_FILE, choice.record())
-    return choice.option_score, _line(choice)
-
-
-def _line(choice: Choice) -> str:
     numbers = ", ".join(f"{rule} {one.nll:.3f}" for rule, one in choice.tried.items())
     shown = f" (validation NLL at a fitted temperature: {numbers})" if numbers else ""
-    return f"option_score: {choice.option_score}, for {choice.reason}{shown}"
+    line = f"option_score: {choice.option_score}, for {choice.reason}{shown}"
+    return choice.option_score, line
 
 
 def recommend(run: Run, candidates: Sequence[str]) -> None:
