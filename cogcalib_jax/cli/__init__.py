@@ -1,7 +1,7 @@
-"""The console command `cogcalib`: one word chooses a program, the rest are its options.
+"""The console command `cogcalib`, and the programs behind it: runs, evaluations and their folders.
 
-Programs are imported when they are asked for, so that `cogcalib --help` is fast and the rooms above
-this one (studies, benchmarks) are reached without an import of theirs.
+`run_config` and `eval_config` hold the options, `train` and `evaluate` the work. Programs are
+imported when they are asked for, so that help is fast and rooms above this one are reached by name.
 """
 
 from __future__ import annotations

@@ -69,12 +69,12 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
         # "but found ..." goes on with what was expected, which the context says.
         goes_on = error.context and error.problem.startswith("but ")
         problem = f"{error.context}, {error.problem}" if goes_on else error.problem
-        raise UserError(f"{source}{line}: not a valid preset: {problem}; mend it") from error
+        raise UserError(f"{source}{line}: not a valid preset: {problem}; correct it") from error
     except yaml.reader.ReaderError as error:
         place = f"character {error.position + 1}"
-        raise UserError(f"{source}: not a valid preset: {error.reason} ({place}); mend it") from (
-            error
-        )
+        raise UserError(
+            f"{source}: not a valid preset: {error.reason} ({place}); correct it"
+        ) from (error)
     except RecursionError as error:
         raise UserError(
             f"{source}: not a valid preset: nested too deeply; no field needs it"

@@ -151,7 +151,7 @@ def to_yaml(config: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists on one line; ambiguous text is quoted."""
+    """A dumper that writes lists on one line and quotes ambiguous text."""
 
 
 _Dumper.add_representer(
