@@ -35,53 +35,23 @@ def setting(
     default: Any = dataclasses.MISSING,
     *,
     default_factory: Any = dataclasses.MISSING,
-    often: bool = False,
-    affects_identity: bool = True,
-    affects_style: bool | str = True,
-    affects_questions: bool = True,
-    place: bool = False,
-    added: bool = False,
-    of_adapter: bool = False,
-    role: Role = "",
+    **marks: Any,
 ) -> Any:
-    """Return a dataclass field with marks.
+    """Return a dataclass field with marks, which are attributes of `Field`.
 
-    Args:
-        default: the value if none is given.
-        default_factory: as `dataclasses.field` takes it; for a section its class.
-        often: whether `--help` shows the field; `--help-all` shows all of them.
-        affects_identity: whether the command that starts a run and the one that resumes it must
-            agree on it.
-        affects_style: whether style adaptation depends on it; the name of a field beside it: only
-            while that one is unset.
-        affects_questions: whether test questions, or the form in which they are asked, depend on
-            it.
-        place: whether it is a path that may move, because its content is compared by hash.
-        added: whether identities of earlier releases lack it, with the default as its value.
-        of_adapter: whether a stored adapter states it.
-        role: what it decides for programs that are built on a run.
+    default_factory: as `dataclasses.field` takes it; for a section its class.
     """
-    marks = {
-        "often": often,
-        "affects_identity": affects_identity,
-        "affects_style": affects_style,
-        "affects_questions": affects_questions,
-        "place": place,
-        "added": added,
-        "of_adapter": of_adapter,
-        "role": role,
-    }
     return dataclasses.field(default=default, default_factory=default_factory, metadata=marks)
 
 
-def often(default: Any, **more: Any) -> Any:
-    """Return a `setting` that `--help` shows; `more` are other marks."""
-    return setting(default, often=True, **more)
+def often(default: Any, **marks: Any) -> Any:
+    """Return a `setting` that `--help` shows."""
+    return setting(default, often=True, **marks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a config dataclass; `setting` explains the marks behind `default`."""
+    """A field of a config dataclass; its marks come after `default`."""
 
     name: str
     kind: Any
@@ -89,13 +59,22 @@ class Field:
     default: Any
     """`dataclasses.MISSING` for a required value, and for a section that starts from its class"""
     often: bool = False
+    """whether `--help` shows the field; `--help-all` shows all of them"""
     affects_identity: bool = True
+    """whether the command that starts a run and the one that resumes it must agree on it"""
     affects_style: bool | str = True
+    """whether style adaptation depends on it; the name of a field beside it: only while that one is
+    unset"""
     affects_questions: bool = True
+    """whether test questions, or the form in which they are asked, depend on it"""
     place: bool = False
+    """whether it is a path that may move, because its content is compared by hash"""
     added: bool = False
+    """whether identities of earlier releases lack it, with the default as its value"""
     of_adapter: bool = False
+    """whether a stored adapter states it"""
     role: Role = ""
+    """what it decides for programs that are built on runs"""
 
     @property
     def is_section(self) -> bool:
