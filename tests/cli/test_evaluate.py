@@ -177,7 +177,7 @@ def world_arguments(base, folder, *more: str) -> list[str]:
     """The options of `small_base.arguments` that an evaluation has."""
     words = arguments(base, folder)
     pairs = zip(words[::2], words[1::2], strict=True)
-    kept = ("--model.", "--run-dir", "--data.", "--evaluation.")
+    kept = ("--model.", "--run-dir", "--data.", "--world.", "--evaluation.")
     return [*(part for pair in pairs if pair[0].startswith(kept) for part in pair), *more]
 
 

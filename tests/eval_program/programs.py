@@ -18,7 +18,7 @@ def run_eval(*argv):
 def small_world(base):
     """What says of `base` which world it is of; a run says that itself."""
     pairs = zip(*[iter(arguments(base, base))] * 2, strict=True)
-    kept = ("--model.", "--data.", "--evaluation.")
+    kept = ("--model.", "--data.", "--world.", "--evaluation.")
     return [part for pair in pairs if pair[0].startswith(kept) for part in pair]
 
 

@@ -65,7 +65,7 @@ class Place:
     def evaluate(self, *more: object) -> list[str]:
         """eval.py of the base on the world."""
         argv = self.train()
-        kept = ("--model.", "--data.", "--evaluation.", "--run-dir")
+        kept = ("--model.", "--data.", "--world.", "--evaluation.", "--run-dir")
         pairs = zip(argv[::2], argv[1::2], strict=True)
         return [w for pair in pairs if pair[0].startswith(kept) for w in pair] + [*map(str, more)]
 
