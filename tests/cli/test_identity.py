@@ -47,7 +47,7 @@ BOTH = """
     world.seed
     model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
     lora.lora_dropout
-    loss.space loss.tokens loss.correct
+    loss.space loss.tokens loss.correct loss.lm_weight
     training.epochs training.max_steps training.batch_size training.accumulation
     training.learning_rate training.warmup_fraction training.weight_decay training.clip_norm
     training.style_steps training.style_learning_rate training.log_every
