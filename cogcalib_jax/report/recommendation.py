@@ -36,8 +36,8 @@ THE_RUN = "."
 """stands in `recommended.json` of a run of one method, whose own folder holds the adapter"""
 SURE, FEWEST_SURE = 0.9, 20
 """confidence that a reader may call sure, and answers of which a share is given"""
-SMALL_GAP = 2.0
-"""points between confidence and accuracy that are not worth a name"""
+SMALL_GAP, SMALL_ECE = 3.0, 0.1
+"""points between confidence and accuracy, and an ECE, that a user may put up with"""
 LONGEST_EXAMPLE = 200
 """Characters of a question that is shown as an example; a longer one is replaced by dots."""
 BEST_EPOCH = best_epoch_of("")
@@ -130,7 +130,8 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
     fitted, as `--predict` gives them. The first sentence is the answer.
     """
     methods = {m.key: m for m in run.methods}
-    key = take.key if take else next(k for k in methods if k not in REFERENCES)
+    first = next((key for key in methods if key not in REFERENCES), next(iter(methods)))
+    key = take.key if take else first
     method = methods.get(tempered(key), methods[key])
     m, p = method.metrics[run.tasks[0]], method.predictions[run.tasks[0]]
     n = questions(m)
@@ -141,10 +142,12 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
         answer = f"No: its answers are {little}, so its confidence means nothing."
     elif m["ece_p_value"] > LEVEL:
         answer = f"Yes, as far as {count(n, 'question')} can show."
-    elif abs(gap) < SMALL_GAP:
-        answer = "On average only: it is too sure in some places and not sure enough in others."
+    elif abs(gap) >= SMALL_GAP:
+        answer = f"No: it is {abs(gap):.1f} points too {'high' if gap > 0 else 'low'} on average."
+    elif m["ece"] >= SMALL_ECE:
+        answer = "On average only: it is too high for some questions and too low for others."
     else:
-        answer = f"No: it is {abs(gap):.1f} points {'too sure' if gap > 0 else 'not sure enough'}."
+        answer = f"Roughly: it is off by more than chance, but by little (ECE {m['ece']:.3f})."
     lines = [
         answer,
         f"{short_name(method.key)}: {percent(m['confidence'])} sure on average,"
@@ -155,8 +158,8 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
     sure = p.confidence >= SURE
     if sure.sum() >= FEWEST_SURE:
         lines.append(
-            f"Answers that are at least {SURE:.0%} sure: {percent(p.correct[sure].mean())} of"
-            f" {sure.sum():,} are right."
+            f"Answers that are at least {100 * SURE:.0f} % sure:"
+            f" {percent(p.correct[sure].mean())} of {sure.sum():,} are right."
         )
     return tuple(lines)
 

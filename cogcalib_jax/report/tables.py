@@ -80,7 +80,7 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     if len(seeds) == 1 and any("ci95" in m for m in everything):
         key.append("[low, high]: 95 % interval over questions.")
     if best:
-        key.append("Bold: the best value of its column among the trained methods.")
+        key.append("Bold: the best value of a column among the trained methods, by noise or not.")
     if rescaled:
         notes.append(
             "* the vocabulary's logits divided by a temperature that was fitted over the options."

@@ -113,9 +113,10 @@ def trusted(run, **numbers):
     ("numbers", "answer"),
     [
         ({"ece_p_value": 0.2}, "Yes, as far as 60 questions can show."),
-        ({"accuracy": 0.5, "confidence": 0.58}, "No: it is 8.0 points too sure."),
-        ({"accuracy": 0.5, "confidence": 0.41}, "No: it is 9.0 points not sure enough."),
-        ({"accuracy": 0.5, "confidence": 0.51}, "On average only: it is too sure in some"),
+        ({"accuracy": 0.5, "confidence": 0.58}, "No: it is 8.0 points too high on average."),
+        ({"accuracy": 0.5, "confidence": 0.41}, "No: it is 9.0 points too low on average."),
+        ({"accuracy": 0.5, "confidence": 0.51, "ece": 0.2}, "On average only: it is too high for"),
+        ({"accuracy": 0.5, "confidence": 0.51, "ece": 0.05}, "Roughly: it is off by more than"),
         ({"chance": 0.99}, "No: its answers are no better than guessing"),
     ],
 )
