@@ -301,7 +301,7 @@ def test_the_last_lines_name_the_adapter_and_how_to_ask_it(comparison):
     assert (folder / "adapter").is_dir()
     opening = "Best of this run, not recommended: " if chosen["not_better_than"] else "Take: "
     last = text[text.index(opening) :].splitlines()
-    assert f"{folder / 'adapter'} (" in last[0]
+    assert last[0].endswith(f"Adapter: {folder / 'adapter'}")
     numbers = results(comparison / f"{chosen['method']}_temperature" / "eval.json")["world"]
     two = f"{100 * numbers['accuracy']:.1f} % right, {100 * numbers['confidence']:.1f} % sure"
     assert two in " ".join(last)
