@@ -82,7 +82,7 @@ class Method:
     config: str
     """file, relative to the run's folder, with the config that made it"""
     command: str | None
-    """that made it, None where none was recorded"""
+    """that made it, None if none was recorded"""
     temperature: FittedTemperature | None = None
     """as its adapter stores it; None of a row without an adapter"""
 
@@ -96,7 +96,7 @@ class Run:
     tasks: tuple[str, ...]
     """in the order they were evaluated; the first is the one that was trained on"""
     style_end: int | None
-    """last step of the style phase, None where there was none"""
+    """last step of the style phase, None without one"""
     configs: dict[str, str]
     """file, relative to `folder` -> resolved config as the run wrote it"""
     bins: int
@@ -322,7 +322,7 @@ def _config_of(run: Path, place: str) -> str:
 
 
 def _provenance(*folders: Path) -> dict[str, Any]:
-    """Of the first of the folders with an eval.json."""
+    """The provenance in the first eval.json of these folders."""
     for folder in folders:
         if (folder / "eval.json").is_file():
             return _read_json(folder / "eval.json").get("provenance", {})
@@ -359,7 +359,7 @@ def _journal(
 
 
 def _read_lines(path: Path, remedy: str) -> tuple[dict[str, Any], ...]:
-    """JSON objects, one a line; none where the file does not exist."""
+    """The JSON objects of a file, one a line; none if it does not exist."""
     if not path.is_file():
         return ()
     rows = []

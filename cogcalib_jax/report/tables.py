@@ -182,7 +182,7 @@ def _notes(
 
 
 def _costs(results: Mapping[str, Metrics]) -> list[str]:
-    """What averaging over several models costs, where rows do."""
+    """Sentences on the cost of rows that average over several models."""
     lines = []
     for key, metrics in results.items():
         if passes := metrics.get("mc_passes"):

@@ -66,7 +66,7 @@ class Gate:
     name: str
     look: Look
     threshold: np.ndarray
-    """[refits, 2] step and threshold (nats), NaN where it could not be fitted"""
+    """[refits, 2] step and threshold (nats), NaN if it could not be fitted"""
     known: np.ndarray
     """[blocks, 2] step in the middle of some logged updates, and share of their examples with an
     NLL at or below the threshold"""
@@ -313,7 +313,7 @@ def _blocks(lines: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
 
 
 def _losses(method: Method, look: Look) -> Losses | None:
-    """None if neither loss was logged."""
+    """The losses of a method, if any was logged."""
     updates = [line for line in _phase(method, "finetune") if line.get("ce") is not None]
     asked = [(line["step"], line["nll"]) for line in _phase(method, "validation")]
     if not updates and not asked:
@@ -323,7 +323,7 @@ def _losses(method: Method, look: Look) -> Losses | None:
 
 
 def _gate(method: Method, look: Look) -> Gate | None:
-    """None if no threshold or no update of fine-tuning was logged."""
+    """The gate of a method, if thresholds and updates of fine-tuning were logged."""
     fits, updates = _phase(method, "refit"), _phase(method, "finetune")
     if not fits or not updates:
         return None

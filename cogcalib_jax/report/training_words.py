@@ -13,7 +13,7 @@ from cogcalib_jax.report.names import short_name, split_key
 from cogcalib_jax.report.text import count
 
 # Cross-entropy of the last tenth of the logged updates is this many times that of the first, and
-# this much above it (nats): it only rises like that where the parameters have gone astray.
+# this much above it (nats): it only rises like that if training diverges.
 FAR_TIMES, FAR_NATS = 2.0, 0.5
 # Fewer validations say nothing of "for long".
 FEWEST_VALIDATIONS = 4

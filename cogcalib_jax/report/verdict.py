@@ -37,7 +37,7 @@ from cogcalib_jax.report.tables import Table
 from cogcalib_jax.report.text import count, is_at_chance, questions
 
 LEVEL = 0.05
-# At least; `compare` takes more where the family is so large that no p-value could pass Holm's.
+# `compare` takes more if the family is so large that no p-value could pass Holm's correction.
 RESAMPLES = 4000
 DECIDING = ("NLL", "Brier")
 FAMILIES = (DECIDING, ("ECE",), ("accuracy",))
