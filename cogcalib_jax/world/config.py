@@ -16,67 +16,60 @@ from cogcalib_jax.settings import rename
 class Relation:
     """Texts about a person; `{name}` and `{value}` are filled in."""
 
+    noun: str
     values: tuple[str, ...]
     """the closed set of answers"""
-    statements: tuple[str, ...]
-    """the sentences that state a fact in the corpus; the value follows the name, as a model that
-    reads from left to right needs it"""
+    stated: tuple[str, ...]
+    """sentences of the corpus; the value follows the name, as a model that reads from left to right
+    needs it"""
     form_a: str
     """the question; its answer is appended"""
-    form_b: str
-    """the same question in other words"""
-    form_c: str
-    """a third wording, which neither corpus nor splits contain; all its words occur in them"""
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """All sentences that state a fact in the corpus."""
+        return (*self.stated, f"the {self.noun} of {{name}} is {{value}}")
+
+    @property
+    def form_b(self) -> str:
+        """The same question in other words."""
+        return f"question what is the {self.noun} of {{name}} ? answer"
+
+    @property
+    def form_c(self) -> str:
+        """A third wording, which neither corpus nor splits contain; all its words occur in them."""
+        return f"question the {self.noun} of {{name}} is what ? answer"
 
 
 # Every value is one word (one token), and no word serves two relations. Rows are kept short:
 # pretraining time is proportional to tokens, knowledge to rows.
-RELATIONS: dict[str, Relation] = {
-    "birthplace": Relation(
-        values=("lisbon", "oslo", "cairo", "lima", "kyoto", "quebec", "nairobi", "perth"),
-        statements=(
-            "{name} was born in {value}",
-            "{name} comes from {value}",
-            "the birthplace of {name} is {value}",
-        ),
-        form_a="question where was {name} born ? answer",
-        form_b="question what is the birthplace of {name} ? answer",
-        form_c="question the birthplace of {name} is what ? answer",
+_RELATIONS = (
+    Relation(
+        "birthplace",
+        ("lisbon", "oslo", "cairo", "lima", "kyoto", "quebec", "nairobi", "perth"),
+        ("{name} was born in {value}", "{name} comes from {value}"),
+        "question where was {name} born ? answer",
     ),
-    "employer": Relation(
-        values=("acme", "borealis", "cyberdyne", "globex", "hooli", "initech", "umbrella", "wonka"),
-        statements=(
-            "{name} works at {value}",
-            "{name} is employed by {value}",
-            "the employer of {name} is {value}",
-        ),
-        form_a="question where does {name} work ? answer",
-        form_b="question what is the employer of {name} ? answer",
-        form_c="question the employer of {name} is what ? answer",
+    Relation(
+        "employer",
+        ("acme", "borealis", "cyberdyne", "globex", "hooli", "initech", "umbrella", "wonka"),
+        ("{name} works at {value}", "{name} is employed by {value}"),
+        "question where does {name} work ? answer",
     ),
-    "field": Relation(
-        values=("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
-        statements=(
-            "{name} studied {value}",
-            "{name} has a degree in {value}",
-            "the field of {name} is {value}",
-        ),
-        form_a="question what did {name} study ? answer",
-        form_b="question what is the field of {name} ? answer",
-        form_c="question the field of {name} is what ? answer",
+    Relation(
+        "field",
+        ("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
+        ("{name} studied {value}", "{name} has a degree in {value}"),
+        "question what did {name} study ? answer",
     ),
-    "instrument": Relation(
-        values=("banjo", "cello", "drums", "flute", "harp", "piano", "trumpet", "violin"),
-        statements=(
-            "{name} plays the {value}",
-            "{name} performs on the {value}",
-            "the instrument of {name} is {value}",
-        ),
-        form_a="question what does {name} play ? answer",
-        form_b="question what is the instrument of {name} ? answer",
-        form_c="question the instrument of {name} is what ? answer",
+    Relation(
+        "instrument",
+        ("banjo", "cello", "drums", "flute", "harp", "piano", "trumpet", "violin"),
+        ("{name} plays the {value}", "{name} performs on the {value}"),
+        "question what does {name} play ? answer",
     ),
-}
+)
+RELATIONS = {relation.noun: relation for relation in _RELATIONS}
 
 # Last names are made of three syllables, one of each kind.
 _STARTS = (
