@@ -165,7 +165,8 @@ def _batches(
     method = list(run.resolved_methods().values())[-1]
     stream = train_stream(trainable, train, WARMUP + steps, method)
     known = np.zeros(len(train), np.float32)  # none of the methods' gates reads fixed labels
-    classes = decoder.vocab_size if run.loss.space == "vocab" else train.options
+    in_vocab = run.loss.space == "vocab" or not train.single_token_options
+    classes = decoder.vocab_size if in_vocab else train.options
     prepared = []
     for step in range(WARMUP + steps):
         start = time.perf_counter()
@@ -175,11 +176,18 @@ def _batches(
             decoder,
             run.lora,
             np.asarray(batch.lengths).ravel(),
-            int(np.asarray(batch.loss_mask).sum()),
+            int(_scored(batch)),
             classes,
         )
         prepared.append(Prepared(batch, labels, tokens, batch.input_ids.size, flops, seconds))
     return prepared
+
+
+def _scored(batch: Batch) -> np.ndarray:
+    """The number of positions whose logits an update forms, padding left out."""
+    if batch.tree is None:
+        return np.asarray(batch.loss_mask).sum()
+    return (np.asarray(batch.tree.place) < batch.tree.length.shape[-1]).sum()
 
 
 def _stepper(

@@ -237,6 +237,16 @@ def test_the_note_is_silent_if_rules_agree_or_are_not_known():
     assert "Options are scored by" in comparison_table([{"sft": pmi}]).note
 
 
+def test_the_right_options_own_nll_stands_beside_the_options_numbers():
+    several = metrics(gold_nll=3.21, option_score="mean", single_token_options=False)
+    older = metrics(option_score="mean", single_token_options=False)
+    table = comparison_table([{"sft": several, "cols": older}])
+    column = table.header.index("right option\n(nats a token)")
+    assert [row[column] for row in table.rows] == ["3.210", "n/a"]
+    letters = metrics(gold_nll=3.21, option_score="mean", single_token_options=True)
+    assert len(comparison_table([{"sft": letters}]).header) == len(table.header) - 1
+
+
 OPEN_RIGHT = np.arange(40) % 3 == 0
 
 
