@@ -66,9 +66,9 @@ def test_both_sources_are_told_the_same_error(path, written, reason):
         ("? [a]\n: 1", "p.yaml:1: a key must be the name of a field"),
         ("- seed", "p.yaml: must be a mapping of fields (field: value), one to a line"),
         ("seed: !!int 3", "p.yaml:1: not a valid preset: tags (tag:yaml.org,2002:int) are not "
-         "supported; mend it"),
+         "supported; correct it"),
         ("name: &a x\nrun_dir: *a", "p.yaml:2: not a valid preset: aliases (*name) are not "
-         "supported; mend it"),
+         "supported; correct it"),
     ],
 )  # fmt: skip
 def test_bad_presets_are_told_with_file_and_line(text, message):
