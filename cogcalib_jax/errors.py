@@ -5,12 +5,11 @@ program shows these lines on stderr (`log_lines`).
 
 Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
 without permission, memory), told in one line on stderr, 75 stopped by SIGTERM and to be resumed,
-76 another process of the run was lost (supervision.py), 130 interrupted, 141 the reader of a pipe
+130 interrupted, 141 the reader of a pipe
 went away. Every other exception is a bug of this project and keeps its traceback.
 """
 
 import errno
-import functools
 import logging
 import os
 import select
@@ -86,32 +85,6 @@ def refusal(error: OSError) -> str | None:
     file = error.filename if error.filename2 is None else error.filename2
     where = f"{file}: " if file is not None else ""
     return f"{where}{error.strerror}; {_REFUSED[error.errno]}"
-
-
-_on_failure: list[Callable[[BaseException], None]] = []
-
-
-def on_failure(tell: Callable[[BaseException], None]) -> None:
-    """Call `tell` with what ends the program early; see `telling_others`."""
-    _on_failure.append(tell)
-
-
-def telling_others(main: Callable[[list[str]], int | None]) -> Callable[[list[str]], int | None]:
-    """`main` of a program that tells whoever asked (`on_failure`) what ends it early.
-
-    Other processes of a run ask: they would wait for this one in their next collective.
-    """
-
-    @functools.wraps(main)
-    def told(argv: list[str]) -> int | None:
-        try:
-            return main(argv)
-        except BaseException as error:
-            for tell in _on_failure:
-                tell(error)
-            raise
-
-    return told
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,11 @@ _signal = _Signal()
 _KINDS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
+def leave_to_jax(number: signal.Signals) -> None:
+    """Listen to `number` no more: JAX's service has taken it from Python."""
+    del _KINDS[number]
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Within the block the signals raise. Outside the main thread nothing changes.

@@ -28,7 +28,7 @@ from cogcalib_jax.distributed import (
     require_agreement,
     start_processes,
 )
-from cogcalib_jax.errors import UserError, run_main, telling_others
+from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.hf import safetensors as safetensors_files
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
@@ -125,23 +125,23 @@ def die_before(process: int, update: int) -> None:
     loop.micro_batches = deadly
 
 
-def terminate_after(process: int, update: int) -> None:
-    """That process gets SIGTERM, as its cluster would send it, while it makes that update."""
+def signal_after(process: int, update: int, name: str) -> None:
+    """That process gets that signal, as its cluster would send it, while it makes that update."""
     log = import_module("cogcalib_jax.training.step_log").StepLog
     updated = log.updated
 
-    def terminated(self, step, *args):
+    def signalled(self, step, *args):
         if step == update and jax.process_index() == process:
-            signal.raise_signal(signal.SIGTERM)
+            os.kill(os.getpid(), signal.Signals[name])
+        if step >= update:
+            time.sleep(0.4)  # JAX's service looks once a second
         updated(self, step, *args)
 
-    log.updated = terminated
+    log.updated = signalled
 
 
 def die() -> None:
-    """As the process that was started; what it watches over goes with it."""
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(argv: list[str]) -> None:
@@ -151,8 +151,8 @@ def main(argv: list[str]) -> None:
     start_processes(distributed)  # once is enough
     if "check" in plan:
         check(Path(plan["check"]))
-    if "terminate_after" in plan:
-        terminate_after(*plan["terminate_after"])
+    if "signal_after" in plan:
+        signal_after(*plan["signal_after"])
     if "die_before" in plan:
         die_before(*plan["die_before"])
     for command in plan.get("commands", ()):
@@ -167,4 +167,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(telling_others(main)))
+    sys.exit(run_main(main))

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcalib_jax.errors import (
-    FieldError,
-    UserError,
-    on_failure,
-    plain_text,
-    run_main,
-    telling_others,
-)
+from cogcalib_jax.errors import FieldError, UserError, plain_text, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -152,14 +145,3 @@ def test_a_broken_pipe_that_is_not_the_output_is_a_bug():
     with start("raise BrokenPipeError('worker')") as process:
         assert "BrokenPipeError: worker" in process.stderr.read()
     assert process.returncode == 1
-
-
-def test_who_asked_is_told_what_ends_a_program_and_the_end_stays_what_it_was():
-    heard = []
-    on_failure(heard.append)
-    mistake = UserError("a mistake")
-    assert run_main(telling_others(raising(mistake)), []) == 2
-    with pytest.raises(SystemExit):
-        run_main(telling_others(raising(ended := SystemExit(0))), [])
-    assert run_main(telling_others(lambda argv: 4), []) == 4
-    assert heard == [mistake, ended]

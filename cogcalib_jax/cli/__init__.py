@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from cogcalib_jax.compile_cache import HELP, without_option
-from cogcalib_jax.errors import UserError, run_main, telling_others
+from cogcalib_jax.errors import UserError, run_main
 
 
 class Command(NamedTuple):
@@ -74,7 +74,7 @@ def run_program(program: Callable[[list[str]], None]) -> int:
 
     `--no-compile-cache` is an option of every program, which it does not see.
     """
-    return run_main(telling_others(program), without_option(sys.argv[1:]))
+    return run_main(program, without_option(sys.argv[1:]))
 
 
 def _help() -> str:

@@ -20,6 +20,7 @@ from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
+from cogcalib_jax.distributed import is_one_of_several, stops_after_phase, stops_after_update
 from cogcalib_jax.method.config import MethodConfig, Space
 from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
@@ -34,7 +35,6 @@ from cogcalib_jax.training.step import (
     state_shardings,
 )
 from cogcalib_jax.training.step_log import StepLog
-from cogcalib_jax.training.stopping import several, stop_after_phase, stop_after_update
 
 # (progress, updates made in this phase) -> progress; validation, refits and other pauses.
 Pause = Callable[[Progress, int], Progress]
@@ -81,7 +81,7 @@ def run_phase(
         identity["anchor_data"] = phase.anchors.data_hash
     folder = phase.folder / "checkpoints"
     # Of several processes none may leave the others alone in a refit: all stop after an update.
-    to_the_end = held_back if several() else nullcontext
+    to_the_end = held_back if is_one_of_several() else nullcontext
     with (
         trainable.storage.checkpoints(folder, trainable.checkpoint) as checkpoints,
         to_the_end(),
@@ -127,7 +127,7 @@ def run_phase(
                             # Before the checkpoint: a resumed run writes only the lines after it.
                             # And a state whose loss is not finite is never saved.
                             log.flush(bar)
-                    if stop_after_update():
+                    if stops_after_update():
                         raise requested() or Preempted
                     with log.paused(), _taken_back(journals, course):
                         followed = pause(course.progress, course.updates)
@@ -135,7 +135,7 @@ def run_phase(
                             course.progress, course.followed = followed, True
                             if course.updates in phase.save_at:
                                 save()
-                if stop_after_phase():
+                if stops_after_phase():
                     raise requested() or Preempted
             except Preempted as stopped:
                 log.flush(bar)
