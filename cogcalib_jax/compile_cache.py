@@ -1,8 +1,8 @@
-"""Compiled programs kept on disk by JAX, so that the next start need not compile them again.
+"""Compiled programs that JAX keeps on disk for the next start.
 
-JAX decides by a hash of the program, its options and the devices whether an entry fits. That hash
-knows nothing of the features of a CPU: code for another one may crash. So each version of jaxlib
-and each kind of CPU has a folder of its own.
+JAX finds an entry by a hash of the program, its options and the devices, which ignores the features
+of a CPU: code for another one may crash. So each version of jaxlib and each kind of CPU has a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cogcalib_jax.files import user_cache
 log = logging.getLogger(__name__)
 
 OPTION = "--no-compile-cache"
-HELP = f"{OPTION}  compile all anew, and keep nothing compiled"
-# JAX's own variables, which it reads when it is imported.
+HELP = f"{OPTION}  compile everything again and store nothing compiled"
+# Variables that JAX reads when it is imported.
 ENABLED = "JAX_ENABLE_COMPILATION_CACHE"
 SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-# A small model's programs take less than JAX's second each, and there are dozens of them.
+# A small model has dozens of programs that take less than JAX's limit of a second each.
 SHORTEST_SECONDS = 0.1
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -31,7 +31,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 def without_option(argv: list[str]) -> list[str]:
     """Return `argv` without `--no-compile-cache`, which turns the cache off for this process.
 
-    Call it before JAX is imported.
+    Call this before JAX is imported.
     """
     rest = [word for word in argv if word != OPTION]
     if len(rest) < len(argv):
@@ -40,18 +40,18 @@ def without_option(argv: list[str]) -> list[str]:
 
 
 def enable_compile_cache() -> Path | None:
-    """Let JAX keep the programs it compiles from now on, and take them from where they are kept.
+    """Let JAX store the programs that it compiles, and load them at the next start.
 
-    Call it before anything is compiled: JAX looks once a process whether there is a cache. Programs
-    that take a tenth of a second or more to compile are kept. What JAX was told before goes first:
+    Call this before anything is compiled, for JAX looks for a cache once a process. Programs that
+    take a tenth of a second or more to compile are stored. JAX's own settings have priority:
     `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`, and
     `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.
 
     Returns:
-        The folder. None if the cache is off, or if the folder cannot be written, which a warning
-        says.
+        The folder. None if the cache is off, or if the folder cannot be written; that is logged as
+        a warning.
     """
-    # Imported here: the command line is read without it.
+    # Imported here: reading the command line needs no JAX.
     import jax
 
     if not jax.config.jax_enable_compilation_cache:
@@ -59,7 +59,7 @@ def enable_compile_cache() -> Path | None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = user_cache() / "compiled" / f"jaxlib-{version('jaxlib')}-{cpu_fingerprint()}"
         if not _can_write(folder):
-            log.warning("%s: cannot be written; nothing compiled is kept", folder)
+            log.warning("%s: cannot be written; compiled programs are not stored", folder)
             return None
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if SHORTEST not in os.environ:
@@ -70,20 +70,20 @@ def enable_compile_cache() -> Path | None:
 def cpu_fingerprint(info: Path = CPU_INFO) -> str:
     """Return twelve hexadecimal digits that are equal on CPUs of the same model and features.
 
-    info: the kernel's description of the processors; without it, what Python knows is taken.
+    info: the kernel's description of the processors; without it Python's is used.
     """
-    told = platform.machine() + platform.processor()
+    words = platform.machine() + platform.processor()
     if info.is_file():
         first, *_ = info.read_text(encoding="utf-8", errors="replace").split("\n\n")
         wanted = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part")
         lines = [line for line in first.splitlines() if line.partition("\t")[0].strip() in wanted]
-        told += "\n".join(lines)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+        words += "\n".join(lines)
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
 def _can_write(folder: Path) -> bool:
     try:
-        # Whoever writes here decides what runs: the folder is its user's alone.
+        # Compiled code is run as it is found, so only its user may write here.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return False

@@ -1,8 +1,8 @@
-"""Lines and progress for the person who waits.
+"""Log lines and progress of long work.
 
-Lines are log records of level INFO: a program shows them on stderr, and a user of the library
-chooses. In a terminal and in a notebook progress is tqdm's bar. A file of a log would fill with its
-carriage returns: there it is a line now and then.
+Lines are log records of level INFO; a program shows them on stderr. In a terminal and in a notebook
+progress is tqdm's bar; in a log file, which its carriage returns would fill, it is a line now and
+then.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from cogcalib_jax.distributed import is_main, main_only
 # A line appears when both have passed since the last one.
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.05
+# Shorter work inside other work shows no bar.
 QUIET_SECONDS = 3.0
-"""Work inside other work that is shorter than this shows no bar."""
-
-
 _log = logging.getLogger(__package__)
 
 
 @main_only
 def say(text: str) -> None:
-    """Log a line for the person who watches, on the main process."""
+    """Log a line of level INFO on the main process."""
     _log.info("%s", text)
 
 
 def show_note(text: str) -> None:
-    """Log what was left out or changed."""
+    """Log a note: something was left out or changed."""
     say(f"   note: {text}")
 
 
@@ -46,7 +44,7 @@ def warn(text: str) -> None:
 
 
 class ProgressLines:
-    """Progress as log lines; what callers use of tqdm's bar."""
+    """Progress as log lines, with the part of the interface of tqdm's bar that callers use."""
 
     def __init__(
         self,
@@ -58,13 +56,13 @@ class ProgressLines:
         last_line: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """start: units done before. last_line: whether the end is told, however soon it comes."""
+        """start: units done before. last_line: whether `close` always logs a line."""
         self.n = start
         self._total, self._title, self._unit, self._start = total, title, unit, start
         self._last_line, self._clock = last_line, clock
         self._postfix = ""
-        self._began = self._told_at = clock()
-        self._told = start
+        self._began = self._shown_at = clock()
+        self._shown = start
 
     def __enter__(self) -> ProgressLines:
         return self
@@ -73,19 +71,19 @@ class ProgressLines:
         self.close()
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more units, and print a line if it is time for one."""
+        """Count `n` more units, and log a line if one is due."""
         self.n += n
-        late = self._clock() - self._told_at >= LINE_SECONDS
-        if late and self.n - self._told >= LINE_SHARE * self._total:
+        late = self._clock() - self._shown_at >= LINE_SECONDS
+        if late and self.n - self._shown >= LINE_SHARE * self._total:
             self._print()
 
     def set_postfix_str(self, text: str) -> None:
-        """Set what the next line ends with."""
+        """Set the end of the next line."""
         self._postfix = text
 
     def close(self) -> None:
-        """Tell the end, unless a line said it or there is nothing to tell."""
-        if self._last_line and self.n > self._told:
+        """Log the end, unless the last line showed it."""
+        if self._last_line and self.n > self._shown:
             self._print()
 
     def _print(self) -> None:
@@ -101,7 +99,7 @@ class ProgressLines:
             initial=self._start,
         )
         say(line)
-        self._told, self._told_at = self.n, now
+        self._shown, self._shown_at = self.n, now
 
 
 AnyBar = auto.tqdm | ProgressLines
@@ -110,11 +108,10 @@ AnyBar = auto.tqdm | ProgressLines
 def progress_bar(
     total: int, title: str, unit: str, *, start: int = 0, inner: bool = False
 ) -> AnyBar:
-    """Return a bar over `total` units, of which `start` were done before: a context manager with
-    `n`, `update` and `set_postfix_str`.
+    """Return a bar over `total` units, a context manager with `n`, `update`, `set_postfix_str`.
 
-    inner: it stands for work inside other work; it shows late, and goes when it ends. Of several
-    processes the main one shows it.
+    start: units done before. inner: the bar belongs to work inside other work, so it appears late
+    and is removed at its end. Only the main process shows it.
     """
     if _shows_bars() or not is_main():
         return auto.tqdm(
@@ -130,7 +127,7 @@ def progress_bar(
 
 
 def quiet_downloads(library: Any) -> None:
-    """Silence the bars of huggingface_hub or datasets if stderr can show none."""
+    """Silence the bars of huggingface_hub or datasets if stderr cannot show bars."""
     if not _shows_bars():
         library.disable_progress_bars()
 

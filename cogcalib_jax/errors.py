@@ -1,12 +1,8 @@
-"""The error a user's mistake raises, how an entry point ends, and where its log lines go.
+"""Errors that a user can mend, exit codes of programs, and log lines on stderr.
 
-Every error that a user can mend is a `UserError`. The library logs to the logger "cogcalib_jax"; a
-program shows these lines on stderr (`log_lines`).
-
-Exit codes: 0 done, 2 a user's mistake, or something the machine refuses (a full disk, a folder
-without permission, memory), told in one line on stderr, 75 stopped by SIGTERM and to be resumed,
-130 interrupted, 141 the reader of a pipe
-went away. Every other exception is a bug of this project and keeps its traceback.
+Exit codes: 0 done; 2 a `UserError`, or a full disk, a missing permission, too little memory, in one
+line on stderr; 75 stopped by SIGTERM; 130 interrupted; 141 the reader of a pipe went away. Every
+other exception is a bug of this project and keeps its traceback.
 """
 
 import errno
@@ -20,14 +16,14 @@ from contextlib import contextmanager
 from cogcalib_jax.preemption import Preempted, listening
 
 REFUSED = 2
-# EX_TEMPFAIL of sysexits.h, "try again". Not 143, as a shell reports a program that SIGTERM killed:
-# a supervisor can tell a run that saved its state from one that did not.
+# EX_TEMPFAIL of sysexits.h, "try again". A shell reports 143 for a program that SIGTERM killed,
+# which did not save its state.
 PREEMPTED = 75
 INTERRUPTED = 130
 READER_GONE = 141
 
-# What a user can do about a file that the operating system refuses. Other errors of files (one
-# that is not there, say) are foreseen where it is opened, or a bug.
+# Advice on files that the operating system refuses. Other errors, such as a missing file, are
+# caught where the file is opened, or are bugs.
 _REFUSED = {
     errno.EACCES: "change its permissions, or choose another",
     errno.EPERM: "change its permissions, or choose another",
@@ -46,12 +42,12 @@ _REFUSED = {
 }
 _MEMORY = (
     "lower --training.batch-size or --evaluation.batch-size, or spread the model over more devices"
-    " (--mesh.fsdp); bench.py plan says what is needed"
+    " (--mesh.fsdp); cogcalib plan shows what a step needs"
 )
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line: what, where, what to do."""
+    """A mistake that the user can mend. The message is one line: what, where, what to do."""
 
 
 class FieldError(UserError):
@@ -78,10 +74,10 @@ def check(condition: bool, field: str, message: str) -> None:
 
 
 def refusal(error: OSError) -> str | None:
-    """What the operating system refuses and what to do about it; None for other errors."""
+    """Return a line with what the operating system refuses and advice; None for other errors."""
     if error.errno not in _REFUSED:
         return None
-    # Of a rename, the name that something else has.
+    # A rename has two names; the second one is taken.
     file = error.filename if error.filename2 is None else error.filename2
     where = f"{file}: " if file is not None else ""
     return f"{where}{error.strerror}; {_REFUSED[error.errno]}"
@@ -92,22 +88,21 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
 
     Args:
         main: receives the arguments without the program's name; None counts as 0.
-        argv: the arguments; `sys.argv[1:]` where absent.
+        argv: the arguments; by default `sys.argv[1:]`.
 
     Returns:
         The exit code, for `sys.exit`.
     """
     try:
         code = _run(main, list(sys.argv[1:] if argv is None else argv))
-        # A closed pipe shows itself only when the buffer is written: here, where it is caught,
-        # and not while the interpreter shuts down.
+        # A closed pipe shows only when the buffer is written: here it is caught, at the shutdown of
+        # the interpreter it is not.
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         if not _reader_is_gone():  # some other pipe: a bug, or a worker that died
             raise
-        # What is still buffered must go nowhere, or the interpreter's own flush at exit complains
-        # about the same pipe again.
+        # Send the rest of the buffer nowhere, or the interpreter's flush at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
 
@@ -147,14 +142,14 @@ class _Lines(logging.Handler):
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"   warning: {text}"
-        # The stream of this moment: a notebook or a test may have put another in its place.
+        # A notebook or a test may have replaced the stream.
         print(plain_text(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """Within the block, print on stderr what the package logs, from level INFO on; once, also in
-    blocks within blocks."""
+    """Print the package's log records from level INFO on stderr within the block, also if blocks
+    are nested."""
     logger, handler = logging.getLogger(__package__), _Lines()
     if any(isinstance(other, _Lines) for other in logger.handlers):
         yield
@@ -164,7 +159,7 @@ def log_lines() -> Iterator[None]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # A program says itself whose calibrator it is that did not fit.
+    # A program reports calibrators that do not fit itself, with their names.
     calibration.setLevel(logging.ERROR)
     try:
         yield
@@ -176,7 +171,7 @@ def log_lines() -> Iterator[None]:
 
 
 def _tell_stop(what: str, kept: str, command: str) -> None:
-    """Say how the program ended; the command that goes on is a line of its own, to be copied."""
+    """Print how the program ended; the command to resume is a line of its own, to be copied."""
     line = f"{what}: {_plain_line(kept)}" if kept else what
     print(f"{line}; go on with\n{plain_text(command)}" if command else line, file=sys.stderr)
 
@@ -187,8 +182,10 @@ def _refuse(message: str) -> int:
 
 
 def plain_text(text: str) -> str:
-    """Lines that a terminal shows as they are, whatever names of files or words of data they
-    repeat: an escape sequence among them could rewrite it, an override turn a line around."""
+    """Return `text` without characters that control a terminal.
+
+    Names of files and words of data may hold escape sequences or overrides of direction.
+    """
     return "".join(
         c if c.isprintable() or c == "\n" else " " if c.isspace() else ascii(c)[1:-1] for c in text
     )

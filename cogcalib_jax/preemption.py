@@ -1,9 +1,8 @@
-"""SIGTERM and Ctrl-C: how a cluster and a person ask a program to stop.
+"""SIGTERM and Ctrl-C as exceptions.
 
-`listening` turns the first of them into `Preempted` or `Interrupted`, raised in the main thread at
-once, or at the end of the block that is `held_back`. A second one kills. Python runs a signal's
-handler between two of its instructions, so XLA finishes what it compiles or computes at that
-moment first.
+`listening` turns the first signal into `Preempted` or `Interrupted`, raised in the main thread at
+once, or at the end of a `held_back` block. A second one kills. Python handles a signal between two
+of its instructions, so XLA first finishes what it compiles or computes.
 """
 
 from __future__ import annotations
@@ -16,29 +15,28 @@ from types import FrameType
 
 
 class Preempted(BaseException):
-    """SIGTERM came. The message says what is kept.
+    """SIGTERM was received. The message names what is saved.
 
-    No Exception: what tries one thing after another must stop, and not take it for a failure.
+    It is no Exception: code that tries one thing after another must not take it for a failure.
     """
 
     def __init__(self, kept: str = "", command: str = "") -> None:
-        """kept: what a later start goes on from. command: what goes on from there; empty: there is
-        nothing to resume."""
+        """kept: what a later start resumes. command: the command that resumes it, or empty."""
         super().__init__(kept)
         self.command = command
 
     def with_words(self, kept: str, command: str = "") -> Preempted:
-        """The same signal, told in other words."""
+        """Return the same exception with another message."""
         return type(self)(kept, command)
 
 
 class Interrupted(Preempted, KeyboardInterrupt):
-    """Ctrl-C came. Code that knows only KeyboardInterrupt takes it for that."""
+    """Ctrl-C was received. It is a KeyboardInterrupt, too."""
 
 
 class _Signal:
     asked: type[Preempted] | None = None
-    """What came while it was held back."""
+    """the signal that was received while held back"""
     holders = 0
 
 
@@ -53,9 +51,9 @@ def leave_to_jax(number: signal.Signals) -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within the block the signals raise. Outside the main thread nothing changes.
+    """Raise on signals within the block. Outside the main thread nothing changes.
 
-    Ctrl-C stays ignored if it was: a shell starts what runs in the background so.
+    An ignored Ctrl-C stays ignored: a shell starts background processes so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -84,7 +82,7 @@ def _received(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A block that is finished first; at the end of the outermost one the signal is raised."""
+    """Finish the block first; a signal is raised at the end of the outermost one."""
     _signal.holders += 1
     try:
         yield
@@ -96,5 +94,5 @@ def held_back() -> Iterator[None]:
 
 
 def requested() -> type[Preempted] | None:
-    """Return what came and is held back; None if nothing did."""
+    """Return the class of the signal that is held back, or None."""
     return _signal.asked

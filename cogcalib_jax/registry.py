@@ -1,7 +1,6 @@
 """Names for dataclasses whose fields are settings, and specs such as "focal(gamma=3)".
 
-Every list of names is read from a registry: the check of a config, the help, comparisons, tuning,
-labels of tables, the tables of the docs and the parameters of tests.
+Config checks, help, comparisons, tuning, tables and tests read their lists of names from here.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from cogcalib_jax.errors import UserError
 
 T = TypeVar("T")
 
-# Fields of these types are settings. A float is a leaf of the pytree, so that it enters a jitted
-# function as an argument and another value compiles nothing; the others are part of its structure.
+# Fields of these types are settings. A float is a leaf of the pytree: it enters a jitted function
+# as an argument, so another value compiles nothing. The others are part of the structure.
 _FIELD_TYPES = {"float": float, "int": int, "str": str, "bool": bool}
 
 
@@ -33,27 +32,27 @@ class Entry(Generic[T]):
     label: str
     """the name in tables and legends"""
     facts: dict[str, Any]
-    """whatever else was given with `register`"""
+    """other keyword arguments of `register`"""
 
     @property
     def summary(self) -> str:
-        """The first sentence of the class's docstring."""
+        """The first paragraph of the class's docstring."""
         return " ".join((inspect.getdoc(self.cls) or "").partition("\n\n")[0].split())
 
     @property
     def settings(self) -> str:
-        """The fields with their defaults, as a spec has them: "gamma=2.0"; "" without fields."""
+        """The fields with their defaults as in a spec, such as "gamma=2.0"."""
         return ", ".join(f"{f.name}={f.default}" for f in fields(self.cls))
 
 
 class Registry(Generic[T]):
-    """Dataclasses by name: frozen ones, unless they keep what is fitted beside their settings."""
+    """Dataclasses by name: frozen, unless they keep fitted values beside their settings."""
 
     def __init__(self, kind: str, *, module: str | None = None, fitted: bool = False) -> None:
-        """Begin without entries.
+        """Make an empty registry.
 
         Args:
-            kind: what an entry is called in messages: "term", "gate", "calibrator".
+            kind: the word for an entry in messages: "term", "gate", "calibrator".
             module: defines the project's own entries; imported when a name is first looked up.
             fitted: whether values are fitted to data: such classes are neither frozen nor pytrees.
         """
@@ -80,7 +79,7 @@ class Registry(Generic[T]):
             facts: kept with the entry.
 
         Raises:
-            ValueError: the name is taken or no such word, or the class has a field that is no
+            ValueError: the name is taken or malformed, or the class has a field that is not a
                 float, integer, string or boolean with a default.
         """
         if not (name.isidentifier() and name == name.lower()):
@@ -90,17 +89,17 @@ class Registry(Generic[T]):
 
         def add(cls: type[T]) -> type[T]:
             taken = self._entries.get(name)
-            # The same cell of a notebook, run again, defines its class anew.
+            # A notebook cell that runs again defines its class anew.
             if taken and _place(taken.cls) != _place(cls):
                 raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
             if taken and taken.cls is cls:
                 return cls
             if "__dataclass_params__" not in vars(cls):
-                # Two fitted values are equal only if they are one: settings do not tell them apart.
+                # Settings do not distinguish two fitted values, so these compare by identity.
                 cls = dataclass(frozen=not self.fitted, eq=not self.fitted)(cls)
             _require_settings(cls, frozen=not self.fitted)
             if not self.fitted:
-                # Imported here: names and specs are read without it.
+                # Imported here: reading names and specs needs no JAX.
                 import jax
 
                 numbers = [f.name for f in fields(cls) if _type_of(f) is float]
@@ -121,18 +120,18 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def names(self) -> tuple[str, ...]:
-        """The registered names, in their order."""
+        """Return the names in the order of registration."""
         return tuple(self._entries)
 
     def entry_of(self, value: T) -> Entry[T]:
-        """The entry of a value's class."""
+        """Return the entry of a value's class."""
         return next(entry for entry in self if entry.cls is type(value))
 
     def make(self, spec: str | T) -> T:
         """Return the value that `spec` describes: "ls", "focal(gamma=3)", or a value itself.
 
         Raises:
-            UserError: no such name or setting, or a value that the setting does not take.
+            UserError: an unknown name or setting, or a value that the setting refuses.
         """
         if not isinstance(spec, str):
             return self._checked(spec, repr(spec))
@@ -169,7 +168,7 @@ class Registry(Generic[T]):
         return value
 
     def spec(self, value: T) -> str:
-        """Return the spec of `value`, with the settings that are not the default."""
+        """Return the spec of `value`, with the settings that differ from the default."""
         entry = self.entry_of(value)
         settings = [
             f"{f.name}={_show(getattr(value, f.name))}"
@@ -183,7 +182,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Return the name and the settings of "name(key=value, ...)".
 
     Raises:
-        UserError: text of another form.
+        UserError: the text has another form.
     """
     text = spec.strip()
     name, opened, inside = text.partition("(")
@@ -225,7 +224,7 @@ def _require_settings(cls: type, *, frozen: bool) -> None:
 
 
 def _type_of(field: Field) -> type | None:
-    """The type of a setting; None for another type."""
+    """Return the type of a setting; None for another type."""
     if isinstance(field.type, str):
         return _FIELD_TYPES.get(field.type)
     return field.type if field.type in _FIELD_TYPES.values() else None

@@ -1,8 +1,8 @@
 """The device mesh and the rules that place arrays on it by the names of their axes.
 
-Every array says what its axes mean (`"batch"`, `"heads"`, ...); one table says which mesh axes
-those go to. Data parallelism is the mesh's `data` axis, fully sharded data parallelism `fsdp`,
-tensor parallelism `tensor`.
+Every array names its axes (`"batch"`, `"heads"`, ...), and one table maps these names to mesh axes:
+`data` for data parallelism, `fsdp` for fully sharded data parallelism, `tensor` for tensor
+parallelism.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cogcalib_jax.machines import MeshConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. `embed` is the model's width, the axis weights are gathered along when
-# they are needed; a LoRA rank is far too short to cut.
+# Logical axis -> mesh axes. Weights are gathered along `embed`, the model's width, when they are
+# needed; a LoRA rank is far too short to cut.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -36,11 +36,12 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh `config` asks for over `devices` (those of all processes where absent).
+    """Return the mesh of `config` over `devices`, by default those of all processes.
 
     Axes are ("data", "fsdp", "tensor"), all of type Auto: the compiler propagates shardings.
-    Raises UserError, with the nearest mesh that works, when the sizes do not multiply to the number
-    of devices.
+
+    Raises:
+        UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     model = config.fsdp * config.tensor
@@ -53,7 +54,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f" {nearest_mesh(len(devices), wanted)}"
         )
     shape = (data, config.fsdp, config.tensor)
-    # jax.make_mesh makes Explicit axes unless told otherwise.
+    # jax.make_mesh makes Explicit axes by default.
     return jax.make_mesh(
         shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )
@@ -64,8 +65,11 @@ def nearest_mesh(
     wanted: Sequence[int | None],
     works: Callable[[int, int], bool] = lambda fsdp, tensor: True,
 ) -> str:
-    """The options for the mesh of `devices` devices that `works(fsdp, tensor)` and whose sizes are
-    nearest, by their ratios, to those `wanted` (data, fsdp, tensor; None where any will do)."""
+    """Return the options of the mesh of `devices` devices that is nearest to `wanted`.
+
+    Distances are ratios of sizes (data, fsdp, tensor; None for any size). Only meshes for which
+    `works(fsdp, tensor)` is true are considered.
+    """
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     meshes = [
         (devices // (fsdp * tensor), fsdp, tensor)
@@ -86,12 +90,12 @@ def nearest_mesh(
 def named_sharding(
     mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int] | None = None
 ) -> NamedSharding:
-    """Where an array with these logical axes lies on `mesh`.
+    """Return the sharding of an array with these logical axes on `mesh`.
 
-    shape: how many units each axis can be cut into, usually its length (the number of heads for an
-    axis that holds whole heads). An axis its mesh axes do not divide is kept whole on every
-    device: two key-value heads cannot be cut for four devices, nor 1,153 words for two. Without
-    `shape` every axis is cut as the rules say.
+    shape: the number of units that each axis can be cut into, usually its length (the number of
+    heads for an axis that holds whole heads). An axis that its mesh axes do not divide is whole on
+    every device, such as two key-value heads on four devices. Without `shape` every axis is cut by
+    the rules.
     """
     spec: list[tuple[str, ...] | None] = []
     for position, logical in enumerate(logical_axes):
@@ -107,20 +111,23 @@ def named_sharding(
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """How many parts a batch is cut into: its size must be a multiple of this."""
+    """Return the number of parts that a batch is cut into; its size must be a multiple."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def length_multiple(mesh: Mesh) -> int:
-    """What padded lengths are multiples of: a tile of an accelerator holds 8 rows, and fills them
-    itself where they are missing; a CPU computes what it is given."""
+    """Return the number whose multiples padded lengths are: 8 on accelerators, whose tiles hold 8
+    rows, and 1 on a CPU."""
     return 1 if mesh.devices.flat[0].platform == "cpu" else 8
 
 
 def require_even(what: str, size: int, mesh: Mesh) -> None:
-    """Refuse a batch of `size` that cannot be cut evenly, with the nearest sizes that can.
+    """Refuse a batch of `size` that cannot be cut evenly.
 
-    what: the batch's name, or that of the field that sets its size.
+    what: the name of the batch, or of the field that sets its size.
+
+    Raises:
+        UserError: it names the nearest sizes that can.
     """
     parts = batch_parts(mesh)
     if size % parts:
@@ -133,17 +140,20 @@ def require_even(what: str, size: int, mesh: Mesh) -> None:
 
 
 class Part(NamedTuple):
-    """Some rows of a batch: those that one process's devices hold."""
+    """The rows of a batch that the devices of one process hold."""
 
     size: int
     """rows of the whole batch"""
     rows: np.ndarray
-    """`[n]` int: their numbers in it, ascending"""
+    """`[n]` int: numbers in the batch, ascending"""
 
 
 def local_part(mesh: Mesh, size: int) -> Part:
-    """What this process's devices hold of a batch of `size`. Raises UserError when that cannot be
-    cut evenly."""
+    """Return the rows of a batch of `size` that this process's devices hold.
+
+    Raises:
+        UserError: the batch cannot be cut evenly.
+    """
     require_even("batch", size, mesh)
     indices = named_sharding(mesh, ("batch",)).addressable_devices_indices_map((size,))
     held = {row for (rows,) in indices.values() for row in range(*rows.indices(size))}
@@ -151,10 +161,12 @@ def local_part(mesh: Mesh, size: int) -> Part:
 
 
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0, part: Part | None = None) -> Any:
-    """A pytree of numpy arrays -> global jax arrays, `batch_axis` spread over (data, fsdp).
+    """Return a pytree of numpy arrays as global JAX arrays, `batch_axis` spread over (data, fsdp).
 
-    Every process passes the whole batch, or with `part` the rows of it that its own devices hold.
-    Raises UserError when the batch cannot be cut evenly.
+    Every process passes the whole batch, or with `part` the rows that its own devices hold.
+
+    Raises:
+        UserError: the batch cannot be cut evenly.
     """
 
     def place(leaf: Any) -> jax.Array:
@@ -179,16 +191,15 @@ def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0, part: Part | None =
 
 
 def replicate(mesh: Mesh, value: Any) -> jax.Array:
-    """A numpy value, the same in every process, on every device."""
+    """Return a numpy value, equal in all processes, as an array on every device."""
     value = np.asarray(value)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    # Not device_put: of several processes that compares the values first, at every call.
+    # Not device_put, which compares the values of several processes at every call.
     return jax.make_array_from_callback(value.shape, everywhere, lambda index: value[index])
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """A global array as numpy, in every process; all processes ask for the same ones in the same
-    order."""
+    """Return a global array as numpy in every process; all processes call this in one order."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

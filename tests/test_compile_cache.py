@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_costs_a_line(tmp_path):
     (tmp_path / "file").touch()
     done = run("-c", PROGRAM, COGCALIB_CACHE=str(tmp_path / "file"))
     assert done.stdout == "[] None 0\n"
-    assert "cannot be written; nothing compiled is kept" in done.stderr
+    assert "cannot be written; compiled programs are not stored" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
