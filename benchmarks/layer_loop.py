@@ -29,7 +29,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import random_decoder, split_model
-from cogcalib_jax.plan.plan import BatchShape, abstract_batch, compile_step
+from cogcalib_jax.plan.compile import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.step import init_state
 
@@ -63,7 +63,7 @@ def compiled(
             shape=shape,
             dtype=jnp.float32,
         )
-    return step, time.perf_counter() - start
+    return step.program, time.perf_counter() - start
 
 
 def with_layers(config: DecoderConfig, layers: int) -> DecoderConfig:

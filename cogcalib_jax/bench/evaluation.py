@@ -1,13 +1,12 @@
-"""What an evaluation costs: questions a second, compiling, memory.
+"""Time the scoring of a task's test questions: questions a second, compiling, memory.
 
-The task's test questions are scored again and again by the model of a run, with its LoRA
-parameters: from token ids to the log-probability of every option on the host. The first pass
-compiles and is told apart from the others. Operations by formula say what the shared prompts save.
+The model of a run scores them again and again with its LoRA parameters, from token ids to the
+log-probability of every option on the host. The first pass compiles and is timed apart. Operations
+by formula show what is saved by reading each prompt once.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.bench.timing import Estimate, median
-from cogcalib_jax.bench.train_step import Phases
+from cogcalib_jax.bench.command import Phases, cpu_count, memory_note, run_benchmark
+from cogcalib_jax.bench.hardware import forward_flops
+from cogcalib_jax.bench.timing import median
 from cogcalib_jax.cli.prepare import assemble_model, base_path
 from cogcalib_jax.cli.run_config import RunConfig
-from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
-from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_test
 from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.errors import UserError, check
-from cogcalib_jax.files import command_line
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
-from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
+from cogcalib_jax.inference.evaluate import data_hash, provenance
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
-from cogcalib_jax.plan.flops import forward_flops
-from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.sharding import batch_parts
 
@@ -46,7 +42,7 @@ REFUSED: dict[Role, str] = {
 
 @dataclass(frozen=True)
 class EvalBenchConfig(RunConfig):
-    """A run, and how the scoring of its test questions is measured."""
+    """A run, with options of the measurement of its evaluation."""
 
     repeats: int = 5
     """timed passes over the questions, after the one that compiles"""
@@ -59,27 +55,21 @@ class EvalBenchConfig(RunConfig):
 
 
 def bench_eval(argv: list[str], default_preset: Path) -> str:
-    """The command `eval`: measure, write --json, and return the table."""
-    loaded = load_config(
+    """Run the command `eval` and return its table."""
+    return run_benchmark(
+        "eval",
         EvalBenchConfig,
         argv,
-        prog="bench.py eval",
+        measure,
+        table,
         description=__doc__,
+        refused=REFUSED,
         default_preset=default_preset,
     )
-    refuse_meaningless(loaded, REFUSED, "a benchmark")
-    file = None if loaded.config.json is None else Path(loaded.config.json)
-    if file is not None:
-        require_writable(file, "--json")
-    figures = measure(loaded.config)
-    if file is not None:
-        command = command_line("python", "bench.py", "eval", *argv)
-        write_json(file, figures | {"command": command})
-    return as_text(table(figures))
 
 
 def measure(config: EvalBenchConfig) -> dict[str, Any]:
-    """Everything the JSON file holds; `..._ci95` are bootstrap intervals over passes."""
+    """Return the figures of the JSON file; `..._ci95` are bootstrap intervals over passes."""
     phases = Phases()
     base = base_path(config.model, config.world, config.pretrain, config.seed)
     say(f"== Questions and model: {config.data.task} with {base}")
@@ -122,22 +112,22 @@ def measure(config: EvalBenchConfig) -> dict[str, Any]:
             "seconds": seconds.tolist(),
             "first_pass_s": first,
             "compile_s": first - median(seconds).value,
-            **_with_interval("questions_per_s", median(len(encoded) / seconds)),
+            **median(len(encoded) / seconds).named("questions_per_s"),
             "tokens_per_s": float(np.median(work["tokens"] / seconds)),
             "padded_tokens_per_s": float(np.median(padded / seconds)),
             "model_flop_per_s": float(np.median(work["flop"] / seconds)),
             "phases": phases.ended,
         }
         | provenance(config.seed, {config.data.task: data_hash(encoded)})
-        | {"cpus": len(os.sched_getaffinity(0)), "config": to_dict(config)}
+        | {"cpus": cpu_count(), "config": to_dict(config)}
     )
 
 
 def work_of(encoded: EncodedSplit, decoder: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
-    """Tokens and operations that scoring `encoded` asks for: each prompt once, and for comparison
+    """Return the tokens and operations of scoring `encoded`: each prompt once, and for comparison
     with a row for every option.
 
-    What the questions' prompts share (worked examples) counts once for each question in both.
+    Worked examples that all prompts share count once for each question in both.
     """
     rows = [(len(e.prompt_ids), [len(ids) for ids in e.completion_ids]) for e in encoded]
     # A completion's last token is scored and never read.
@@ -160,12 +150,8 @@ def work_of(encoded: EncodedSplit, decoder: DecoderConfig, lora: LoraConfig) -> 
     }
 
 
-def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
-    return {name: estimate.value, f"{name}_ci95": [estimate.low, estimate.high]}
-
-
 def table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """Return the figures as a table."""
     low, high = figures["questions_per_s_ci95"]
     header = (
         "task",
@@ -185,11 +171,7 @@ def table(figures: dict[str, Any]) -> Table:
         f"{figures['first_pass_s']:.2f}",
         f"{figures['compile_s']:.2f}",
     )
-    peaks = [one["peak_host_bytes"] for one in figures["phases"].values()]
-    devices = [one["peak_device_bytes"] for one in figures["phases"].values()]
-    memory = f"host {max(peaks) / 2**20:,.0f} MiB"
-    if devices[-1] is not None:
-        memory += f", device {devices[-1] / 2**20:,.0f} MiB"
+    memory = memory_note(figures["phases"]["passes"])
     share = figures["tokens"] / figures["padded_tokens"]
     batch = " x ".join(map(str, figures["batch_shape"]))
     note = "\n".join(

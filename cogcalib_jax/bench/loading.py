@@ -1,9 +1,9 @@
-"""How fast a checkpoint is loaded, and the most host memory that takes.
+"""Time the loading of a checkpoint and measure the most host memory that it takes.
 
 Every repetition loads in a process of its own, whose memory before and at most while loading is
-read from the kernel. Two figures to hold it against: the bytes of this host's own shards, which on
-CPU devices are host memory themselves, and those plus the largest tensor, which is the bound.
-Files may come from the operating system's cache: the first repetition is told apart.
+read from the kernel. The bound is the bytes of this host's own shards, which on CPU devices are
+host memory themselves, plus the largest tensor. Files may come from the operating system's cache,
+so the seconds of each repetition are shown.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.cli.run_folder import require_writable
-from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.bench.command import cpu_count, run_benchmark
 from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.hf.safetensors import DTYPES, open_folder
 from cogcalib_jax.hf.weights import load_decoder
-from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import ModelConfig
-from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import to_dict
 from cogcalib_jax.sharding import make_mesh
 
@@ -40,7 +38,7 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class LoadBenchConfig:
-    """What is loaded onto which devices."""
+    """The checkpoint and the devices that it is loaded onto."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """the checkpoint"""
@@ -77,23 +75,20 @@ class Load(NamedTuple):
 
 
 def bench_load(argv: list[str]) -> str:
-    """The command `load`: measure, write --json, and return the table."""
-    config = load_config(
-        LoadBenchConfig, argv, prog="bench.py load", description=__doc__ or ""
-    ).config
-    file = None if config.json is None else Path(config.json)
-    if file is not None:
-        require_writable(file, "--json")
-    figures = measure(config)
-    if file is not None:
-        write_json(file, figures)
-    return as_text(table(figures))
+    """Run the command `load` and return its table."""
+    return run_benchmark(
+        "load", LoadBenchConfig, argv, measure, table, description=__doc__, refused={}
+    )
 
 
 def measure(config: LoadBenchConfig) -> dict[str, Any]:
-    """The figures of the JSON file. Raises what `load_decoder` raises."""
+    """Return the figures of the JSON file.
+
+    Raises:
+        UserError: no /proc, or a checkpoint that `load_decoder` refuses.
+    """
     if not STATUS.is_file():
-        raise UserError("bench.py load: needs /proc, where Linux tells a process's peak memory")
+        raise UserError("bench.py load: needs /proc, where Linux keeps a process's peak memory")
     tensors = open_folder(model_folder(config.model.path)).values()
     sizes = [math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize for tensor in tensors]
     loads = [_in_a_new_process(config) for _ in range(config.repeats)]
@@ -109,7 +104,7 @@ def measure(config: LoadBenchConfig) -> dict[str, Any]:
         "device": last.device_kind,
         "dtype": last.dtype,
         "mesh": to_dict(config.mesh),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cpu_count(),
         "seconds": seconds,
         "seconds_each": [load.seconds for load in loads],
         "gb_per_s": sum(sizes) / 1e9 / seconds,
@@ -138,10 +133,9 @@ def _in_a_new_process(config: LoadBenchConfig) -> Load:
 
 
 def _load(config: LoadBenchConfig) -> Load:
-    """Load once, in this process."""
     mesh = make_mesh(config.mesh)
     dtype = config.model.jax_dtype(mesh)
-    # What devices need for anything at all is not the loader's.
+    # The first array on a device takes memory that is not the loader's.
     jax.block_until_ready(jax.device_put(jnp.zeros(()), mesh.devices.flat[-1]))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
@@ -161,13 +155,13 @@ def _load(config: LoadBenchConfig) -> Load:
 
 
 def _status(name: str) -> int:
-    """Bytes of a line of the kernel's account of this process."""
+    """Return a line of the kernel's account of this process, in bytes."""
     (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """Return the figures as a table."""
 
     def mb(name: str) -> str:
         return f"{figures[name] / 1e6:,.0f}"

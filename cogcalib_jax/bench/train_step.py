@@ -1,16 +1,13 @@
-"""What a training step costs, method by method, interleaved in one run.
+"""Time the training step of several methods, side by side in one run.
 
-All methods take single steps over the same batches, in an order drawn anew each round, after all of
-them were compiled. A step is the one train.py makes, timed from call to finished result; making
-batches is timed apart. Plain fine-tuning (sft) is what the others are divided by; it runs twice,
-and the ratio of the two says what the machine's noise alone does to such a ratio.
+All methods take single steps over the same batches, in an order drawn anew each round, after all
+were compiled. A step is that of train.py, timed from call to finished result; making batches is
+timed apart. Times are divided by those of plain fine-tuning (sft), which runs twice: the ratio of
+the two shows the noise of this machine.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -21,22 +18,25 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.bench.peak import Peak, peak_flops
-from cogcalib_jax.bench.timing import Estimate, interleave, median, paired_ratio
+from cogcalib_jax.bench.command import (
+    Phases,
+    cpu_count,
+    memory_note,
+    peak_host_bytes,
+    run_benchmark,
+)
+from cogcalib_jax.bench.hardware import Peak, peak_flops, update_flops
+from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig, check_entries
-from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
-from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import check
-from cogcalib_jax.files import command_line
-from cogcalib_jax.inference.evaluate import provenance, write_json
+from cogcalib_jax.inference.evaluate import provenance
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.plan.flops import update_flops
-from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.state import Trainable
@@ -45,11 +45,11 @@ from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_
 WARMUP = 5
 BASE = "sft"
 CONTROL = "sft (again)"
-# Options of a run that mean nothing here, and what to write instead.
+# Options of a run that mean nothing here, each with what to write instead.
 REFUSED: dict[Role, str] = {
     "comparison": "name the methods with --methods",
     "methods": "name the methods with --methods",
-    "adapter": "a step takes as long from any values; say lora.r and lora.target_modules",
+    "adapter": "a step takes as long from any values; give lora.r and lora.target_modules",
     "folder": "no run folder is written; keep the figures with --json FILE",
     "resume": "every measurement starts anew",
 }
@@ -57,7 +57,7 @@ REFUSED: dict[Role, str] = {
 
 @dataclass(frozen=True)
 class TrainBenchConfig(RunConfig):
-    """A run, and how its training step is measured."""
+    """A run, with options of the measurement of its training step."""
 
     methods: tuple[str, ...] = ("sft", "ls", "cols")
     """methods to measure, each NAME or NAME=WEIGHT; sft is always measured beside them"""
@@ -72,34 +72,28 @@ class TrainBenchConfig(RunConfig):
         check(self.steps >= 10, "steps", "must be at least 10, or a median has no interval")
 
     def run_config(self) -> RunConfig:
-        """The run that is measured, as a comparison of its methods with sft first."""
+        """Return the run that is measured, a comparison of its methods with sft first."""
         others = tuple(entry for entry in self.methods if entry.partition("=")[0] != BASE)
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         return RunConfig(**values | {"compare": (BASE, *others), "also": ()})
 
 
 def bench_train(argv: list[str], default_preset: Path) -> str:
-    """The command `train`: measure, write --json, and return the table."""
-    loaded = load_config(
+    """Run the command `train` and return its table."""
+    return run_benchmark(
+        "train",
         TrainBenchConfig,
         argv,
-        prog="bench.py train",
+        measure,
+        table,
         description=__doc__,
+        refused=REFUSED,
         default_preset=default_preset,
     )
-    refuse_meaningless(loaded, REFUSED, "a benchmark")
-    file = None if loaded.config.json is None else Path(loaded.config.json)
-    if file is not None:
-        require_writable(file, "--json")
-    figures = measure(loaded.config)
-    if file is not None:
-        command = command_line("python", "bench.py", "train", *argv)
-        write_json(file, figures | {"command": command})
-    return as_text(table(figures))
 
 
 class Prepared(NamedTuple):
-    """A batch on its devices, and what it holds."""
+    """A batch on its devices with its counts."""
 
     batch: Batch
     labels: jax.Array
@@ -108,20 +102,11 @@ class Prepared(NamedTuple):
     padded_tokens: int
     flops: float
     seconds: float
-    """to make it and bring it to its devices"""
-
-
-class Measured(NamedTuple):
-    """The times of one method."""
-
-    seconds: np.ndarray
-    """[rounds] float64"""
-    compile_s: float
-    """summed over all shapes"""
+    """to make it and move it to its devices"""
 
 
 def measure(config: TrainBenchConfig) -> dict[str, Any]:
-    """Everything the JSON file holds; see `_figures`."""
+    """Return the figures of the JSON file; `..._ci95` are bootstrap intervals over rounds."""
     run, phases = config.run_config(), Phases()
     ready = prepare(run)
     assembled, trainable = ready.assembled, ready.trainer.trainable
@@ -147,24 +132,22 @@ def measure(config: TrainBenchConfig) -> dict[str, Any]:
     phases.end("steps")
     control = seconds.pop(CONTROL)
     peak = peak_flops(assembled.mesh, assembled.decoder.dtype)
-    measured = {name: Measured(times, compile_s[name]) for name, times in seconds.items()}
     data = {run.data.task: ready.hashes["train"]}
     return (
-        _figures(measured, control, prepared[WARMUP:], run.training.batch_size, peak)
-        | {"phases": phases.ended, "peak_host_bytes": _peak_host_bytes()}
+        _figures(seconds, compile_s, control, prepared[WARMUP:], run.training.batch_size, peak)
+        | {"phases": phases.ended, "peak_host_bytes": peak_host_bytes()}
         | {"shapes": sorted(list(shape) for shape in shapes)}
         | provenance(run.seed, data)
-        | {"cpus": len(os.sched_getaffinity(0)), "config": to_dict(config)}
+        | {"cpus": cpu_count(), "config": to_dict(config)}
     )
 
 
 def _batches(
     run: RunConfig, trainable: Trainable, train: EncodedSplit, decoder: DecoderConfig, steps: int
 ) -> list[Prepared]:
-    """The batches of all rounds, warm-up included."""
     method = list(run.resolved_methods().values())[-1]
     stream = train_stream(trainable, train, WARMUP + steps, method)
-    known = np.zeros(len(train), np.float32)  # none of the methods' gates reads fixed labels
+    known = np.zeros(len(train), np.float32)  # no method's gate reads fixed labels
     in_vocab = run.loss.space == "vocab" or not train.single_token_options
     classes = decoder.vocab_size if in_vocab else train.options
     prepared = []
@@ -193,13 +176,13 @@ def _scored(batch: Batch) -> np.ndarray:
 def _stepper(
     trainable: Trainable, method: MethodConfig, lora: nnx.State
 ) -> Callable[[Prepared], None]:
-    """A function that makes one update and waits for it; it keeps the training state."""
+    """Return a function that makes one update and waits for it; it keeps the training state."""
     training = trainable.training
-    # The rate is that of a run's peak; what it is changes no time.
+    # The learning rate changes no time.
     schedule = learning_rate_schedule(training.learning_rate, "constant", 1, 0.0)
     step = jit_step(trainable, schedule, lora)
     state = init_state(lora, make_optimizer(training, schedule), trainable.mesh)
-    # The gate multiplies by 0 or 1: where the threshold lies changes no time either.
+    # The gate multiplies by 0 or 1, so the threshold changes no time either.
     gated = (trainable.scalar(1.0), trainable.method(method))
     key = jax.random.key(trainable.seed)
 
@@ -212,7 +195,7 @@ def _stepper(
 
 
 def _first_call(take: Callable[[Prepared], None], one: Prepared) -> float:
-    """Seconds the first call with a shape takes longer than the second: tracing and compiling."""
+    """Return the seconds of tracing and compiling: the first call with a shape less the second."""
     start = time.perf_counter()
     take(one)
     first = time.perf_counter()
@@ -221,35 +204,33 @@ def _first_call(take: Callable[[Prepared], None], one: Prepared) -> float:
 
 
 def _figures(
-    measured: dict[str, Measured],
+    seconds: dict[str, np.ndarray],
+    compile_s: dict[str, float],
     control: np.ndarray,
     batches: list[Prepared],
     examples: int,
     peak: Peak,
 ) -> dict[str, Any]:
-    """Medians over rounds; `..._ci95` are their bootstrap intervals. Ratios are taken within rounds
-    first, so that `ratio_to_sft` is close to, but not, the ratio of two `step_ms`."""
+    # Ratios are taken within rounds first: `ratio_to_sft` is not quite the ratio of two `step_ms`.
     tokens = np.array([b.tokens for b in batches])
     padded = np.array([b.padded_tokens for b in batches])
     flops = np.array([b.flops for b in batches])
-    base = measured[BASE].seconds
+    base = seconds[BASE]
     methods = {}
-    for name, (seconds, compile_s) in measured.items():
-        ratio = paired_ratio(seconds, base)
+    for name, times in seconds.items():
         methods[name] = {
-            **_with_interval("step_ms", median(1e3 * seconds)),
-            "step_ms_quartiles": np.quantile(1e3 * seconds, [0.25, 0.75]).tolist(),
-            **_with_interval("ratio_to_sft", ratio),
-            "examples_per_s": float(np.median(examples / seconds)),
-            "tokens_per_s": float(np.median(tokens / seconds)),
-            "padded_tokens_per_s": float(np.median(padded / seconds)),
-            "model_flop_per_s": float(np.median(flops / seconds)),
-            **_with_interval("mfu", median(flops / seconds / peak.flop_per_s)),
-            "compile_s": compile_s,
+            **median(1e3 * times).named("step_ms"),
+            **paired_ratio(times, base).named("ratio_to_sft"),
+            "examples_per_s": float(np.median(examples / times)),
+            "tokens_per_s": float(np.median(tokens / times)),
+            "padded_tokens_per_s": float(np.median(padded / times)),
+            "model_flop_per_s": float(np.median(flops / times)),
+            **median(flops / times / peak.flop_per_s).named("mfu"),
+            "compile_s": compile_s[name],
         }
     return {
         "methods": methods,
-        "control": _with_interval("ratio_to_sft", paired_ratio(control, base)),
+        "control": paired_ratio(control, base).named("ratio_to_sft"),
         "rounds": len(batches),
         "batch": {
             "examples": examples,
@@ -262,43 +243,8 @@ def _figures(
     }
 
 
-class Phases:
-    """What the parts of a measurement took, one after the other."""
-
-    def __init__(self) -> None:
-        self.ended: dict[str, dict[str, Any]] = {}
-        self._start = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        """The part that began where the last one ended (or with this object) is over."""
-        now = time.perf_counter()
-        self.ended[name] = {
-            "seconds": now - self._start,
-            "peak_host_bytes": _peak_host_bytes(),
-            "peak_device_bytes": _peak_device_bytes(),
-        }
-        self._start = now
-
-
-def _with_interval(name: str, estimate: Estimate) -> dict[str, Any]:
-    return {name: estimate.value, f"{name}_ci95": [estimate.low, estimate.high]}
-
-
-def _peak_host_bytes() -> int:
-    """The most memory this process has held, loading and compiling included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
-
-
-def _peak_device_bytes() -> int | None:
-    """The most memory a device has held so far; None where it keeps no account, as a CPU."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
-    return max(peaks, default=None)
-
-
 def table(figures: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """Return the figures as a table."""
 
     def interval(m: dict[str, Any], name: str, digits: int) -> str:
         low, high = m[f"{name}_ci95"]
@@ -341,19 +287,14 @@ def table(figures: dict[str, Any]) -> Table:
             " (not in the step).",
             f"MFU: of {figures['peak']['flop_per_s'] / 1e9:,.1f} GFLOP/s"
             f" ({figures['peak']['source']}).",
-            "Seconds and peak memory so far: " + "; ".join(_phase_notes(figures["phases"])) + ".",
+            "Seconds and peak memory so far: "
+            + "; ".join(
+                f"{name} {one['seconds']:.1f} s, {memory_note(one)}"
+                for name, one in figures["phases"].items()
+            )
+            + ".",
             "sft against itself, the noise of a ratio:"
             f" {interval(figures['control'], 'ratio_to_sft', 3)}.",
         ]
     )
     return Table(header, tuple(rows), note)
-
-
-def _phase_notes(phases: dict[str, dict[str, Any]]) -> list[str]:
-    notes = []
-    for name, one in phases.items():
-        memory = f"host {one['peak_host_bytes'] / 2**20:,.0f} MiB"
-        if one["peak_device_bytes"] is not None:
-            memory += f", device {one['peak_device_bytes'] / 2**20:,.0f} MiB"
-        notes.append(f"{name} {one['seconds']:.1f} s, {memory}")
-    return notes

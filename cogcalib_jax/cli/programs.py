@@ -63,10 +63,10 @@ Measure what runs cost.
 
 Commands, each with --help: """
 BENCHMARKS = {
-    "train": "train_step",
-    "eval": "evaluation",
-    "load": "loading",
-    "plan": "compile_plan",
+    "train": "bench.train_step",
+    "eval": "bench.evaluation",
+    "load": "bench.loading",
+    "plan": "plan.command",
 }
 
 
@@ -161,7 +161,7 @@ def plan(argv: list[str]) -> None:
 
 
 def _measure(name: str, argv: list[str]) -> None:
-    module = import_module(f"cogcalib_jax.bench.{BENCHMARKS[name]}")
+    module = import_module(f"cogcalib_jax.{BENCHMARKS[name]}")
     function: Callable[..., str] = getattr(module, f"bench_{name}")
     default = {} if name == "load" else {"default_preset": find_preset(DEFAULT)}
     print(plain_text(function(with_preset_file(argv), **default)))

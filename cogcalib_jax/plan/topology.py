@@ -1,5 +1,4 @@
-"""Devices that are not there: real TPU topologies as their compiler describes them, and simulated
-devices in place of GPUs."""
+"""Devices that are not here: TPU topologies described by their compiler, and simulated GPUs."""
 
 from __future__ import annotations
 
@@ -14,21 +13,21 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
+from cogcalib_jax.bench.hardware import CHIPS, Chip
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.plan.chips import CHIPS, Chip
 
 TPUS = ("v4", "v5e", "v5p", "v6e")
-# libtpu looks for the machine it would run on unless it is told what it is and left alone, and
-# only one process at a time may hold it unless it is told that none will run anything.
+# Without these libtpu looks for the machine that it would run on, and lets only one process at a
+# time hold it.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# GPUs of one NVLink domain; beyond it the network between machines counts, which varies.
+# GPUs of one NVLink domain; the network between machines varies.
 MOST_GPUS = 8
-# Shapes that can be had (the makers' pages, see plan/chips.py), from small to large.
+# Shapes that can be had (the makers' pages, see bench/hardware.py), from small to large.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _GPUS = ("1", "2", "4", "8")
@@ -43,13 +42,14 @@ class Topology:
     devices: Sequence[jax.Device]
     """one a chip; programs can be compiled for them"""
     simulated: bool
-    """whether another compiler's devices stand in for them, so that a plan is an estimate"""
+    """whether CPU devices stand in for them, so that a plan is an estimate"""
 
 
 def find_topology(name: str) -> Topology:
-    """`v5e:4x4`, `v5p:4x4x4` ... or `h100:8`.
+    """Return the topology named `v5e:4x4`, `v5p:4x4x4` ... or `h100:8`.
 
-    Raises UserError for a topology that does not exist, and where the compiler is missing.
+    Raises:
+        UserError: no such topology, or its compiler is missing.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if found is None or found[1] not in CHIPS:
@@ -69,7 +69,7 @@ def find_topology(name: str) -> Topology:
 
 
 def next_larger(name: str) -> str | None:
-    """The smallest topology of the same chip that has more of them, None beyond the table."""
+    """Return the smallest topology with more chips of the same kind; None beyond the table."""
     chip, _, shape = name.partition(":")
     shapes = _FLAT if chip in ("v5e", "v6e") else _DEEP if chip in TPUS else _GPUS
     larger = (one for one in shapes if _chips(one) > _chips(shape))
@@ -107,8 +107,8 @@ def _tpus(name: str, chip: str, shape: list[int]) -> Sequence[jax.Device]:
 
 
 def _simulated(count: int) -> Sequence[jax.Device]:
-    """CPU devices; they must be asked for before JAX first looks for devices."""
-    with suppress(RuntimeError):  # devices were looked for already: do they suffice?
+    """Return CPU devices, which must be asked for before JAX first looks for devices."""
+    with suppress(RuntimeError):  # JAX has looked already: do they suffice?
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:

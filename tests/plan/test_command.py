@@ -9,19 +9,21 @@ import jax
 import pytest
 
 import bench
-from cogcalib_jax.bench import planning
-from cogcalib_jax.bench.compile_plan import describe, spread_mesh, table
-from cogcalib_jax.bench.planning import (
-    PlanConfig,
-    architecture,
-    changes_that_save,
-    plan,
-)
+from cogcalib_jax.bench.hardware import update_flops
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.families import to_hf
-from cogcalib_jax.plan.flops import update_flops
-from cogcalib_jax.plan.plan import OutOfMemory
+from cogcalib_jax.plan import command as planning
+from cogcalib_jax.plan.command import (
+    PlanConfig,
+    architecture,
+    changes_that_save,
+    describe,
+    plan,
+    spread_mesh,
+    table,
+)
+from cogcalib_jax.plan.compile import OutOfMemory
 from cogcalib_jax.plan.topology import find_topology, next_larger
 from cogcalib_jax.report.tables import as_text
 from cogcalib_jax.sharding import make_mesh
@@ -96,18 +98,8 @@ def test_a_plan_is_of_the_batch_in_the_config(estimate):
     lora = planned("--topology", "h100:1").lora
     formula = update_flops(TINY, lora, [16] * 32, 32, TINY.vocab_size)
     assert figures["flops"]["formula"] == formula
-    # The compiled products are those of the formula and what little it leaves out.
-    assert formula * 0.9 < figures["flops"]["compiled"] < formula * 2
-
-
-def test_collectives_and_the_floor_are_in_the_figures(estimate):
-    figures, _ = estimate
-    assert figures["collectives"]["all-gather"]["sent_bytes"] > 0
-    floor = figures["floor"]
-    parts = {name: floor[f"{name}_s"] for name in ("compute", "memory", "interconnect")}
-    assert floor["step_s"] == max(parts.values()) == parts[floor["bound_by"]]
-    assert figures["at_most"]["tokens_per_s"] == pytest.approx(32 * 16 / floor["step_s"])
-    assert 0 < figures["at_most"]["mfu"] < 1
+    # The step's products are those of the formula and what little it leaves out.
+    assert formula * 0.9 < figures["flops"]["step"] < formula * 2
 
 
 @pytest.mark.slow
@@ -230,24 +222,5 @@ def test_the_step_compiles_for_a_real_tpu_topology(shape):
     figures = describe(*plan(replace(config, tokens=16)))
     assert figures["fits"] and not figures["estimate"]
     assert figures["per_chip"]["hbm_bytes"] == 16 * 2**30
-    assert figures["loops_counted_once"] == 0
-    assert figures["flops"]["compiled"] > 0.9 * figures["flops"]["formula"]
-
-
-def test_on_a_tpu_the_head_is_gathered_once_and_logits_never_travel(tmp_path):
-    """Every position scored, in a loop over chunks: 8 examples a chip, two at a time."""
-    pytest.importorskip("libtpu", reason="libtpu (extra tpu) is not installed")
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(to_hf(replace(TINY, vocab_size=8192, max_position_embeddings=64))))
-    config = planned("--shape", str(file), "--topology", "v5e:2x2", "--mesh", "fsdp=4")
-    targets = ("q_proj", "lm_head")
-    config = replace(
-        config, tokens=64, answer_tokens=64, lora=replace(config.lora, r=2, target_modules=targets)
-    )
-    (attempt,) = plan(config)[1]
-    head, logits = 8192 * 32 * 2, 128 * 8192 * 4
-    largest = {}
-    for one in attempt.planned.work.collectives:
-        largest[one.times] = max(largest.get(one.times, 0), one.result_bytes)
-    assert largest.pop(1) == head < logits
-    assert largest and max(largest.values()) < head / 4
+    assert not figures["kernels_not_counted"]
+    assert figures["flops"]["step"] > 0.9 * figures["flops"]["formula"]

@@ -1,18 +1,19 @@
-"""The formula for operations, against published sizes and a model's own arrays."""
+"""Chips, and the formula for operations against published sizes and a model's own arrays."""
 
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from cogcalib_jax.bench.hardware import (
+    CHIPS,
+    chip_of,
+    forward_flops,
+    layer_shapes,
+    update_flops,
+)
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
-from cogcalib_jax.plan.flops import (
-    forward_flops,
-    layer_shapes,
-    pretraining_flops,
-    update_flops,
-)
 from tests.models.small import SMALL, one_device
 
 LLAMA3_8B = DecoderConfig(
@@ -83,9 +84,10 @@ def test_an_update_is_two_passes_and_the_adapters_gradient():
     assert update == 2 * (base - attention) + 3 * attention + 3 * adapted
 
 
-def test_pretraining_trains_every_weight():
-    """Six operations a weight and token; the embedding is looked up, not multiplied."""
-    one = pretraining_flops(SMALL, [1])
-    linear = SMALL.num_layers * sum(a * b for a, b in layer_shapes(SMALL).values())
-    attention = 6 * SMALL.num_heads * SMALL.head_dim * SMALL.num_layers
-    assert one == 6 * (linear + SMALL.vocab_size * SMALL.hidden_size) + attention
+def test_chips_are_found_by_the_name_jax_gives_them():
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"]
+    assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"]
+    assert chip_of("NVIDIA H100 PCIe") is None and chip_of("cpu") is None
+    kinds = [kind for chip in CHIPS.values() for kind in chip.device_kinds]
+    assert len(set(kinds)) == len(kinds)
+    assert all("https://" in chip.source for chip in CHIPS.values())

@@ -9,14 +9,14 @@ import pytest
 
 import bench
 from cogcalib_jax.bench.evaluation import work_of
+from cogcalib_jax.bench.hardware import forward_flops
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.plan.flops import forward_flops
+from tests.bench.test_train_step import WORLD, base  # noqa: F401  (a fixture)
 from tests.inference.tiny import TINY, questions
-from tests.test_bench import WORLD, base  # noqa: F401  (a fixture)
 
 LORA = LoraConfig(target_modules=("q_proj",))
 

@@ -1,0 +1,97 @@
+"""What the benchmarks share: the command around a measurement, its phases and peak memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
+from cogcalib_jax.configlib.loading import Loaded, load_config
+from cogcalib_jax.files import command_line
+from cogcalib_jax.inference.evaluate import write_json
+from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.settings import Role
+
+
+def run_benchmark(
+    name: str,
+    config_class: type,
+    argv: Sequence[str],
+    measure: Callable[[Any], dict[str, Any]],
+    table: Callable[[dict[str, Any]], Table],
+    *,
+    description: str,
+    refused: Mapping[Role, str],
+    default_preset: Path | None = None,
+    settle: Callable[[Loaded[Any]], Any] = lambda loaded: loaded.config,
+) -> str:
+    """Run the command `bench.py NAME`: measure, write `--json` and return the table as text.
+
+    Args:
+        refused: roles of options that mean nothing here, each with what to write instead.
+        settle: the config to measure, from the one that was loaded.
+    """
+    loaded = load_config(
+        config_class,
+        argv,
+        prog=f"bench.py {name}",
+        description=description,
+        default_preset=default_preset,
+    )
+    refuse_meaningless(loaded, refused, "a benchmark")
+    config = settle(loaded)
+    file = config.json
+    if file is not None:
+        require_writable(Path(file), "--json")
+    figures = measure(config)
+    if file is not None:
+        command = command_line("python", "bench.py", name, *argv)
+        write_json(Path(file), figures | {"command": command})
+    return as_text(table(figures))
+
+
+class Phases:
+    """Seconds and peak memory of the parts of a measurement, one after the other."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, dict[str, Any]] = {}
+        self._start = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """Record the part that began when the last one ended, or with this object."""
+        now = time.perf_counter()
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+        self.ended[name] = {
+            "seconds": now - self._start,
+            "peak_host_bytes": peak_host_bytes(),
+            # None if devices keep no account, as CPUs.
+            "peak_device_bytes": max(peaks, default=None),
+        }
+        self._start = now
+
+
+def memory_note(phase: Mapping[str, Any]) -> str:
+    """Return the peak memory of a phase in words."""
+    note = f"host {phase['peak_host_bytes'] / 2**20:,.0f} MiB"
+    if phase["peak_device_bytes"] is not None:
+        note += f", device {phase['peak_device_bytes'] / 2**20:,.0f} MiB"
+    return note
+
+
+def peak_host_bytes() -> int:
+    """Return the most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+
+
+def cpu_count() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
