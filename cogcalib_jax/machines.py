@@ -1,4 +1,4 @@
-"""The devices and the processes of a run, as its config states them."""
+"""Configs of the devices and the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cogcalib_jax.settings import setting
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each kind of parallelism uses; the product is the number of devices."""
+    """Devices for each kind of parallelism; the product is the number of devices."""
 
     data: int = -1
     """copies of the model that read different examples; -1 takes the devices that are left"""
@@ -29,7 +29,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of a run find one another; all unset: there is one."""
+    """The address by which the processes of a run meet; unset: there is one process."""
 
     coordinator: str | None = setting(None, role="processes")
     """address of process 0 as host:port, the same for all"""
