@@ -130,7 +130,7 @@ def test_parts_of_the_measurement_are_told_apart(measured):
 def test_where_figures_come_from_is_written_beside_them(measured):
     assert measured["device"] == "cpu" and measured["devices"] == 8
     assert {"jax", "flax", "cogcalib-jax"} <= measured["versions"].keys()
-    assert measured["config"]["data"]["world"]["entities"] == 12
+    assert measured["config"]["world"]["entities"] == 12
     assert measured["command"].startswith("python bench.py train --config")
     assert measured["peak_host_bytes"] > 2**20
 
