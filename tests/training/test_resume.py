@@ -126,7 +126,7 @@ TERMINATIONS = {
     "during an update that a checkpoint follows": (loop_module.StepLog, "updated", 2, True,
                                                    "2-stopped"),
     "while a checkpoint is taken": (Checkpoints, "save", 1, False, "2"),
-    "during a refit": (finetune_module, "refit", 3, False, "4-stopped"),
+    "during a refit": (finetune_module.Trainer, "refit", 3, False, "4-stopped"),
     "after a validation's lines": (finetune_module, "validate", 2, True, "3-stopped"),
     "at the end": (finetune_module, "validate", 3, True, "5-stopped"),
 }  # fmt: skip
