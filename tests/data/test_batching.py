@@ -12,6 +12,7 @@ from cogcalib_jax.data.batching import (
     length_buckets,
     option_batches,
     question_batches,
+    tree_batches,
 )
 from cogcalib_jax.data.example import Encoded, EncodedSplit, Example
 from cogcalib_jax.data.stream import TrainStream
@@ -82,10 +83,40 @@ def check_batch(batch, split, options, buckets):
             assert batch.option_mask[i].tolist() == [1] * k + [0] * (split.options - k)
     assert batch.option_ids.shape[1] == (split.options if split.single_token_options else 0)
     assert batch.start is None  # only a term that compares with the start has it added
-    assert batch.anchor is None
-    for name, array in batch._replace(start=batch.row, anchor=batch.row)._asdict().items():
+    assert batch.anchor is None and batch.tree is None
+    arrays = batch._replace(start=batch.row, anchor=batch.row, tree=batch.row)
+    for name, array in arrays._asdict().items():
         floats = name in ("loss_mask", "option_mask", "weight")
         assert array.dtype == (np.float32 if floats else np.int32), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(splits(), st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
+def test_trees_hold_the_prompt_once_and_every_option_as_a_branch(split, size, seed, step):
+    stream = TrainStream(split, seed, size, option_score="mean")
+    batches = [stream.batch(step)]
+    batches += tree_batches(split, size, length_buckets(split.tree_lengths), "mean")
+    for batch in batches:
+        tree = batch.tree
+        for i, row in enumerate(batch.row):
+            e, n = split[row], len(split[row].prompt_ids)
+            assert batch.input_ids[i][tree.option[i] == 0].tolist() == list(e.prompt_ids)
+            assert (tree.option[i] >= 0).sum() == batch.lengths[i]
+            assert tree.positions[i, :n].tolist() == list(range(n))
+            for k, ids in enumerate(e.completion_ids):
+                branch, scored = tree.option[i] == k + 1, tree.place[i] == k
+                assert batch.input_ids[i][branch].tolist() == list(ids[:-1])
+                assert tree.positions[i][branch].tolist() == list(range(n, n + len(ids) - 1))
+                assert batch.targets[i][scored].tolist() == list(ids)
+                seen = [n - 1, *np.flatnonzero(branch)]
+                assert batch.positions[i][scored].tolist() == seen
+                assert (batch.loss_mask[i][scored] == (k == e.answer)).all()
+                assert tree.length[i, k] == len(ids)
+            exist = len(e.completion_ids)
+            assert batch.option_mask[i].tolist() == [1] * exist + [0] * (split.options - exist)
+            assert batch.loss_mask[i].sum() == len(e.completion_ids[e.answer])
+    rows = [row for batch in batches[1:] for row in batch.row[batch.weight > 0]]
+    assert sorted(rows) == list(range(len(split)))
 
 
 @settings(max_examples=60, deadline=None)
