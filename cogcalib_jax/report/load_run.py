@@ -86,6 +86,10 @@ class Method:
     temperature: FittedTemperature | None = None
     """as its adapter stores it; None of a row without an adapter"""
 
+    def logged(self, phase: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl of one phase."""
+        return [line for line in self.steps if line.get("phase") == phase]
+
 
 @dataclass(frozen=True)
 class Run:

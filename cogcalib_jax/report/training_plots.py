@@ -301,10 +301,6 @@ def _dynamics_caption(run: Run) -> str:
     return caption
 
 
-def _phase(method: Method, phase: str) -> list[dict[str, Any]]:
-    return [line for line in method.steps if line.get("phase") == phase]
-
-
 def _blocks(lines: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
     """[blocks, 2]: mean step and mean of a field over neighbouring lines."""
     logged = np.array([(line["step"], line[field]) for line in lines], float).reshape(-1, 2)
@@ -314,8 +310,8 @@ def _blocks(lines: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
 
 def _losses(method: Method, look: Look) -> Losses | None:
     """The losses of a method, if any was logged."""
-    updates = [line for line in _phase(method, "finetune") if line.get("ce") is not None]
-    asked = [(line["step"], line["nll"]) for line in _phase(method, "validation")]
+    updates = [line for line in method.logged("finetune") if line.get("ce") is not None]
+    asked = [(line["step"], line["nll"]) for line in method.logged("validation")]
     if not updates and not asked:
         return None
     validation = np.array(asked, float).reshape(-1, 2)
@@ -324,7 +320,7 @@ def _losses(method: Method, look: Look) -> Losses | None:
 
 def _gate(method: Method, look: Look) -> Gate | None:
     """The gate of a method, if thresholds and updates of fine-tuning were logged."""
-    fits, updates = _phase(method, "refit"), _phase(method, "finetune")
+    fits, updates = method.logged("refit"), method.logged("finetune")
     if not fits or not updates:
         return None
     values: list[Any] = [(line["step"], line["threshold"]) for line in fits]
@@ -365,11 +361,11 @@ def training_table(run: Run) -> Table | None:
     """Return a line on the training of each method; None if no update was logged."""
     rows = []
     for m in run.methods:
-        updates = _phase(m, "finetune")
+        updates = m.logged("finetune")
         if not updates:
             continue
         # The first validation stands before any update of this phase.
-        best = min(_phase(m, "validation")[1:], key=lambda line: line["nll"], default=None)
+        best = min(m.logged("validation")[1:], key=lambda line: line["nll"], default=None)
         speed = [line["examples_per_s"] for line in updates if line.get("examples_per_s")]
         rates = [line["lr"] for line in updates if line.get("lr") is not None]
         rows.append(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,13 +35,9 @@ def training_notes(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def _of(method: Method, phase: str) -> list[Mapping[str, Any]]:
-    return [line for line in method.steps if line.get("phase") == phase]
-
-
 def _kept(method: Method) -> list[str]:
     # The first stands before any update of this phase.
-    after = _of(method, "validation")[1:]
+    after = method.logged("validation")[1:]
     if not after:
         return []
     best = min(after, key=lambda line: line["nll"])
@@ -55,11 +50,11 @@ def _kept(method: Method) -> list[str]:
 def _skipped(method: Method, style_end: int | None) -> list[str]:
     notes = []
     for phase, title in (("style", "Style adaptation"), ("finetune", short_name(method.key))):
-        skipped = [line for line in _of(method, "nonfinite") if line["during"] == phase]
+        skipped = [line for line in method.logged("nonfinite") if line["during"] == phase]
         if not skipped:
             continue
         before = style_end or 0 if phase == "finetune" else 0
-        updates = max(line["step"] for line in _of(method, phase)) - before
+        updates = max(line["step"] for line in method.logged(phase)) - before
         ids = list(dict.fromkeys(one for line in skipped for one in line["examples"]))
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         terms = sorted({term for line in skipped for term in line["terms"]})
@@ -75,7 +70,7 @@ _TERMS = {"ce": "cross-entropy", "cal": "the term", "gradient": "the gradient"}
 
 
 def _diverged(method: Method) -> list[str]:
-    losses = [line["ce"] for line in _of(method, "finetune") if line.get("ce") is not None]
+    losses = [line["ce"] for line in method.logged("finetune") if line.get("ce") is not None]
     tenth = max(1, len(losses) // 10)
     if len(losses) >= 10:
         first, last = np.mean(losses[:tenth]), np.mean(losses[-tenth:])
@@ -90,7 +85,7 @@ def _diverged(method: Method) -> list[str]:
 def _below_guessing(method: Method, task: str, best: bool) -> list[str]:
     """best: the weights are those of the validation with the lowest NLL."""
     guess = method.predictions[task].guess_nll
-    nll = [line["nll"] for line in _of(method, "validation")]
+    nll = [line["nll"] for line in method.logged("validation")]
     if guess is None or len(nll) < FEWEST_VALIDATIONS or (best and min(nll[1:]) <= guess):
         return []
     above = _last_above(nll, guess)
@@ -115,7 +110,7 @@ def _one_class(method: Method) -> list[str]:
     made = GATES.make(gate) if gate else None
     if made is None or not (made.needs_nll or made.labelled_by == "start"):
         return []  # it never looks at the threshold
-    fits = _of(method, "refit")
+    fits = method.logged("refit")
     notes: dict[str, int] = {}
     for line in fits:
         if line.get("note"):
