@@ -297,7 +297,7 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     text += "".join(f"{note}\n\n" for note in notes)
     text += f"All numbers: {folder / FILE}"
     if config.predictions is None:
-        text += f"\nReport: {write_evaluation_report(folder)}"
+        text += f"\nReport: {write_evaluation_report(folder, _short_name(config))}"
         text += f"\nEvery answer: {folder / 'predictions'}"
     return text
 
@@ -332,6 +332,14 @@ def _temperature(config: EvalConfig) -> list[str]:
         spec = CALIBRATORS.spec(calibrator)
         told = f"These are the model's own confidences. --predict applies the {spec} of {file}."
     return [told] if fitted.warning is None else [told, f"Warning: {fitted.warning}."]
+
+
+def _short_name(config: EvalConfig) -> str:
+    """The single model's name in the report's tables: the last part of its path."""
+    if config.ensemble:
+        return "ensemble"
+    adapters = [adapter for adapter in config.adapter if adapter != BARE]
+    return Path([*config.run, *adapters, str(config.model.path)][0]).resolve().name
 
 
 def _whose(config: EvalConfig) -> str:

@@ -119,12 +119,12 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def read_evaluation(folder: Path) -> Run:
+def read_evaluation(folder: Path, name: str) -> Run:
     """Read the folder of eval.py, whose models need not have been asked the same texts.
 
-    A single model is called by the folder's name. Raises UserError as `read_run` does.
+    name: of a single model. Raises UserError as `read_run` does.
     """
-    return _read(folder, folder.name)
+    return _read(folder, name)
 
 
 def _read(folder: Path, name: str | None) -> Run:

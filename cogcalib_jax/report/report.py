@@ -79,12 +79,13 @@ def write_report(run_dir: Path) -> str:
     return "\n\n".join(text)
 
 
-def write_evaluation_report(folder: Path) -> Path:
+def write_evaluation_report(folder: Path, name: str = "") -> Path:
     """Write plots/ and report.html of a finished evaluation; return the page's path.
 
-    Raises UserError if the folder is no finished evaluation.
+    name: of a single model in tables; several have their own. Raises UserError if the folder is no
+    finished evaluation.
     """
-    run = read_evaluation(folder)
+    run = read_evaluation(folder, name or folder.name)
     if _place(run):
         found = compare_evaluations(folder, run.bins)
     else:

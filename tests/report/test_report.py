@@ -344,8 +344,8 @@ def test_an_evaluation_has_the_same_page(tmp_path):
     assert "Evaluation report" in page.text and "Can I trust its confidence?" in page.text
     assert "two minus one" in page.text and len(page.all("img")) == 3
     alone = tmp_path / "alone"
-    write_evaluation_report(single_run(alone))
-    assert "alone: 60 test questions of world." in read_page(alone).text
+    write_evaluation_report(single_run(alone), "cols")
+    assert "CoLS: 60 test questions of world." in read_page(alone).text
 
 
 @pytest.mark.slow
