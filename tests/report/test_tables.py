@@ -76,7 +76,7 @@ def test_several_seeds_show_mean_and_sample_standard_deviation():
 def test_an_undefined_metric_is_not_a_number_in_disguise():
     table = comparison_table([{"sft": metrics(auroc=None, vocab=None)}])
     assert table.rows[0][6] == "n/a"
-    assert table.rows[0][7] == "n/a"
+    assert table.rows[0][8] == "n/a"
     assert vocabulary_table({"sft": metrics(vocab=None)}) is None
 
 
