@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.models import block as block_module
 from cogcalib_jax.models import decoder as decoder_module
 from cogcalib_jax.models.attention import (
     require_attention,
@@ -139,7 +140,7 @@ def test_a_decoder_computes_the_same_with_it(monkeypatch):
     wanted = forward(small_decoder(), ids)
     monkeypatch.setattr(decoder_module, "require_attention", lambda *_: None)
     here = partial(splash_attention, interpret=True)
-    monkeypatch.setattr(decoder_module, "splash_attention", here)
+    monkeypatch.setattr(block_module, "splash_attention", here)
     for ours, theirs in zip(forward(small_decoder(attention="splash"), ids), wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
