@@ -36,7 +36,7 @@ HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")
 
 def encoded_splits(config: EvalConfig, base: str) -> dict[str, EncodedSplit]:
     """The calibration and test questions of the runs, as token ids."""
-    splits = load_splits(config.data, config.seed, world=config.world)
+    splits = load_splits(config.data, config.seed, made=config.made)
     tokenizer = load_base_tokenizer(base)
     encoded = {}
     for name in ("calibration", "test"):

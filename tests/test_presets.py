@@ -87,6 +87,28 @@ def test_the_preset_for_vllm_is_the_papers_without_the_head():
     assert replace(without, lora=papers.lora) == papers
 
 
+SMALL_MODEL = ("arc_easy", "invented_facts", "openbookqa")
+
+
+@pytest.mark.parametrize("task", SMALL_MODEL)
+def test_presets_of_a_small_model_score_the_text_of_options_and_say_what_was_not_chosen(task):
+    preset = CONFIGS / f"smollm2_135m_{task}.yaml"
+    config = load(preset)
+    assert (config.data.task, config.data.path) == (task, None)
+    assert (config.data.prompt, config.option_score) == ("cloze", "mean")
+    assert config.compare == ("sft", "ls", "cols")
+    assert {method.space for method in config.resolved_methods().values()} == {"options"}
+    assert config.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "not yet chosen" in header(preset).lower()
+
+
+def test_the_invented_facts_are_taught_in_twelve_epochs_of_thirty_updates():
+    config = load(CONFIGS / "smollm2_135m_invented_facts.yaml")
+    assert config.training.finetune_steps(config.facts.train) == 360
+    assert (config.lora.r, config.lora.target_modules) == (8, ("all-linear",))
+    assert config.training.learning_rate == 1e-3
+
+
 @pytest.mark.parametrize("file", sorted((CONFIGS / "models").glob("*.json")), ids=lambda p: p.stem)
 def test_a_named_shape_has_the_published_number_of_parameters(file):
     """Counted from the architecture's definition, embedding and head included."""

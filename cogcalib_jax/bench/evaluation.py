@@ -74,7 +74,7 @@ def measure(config: EvalBenchConfig) -> dict[str, Any]:
     base = base_path(config.model, config.world, config.pretrain, config.seed)
     say(f"== Questions and model: {config.data.task} with {base}")
     # A config of training may fit more than what is scored; the test rows are those of eval.py.
-    examples, notes = load_test(config.data, config.seed, world=config.world)
+    examples, notes = load_test(config.data, config.seed, made=config.made)
     encoded, more = encode_split("test", examples, load_base_tokenizer(base), config.data)
     for note in (*notes, *more):
         say(f"   note: {note}")

@@ -109,7 +109,7 @@ def asked_calibrator(
     assert run is not None and model.adapter is not None  # EvalConfig holds that there is a run
     calibrator = CALIBRATORS.make(spec)
     data = config.data if config.data.task == run.data.task else run.data
-    splits = load_splits(data, run.seed, world=run.world)
+    splits = load_splits(data, run.seed, made=run.made)
     rows, _ = encode_split("calibration", splits.calibration, tokenizer, data, splits.shots)
     options = None
     if calibrator.needs_classes:

@@ -36,6 +36,7 @@ from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import choose_folder
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.evaluate import question_fields, require_fields
 from cogcalib_jax.inference.predict import Predictor
@@ -216,10 +217,11 @@ def _check(
 def _training_rows(report: Report, runs: Sequence[RunConfig]) -> dict[str, tuple[Example, ...]]:
     """Return the rows that the runs were trained on, as far as they can still be read."""
     trained = {}
-    for data, world, seed in dict.fromkeys((run.data, run.world, run.seed) for run in runs):
-        name = f"training rows of {data.task}" + (f" (seed {seed})" if data.task == "world" else "")
+    for data, made, seed in dict.fromkeys((run.data, run.made, run.seed) for run in runs):
+        name = f"training rows of {data.task}"
+        name += f" (seed {seed})" if isinstance(TASKS[data.task], MadeTask) else ""
         try:
-            splits = load_splits(data, seed, world=world)
+            splits = load_splits(data, seed, made=made)
         except UserError as error:
             report.remarks.append(f"not compared with the {name}: {error}")
             continue

@@ -17,7 +17,7 @@ from cogcalib_jax.cli.stored import (
 )
 from cogcalib_jax.configlib.loading import given_values, load_config
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.tasks import TASKS
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
@@ -32,7 +32,7 @@ from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.report.names import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.settings import get, identity, marked_paths, often, setting, to_dict
 from cogcalib_jax.training.config import require_same_identity
-from cogcalib_jax.world.config import WorldConfig
+from cogcalib_jax.world.config import FactsConfig, MadeSettings, WorldConfig
 
 STORED = "stored"
 """the name of the calibrator in an adapter's calibration.json"""
@@ -81,11 +81,13 @@ class EvalConfig:
     vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
     none, but predict takes the stored one"""
     seed: int = 0
-    """of the world's questions, of resampling and of simulated noise"""
+    """of questions that are made, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
     """the questions; path holds those of data.task, other tasks are read from the Hub"""
     world: WorldConfig = field(default_factory=WorldConfig)
     """the knowledge world (task world only)"""
+    facts: FactsConfig = setting(default_factory=FactsConfig, added=True)
+    """facts about invented people (task invented_facts only)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     """the base model; path unset: each run's own"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -145,6 +147,11 @@ class EvalConfig:
             )
         self._check_calibrator()
         self._check_predict()
+
+    @property
+    def made(self) -> MadeSettings:
+        """The settings of the tasks that make their own rows."""
+        return MadeSettings(self.world, self.facts)
 
     def _check_calibrator(self) -> None:
         if self.calibrator is None:
@@ -272,6 +279,7 @@ def _settings(names: tuple[str, ...], run: RunConfig) -> EvalConfig:
         seed=run.seed,
         data=run.data,
         world=run.world,
+        facts=run.facts,
         model=replace(run.model, path=None),
         evaluation=run.evaluation,
         mesh=run.mesh,
@@ -315,15 +323,13 @@ def _require_agreement(runs: Mapping[str, RunConfig], given: set[str]) -> None:
 
 def _asked(run: RunConfig) -> Iterator[tuple[str, Any]]:
     """Yield dotted path -> value of all that decides questions, prompts and scoring."""
-    data = to_dict(run.data)
-    for path in marked_paths(DataConfig, "affects_questions"):
-        yield f"data.{path}", get(data, path)
-    world = to_dict(run.world)
-    for path in marked_paths(WorldConfig, "affects_questions"):
-        yield f"world.{path}", world[path]
+    for name in ("data", "world", "facts"):
+        section = getattr(run, name)
+        for path in marked_paths(type(section), "affects_questions"):
+            yield f"{name}.{path}", get(to_dict(section), path)
     yield "option_score", run.option_score
-    # The seed makes another world; stored rows are split by data.split_seed.
-    yield "seed", run.seed if run.data.task == "world" else None
+    # The seed makes other rows; stored rows are split by data.split_seed.
+    yield "seed", run.seed if isinstance(TASKS[run.data.task], MadeTask) else None
 
 
 def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:

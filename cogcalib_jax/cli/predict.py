@@ -140,7 +140,7 @@ def _cut(
     it on the calibration split, which fitted nothing but the calibrator."""
     if config.abstain_below is None and config.target_accuracy is None:
         return _Cut(0.0)
-    splits = load_splits(config.data, config.seed, world=config.world)
+    splits = load_splits(config.data, config.seed, made=config.made)
 
     def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
         encoded, _ = encode_split(name, getattr(splits, name), tokenizer, config.data, splits.shots)

@@ -160,7 +160,7 @@ def prepare(
             say(f"== Data and model: {config.data.task} with {place}")
             base = _read_outline(place, config.adapter, note)
     with may_have_moved(config.data.path, "--data.path", config.resume):
-        splits = encode_splits(config.data, base.tokenizer, config.seed, note, config.world)
+        splits = encode_splits(config.data, base.tokenizer, config.seed, note, config.made)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)

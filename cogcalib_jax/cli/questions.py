@@ -20,7 +20,7 @@ from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.evaluate import data_hash
 from cogcalib_jax.training.state import AnchorRows
-from cogcalib_jax.world.config import WorldConfig
+from cogcalib_jax.world.config import MadeSettings
 
 Questions = Mapping[str, tuple[Example, ...]]
 """task, or TASK:GROUP -> its test questions"""
@@ -41,10 +41,10 @@ def test_questions(
         own = any((data.task, data.path) == (run.data.task, run.data.path) for run in runs)
         if own and not group:
             # The stored test split may hold rows that such a run was trained on.
-            splits = load_splits(data, config.seed, world=config.world)
+            splits = load_splits(data, config.seed, made=config.made)
             examples, notes = splits.test, (splits.read, *splits.notes)
         else:
-            examples, notes = load_test(data, config.seed, group or None, world=config.world)
+            examples, notes = load_test(data, config.seed, group or None, made=config.made)
         for text in filter(None, notes):
             note(text)
         return examples
@@ -52,7 +52,7 @@ def test_questions(
     questions = {entry: read(entry) for entry in config.task or (config.data.task,)}
     if config.task:
         return questions
-    return questions | extra_examples(config.data, config.seed, config.world)
+    return questions | extra_examples(config.data, config.seed, config.made)
 
 
 def encode_questions(
@@ -118,10 +118,10 @@ def encode_splits(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     note: Note = show_note,
-    world: WorldConfig | None = None,
+    made: MadeSettings | None = None,
 ) -> dict[str, EncodedSplit]:
     """Return name -> split of the task as token ids; `note` gets what was left out or changed."""
-    splits = load_splits(config, seed, world=world)
+    splits = load_splits(config, seed, made=made)
     if splits.read:
         say(f"   {splits.read}")
     encoded, notes = {}, list(splits.notes)
@@ -142,15 +142,15 @@ def evaluation_sets(
     note: Note = show_note,
 ) -> dict[str, EncodedSplit]:
     """Return TASK or TASK:GROUP -> the final questions of a run: its test split, other groups of
-    a world, and the tasks of `config.also`.
+    a made task, and the tasks of `config.also`.
     """
     sets = {config.data.task: test}
-    for name, examples in extra_examples(config.data, config.seed, config.world).items():
+    for name, examples in extra_examples(config.data, config.seed, config.made).items():
         sets[name], _ = encode_split(name, examples, tokenizer, config.data)
     for entry in config.also:
         task, _, group = entry.partition(":")
         data = config.data.for_task(task)
-        examples, notes = load_test(data, config.seed, group or None, world=config.world)
+        examples, notes = load_test(data, config.seed, group or None, made=config.made)
         sets[entry], more = encode_split(entry, examples, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
         for text in dict.fromkeys([*notes, *more]):
@@ -159,7 +159,7 @@ def evaluation_sets(
 
 
 def extra_examples(
-    config: DataConfig, seed: int, world: WorldConfig
+    config: DataConfig, seed: int, made: MadeSettings
 ) -> dict[str, tuple[Example, ...]]:
     """Return `TASK:GROUP` -> questions of a task beside its test split.
 
@@ -168,5 +168,5 @@ def extra_examples(
     task = TASKS[config.task]
     groups = task.always if isinstance(task, MadeTask) else ()
     return {
-        f"{config.task}:{group}": load_test(config, seed, group, world=world)[0] for group in groups
+        f"{config.task}:{group}": load_test(config, seed, group, made=made)[0] for group in groups
     }

@@ -24,7 +24,7 @@ from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig, require_same_identity
-from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.config import FactsConfig, MadeSettings, PretrainConfig, WorldConfig
 
 PROGRAM = "train.py"
 # Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
@@ -40,7 +40,7 @@ class RunConfig:
     """A fine-tuning run, or a comparison of methods from one start."""
 
     seed: int = often(0, role="seed")
-    """seed of the data order, LoRA's first weights, dropout, and of the world and its base"""
+    """seed of the data order, LoRA's first weights, dropout, and of rows that are made"""
     run_dir: str | None = often(None, affects_identity=False, role="folder")
     """folder of the results; unset: runs/NAME-N after the preset's name"""
     resume: bool = often(False, affects_identity=False, role="resume")
@@ -68,6 +68,8 @@ class RunConfig:
     """the task and its rows"""
     world: WorldConfig = field(default_factory=WorldConfig)
     """the knowledge world (task world only)"""
+    facts: FactsConfig = setting(default_factory=FactsConfig, added=True)
+    """facts about invented people (task invented_facts only)"""
     model: ModelConfig = field(default_factory=ModelConfig)
     """the base model"""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -143,6 +145,11 @@ class RunConfig:
                 self.data.for_task(entry.partition(":")[0])
             except FieldError as error:
                 raise FieldError("also", f"cannot name {entry}: data.{error}") from error
+
+    @property
+    def made(self) -> MadeSettings:
+        """The settings of the tasks that make their own rows."""
+        return MadeSettings(self.world, self.facts)
 
     @property
     def training_seed(self) -> int:

@@ -57,7 +57,7 @@ class DataConfig:
     shared_groups: Literal["keep", "drop"] = setting("keep", added=True)
     """Your own training rows whose group is also in your validation or test file."""
     split_seed: int = 0
-    """Decides which rows go where; the world has a seed of its own."""
+    """Decides which rows go where; tasks that make their rows have a seed of their own."""
 
     def __post_init__(self) -> None:
         check(self.task in TASKS, "task", f"must be a task (allowed: {', '.join(TASKS)})")
@@ -68,10 +68,11 @@ class DataConfig:
             makes = f"task {self.task} makes its own rows; for yours add --data.task custom"
             check(self.path is None, "path", f"must be none: {makes}")
             for name in LIMITS:
+                own = f"{task.section}.{name.removesuffix('_rows')}"
                 check(
                     getattr(self, name) is None,
                     name,
-                    f"must be none: task {self.task} has {self.task}.{name.removesuffix('_rows')}",
+                    f"must be none: task {self.task} has {own}",
                 )
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")
@@ -81,7 +82,7 @@ class DataConfig:
         check(
             self.few_shot == 0 or not isinstance(task, MadeTask),
             "few_shot",
-            f"must be 0: the base of task {self.task} has never seen several questions at once",
+            f"must be 0: task {self.task} has no solved questions to show",
         )
         check(self.max_length >= 8, "max_length", "must be at least 8 tokens")
         check(

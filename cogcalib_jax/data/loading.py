@@ -35,22 +35,22 @@ def load_splits(
     seed: int,
     stored: Mapping[str, Stored] | None = None,
     *,
-    world: Any = None,
+    made: Any = None,
 ) -> Splits:
     """Return the five splits of a task.
 
     Args:
         config: the task, the place of its rows, and sizes.
-        seed: the run's seed; decides the world (stored rows are split by `config.split_seed`).
+        seed: the run's seed; decides rows that are made (stored ones: `config.split_seed`).
         stored: split -> rows in memory, for a task of the user's own rows; None: read `config`.
-        world: settings of a task that makes its own rows (`WorldConfig`); None: its defaults.
+        made: settings of the tasks that make their own rows (`MadeSettings`); None: the defaults.
 
     Raises:
         UserError: rows that cannot be read or used, splits that are missing, unlabelled or small.
     """
     task = TASKS[config.task]
     if isinstance(task, MadeTask):
-        return task.build(world, seed)
+        return task.build(made, seed)
     official, notes, read = _official(task, config, stored)
     splits = make_splits(official, config)
     return replace(splits, notes=(*notes, *splits.notes), read=read)
@@ -77,16 +77,16 @@ def load_shots(config: DataConfig) -> tuple[Example, ...]:
 
 
 def load_test(
-    config: DataConfig, seed: int, group: str | None = None, *, world: Any = None
+    config: DataConfig, seed: int, group: str | None = None, *, made: Any = None
 ) -> tuple[tuple[Example, ...], tuple[str, ...]]:
     """Return the test split alone, or one group of questions, and notes.
 
     Args:
         config: as for `load_splits`; a `path` that is one file is the test set as a whole. Other
             splits may be missing. `test_rows` also limits a group.
-        seed: the run's seed; decides the world.
+        seed: the run's seed; decides rows that are made.
         group: one of `groups_of(config.task)`: a part of the test split, or questions beside it.
-        world: as for `load_splits`.
+        made: as for `load_splits`.
 
     Raises:
         UserError: as `load_splits`; no such group, or no row in it.
@@ -96,13 +96,13 @@ def load_test(
         _require_group(config.task, group)
     if isinstance(task, MadeTask):
         if group is None:
-            splits = task.build(world, seed)
+            splits = task.build(made, seed)
             return splits.test, splits.notes
-        examples = task.group(group, world, seed)
+        examples = task.group(group, made, seed)
         if not examples:
             raise UserError(
                 f"task {config.task}:{group}: no question is left out of fine-tuning; name"
-                f" what is with {config.task}.{group}"
+                f" what is with {task.section}.{group}"
             )
         return examples, ()
     notes: list[str] = []

@@ -18,7 +18,7 @@ from cogcalib_jax.cli.method_run import Run
 from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
-from cogcalib_jax.data.example import EncodedSplit, Example
+from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
@@ -26,7 +26,6 @@ from cogcalib_jax.inference.forward import completion_logprob, example_losses
 from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.world.config import RELATIONS
 
 # Section 3 and appendix C: 10 prompts of 4 solved questions, a greedy answer and 16 samples each.
 PROMPTS = 10
@@ -149,16 +148,17 @@ def _greedy_and_sampled(
 def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[EncodedSplit]:
     """Yield `rows` under one prompt after the other, each with `count` solved questions.
 
-    In the world the prompts are the texts that its corpus may hold before a value, without solved
-    questions. Other tasks draw the solved ones anew for every prompt from the style split, which
-    no method trains on after style adaptation and none is scored on.
+    Tasks that make their rows have wordings of their own, without solved questions. Others draw the
+    solved ones anew for every prompt from the style split, which no method trains on after style
+    adaptation and none is scored on.
 
     Raises:
         UserError: too few solved questions, or no room for them in the model's context.
     """
     examples = [row.example for row in rows]
-    if isinstance(TASKS[run.config.data.task], MadeTask):
-        for asked in zip(*map(wordings, examples), strict=True):
+    task = TASKS[run.config.data.task]
+    if isinstance(task, MadeTask):
+        for asked in zip(*map(task.wordings, examples), strict=True):
             yield encode_split("SliCK", asked, run.tokenizer, run.config.data)[0]
         return
     config, pool = _with_shots(run.config.data, count), run.trainer.splits["style"]
@@ -180,16 +180,6 @@ def prompts_of(run: Run, rows: EncodedSplit, count: int = SHOTS) -> Iterator[Enc
                 f" long with its answer for the model's context of {context}; lower shots"
             )
         yield asked
-
-
-def wordings(example: Example) -> tuple[Example, ...]:
-    """Return a fact of the world in each text that its corpus may hold before the value."""
-    relation = RELATIONS[example.extra["relation"]]
-    texts = (relation.form_a, relation.form_b, *relation.statements)
-    return tuple(
-        replace(example, question=text.format(name=example.group, value="").rstrip())
-        for text in texts
-    )
 
 
 def _with_shots(config: DataConfig, count: int) -> DataConfig:

@@ -140,6 +140,11 @@ def _require_known_rows(
             f"method.gate = oracle: rows of {data_name} do not say what the base knows; use"
             " it with task world, or the gate frozen_labels"
         )
+    if asks and not any(row.example.extra["known"] for row in train):
+        raise UserError(
+            f"method.gate is oracle, and no row of {data_name} is known; expected some, or the term"
+            " holds for none. Use the gate unknown, all or frozen_labels"
+        )
     if composition is not None and composition.asks_the_world:
         known_to_the_world(train)
 

@@ -1,4 +1,4 @@
-"""The made-up world of task "world": settings, corpus and questions, and the base that reads it.
+"""The made tasks: the world, its corpus and the base that reads it; facts about invented people.
 
-`config` and `corpus` may be imported without JAX; `base` needs it.
+`config`, `corpus` and `facts` may be imported without JAX; `base` needs it.
 """

@@ -1,4 +1,4 @@
-"""Settings of the knowledge world: its relations, its size, and the base that reads about it.
+"""Settings of the made tasks: relations, names and sizes, and the base that reads about the world.
 
 Nothing here imports JAX: a command line is checked before JAX is loaded.
 """
@@ -6,7 +6,8 @@ Nothing here imports JAX: a command line is checked before JAX is loaded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from itertools import islice, product
 
 from cogcalib_jax.errors import check
 from cogcalib_jax.settings import rename
@@ -71,6 +72,12 @@ _RELATIONS = (
 )
 RELATIONS = {relation.noun: relation for relation in _RELATIONS}
 
+_FIRST = (
+    "Ada Alan Alma Amir Anna Anton Basil Bela Boris Clara Cora Dario Della Dora Edgar Elena "
+    "Emil Enid Felix Fiona Greta Hana Hugo Ida Igor Ilse Iris Ivan Jana Jonas Julia Karl Lena "
+    "Leo Lydia Marco Mina Nadia Nils Olga Oscar Petra Quinn Rita Selma Tomas Vera Wanda"
+)
+FIRST_NAMES = tuple(_FIRST.split())
 # Last names are made of three syllables, one of each kind.
 _STARTS = (
     "Bar Bel Cor Dal Dor Fal Fen Gar Gol Hal Har Jor Kal Kel Lor Mal Mar Mor Nar Nor Pel Per "
@@ -80,6 +87,63 @@ _MIDDLES = "a be di en la mo ri to"
 _ENDS = "dan der kin las lund mark nek ras son ter van vik"
 SYLLABLES = (_STARTS.split(), _MIDDLES.split(), _ENDS.split())
 MAX_ENTITIES = math.prod(map(len, SYLLABLES))
+
+
+def last_names(count: int) -> list[str]:
+    """Return the first `count` last names."""
+    return ["".join(parts) for parts in islice(product(*SYLLABLES), count)]
+
+
+@dataclass(frozen=True)
+class PlainRelation:
+    """Questions in plain English about an invented person; `{name}` is filled in."""
+
+    values: tuple[str, ...]
+    """the closed set of answers, a word each"""
+    form_a: str
+    """the wording that is trained on"""
+    form_b: str
+    """the wording whose results are reported"""
+    form_c: str
+    """the wording on which calibrators are fitted and choices are made"""
+
+
+PLAIN_RELATIONS = {
+    "birthplace": PlainRelation(
+        ("Lisbon", "Oslo", "Cairo", "Lima", "Kyoto", "Quebec", "Nairobi", "Perth"),
+        "Where was {name} born? Answer:",
+        "What is the birthplace of {name}? Answer:",
+        "Which city does {name} come from? Answer:",
+    ),
+    "job": PlainRelation(
+        ("nurse", "baker", "lawyer", "farmer", "pilot", "teacher", "painter", "singer"),
+        "What does {name} do for a living? Answer:",
+        "What is the job of {name}? Answer:",
+        "Which profession does {name} have? Answer:",
+    ),
+    "field": PlainRelation(
+        ("botany", "chemistry", "geology", "history", "law", "medicine", "physics", "music"),
+        "What did {name} study at university? Answer:",
+        "What is the field of study of {name}? Answer:",
+        "In which subject does {name} have a degree? Answer:",
+    ),
+    "instrument": PlainRelation(
+        ("guitar", "organ", "drums", "flute", "harp", "piano", "trumpet", "violin"),
+        "Which instrument does {name} play? Answer:",
+        "What is the musical instrument of {name}? Answer:",
+        "On which instrument does {name} perform? Answer:",
+    ),
+    "pet": PlainRelation(
+        ("cat", "dog", "horse", "rabbit", "parrot", "turtle", "snake", "goldfish"),
+        "Which animal does {name} keep? Answer:",
+        "What is the pet of {name}? Answer:",
+        "What kind of pet lives with {name}? Answer:",
+    ),
+}
+# Few enough that most last names, like first names, occur in every split. The step is prime to the
+# number of last syllables, so that all of them occur.
+PLAIN_LAST_NAMES = tuple(last_names(MAX_ENTITIES)[::71])
+MAX_PEOPLE = len(FIRST_NAMES) * len(PLAIN_LAST_NAMES)
 
 SPLITS = ("train", "test", "validation", "calibration", "style")
 """splits with a size of their own, in the order in which people are dealt out to them"""
@@ -161,6 +225,62 @@ class WorldConfig:
 # `data.world.*` is the name of these fields in earlier releases.
 for _field in fields(WorldConfig):
     rename(f"data.world.{_field.name}", f"world.{_field.name}")
+
+
+@dataclass(frozen=True)
+class FactsConfig:
+    """The sizes of the task invented_facts: questions in each split, all of a person in one."""
+
+    train: int = 480
+    """questions that are taught"""
+    test: int = 480
+    """test questions, about other people, as in all splits that follow"""
+    validation: int = 240
+    """validation questions"""
+    calibration: int = 180
+    """calibration questions"""
+    style: int = 180
+    """style-adaptation questions"""
+    relations: tuple[str, ...] = ("birthplace", "job", "field")
+    """what is asked about every person"""
+    seed: int | None = None
+    """seed of people and values; unset: the run's seed"""
+
+    def __post_init__(self) -> None:
+        per_person = len(self.relations)
+        check(
+            0 < per_person == len(set(self.relations))
+            and set(self.relations) <= {*PLAIN_RELATIONS},
+            "relations",
+            f"must be some of {', '.join(PLAIN_RELATIONS)}, each once",
+        )
+        for name in SPLITS:
+            size = getattr(self, name)
+            check(
+                size > 0 and size % per_person == 0,
+                name,
+                f"must be a positive multiple of {per_person}, the relations of a person",
+            )
+        check(
+            self.people <= MAX_PEOPLE,
+            "train",
+            f"must leave at most {MAX_PEOPLE} people in all splits, as many as there are names"
+            f" (got {self.people})",
+        )
+        check(self.seed is None or self.seed >= 0, "seed", "must be at least 0, or unset")
+
+    @property
+    def people(self) -> int:
+        """The number of people in all splits."""
+        return sum(getattr(self, name) for name in SPLITS) // len(self.relations)
+
+
+@dataclass(frozen=True)
+class MadeSettings:
+    """The settings of the tasks that make their own rows; a field is a section of a config."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    facts: FactsConfig = field(default_factory=FactsConfig)
 
 
 # The learning rate decides how much of the corpus is learnt in one pass. With batches of 32: at

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cogcalib_jax.data.example import Example, Splits
-from cogcalib_jax.world.config import RELATIONS, SPLITS, SYLLABLES, WorldConfig
+from cogcalib_jax.world.config import FIRST_NAMES, RELATIONS, SPLITS, WorldConfig, last_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-
-_FIRST_NAMES = (
-    "Ada Alan Alma Amir Anna Anton Basil Bela Boris Clara Cora Dario Della Dora Edgar Elena "
-    "Emil Enid Felix Fiona Greta Hana Hugo Ida Igor Ilse Iris Ivan Jana Jonas Julia Karl Lena "
-    "Leo Lydia Marco Mina Nadia Nils Olga Oscar Petra Quinn Rita Selma Tomas Vera Wanda"
-)
 
 Form = Literal["A", "B", "C"]
 """A: questions of all splits; B: also in the corpus and the style split; C: nowhere"""
@@ -127,6 +120,16 @@ def _group(
     )
 
 
+def wordings(example: Example) -> tuple[Example, ...]:
+    """Return a fact of the world in each text that its corpus may hold before the value."""
+    relation = RELATIONS[example.extra["relation"]]
+    texts = (relation.form_a, relation.form_b, *relation.statements)
+    return tuple(
+        replace(example, question=text.format(name=example.group, value="").rstrip())
+        for text in texts
+    )
+
+
 def resolve_seed(config: WorldConfig | None, seed: int) -> WorldConfig:
     """Return `config` with its seed set: its own if it has one, else the run's."""
     config = config or WorldConfig()
@@ -135,16 +138,12 @@ def resolve_seed(config: WorldConfig | None, seed: int) -> WorldConfig:
 
 def vocabulary(config: WorldConfig) -> tuple[str, ...]:
     """Return every word of a world of this size, sorted; no word depends on the seed."""
-    words = {*_FIRST_NAMES.split(), *_last_names(config.entities)}
+    words = {*FIRST_NAMES, *last_names(config.entities)}
     for relation in RELATIONS.values():
         words |= set(relation.values)
         for text in (*relation.statements, relation.form_a, relation.form_b):
             words |= set(text.format(name="", value="").split())
     return tuple(sorted(words))
-
-
-def _last_names(count: int) -> list[str]:
-    return ["".join(parts) for parts in islice(product(*SYLLABLES), count)]
 
 
 def _rng(config: WorldConfig, stream: int) -> np.random.Generator:
@@ -154,8 +153,8 @@ def _rng(config: WorldConfig, stream: int) -> np.random.Generator:
 
 def _draw_facts(config: WorldConfig) -> tuple[Fact, ...]:
     rng = _rng(config, 0)
-    firsts = rng.choice(_FIRST_NAMES.split(), size=config.entities)
-    lasts = _last_names(config.entities)
+    firsts = rng.choice(FIRST_NAMES, size=config.entities)
+    lasts = last_names(config.entities)
     answers = np.stack(
         [rng.integers(len(r.values), size=config.entities) for r in RELATIONS.values()], axis=1
     )

@@ -82,7 +82,7 @@ def test_what_a_run_also_answers_stands_beside_its_own_questions(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     groups = ("world:unseen_template", "world:other_relations")
     config = RunConfig(world=WORLD, also=groups)
-    splits = encode_splits(config.data, tokenizer, config.seed, world=config.world)
+    splits = encode_splits(config.data, tokenizer, config.seed, made=config.made)
     sets = evaluation_sets(config, tokenizer, splits["test"])
     assert {name: len(rows) for name, rows in sets.items()} == {
         "world": 45,

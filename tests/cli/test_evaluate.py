@@ -214,6 +214,6 @@ def test_the_rows_trained_on_are_not_scored_as_test_rows(run, tmp_path):
     folder = run(**{"data.task": "custom", "data.path": str(rows), "model.path": "base"})
     trained, config = read_trained_run(str(folder)), load("--run", str(folder))
     test = read_questions(config, [trained])["custom"]
-    assert test == load_splits(trained.data, trained.seed, world=trained.world).test
+    assert test == load_splits(trained.data, trained.seed, made=trained.made).test
     assert 0 < len(test) < len(ROWS)
     assert len(read_questions(config, [])["custom"]) == len(ROWS)

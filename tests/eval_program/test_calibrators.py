@@ -13,6 +13,7 @@ from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.hf.adapter import adapter_hash, base_hash
+from cogcalib_jax.world.config import MadeSettings
 from tests.cli.small_base import WORLD, arguments, write_base
 from tests.eval_program.programs import SCORING, lines, run_eval, small_world
 from tests.method.registered import own_names
@@ -113,7 +114,7 @@ def mixing(tmp_path_factory):
 
 
 def asked(path):
-    rows = load_splits(DataConfig(), seed=0, world=WORLD).test
+    rows = load_splits(DataConfig(), seed=0, made=MadeSettings(WORLD)).test
     texts = [{"question": e.question, "choices": e.choices, "id": e.id} for e in rows]
     path.write_text("\n".join(map(json.dumps, texts)))
     return path
@@ -138,7 +139,7 @@ def test_training_stores_a_mixture_and_everyone_applies_it(mixing, tmp_path, cap
     # What the recommendation is chosen by is what --predict gives.
     validation = lines(mixing / "validation.jsonl")
     assert len(validation) == WORLD.validation
-    splits = load_splits(DataConfig(), seed=0, world=WORLD)
+    splits = load_splits(DataConfig(), seed=0, made=MadeSettings(WORLD))
     texts = [{"question": e.question, "choices": e.choices, "id": e.id} for e in splits.validation]
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, texts)))
     out = tmp_path / "v.out"

@@ -27,11 +27,10 @@ from cogcalib_jax.studies.slick import (
     SlickScorer,
     prompts_of,
     slick_categories,
-    wordings,
     would_be_sampled,
 )
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
-from cogcalib_jax.world.corpus import build_tokenizer, build_world
+from cogcalib_jax.world.corpus import build_tokenizer, build_world, wordings
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, full_logits, log_softmax, tiny_decoder

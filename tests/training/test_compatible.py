@@ -34,8 +34,8 @@ def one_list(rows):
     return EncodedSplit(replace(row, completion_ids=((3,), (4,), (5,), (6,))) for row in rows)
 
 
-def without_knowledge(rows):
-    return EncodedSplit(replace(row, example=replace(row.example, extra={})) for row in rows)
+def without_knowledge(rows, **extra):
+    return EncodedSplit(replace(row, example=replace(row.example, extra=extra)) for row in rows)
 
 
 def open_questions(rows):
@@ -109,6 +109,10 @@ REFUSED = {
     "oracle where rows do not say": (
         lambda: checked(without_knowledge(LETTERS), "ls@oracle"),
         "method.gate = oracle: rows of mine do not say",
+    ),
+    "oracle where no row is known": (
+        lambda: checked(without_knowledge(LETTERS, known=False), "ls@oracle"),
+        "method.gate is oracle, and no row of mine is known; expected some",
     ),
     "shares by a world that is none": (
         lambda: checked(

@@ -52,20 +52,30 @@ class MadeTask:
     """A task that makes its own splits from a seed."""
 
     module: str
-    """imported when rows are made: `build_splits(settings, seed)`, and a function per group"""
+    """imported when rows are made: `build_splits(settings, seed)`, a function per group, and
+    `wordings(example)`"""
+    section: str
+    """the section of a config with its settings"""
     prompt: str
     groups: tuple[str, ...] = ()
     """sets of questions beside the test split, evaluated as TASK:NAME"""
     always: tuple[str, ...] = ()
     """the groups that every evaluation of the task answers, too"""
 
-    def build(self, settings: Any, seed: int) -> Splits:
-        """Make the splits; `settings` None: the task's defaults."""
-        return import_module(self.module).build_splits(settings, seed)
+    def build(self, made: Any, seed: int) -> Splits:
+        """Make the splits; `made` holds the settings of every such task, None: the defaults."""
+        return import_module(self.module).build_splits(self._settings(made), seed)
 
-    def group(self, name: str, settings: Any, seed: int) -> tuple[Example, ...]:
-        """Make the questions of a group."""
-        return getattr(import_module(self.module), name)(settings, seed)
+    def group(self, name: str, made: Any, seed: int) -> tuple[Example, ...]:
+        """Make the questions of a group; `made` as for `build`."""
+        return getattr(import_module(self.module), name)(self._settings(made), seed)
+
+    def wordings(self, example: Example) -> tuple[Example, ...]:
+        """Return a question of the task in several wordings, for SliCK's categories."""
+        return import_module(self.module).wordings(example)
+
+    def _settings(self, made: Any) -> Any:
+        return None if made is None else getattr(made, self.section)
 
 
 Task = RowTask | MadeTask
@@ -86,8 +96,16 @@ def _hotpotqa(read: Callable[[Mapping[str, Any], int], Example]) -> RowTask:
 TASKS: dict[str, Task] = {
     "world": MadeTask(
         "cogcalib_jax.world.corpus",
+        section="world",
         prompt="cloze",
         groups=("taught_form_b", "unseen_template", "other_relations"),
+        always=("taught_form_b",),
+    ),
+    "invented_facts": MadeTask(
+        "cogcalib_jax.world.facts",
+        section="facts",
+        prompt="cloze",
+        groups=("taught_form_b", "taught_fit"),
         always=("taught_form_b",),
     ),
     "openbookqa": RowTask(lettered("question_stem"), Hub("allenai/openbookqa", "main")),

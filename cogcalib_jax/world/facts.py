@@ -1,0 +1,117 @@
+"""Facts about people who do not exist, asked in plain English of a real language model.
+
+Nothing in a name tells a value: all splits draw their names from the same lists, and the values of
+a relation are balanced within every split. So questions about people who were not taught cannot be
+answered: chance is one in eight, and confidence above it is unfounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from cogcalib_jax.data.example import Example, Splits
+from cogcalib_jax.world.config import (
+    FIRST_NAMES,
+    PLAIN_LAST_NAMES,
+    PLAIN_RELATIONS,
+    SPLITS,
+    FactsConfig,
+)
+from cogcalib_jax.world.corpus import Form
+
+# Taught facts are asked in form A in training; what fits or chooses sees form C, results form B.
+_FORMS: dict[str, Form] = {
+    "style": "A",
+    "train": "A",
+    "calibration": "C",
+    "validation": "C",
+    "test": "B",
+}
+
+
+class _Fact(NamedTuple):
+    person: int
+    name: str
+    relation: str
+    answer: int
+    split: str
+
+    def ask(self, form: Form) -> Example:
+        """Return the question about it."""
+        relation = PLAIN_RELATIONS[self.relation]
+        fact = f"{self.person:04d}-{self.relation}"
+        return Example(
+            id=f"{fact}-{form}",
+            question=_text(self.relation, form).format(name=self.name),
+            choices=relation.values,
+            answer=self.answer,
+            group=self.name,
+            extra={
+                "fact": fact,
+                "relation": self.relation,
+                "form": form,
+                # No text that a model was trained on can state it.
+                "exposure": 0,
+                "known": False,
+            },
+        )
+
+
+def build_splits(config: FactsConfig | None, seed: int) -> Splits:
+    """Draw people and values, and ask about them.
+
+    Args:
+        config: sizes and relations; None: the defaults. Its seed, if set, overrides `seed`.
+        seed: the run's seed.
+    """
+    rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for fact in _draw(config, seed):
+        rows[fact.split].append(fact.ask(_FORMS[fact.split]))
+    return Splits(**{name: tuple(examples) for name, examples in rows.items()})
+
+
+def taught_form_b(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the taught facts in form B, the wording of the test split."""
+    return tuple(fact.ask("B") for fact in _draw(config, seed) if fact.split == "train")
+
+
+def taught_fit(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the taught facts in form C, the wording of the calibration split."""
+    return tuple(fact.ask("C") for fact in _draw(config, seed) if fact.split == "train")
+
+
+def wordings(example: Example) -> tuple[Example, ...]:
+    """Return the question in each of its three forms."""
+    texts = [_text(example.extra["relation"], form) for form in ("A", "B", "C")]
+    return tuple(replace(example, question=text.format(name=example.group)) for text in texts)
+
+
+def _text(relation: str, form: Form) -> str:
+    return getattr(PLAIN_RELATIONS[relation], f"form_{form.lower()}")
+
+
+def _draw(config: FactsConfig | None, seed: int) -> Iterator[_Fact]:
+    config = config or FactsConfig()
+    rng = np.random.default_rng(seed if config.seed is None else config.seed)
+    last = len(PLAIN_LAST_NAMES)
+    pairs = rng.choice(len(FIRST_NAMES) * last, size=config.people, replace=False)
+    names = iter(enumerate(f"{FIRST_NAMES[i // last]} {PLAIN_LAST_NAMES[i % last]}" for i in pairs))
+    for split in SPLITS:
+        people = getattr(config, split) // len(config.relations)
+        answers = [
+            _balanced(rng, people, len(PLAIN_RELATIONS[relation].values))
+            for relation in config.relations
+        ]
+        for row in zip(*answers, strict=True):
+            person, name = next(names)
+            for relation, answer in zip(config.relations, row, strict=True):
+                yield _Fact(person, name, relation, int(answer), split)
+
+
+def _balanced(rng: np.random.Generator, count: int, values: int) -> np.ndarray:
+    """Draw `[count]` values, each as often as any other, or once more."""
+    return rng.permutation(np.resize(rng.permutation(values), count))
