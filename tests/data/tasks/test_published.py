@@ -202,7 +202,7 @@ def test_an_mmlu_row_knows_its_subject_subcategory_and_category():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"subject": "anatomie"}, "none of MMLU's 57 subjects; did you mean anatomy"),
+        ({"subject": "anatomie"}, "not one of MMLU's 57 subjects; did you mean anatomy"),
         ({"subject": 3}, "must be a text"),
         ({"answer": "D"}, "must be the index"),
         ({"answer": True}, "must be the index"),
