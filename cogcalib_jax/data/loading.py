@@ -101,8 +101,8 @@ def load_test(
         examples = task.group(group, made, seed)
         if not examples:
             raise UserError(
-                f"task {config.task}:{group}: no question is left out of fine-tuning; name"
-                f" what is with {task.section}.{group}"
+                f"task {config.task}:{group}: no question is left out of fine-tuning; set"
+                f" {task.section}.{group}"
             )
         return examples, ()
     notes: list[str] = []

@@ -205,7 +205,7 @@ def test_a_custom_folder_uses_the_splits_it_has(tmp_path, names, from_train):
             "train.jsonl:1: has no field 'passage'",
         ),
         ({"train.jsonl": custom(3)}, {}, "3 training rows are too few"),
-        ({"train.parquet": ["no parquet"]}, {}, "train.parquet: is no readable Parquet"),
+        ({"train.parquet": ["no parquet"]}, {}, "train.parquet: is not a readable Parquet"),
         (
             {"train.jsonl": custom(9), "train.parquet": [""]},
             {},
@@ -449,7 +449,8 @@ def test_splits_of_both_kinds_are_refused(tmp_path):
     write(tmp_path / "train.jsonl", open_rows(30))
     write(tmp_path / "test.jsonl", custom(5))
     with pytest.raises(
-        UserError, match="train rows are open questions, test rows have choices; a task is of one"
+        UserError,
+        match="train rows are open questions, test rows have choices; all splits",
     ):
         load(tmp_path)
 
