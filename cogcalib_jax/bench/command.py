@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command around a measurement, its phases and peak memory."""
+"""The command around a measurement: options, phases and peak memory of every benchmark."""
 
 from __future__ import annotations
 

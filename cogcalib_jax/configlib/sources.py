@@ -1,4 +1,4 @@
-"""Where values come from: a preset in YAML, and the command line.
+"""The sources of values: a preset in YAML, and the command line.
 
 A plain scalar of a preset and a word of the command line are the same here: text that the type of
 the field gives its meaning to (`1e-4` is a number only if a number is wanted). Presets use a strict

@@ -67,7 +67,7 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Which adapter is merged, and how the model is written."""
+    """The adapter to merge, and the form of the model that is written."""
 
     out: str
     """folder of the merged model; new or empty"""

@@ -1,4 +1,4 @@
-"""What a model says about questions: scores, losses, answers, predictions and their metrics.
+"""Answers of a model to questions: scores, losses, texts, predictions and their metrics.
 
 May import `hf`, `data`, `calibration` and the rooms below them; knows no run.
 """

@@ -1,4 +1,4 @@
-"""How answers are scored, which confidences of open answers are computed, and the intervals."""
+"""Settings of an evaluation: scoring of answers, confidences of open answers, intervals."""
 
 from __future__ import annotations
 

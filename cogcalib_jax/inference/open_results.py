@@ -1,4 +1,4 @@
-"""What is written about a task of open questions: calibrated confidences, metrics, rows."""
+"""The results of a task of open questions: calibrated confidences, metrics, rows."""
 
 from __future__ import annotations
 

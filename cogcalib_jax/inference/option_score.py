@@ -15,7 +15,7 @@ from cogcalib_jax.settings import rename
 
 OptionScore = Literal["mean", "sum", "chars", "pmi"]
 ChosenOptionScore = Literal["mean", "sum", "chars", "pmi", "auto"]
-"""What a user may ask for: `auto` becomes one of the others, once a run."""
+"""The rules a user may choose; `auto` becomes one of the others, once a run."""
 
 DEFAULT_OPTION_SCORE: OptionScore = "mean"
 # The field in files of calibration and, as evaluation.normalisation, in configs of older runs.

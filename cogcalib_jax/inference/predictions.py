@@ -1,4 +1,4 @@
-"""What a model believes about every option of every question, and the file it is kept in."""
+"""Probabilities of every option of every question, and the file that holds them."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class FrozenLabels(_Labelled):
 @register_gate("frozen_random", label="a fixed random share")
 @dataclass(frozen=True)
 class FrozenRandom(_Labelled):
-    """As many examples as `frozen_labels` flags, drawn once without looking."""
+    """A random choice of as many examples as `frozen_labels` flags, drawn once."""
 
     labelled_by = "start"
 
@@ -158,7 +158,7 @@ class Oracle(_Labelled):
 @register_gate("random", label="a random share")
 @dataclass(frozen=True)
 class RandomShare(Gate):
-    """As many examples of a batch as `adaptive` would flag, drawn without looking."""
+    """A random choice of as many examples of a batch as `adaptive` would flag."""
 
     across_rows = True
 

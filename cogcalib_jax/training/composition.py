@@ -1,4 +1,4 @@
-"""How much of the fine-tuning data the model knows already, set at will: the paper's ratio study.
+"""The share of fine-tuning data that the model knows already, set at will: the paper's ratio study.
 
 Every share has the same number of rows (as many as there are of the rarer kind) and rows are drawn
 from one order, so that two shares differ in as few rows as they can. A share of 0 is "known data

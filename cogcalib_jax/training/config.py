@@ -1,4 +1,4 @@
-"""How long, how fast and in what order a run trains, and what it saves meanwhile."""
+"""Settings of training: length, learning rate, order of rows, and what is saved meanwhile."""
 
 from __future__ import annotations
 

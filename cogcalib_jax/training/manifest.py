@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: to what it belongs, and checksums of all that it needs."""
+"""The manifest of a checkpoint: the run it belongs to, and checksums of its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the start believes of the training and anchor rows, computed once before training.
+"""Beliefs of the start about training and anchor rows, computed once before training.
 
 The start is the model in which the gated phase begins. A term that compares with it reads these
 arrays, so the training step holds no second model.

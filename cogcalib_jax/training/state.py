@@ -1,4 +1,4 @@
-"""What a phase of training is given, and all that its later updates depend on."""
+"""The inputs of a training phase, and the state that its later updates depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a phase keeps its lines and its checkpoints: in files, or in memory.
+"""The place of a phase's lines and checkpoints: files, or memory.
 
 A run of the programs keeps both in its folder. A fine-tuning from Python without `output_dir`
 writes no file: its lines stay in memory, and there is nothing to resume.
