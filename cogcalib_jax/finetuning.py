@@ -21,7 +21,7 @@ from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
 from cogcalib_jax.settings import identity
-from cogcalib_jax.training.callbacks import Callback, StartInfo, told
+from cogcalib_jax.training.callbacks import Callback, StartInfo, announced
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
@@ -146,7 +146,11 @@ def finetune(
         method=resolved.label,
         config=settings,
     )
-    return told(callbacks, start, lambda: _run(model, trainer, resolved, folder, task))
+    with announced(callbacks, start):
+        result = _run(model, trainer, resolved, folder, task)
+    for callback in callbacks:
+        callback.on_end(result)
+    return result
 
 
 def _run(

@@ -107,15 +107,8 @@ def train_method(
         _save(run, trainer, config, start.lora, start.adapter)
         calibration = trainer.splits["calibration"]
         write_calibration(start.adapter, config, run.base, run.tokenizer, calibration, None)
-    result = tracked(
-        run.folder,
-        config,
-        run.base,
-        trainer,
-        start.style,
-        folder,
-        lambda trainer: finetune(trainer, method, start.lora, start.style, folder),
-    )
+    with tracked(run.folder, config, run.base, trainer, start.style, folder) as tracking:
+        result = finetune(tracking, method, start.lora, start.style, folder)
     keep_adapter(run, trainer, config, start, result.lora, folder)
     return result
 

@@ -7,7 +7,8 @@ this machine.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.distributed import is_main
 from cogcalib_jax.hf.download import public_name
 from cogcalib_jax.settings import identity
-from cogcalib_jax.training.callbacks import StartInfo, told
-from cogcalib_jax.training.finetune import FinetuneResult, Trainer
+from cogcalib_jax.training.callbacks import StartInfo, announced
+from cogcalib_jax.training.finetune import Trainer
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.step_log import step_info
 from cogcalib_jax.training.trackers import (
@@ -89,6 +90,7 @@ def make_trackers(
     return [TRACKERS[name](place, title, env) for name in names]
 
 
+@contextmanager
 def tracked(
     run_folder: Path,
     config: RunConfig,
@@ -96,28 +98,19 @@ def tracked(
     trainer: Trainer,
     style_folder: Path,
     folder: Path,
-    work: Callable[[Trainer], FinetuneResult],
-) -> FinetuneResult:
-    """Return the result of `work` with a trainer that calls the trackers of `config`.
+) -> Iterator[Trainer]:
+    """Yield a trainer that calls the trackers of `config`, for one fine-tuning.
 
     The main process tracks. Steps of style adaptation, which methods share, come from its journal.
     """
     if not config.track or not is_main():
-        return work(trainer)
+        yield trainer
+        return
     title = "/".join((run_folder.resolve().name, *folder.relative_to(run_folder).parts))
     place = folder / "tracking"
     place.mkdir(parents=True, exist_ok=True)
     trackers = make_trackers(config.track, place, title)
     begun = (folder / "metrics.jsonl").is_file()
-
-    def work_told() -> FinetuneResult:
-        lines = [] if begun else Journal(style_folder / "metrics.jsonl").read()
-        for line in lines:
-            if line["phase"] == "style":
-                for tracker in trackers:
-                    tracker.on_step(step_info(line))
-        return work(replace(trainer, trainable=replace(trainer.trainable, callbacks=trackers)))
-
     start = StartInfo(
         rows=len(trainer.splits["train"]),
         style_steps=trainer.style_steps,
@@ -125,7 +118,15 @@ def tracked(
         method=config.method.label,
         config=_settings(config) | {"base": public_name(base)},
     )
-    return told(trackers, start, work_told)
+    with announced(trackers, start):
+        lines = [] if begun else Journal(style_folder / "metrics.jsonl").read()
+        for line in lines:
+            if line["phase"] == "style":
+                for tracker in trackers:
+                    tracker.on_step(step_info(line))
+        yield replace(trainer, trainable=replace(trainer.trainable, callbacks=trackers))
+    for tracker in trackers:
+        tracker.on_end(None)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

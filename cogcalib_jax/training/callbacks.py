@@ -6,14 +6,13 @@ a caller overrides what it needs. An exception in a callback ends the fine-tunin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flax import nnx
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -119,16 +118,14 @@ class Callback:
         """Called instead of `on_end` after an error or Ctrl-C, which is then raised again."""
 
 
-def told(callbacks: Sequence[Callback], start: StartInfo, work: Callable[[], ResultT]) -> ResultT:
-    """Return what `work` gives; tell callbacks of its start, and of its end or its failure."""
+@contextmanager
+def announced(callbacks: Sequence[Callback], start: StartInfo) -> Iterator[None]:
+    """Call `on_start`, and `on_failure` if the block raises; `on_end` is the caller's, after it."""
     try:
         for callback in callbacks:
             callback.on_start(start)
-        result = work()
+        yield
     except BaseException as error:
         for callback in callbacks:
             callback.on_failure(error)
         raise
-    for callback in callbacks:
-        callback.on_end(result)
-    return result

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import cogcalib_jax as cc
-from cogcalib_jax.training.callbacks import told
+from cogcalib_jax.training.callbacks import announced
 from cogcalib_jax.training.step_log import step_info
 from cogcalib_jax.training.trackers import Tracker, import_library
 
@@ -46,16 +46,14 @@ SETTINGS = {"method.term": "ls", "method.weight": 0.5, "lora.r": 2, "rows": 7, "
 
 
 def tell(tracker: Tracker) -> None:
-    def work() -> str:
+    with announced([tracker], START):
         tracker.on_step(step_info(STEPS[0]))
         tracker.on_threshold(FIT)
         tracker.on_step(step_info(STEPS[1]))
         tracker.on_step(step_info(STEPS[2]))
         tracker.on_threshold(NO_FIT)
         tracker.on_validation(VALIDATION)
-        return "done"
-
-    assert told([tracker], START, work) == "done"
+    tracker.on_end(None)
 
 
 def require_kept(numbers: dict[str, dict[int, float]]) -> None:
@@ -175,7 +173,9 @@ class Noted(Tracker):
 
 def test_a_run_is_begun_with_its_first_number_and_ended_once():
     tracker = Noted()
-    told([tracker], START, lambda: None)
+    with announced([tracker], START):
+        pass
+    tracker.on_end(None)
     assert tracker.calls == []
     tell(tracker)
     assert tracker.calls[0] == ("begin", "cols") and tracker.calls.count(("finish", False)) == 1
@@ -185,12 +185,9 @@ def test_a_run_is_begun_with_its_first_number_and_ended_once():
 def test_a_fine_tuning_that_fails_ends_the_run_as_failed(error):
     tracker = Noted()
 
-    def work() -> None:
+    with pytest.raises(error), announced([tracker], START):
         tracker.on_validation(VALIDATION)
         raise error
-
-    with pytest.raises(error):
-        told([tracker], START, work)
     assert tracker.calls == [("begin", "cols"), ("log", 3), ("finish", True)]
 
 
