@@ -116,7 +116,9 @@ def option_scores(model, rule, calibration, prompt_ids, completion_ids, completi
         prefix = calibration["pmi_prefix_ids"]
         priors = option_logprobs(model, prefix, completion_ids)
         return logprobs - torch.tensor(priors, dtype=torch.float64)
-    return logprobs
+    if rule == "sum":
+        return logprobs
+    raise SystemExit(f"option_score is {rule}; expected mean, sum, chars or pmi")
 
 
 def calibrated(calibration, scores, completions):
