@@ -1,6 +1,7 @@
 """Names for dataclasses whose fields are settings, and specs such as "focal(gamma=3)".
 
-Config checks, help, comparisons, tuning, tables and tests read their lists of names from here.
+Config checks, comparisons, tuning, tables and tests read their lists of names from here. Help needs
+no JAX, so it names examples only.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A term sees rows of float32 logits over the scored space (the vocabulary, or a question's options)
 and returns one number a row, in nats. Its fields are its hyperparameters. A new term is a class
 with `register_term` above it; it is then known by its name in configs, comparisons, tuning and
-reports.
+reports. `cogcalib` marks the paper's terms: reports cite it for their form on known data.
 """
 
 from __future__ import annotations
