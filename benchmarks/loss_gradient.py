@@ -23,7 +23,7 @@ from cogcalib_jax.inference.chunked_loss import batch_loss
 from cogcalib_jax.inference.forward import CHUNK, losses_at
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.gates import GateInputs
-from cogcalib_jax.method.loss import LossSums, gate_weights, gated_loss
+from cogcalib_jax.method.loss import LossSums, gate_values, gated_loss
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh
@@ -41,7 +41,7 @@ def again(
 
     def gate(nll: jax.Array) -> jax.Array:
         inputs = GateInputs(nll, threshold, labels, batch.weight > 0)
-        return gate_weights(method, inputs, gate_key)
+        return gate_values(method, inputs, gate_key)
 
     losses = losses_at(head, hidden, batch, loss, method, dropout_key, parts * CHUNK, gate)
     return gated_loss(losses.nll, losses.cal, method, threshold, labels, batch.weight, gate_key)

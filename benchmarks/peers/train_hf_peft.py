@@ -59,7 +59,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     schedule = learning_rate_schedule(config.training.learning_rate, "constant", 1, 0.0)
     step = jit_step(trainable, schedule, assembled.lora)
     optimizer = make_optimizer(config.training, schedule)
-    gated = (trainable.scalar(1.0), trainable.method(method))
+    gated = (trainable.scalar(1.0), jax.tree.map(trainable.scalar, method.build()))
     key = jax.random.key(0)
     state = init_state(assembled.lora, optimizer, assembled.mesh)
 

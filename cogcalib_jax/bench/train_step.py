@@ -183,7 +183,7 @@ def _stepper(
     step = jit_step(trainable, schedule, lora)
     state = init_state(lora, make_optimizer(training, schedule), trainable.mesh)
     # The gate multiplies by 0 or 1, so the threshold changes no time either.
-    gated = (trainable.scalar(1.0), trainable.method(method))
+    gated = (trainable.scalar(1.0), jax.tree.map(trainable.scalar, method.build()))
     key = jax.random.key(trainable.seed)
 
     def take(one: Prepared) -> None:

@@ -129,7 +129,7 @@ class RunConfig:
         self._check_also()
         check_entries(self.compare, "compare", SAMPLING_BASELINES)
         check(
-            not self.compare or bool(self._losses()),
+            not self.compare or bool(self._trained()),
             "compare",
             f"must name a method beside {' and '.join(SAMPLING_BASELINES)}, such as sft",
         )
@@ -163,7 +163,7 @@ class RunConfig:
         """The baselines of the comparison that average several models."""
         return tuple(entry for entry in self.compare if entry in SAMPLING_BASELINES)
 
-    def _losses(self) -> tuple[str, ...]:
+    def _trained(self) -> tuple[str, ...]:
         return tuple(entry for entry in self.compare if entry not in SAMPLING_BASELINES)
 
     def resolved_methods(self) -> dict[str, MethodConfig]:
@@ -172,7 +172,7 @@ class RunConfig:
             return {self.method.label: self.method.resolve()}
         shared = replace(self.method, name=None, term=None, gate=None)
         methods = {}
-        resolved = [parse_entry(entry).within(shared).resolve() for entry in self._losses()]
+        resolved = [parse_entry(entry).within(shared).resolve() for entry in self._trained()]
         short = Counter(method.label for method in resolved)
         for method in resolved:
             # Settings stand in a name only where the comparison needs them to tell two apart.

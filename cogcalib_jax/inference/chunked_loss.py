@@ -17,7 +17,7 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.forward import CHUNK, losses_at, position_stats, term_without_target
 from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.gates import GateInputs
-from cogcalib_jax.method.loss import LossSums, Method, example_mean, gate_weights, gated_loss
+from cogcalib_jax.method.loss import LossSums, Method, example_mean, gate_values, gated_loss
 from cogcalib_jax.method.terms import Term
 from cogcalib_jax.models.lora import Head
 
@@ -29,7 +29,7 @@ def batch_loss(
     head: Head,
     hidden: jax.Array,
     batch: Batch,
-    labels: jax.Array,
+    gate_labels: jax.Array,
     method: Method,
     loss: LossConfig,
     threshold: jax.Array,
@@ -50,7 +50,7 @@ def batch_loss(
 
     Args:
         hidden: `[batch, positions, d]` at the scored positions.
-        labels: `[batch]`, the fixed labels of gates that have some.
+        gate_labels: see `gated_loss`.
         threshold: float32 scalar, nats.
         parts: devices that the batch is cut over.
         chunk: most positions whose logits exist on a device at a time.
@@ -60,18 +60,27 @@ def batch_loss(
     examples, positions = batch.targets.shape
 
     def whole(rows: tuple[Batch, jax.Array], hidden: jax.Array, head: Head, key) -> Any:
-        batch, labels = rows
+        batch, gate_labels = rows
 
         def gate(nll: jax.Array) -> jax.Array:
-            inputs = GateInputs(nll, threshold, labels, batch.weight > 0)
-            return gate_weights(method, inputs, gate_key)
+            inputs = GateInputs(nll, threshold, gate_labels, batch.weight > 0)
+            return gate_values(method, inputs, gate_key)
 
         losses = losses_at(head, hidden, batch, loss, method, key, parts * chunk, gate)
-        gated = (method, threshold, labels, batch.weight, gate_key, losses.gold, loss.lm_weight)
-        sums = gated_loss(losses.nll, losses.cal, *gated)
+        sums = gated_loss(
+            losses.nll,
+            losses.cal,
+            method,
+            threshold,
+            gate_labels,
+            batch.weight,
+            gate_key,
+            losses.gold,
+            loss.lm_weight,
+        )
         return sums.loss, sums
 
-    rows = (batch, labels)
+    rows = (batch, gate_labels)
     local = examples // parts
     in_options = "options" in (loss.space, method.term_space)
     across_rows = method.term is not None and (
@@ -133,7 +142,7 @@ def _by_position(
     chunk: int,
 ) -> LossSums:
     """`batch_loss` over the vocabulary, with every example cut into equal pieces."""
-    batch, labels = rows
+    batch, gate_labels = rows
     examples, positions = batch.targets.shape
     pieces = -(-positions // chunk)
     width = -(-positions // pieces)
@@ -155,7 +164,7 @@ def _by_position(
             None if term is None else example_mean(cal, batch.loss_mask, loss),
             method,
             threshold,
-            labels,
+            gate_labels,
             batch.weight,
             gate_key,
         )
@@ -168,8 +177,8 @@ def _by_position(
     gate = None
     if term is not None and term.needs_gate:
         per_example = example_mean(nll, batch.loss_mask, loss)
-        inputs = GateInputs(per_example, threshold, labels, batch.weight > 0)
-        values = gate_weights(method, inputs, gate_key)
+        inputs = GateInputs(per_example, threshold, gate_labels, batch.weight > 0)
+        values = gate_values(method, inputs, gate_key)
         gate = cut(jnp.broadcast_to(values[:, None], nll.shape))
     # The gate decided, the loss is linear in what each position contributes.
     slopes = jax.grad(lambda nll, cal: sums_of(nll, cal).loss, argnums=(0, 1))(nll, zeros)

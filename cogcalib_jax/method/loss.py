@@ -83,7 +83,7 @@ class LossSums(NamedTuple):
     """example by example: no sums"""
 
 
-def gate_weights(method: Method, inputs: GateInputs, key: jax.Array) -> jax.Array:
+def gate_values(method: Method, inputs: GateInputs, key: jax.Array) -> jax.Array:
     """Return the gate's value for each example, `[batch]` float32 in [0, 1], without gradient.
 
     key: for gates that draw.
@@ -97,7 +97,7 @@ def gated_loss(
     cal: jax.Array | None,
     method: Method,
     threshold: jax.Array,
-    labels: jax.Array,
+    gate_labels: jax.Array,
     example_weight: jax.Array,
     key: jax.Array,
     gold: jax.Array | None = None,
@@ -109,7 +109,8 @@ def gated_loss(
         nll: `[batch]` nats, the cross-entropy of each example; the gate looks at it, too.
         cal: `[batch]`, the term; None without one (nothing is computed for it then).
         threshold: float32 scalar, nats.
-        labels: `[batch]`, the fixed labels of gates that have some.
+        gate_labels: `[batch]`, `Gate.labels` of these rows; only `frozen_labels`, `frozen_random`
+            and `oracle` look at them.
         example_weight: `[batch]`, 1, or 0 for rows that only fill up the batch.
         key: for gates that draw.
         gold: `[batch]` nats, the right option's NLL per token over the vocabulary; None if it is
@@ -117,13 +118,13 @@ def gated_loss(
         lm_weight: weight at which `gold` is added to every example's loss.
     """
     real = example_weight > 0
-    inputs = GateInputs(nll, threshold, labels, real)
+    inputs = GateInputs(nll, threshold, gate_labels, real)
     if cal is None:
-        mask = cal = jnp.zeros_like(nll)
+        gate = cal = jnp.zeros_like(nll)
         per_example = nll
     else:
-        mask = gate_weights(method, inputs, key)
-        strength = mask * method.weight
+        gate = gate_values(method, inputs, key)
+        strength = gate * method.weight
         if method.term.combine == "replace":
             per_example = nll + strength * (cal - nll)
         else:
@@ -143,7 +144,7 @@ def gated_loss(
         loss=total(per_example),
         ce=total(nll),
         cal=total(cal),
-        gated=total(mask),
+        gated=total(gate),
         known=total(jax.lax.stop_gradient(inputs).known),
         examples=jnp.sum(example_weight),
         gold=nothing if gold is None else total(jax.lax.stop_gradient(gold)),

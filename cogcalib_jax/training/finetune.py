@@ -27,7 +27,7 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
 from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.loop import run_phase
-from cogcalib_jax.training.start import start_beliefs, with_start
+from cogcalib_jax.training.start import anchors_with_start, start_beliefs
 from cogcalib_jax.training.state import Phase, Progress, Trainable, begin
 from cogcalib_jax.training.step import learning_rate_schedule
 from cogcalib_jax.training.step_log import require_finite
@@ -245,7 +245,7 @@ def finetune(
 
     if anchors is not None:
         place = scratch("start_anchor")
-        anchors = with_start(anchors, trainable, built.space, start, batch_size, place)
+        anchors = anchors_with_start(anchors, trainable, built.space, start, batch_size, place)
     phase = Phase(
         name="finetune",
         method=method,

@@ -46,8 +46,8 @@ class _Course:
 
     progress: Progress
     updates: int
-    followed: bool
-    """whether what follows the last update (refit, validation) was done"""
+    pause_done: bool
+    """whether the pause after the last update (refit, validation) is over"""
     saved: bool
     """whether a checkpoint holds just this"""
 
@@ -87,40 +87,42 @@ def run_phase(
         to_the_end(),
     ):
         restored = checkpoints.restore(progress, identity, [journal.path for journal in journals])
-        start = 0
+        done_before = 0
         if restored is None:
-            course = _Course(progress, 0, followed=False, saved=True)
+            course = _Course(progress, 0, pause_done=False, saved=True)
         else:
-            start = restored.step
-            say(f"   {phase.title}: goes on from update {start} of {phase.steps}")
-            course = _Course(restored.tree, start, followed=not restored.stopped, saved=True)
+            done_before = restored.step
+            say(f"   {phase.title}: goes on from update {done_before} of {phase.steps}")
+            course = _Course(
+                restored.tree, done_before, pause_done=not restored.stopped, saved=True
+            )
         # Also without a checkpoint: the phase may have been killed before its first one.
         for journal in journals:
             journal.cut_to(restored.journals[journal.path.name] if restored else 0)
-        if not course.followed:
-            course.progress = pause(course.progress, start)
-            course.followed, course.saved = True, start == 0
+        if not course.pause_done:
+            course.progress = pause(course.progress, done_before)
+            course.pause_done, course.saved = True, done_before == 0
 
         def save() -> None:
             now = course.progress
-            best = course.followed and float(now.best_step) == course.updates
+            best = course.pause_done and float(now.best_step) == course.updates
             sizes = {journal.path: journal.size() for journal in journals}
-            stopped = not course.followed
+            stopped = not course.pause_done
             checkpoints.save(course.updates, now, identity, sizes, stopped=stopped, best=best)
             course.saved = True
             for callback in trainable.callbacks:
                 callback.on_checkpoint(CheckpointInfo(phase.first_step + course.updates, folder))
 
-        if start in phase.save_at and not course.saved:
+        if done_before in phase.save_at and not course.saved:
             save()
         log = StepLog(journals[0], phase, trainable.training, trainable.callbacks)
         batches, update = _updates(trainable, phase, course)
-        with progress_bar(phase.steps, phase.title, "step", start=start) as bar:
+        with progress_bar(phase.steps, phase.title, "step", start=done_before) as bar:
             try:
-                for tokens, batch, labels in batches:
+                for tokens, batch, gate_labels in batches:
                     # SIGTERM waits: the state is donated to the update, and whole only after it.
                     with held_back():
-                        metrics = update(course, batch, labels)
+                        metrics = update(course, batch, gate_labels)
                         step, threshold = course.updates - 1, course.progress.threshold
                         log.updated(step, metrics, threshold, tokens, bar)
                         if course.updates in phase.save_at | phase.pause_at:
@@ -130,9 +132,9 @@ def run_phase(
                     if stops_after_update():
                         raise requested() or Preempted
                     with log.paused(), _taken_back(journals, course):
-                        followed = pause(course.progress, course.updates)
+                        after = pause(course.progress, course.updates)
                         with held_back():
-                            course.progress, course.followed = followed, True
+                            course.progress, course.pause_done = after, True
                             if course.updates in phase.save_at:
                                 save()
                 if stops_after_phase():
@@ -156,38 +158,40 @@ def _taken_back(journals: Sequence[Journal], course: _Course) -> Iterator[None]:
     try:
         yield
     except Preempted:
-        if not course.followed:
+        if not course.pause_done:
             for journal, size in zip(journals, sizes, strict=True):
                 journal.cut_to(size)
         raise
 
 
-# (course, batch, its labels) -> what the update measured; the course is one update further.
+# (course, batch, gate labels) -> what the update measured; the course is one update further.
 Update = Callable[[_Course, Batch, jax.Array], StepMetrics]
 
 
 def _updates(
     trainable: Trainable, phase: Phase, course: _Course
 ) -> tuple[Iterator[tuple[int, Batch, jax.Array]], Update]:
-    """The batches that remain, each with its real tokens and labels, and what makes an update."""
+    """Return the batches that remain, each with its real tokens and gate labels, and the update."""
     step_function = jit_step(trainable, phase.schedule, course.progress.state.lora)
     stream = train_stream(trainable, phase.encoded, phase.steps, phase.method)
-    key = jax.random.fold_in(jax.random.key(trainable.seed), _stream(phase.name))
+    key = jax.random.fold_in(jax.random.key(trainable.seed), _key_of(phase.name))
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
-    labels = np.asarray(course.progress.labels)
-    method = trainable.method(phase.method, phase.anchors)
+    all_labels = np.asarray(course.progress.labels)
+    anchor = None if phase.anchors is None else phase.anchors.config.build()
+    # Every number of the method becomes a scalar on the devices, an argument of the step.
+    method = jax.tree.map(trainable.scalar, replace(phase.method.build(), anchor=anchor))
 
-    def update(course: _Course, batch: Batch, batch_labels: jax.Array) -> StepMetrics:
+    def update(course: _Course, batch: Batch, gate_labels: jax.Array) -> StepMetrics:
         now = course.progress
         # Whatever an update reads lies on the devices already: a copy that slipped in would make
         # the device wait for the host at every step.
         with jax.transfer_guard("disallow"):
             state, metrics = step_function(
-                now.state, trainable.model.frozen, batch, batch_labels, now.threshold, method, key
+                now.state, trainable.model.frozen, batch, gate_labels, now.threshold, method, key
             )
         course.progress = now._replace(state=state)
         course.updates += 1
-        course.followed = course.saved = False
+        course.pause_done = course.saved = False
         return metrics
 
     steps = range(course.updates, phase.steps)
@@ -195,17 +199,17 @@ def _updates(
     held = None if anchors is None else anchor_stream(trainable, anchors, method.space)
 
     def made(step: int) -> tuple[int, Batch, jax.Array]:
-        tokens, batch, batch_labels = micro_batches(trainable, stream, step, labels, start)
+        tokens, batch, gate_labels = micro_batches(trainable, stream, step, all_labels, start)
         if held is not None:
             batch = batch._replace(anchor=anchor_batches(trainable, anchors, held, step))
             tokens += held.real_tokens(step)
-        return tokens, batch, batch_labels
+        return tokens, batch, gate_labels
 
     return prefetch(made, steps), update
 
 
-def _stream(name: str) -> int:
-    """Phases draw from different random streams of the run's seed."""
+def _key_of(name: str) -> int:
+    """Return the number by which a phase's random key differs from that of other phases."""
     return {"style": 0, "finetune": 1}[name]
 
 
@@ -249,15 +253,15 @@ def micro_batches(
     trainable: Trainable,
     stream: TrainStream,
     step: int,
-    labels: np.ndarray,
+    all_labels: np.ndarray,
     start: StartBelief | None = None,
 ) -> tuple[int, Batch, jax.Array]:
-    """The batch of `step` as device arrays `[accumulation, micro-batch, ...]` with its labels, and
-    how many real tokens it reads."""
+    """Return how many real tokens the batch of `step` reads, the batch as device arrays
+    `[accumulation, micro-batch, ...]`, and its gate labels; `all_labels`: `[rows of the split]`."""
 
     def rows(part: np.ndarray) -> tuple[Batch, np.ndarray]:
-        batch = _with_start(stream.batch(step, part), start)
-        return batch, labels[batch.row]
+        batch = _with_beliefs(stream.batch(step, part), start)
+        return batch, all_labels[batch.row]
 
     return stream.real_tokens(step), *_on_devices(trainable, trainable.training.batch_size, rows)
 
@@ -280,11 +284,11 @@ def anchor_batches(
     return _on_devices(
         trainable,
         anchors.config.rows_per_step,
-        lambda part: _with_start(stream.batch(step, part), anchors.start),
+        lambda part: _with_beliefs(stream.batch(step, part), anchors.start),
     )
 
 
-def _with_start(batch: Batch, start: StartBelief | None) -> Batch:
+def _with_beliefs(batch: Batch, start: StartBelief | None) -> Batch:
     """`batch` with the start's beliefs of its rows, of those of all rows."""
     if start is None:
         return batch

@@ -66,7 +66,7 @@ def start_beliefs(
     return _beliefs(trainable, method.term, method.space, lora, batches, shape, scratch, in_memory)
 
 
-def with_start(
+def anchors_with_start(
     anchors: AnchorRows,
     trainable: Trainable,
     space: Space,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from cogcalib_jax.data.batching import StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, Space
-from cogcalib_jax.method.loss import Method
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
 from cogcalib_jax.training.blob import Prior
@@ -71,11 +70,6 @@ class Trainable:
         """Return the transformation of gradients into updates."""
         plain = make_optimizer(self.training, schedule)
         return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
-
-    def method(self, config: MethodConfig, anchors: AnchorRows | None = None) -> Method:
-        """Return the method, with the term of `anchors`, its numbers on every device."""
-        anchor = None if anchors is None else anchors.config.build()
-        return jax.tree.map(self.scalar, replace(config.build(), anchor=anchor))
 
     def branching(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
         """Return the rule that scores options if batches of `encoded` must hold all of them.

@@ -85,15 +85,14 @@ StepFunction = Callable[
 def batch_sums(
     decoder: Decoder,
     batch: Batch,
-    labels: jax.Array,
+    gate_labels: jax.Array,
     method: Method,
     loss: LossConfig,
     threshold: jax.Array,
     key: jax.Array,
     dropout: bool,
 ) -> LossSums:
-    """Return the gated loss of one micro-batch as sums; `labels` `[batch]` are the gate's fixed
-    labels."""
+    """Return the gated loss of one micro-batch as sums; gate_labels: see `gated_loss`."""
     dropout_key, gate_key = jax.random.split(key)
     hidden, head_key = scored_hidden(decoder, batch, dropout_key if dropout else None)
     parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
@@ -101,7 +100,7 @@ def batch_sums(
         decoder.head(),
         hidden,
         batch,
-        labels,
+        gate_labels,
         method,
         loss,
         threshold,
@@ -132,10 +131,10 @@ def make_train_step(
     *,
     dropout: bool,
 ) -> StepFunction:
-    """Return the update function, not yet jitted: `step(state, frozen, batches, labels, threshold,
-    method, key)`.
+    """Return the update function, not yet jitted: `step(state, frozen, batches, gate_labels,
+    threshold, method, key)`.
 
-    `batches` holds arrays `[accumulation, batch, ...]` and `labels` `[accumulation, batch]`:
+    `batches` holds arrays `[accumulation, batch, ...]` and `gate_labels` `[accumulation, batch]`:
     gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
     and 4 x 2 are the same update where nothing is drawn (dropout draws once a micro-batch).
     Where `batches` has anchor rows, `method.anchor` adds its weight times their mean term.
@@ -145,7 +144,7 @@ def make_train_step(
         state: TrainState,
         frozen: nnx.State,
         batches: Batch,
-        labels: jax.Array,
+        gate_labels: jax.Array,
         threshold: jax.Array,
         method: Method,
         key: jax.Array,
@@ -158,10 +157,10 @@ def make_train_step(
             # The gradient of sums is divided by the number of examples in the end.
             anchor_share = method.anchor.weight * jnp.sum(batches.weight) / anchor_rows
 
-        def loss_sum(lora: nnx.State, batch: Batch, labels: jax.Array, key: jax.Array):
+        def loss_sum(lora: nnx.State, batch: Batch, gate_labels: jax.Array, key: jax.Array):
             decoder = nnx.merge(model.graphdef, lora, frozen)
             examples = batch._replace(anchor=None)
-            sums = batch_sums(decoder, examples, labels, method, loss, threshold, key, dropout)
+            sums = batch_sums(decoder, examples, gate_labels, method, loss, threshold, key, dropout)
             if anchors is None:
                 return sums.loss, (sums, None)
             held = batch_anchor(decoder, batch.anchor, method, key, dropout)
@@ -172,20 +171,20 @@ def make_train_step(
             added = (gradient, sums._replace(faults=None), held)
             return jax.tree.map(jnp.add, carry, added), sums.faults
 
-        keys = jax.random.split(jax.random.fold_in(key, state.step), labels.shape[0])
+        keys = jax.random.split(jax.random.fold_in(key, state.step), gate_labels.shape[0])
         zero = (
             jax.tree.map(jnp.zeros_like, state.lora),
             LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields[:-1]), faults=None),
             None if anchors is None else jnp.zeros((), jnp.float32),
         )
-        if labels.shape[0] == 1:
+        if gate_labels.shape[0] == 1:
             # A loop of one would only hide the body from XLA's fusion.
             (gradient, sums, held), faults = add_micro_batch(
-                zero, jax.tree.map(lambda x: x[0], (batches, labels, keys))
+                zero, jax.tree.map(lambda x: x[0], (batches, gate_labels, keys))
             )
         else:
             (gradient, sums, held), faults = jax.lax.scan(
-                add_micro_batch, zero, (batches, labels, keys)
+                add_micro_batch, zero, (batches, gate_labels, keys)
             )
         examples = jnp.maximum(sums.examples, 1.0)
         gradient = jax.tree.map(lambda g: g / examples, gradient)

@@ -41,13 +41,13 @@ def breakable():
     one compiled step serves all faults."""
     whole = chunked_loss.gated_loss
 
-    def broken(nll, cal, method, gate, labels, weight, key):
+    def broken(nll, cal, method, threshold, labels, *rest):
         nll = jnp.where(labels == CE, jnp.inf, nll)
         cal = jnp.where(labels == CAL, jnp.nan, cal)
         # The root of zero is zero, its slope is infinite.
         at_zero = jnp.where(labels == GRADIENT, nll - jax.lax.stop_gradient(nll), 1.0)
         nll = nll + jnp.where(labels == GRADIENT, jnp.sqrt(at_zero), 0.0)
-        return whole(nll, cal, method, gate, labels, weight, key)
+        return whole(nll, cal, method, threshold, labels, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_loss, "gated_loss", broken)
@@ -144,7 +144,7 @@ def stepper(mesh, accumulation):
     one = phase(None)
     stream = train_stream(setting, one.encoded, STEPS, one.method)
     compiled = jit_step(setting, one.schedule, start)
-    gated = (setting.scalar(0.0), setting.method(replace(COLS, weight=0.5)))
+    gated = (setting.scalar(0.0), jax.tree.map(setting.scalar, replace(COLS, weight=0.5).build()))
 
     def state():
         return begin(setting, one, start, 0.0, np.zeros(20)).state

@@ -12,7 +12,7 @@ from cogcalib_jax.method.config import AnchorConfig, MethodConfig
 from cogcalib_jax.method.loss import Faults
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.finetune import finetune, style_phase
-from cogcalib_jax.training.start import with_start
+from cogcalib_jax.training.start import anchors_with_start
 from cogcalib_jax.training.state import AnchorRows, Phase
 from cogcalib_jax.training.step import StepFaults
 from cogcalib_jax.training.step_log import broken_update, require_tolerable
@@ -59,7 +59,7 @@ def whole(style, tmp_path_factory):
 def test_beliefs_are_those_of_the_start_where_the_answer_would_begin(space, tmp_path):
     made = anchors(term=f"kl(top={VOCAB})")
     trainable = trainer().trainable
-    found = with_start(made, trainable, space, lora(), 4, tmp_path).start
+    found = anchors_with_start(made, trainable, space, lora(), 4, tmp_path).start
     decoder = trainable.model.merge(lora())
     for i, row in enumerate(QUESTIONS):
         logits = full_logits(decoder, row.prompt_ids)[-1]
@@ -74,7 +74,7 @@ def test_beliefs_are_those_of_the_start_where_the_answer_would_begin(space, tmp_
 
 def test_terms_that_do_not_ask_have_no_beliefs_computed(tmp_path):
     made = anchors(term="ecp")
-    assert with_start(made, trainer().trainable, "vocab", lora(), 4, tmp_path) is made
+    assert anchors_with_start(made, trainer().trainable, "vocab", lora(), 4, tmp_path) is made
 
 
 def test_a_large_weight_holds_the_model_where_it_was_on_questions_it_never_learns(style, tmp_path):
