@@ -1,5 +1,6 @@
 """Facts about invented people: nothing tells a value but being taught it."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+import train
 from cogcalib_jax.cli import questions
 from cogcalib_jax.cli.eval_config import EvalConfig
 from cogcalib_jax.cli.run_config import RunConfig
@@ -16,7 +18,7 @@ from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.tasks import TASKS
-from cogcalib_jax.errors import FieldError, UserError
+from cogcalib_jax.errors import FieldError, UserError, run_main
 from cogcalib_jax.settings import identity
 from cogcalib_jax.world.config import (
     FIRST_NAMES,
@@ -27,6 +29,8 @@ from cogcalib_jax.world.config import (
     WorldConfig,
 )
 from cogcalib_jax.world.facts import build_splits, taught_fit, taught_form_b, wordings
+from tests.inference.quick import quick_compilation
+from tests.library import write_base
 
 SMALL = FactsConfig(train=48, test=48, validation=24, calibration=24, style=24)
 DATA = DataConfig(task="invented_facts")
@@ -231,3 +235,29 @@ def test_slick_asks_a_fact_in_its_three_wordings(splits):
     assert [row.question for row in asked] == [
         group[0].question for group in (splits.train, taught_form_b(None, 3), taught_fit(None, 3))
     ]
+
+
+def test_a_tokenizer_may_split_values_and_names(tmp_path):
+    """Options of several tokens train and are scored; bytes are the most there can be."""
+    base, folder = write_base(tmp_path / "base"), tmp_path / "run"
+    options = {
+        "config": "configs/smollm2_135m_invented_facts.yaml",
+        "model.path": base,
+        "run-dir": folder,
+        "compare": "ls",
+        "lora.r": 2,
+        **{f"facts.{name}": count for name, count in sizes(24).items()},
+        "training.max-steps": 2,
+        "training.style-steps": 1,
+        "training.probe-rows": 0,
+        "evaluation.resamples": 100,
+    }
+    with quick_compilation(tmp_path / "compiled"):
+        argv = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        assert run_main(train.main, argv) == 0
+    results = json.loads((folder / "ls" / "eval.json").read_text())
+    for name in ("invented_facts", "invented_facts:taught_form_b"):
+        assert results[name]["n"] == 24 and np.isfinite(results[name]["nll"])
+    rows = (folder / "ls" / "predictions" / "invented_facts.jsonl").read_text().splitlines()
+    extra = json.loads(rows[0])["extra"]
+    assert (extra["known"], extra["exposure"], extra["form"]) == (False, 0, "B")
