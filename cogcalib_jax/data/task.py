@@ -185,7 +185,7 @@ class Task:
         seed: int = 0,
         **settings: Any,
     ) -> Task:
-        """Load a task that docs/tasks.md lists, such as "openbookqa", or the made-up "world".
+        """Load a task that docs/tasks.md lists, such as "openbookqa" or "invented_facts".
 
         path: a folder with its rows in the Hub's schema; None: the Hugging Face Hub. Other
         arguments and errors as for `from_rows`.
