@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.report.load_run import Run
-from cogcalib_jax.report.names import COMMONEST, short_name
+from cogcalib_jax.report.names import COMMONEST, REFERENCES, short_name
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.report.text import count, percent
 
@@ -38,7 +38,7 @@ def browse_questions(run: Run, task: str) -> Questions:
     first = run.methods[0].predictions[task]
     predictions = {
         short_name(m.key): m.predictions[task]
-        for m in run.methods
+        for m in sorted(run.methods, key=lambda m: m.key in REFERENCES)
         if m.key != COMMONEST and m.predictions[task].ids == first.ids
     }
     mistakes = {name: np.where(p.correct, -1.0, p.confidence) for name, p in predictions.items()}
