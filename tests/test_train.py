@@ -411,11 +411,15 @@ def refused(command, named, capsys):
     assert named in told[-1]
 
 
-def test_options_space_is_refused_where_options_have_several_tokens(base, tmp_path, capsys):
-    for field in ("--loss.space", "--method.space"):
-        command = arguments(base, tmp_path / "run", *several_tokens(tmp_path), field, "options")
-        refused([*command, "--method.name", "cols"], f"{field[2:]} = options", capsys)
-    assert not (tmp_path / "run").exists()
+def test_options_of_several_tokens_are_trained_in_options_space(base, tmp_path):
+    spaces = ["--loss.space", "options", "--method.space", "options", "--method.name", "cols"]
+    command = arguments(base, tmp_path / "run", *several_tokens(tmp_path), *spaces)
+    assert run_main(train.main, command) == 0
+    metrics = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= x["correct_fraction"] <= 1 for x in metrics if "correct_fraction" in x)
+    assert any("correct_fraction" in x for x in metrics)
+    numbers = json.loads((tmp_path / "run/eval.json").read_text())["custom"]
+    assert numbers["gold_nll"] > 0 and not numbers["single_token_options"]
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(base, tmp_path, capsys):
