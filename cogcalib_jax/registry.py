@@ -1,7 +1,6 @@
 """Names for dataclasses whose fields are settings, and specs such as "focal(gamma=3)".
 
-Config checks, comparisons, tuning, tables and tests read their lists of names from here. Help needs
-no JAX, so it names examples only.
+Config checks, help, comparisons, tuning, tables and tests read their lists of names from here.
 """
 
 from __future__ import annotations
@@ -10,9 +9,12 @@ import ast
 import difflib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, fields
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cogcalib_jax.errors import UserError
@@ -123,6 +125,22 @@ class Registry(Generic[T]):
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of registration."""
         return tuple(self._entries)
+
+    def listed(self) -> tuple[str, ...]:
+        """Return the names for a help text, which needs no JAX.
+
+        While the module of the project's own entries is not imported, its decorators are read.
+        """
+        if self._module is None or self._module in sys.modules:
+            return self.names()
+        source = Path(find_spec(self._module).origin).read_text(encoding="utf-8")
+        return tuple(
+            call.args[0].value
+            for node in ast.parse(source).body
+            if isinstance(node, ast.ClassDef)
+            for call in node.decorator_list
+            if isinstance(call, ast.Call) and call.func.id == f"register_{self.kind}"
+        )
 
     def entry_of(self, value: T) -> Entry[T]:
         """Return the entry of a value's class."""

@@ -12,6 +12,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from cogcalib_jax.registry import Registry
+
 AnyConfig = TypeVar("AnyConfig")
 
 Role = Literal[
@@ -73,6 +75,8 @@ class Field:
     """whether identities of earlier releases lack it, with the default as its value"""
     of_adapter: bool = False
     """whether a stored adapter states it"""
+    registry: Registry | None = None
+    """lists the names that the help shows"""
     role: Role = ""
     """what it decides for programs that are built on runs"""
 

@@ -230,6 +230,8 @@ def _mirror(cls: type, given: Tree, base: Any, everything: bool, **first: Any) -
     members = [(name, annotation, "") for name, annotation in first.items()]
     for field in fields(cls, base):
         doc = docs.get(field.name, "")
+        if field.registry is not None:
+            doc += f" ({field.registry.kind}s: {', '.join(field.registry.listed())})"
         if field.is_section:
             if not (everything or any(inner.often for inner in fields(field.kind))):
                 continue

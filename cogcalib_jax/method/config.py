@@ -43,14 +43,13 @@ PRIOR = "prior"
 class MethodConfig:
     """The calibration term and the gate that decides which examples it applies to."""
 
-    name: str | None = often(None, role="methods")
-    """short word for a term and a gate (sft, ls, cols, focal ...); unset: as term and gate say"""
-    term: str | None = setting(None, role="methods")
-    """calibration term, with settings if wanted: none, ls, mbls(margin=5), focal(gamma=3) ...
-    (docs/method.md lists all)"""
-    gate: str | None = setting(None, role="methods")
-    """which examples the term applies to (docs/method.md lists all); adaptive: NLL at most the
-    refitted threshold"""
+    name: str | None = often(None, role="methods", registry=TERMS)
+    """short word for a term and a gate: sft, a term on all data (ls), or co and a term on known
+    data (cols); unset: as term and gate say"""
+    term: str | None = setting(None, role="methods", registry=TERMS)
+    """calibration term, with settings if wanted, such as mbls(margin=5); none: no term"""
+    gate: str | None = setting(None, role="methods", registry=GATES)
+    """which examples the term applies to; adaptive: NLL at most the refitted threshold"""
     weight: float | None = often(None, role="weights")
     """weight of the term beside cross-entropy; unset means the term's own default"""
     space: Space = "vocab"

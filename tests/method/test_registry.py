@@ -1,10 +1,14 @@
 """The registry: specs, what is refused, and its readers, all of which know a class added later."""
 
+import contextlib
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import jax
 import pytest
 
+from cogcalib_jax.cli import load
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig, parse_entry
 from cogcalib_jax.method.terms import TERMS, Term, register_term
@@ -96,7 +100,22 @@ def test_numbers_are_leaves_and_words_are_structure():
     assert jax.tree.structure(Hinge(3.0, how="sum")) != structure
 
 
-def test_every_reader_knows_a_term_that_was_registered_later():
+def test_help_lists_the_same_names_before_jax_is_imported():
+    code = """
+import sys
+from cogcalib_jax.method.config import GATES, TERMS
+listed = TERMS.listed(), GATES.listed()
+assert "jax" not in sys.modules
+print(listed == (TERMS.names(), GATES.names()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_every_reader_knows_a_term_that_was_registered_later(capsys):
+    with contextlib.suppress(SystemExit):
+        load("train")(["--help-all"])
+    assert "hinge" in capsys.readouterr().out
     assert MethodConfig(name="cohinge").resolve().gate == "adaptive"
     assert parse_entry("hinge(margin=2)@random=0.4").resolve().label == "hinge-random"
     assert TuneConfig(terms=("hinge(margin=2)", "ls")).terms[0] == "hinge(margin=2)"
