@@ -45,6 +45,8 @@ BOTH = """
     world.known_exposure world.question_rows world.train world.test
     world.validation world.calibration world.style world.other_relations
     world.seed
+    facts.train facts.test facts.validation facts.calibration
+    facts.style facts.relations facts.seed
     model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
     lora.lora_dropout
     loss.space loss.tokens loss.correct loss.lm_weight

@@ -176,7 +176,7 @@ def test_more_than_there_are_questions_is_refused(path):
 
 
 def test_the_world_takes_none():
-    with pytest.raises(FieldError, match="few_shot: must be 0: the base of task world"):
+    with pytest.raises(FieldError, match="few_shot: must be 0: task world has no solved questions"):
         DataConfig(few_shot=1)
     with pytest.raises(FieldError, match="few_shot: must be at least 0"):
         DataConfig(task="custom", path="x", few_shot=-1)
