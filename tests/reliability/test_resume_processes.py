@@ -19,7 +19,7 @@ RESUME = ["--resume", "--run-dir", "run"]
 # One after the other, on the same run. Checkpoints after 15, 30, 45 and 60 of its 60 updates.
 STOPS = (
     (KILL, "cogcalib_jax.training.step_log.StepLog.updated", 24),
-    (TERM, "cogcalib_jax.training.finetune.refit", 3),
+    (TERM, "cogcalib_jax.training.finetune.Trainer.refit", 3),
     (INT, "cogcalib_jax.training.step_log.StepLog.updated", 2),
     (KILL, "cogcalib_jax.training.manifest.write_whole", 2),  # its arrays lie there, no manifest
 )
