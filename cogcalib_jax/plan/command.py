@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.bench.command import run_benchmark
 from cogcalib_jax.bench.hardware import update_flops
+from cogcalib_jax.cli.presets import preset_folder
 from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, check
@@ -45,7 +46,6 @@ from cogcalib_jax.training.step import learning_rate_schedule, make_optimizer
 from cogcalib_jax.world.base import base_architecture
 from cogcalib_jax.world.corpus import build_tokenizer
 
-SHAPES = Path(__file__).parents[2] / "configs" / "models"
 # Padded lengths on accelerators are multiples of this (sharding.length_multiple).
 TILE = 8
 REFUSED: dict[Role, str] = {
@@ -180,7 +180,7 @@ def architecture(config: PlanConfig) -> DecoderConfig:
         return read_config(name)
     kept = {
         json.loads(file.read_text(encoding="utf-8"))["_name_or_path"]: file
-        for file in sorted(SHAPES.glob("*.json"))
+        for file in sorted((preset_folder() / "models").glob("*.json"))
     }
     if name not in kept:
         raise UserError(

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 import bench
+import cogcalib_jax
 from cogcalib_jax.bench.hardware import update_flops
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError, run_main
@@ -176,6 +177,14 @@ def test_shapes_are_found_without_the_hub(shape):
     argv = ["--config", str(CONFIGS / "qwen2.5_7b_winogrande_m.yaml"), "--topology", "v5e:4x4"]
     qwen = architecture(load_config(PlanConfig, argv, prog="", description="").config)
     assert qwen.hidden_size == 3584 and qwen.qkv_bias
+
+
+def test_an_installed_package_has_the_shapes_among_its_presets(monkeypatch, tmp_path):
+    models = tmp_path / "presets" / "models"
+    models.mkdir(parents=True)
+    (models / "tiny.json").write_text(json.dumps(to_hf(TINY) | {"_name_or_path": "who/what"}))
+    monkeypatch.setattr(cogcalib_jax, "__file__", str(tmp_path / "__init__.py"))
+    assert architecture(planned("--topology", "h100:1", "--model.path", "who/what")) == TINY
 
 
 @pytest.mark.parametrize(
