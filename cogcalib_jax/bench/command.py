@@ -14,7 +14,7 @@ import jax
 
 from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
 from cogcalib_jax.configlib.loading import Loaded, load_config
-from cogcalib_jax.files import command_line
+from cogcalib_jax.files import command_line, program_words
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.settings import Role
@@ -52,7 +52,7 @@ def run_benchmark(
         require_writable(Path(file), "--json")
     figures = measure(config)
     if file is not None:
-        command = command_line("python", "bench.py", name, *argv)
+        command = command_line(*program_words("bench.py"), name, *argv)
         write_json(Path(file), figures | {"command": command})
     return as_text(table(figures))
 

@@ -94,7 +94,7 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     _show_parameters(report, base.name, run.assembled.model, run.assembled.lora)
     report.line(
         "Training holds the adapter four times: weights, gradient and AdamW's two moments."
-        " Activations are not counted here; python bench.py plan compiles a step and counts them."
+        " Activations are not counted here; cogcalib plan compiles a step and counts them."
     )
     return report.text()
 

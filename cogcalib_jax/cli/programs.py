@@ -15,6 +15,7 @@ from cogcalib_jax.cli.run_config import PROGRAM, load_training
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.files import program_words
 
 TRAIN = f"""\
 Fine-tune with LoRA so that confidences keep their meaning; see README.md.
@@ -151,7 +152,8 @@ def bench(argv: list[str]) -> None:
         return
     if not argv or argv[0] not in BENCHMARKS:
         found = f"{argv[0]!r} is no command" if argv else "a command is missing"
-        raise UserError(f"bench.py: {found}; write python bench.py COMMAND (allowed: {names})")
+        start = " ".join(program_words("bench.py"))
+        raise UserError(f"bench.py: {found}; write {start} COMMAND (allowed: {names})")
     _measure(argv[0], argv[1:])
 
 
