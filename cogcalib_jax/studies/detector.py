@@ -19,12 +19,12 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.cli.method_run import Run
-from cogcalib_jax.cli.prepare import say
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.cli.run_config import SAMPLING_BASELINES, RunConfig
 from cogcalib_jax.cli.run_folder import require_folder, require_writable, resumable
 from cogcalib_jax.cli.train import open_run
 from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError, check, plain_text
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json

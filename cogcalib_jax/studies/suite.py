@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from cogcalib_jax.cli.prepare import say, with_own_lora
+from cogcalib_jax.cli.prepare import with_own_lora
 from cogcalib_jax.cli.presets import with_preset_file
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import (
@@ -33,7 +33,7 @@ from cogcalib_jax.cli.train import train_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import SOURCE
 from cogcalib_jax.configlib.values import to_yaml
-from cogcalib_jax.console import progress_bar
+from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.errors import FieldError, UserError, check, plain_text
 from cogcalib_jax.files import without_person, write_whole
 from cogcalib_jax.preemption import Preempted

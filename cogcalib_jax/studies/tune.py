@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cogcalib_jax.cli.prepare import say, with_own_lora
+from cogcalib_jax.cli.prepare import with_own_lora
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import (
@@ -36,6 +36,7 @@ from cogcalib_jax.cli.stored import CONFIG_FILE, read_config
 from cogcalib_jax.cli.train import composed, open_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.values import to_yaml
+from cogcalib_jax.console import say
 from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import FieldError, UserError, check, plain_text
 from cogcalib_jax.files import reason_of, whole_file, write_whole
