@@ -52,7 +52,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     from cogcalib_jax.training.loop import jit_step
     from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_optimizer
 
-    assembled = assemble_model(config, config.lora, config.model.path)
+    assembled = assemble_model(config, config.model.path)
     save_adapter(adapter, assembled.decoder, config.model.path)
     trainable = make_trainable(config, assembled)
     (method,) = config.resolved_methods().values()

@@ -80,7 +80,7 @@ def measure(config: EvalBenchConfig) -> dict[str, Any]:
         say(f"   note: {note}")
     if encoded.is_open:
         raise UserError(f"bench.py eval: {config.data.task} has open questions, without options")
-    assembled = assemble_model(config, config.lora, base)
+    assembled = assemble_model(config, base)
     predictor = Predictor(assembled.model, assembled.mesh, config.evaluation)
     phases.end("loading")
 

@@ -190,7 +190,7 @@ def prepare(
     if abstract:
         assembled = Assembled(mesh, *base.parts(config.lora, config.model, mesh))
     else:
-        assembled = assemble_model(config, config.lora, base.place)
+        assembled = assemble_model(config, base.place)
     trainable = make_trainable(config, assembled, anchors)
     answers = open_predictor(
         trainable.model,
@@ -284,10 +284,10 @@ def _read_outline(place: str | Path, adapter: str | None, note: Callable[[str], 
     return Outline(str(place), read_config(place), tokenizer, place)
 
 
-def assemble_model(config: RunConfig, lora: LoraConfig, base: str | Path) -> Assembled:
+def assemble_model(config: RunConfig, base: str | Path) -> Assembled:
     """Load the base onto the mesh, with the LoRA parameters of `config.adapter` or fresh ones."""
     mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(base))
-    decoder = load_on_mesh(settings, mesh, lora, config.adapter, config.training_seed)
+    decoder = load_on_mesh(settings, mesh, config.lora, config.adapter, config.training_seed)
     return Assembled(mesh, *split_model(decoder))
 
 
