@@ -21,7 +21,12 @@ from cogcalib_jax.cli.data_report import (
     show_prompt,
     show_rows,
 )
-from cogcalib_jax.cli.eval_config import EvalConfig, require_same_evaluation
+from cogcalib_jax.cli.eval_config import (
+    EvalConfig,
+    require_same_evaluation,
+    settled_option_score,
+)
+from cogcalib_jax.cli.evaluate import require_suitable
 from cogcalib_jax.cli.evaluated import Evaluated, evaluated_models
 from cogcalib_jax.cli.prepare import (
     Outline,
@@ -34,11 +39,11 @@ from cogcalib_jax.cli.prepare import (
 from cogcalib_jax.cli.questions import encode_questions, test_questions
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import choose_folder
+from cogcalib_jax.cli.train import require_prefix
 from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.evaluate import question_fields, require_fields
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.text import count
@@ -206,7 +211,8 @@ def _check(
     config: EvalConfig, model: Evaluated, base: Outline, sets: Mapping[str, EncodedSplit]
 ) -> tuple[FrozenModel, nnx.State]:
     """Refuse what an evaluation refuses once it has the questions; return the model as shapes."""
-    require_fields(config.by, {task: question_fields(encoded) for task, encoded in sets.items()})
+    require_suitable(config, sets)
+    require_prefix(settled_option_score(config), sets.values())
     mesh = make_mesh(config.mesh)
     frozen, lora = base.parts(model.lora, config.model, mesh)
     predictor = Predictor(frozen, mesh, config.evaluation)

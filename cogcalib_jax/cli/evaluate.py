@@ -181,16 +181,20 @@ def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tupl
     for reading, model in {model.reads_with: model for model in models}.items():
         tokenizer = load_base_tokenizer(model.base, model.tokenizer_from)
         sets[reading] = encode_questions(config, questions, tokenizer)
-        fields = {task: question_fields(encoded) for task, encoded in sets[reading].items()}
-        require_fields(config.by, fields)
-        averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
-        for task, encoded in sets[reading].items():
-            if averaging and encoded.is_open:
-                raise UserError(
-                    f"{averaging}: averages the probabilities of options, and questions of {task}"
-                    " are open; leave it out"
-                )
+        require_suitable(config, sets[reading])
     return sets
+
+
+def require_suitable(config: EvalConfig, sets: Sets) -> None:
+    """Refuse questions without the fields or the options that `config` needs (UserError)."""
+    require_fields(config.by, {task: question_fields(encoded) for task, encoded in sets.items()})
+    averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
+    for task, encoded in sets.items():
+        if averaging and encoded.is_open:
+            raise UserError(
+                f"{averaging}: averages the probabilities of options, and questions of {task} are"
+                " open; leave it out"
+            )
 
 
 def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets]) -> bool:

@@ -285,6 +285,11 @@ def test_an_ensemble_counts_every_member(run, capsys, tmp_path):
     assert "ensemble: needs at least two runs" in capsys.readouterr().err
     assert run_main(eval_program.main, ["--run", str(run), "--mc-passes", "3", "--dry-run"]) == 2
     assert "without dropout" in capsys.readouterr().err
+    asked = [{"question": f"{FIRST[n]} plays the", "answer": "banjo"} for n in range(10)]
+    file = str(write(tmp_path / "open", test=asked) / "test.jsonl")
+    argv += ["--task", "custom", "--data.path", file, "--data.prompt", "qa", "--dry-run"]
+    assert run_main(eval_program.main, argv) == 2
+    assert "ensemble: averages the probabilities of options" in capsys.readouterr().err
 
 
 def test_a_composition_by_the_world_is_composed(base, tmp_path, capsys):
