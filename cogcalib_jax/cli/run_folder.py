@@ -258,7 +258,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def may_have_moved(place: str | Path | None, option: str, resume: bool) -> Iterator[None]:
-    """On `resume`, add to the error of a missing place how to give its new place."""
+    """Add to the error of a place that is missing on `resume` how to give its new place."""
     try:
         yield
     except UserError as error:

@@ -258,7 +258,7 @@ def exposures_stated(seeds: Seeds) -> bool:
 
 
 def _auroc(pairs: Sequence[Pair]) -> str:
-    """Mean over seeds with its interval: the difference from a score that is the same for all."""
+    """Return the mean over seeds with its interval, as the difference from a constant score."""
     chance = [(np.full(len(truth), 0.5), truth) for _, truth in pairs]
     d = paired_difference(pairs, chance, statistic="auroc")
     # Student's t knows of no upper end.

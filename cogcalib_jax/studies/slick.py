@@ -88,7 +88,7 @@ class Slick:
 
 
 class SlickScorer:
-    """Categories of a run's questions under LoRA parameters; compiled once a padded length."""
+    """A function from parameters and questions to categories; compiled once a padded length."""
 
     def __init__(self, run: Run, shots: int = SHOTS):
         """shots: solved questions before each one; the world's prompts have none."""
@@ -136,7 +136,7 @@ class SlickScorer:
 def _greedy_and_sampled(
     decoder: Decoder, batch: Batch, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Greedy decoding gives the right answer; its log-probability when sampled, `[rows]` each.
+    """Return if the greedy answer is right, and the log-probability of the right one, `[rows]`.
 
     A sampled answer is drawn token by token, so its probability is the product of its tokens' at
     the temperature.

@@ -136,7 +136,7 @@ def _condition_section(study: Study, condition: Condition, everything: StudyFind
 
 
 def _runs_table(study: Study) -> Table:
-    """Every run's own command, which repeats it without the suite."""
+    """Return a table of the commands that repeat each run without the suite."""
     rows = tuple(
         (f"{condition.name}, seed {seed}", f"{_place(study, run)}/config.yaml", command)
         for condition in study.conditions
@@ -177,7 +177,7 @@ def _task_pictures(study: Study, task: str) -> list[Picture]:
 
 
 def _training_picture(study: Study, condition: Condition) -> Picture | None:
-    """Accuracy and confidence over training, means over seeds; None if nothing was followed."""
+    """Draw means of accuracy and confidence over training; None if nothing was followed."""
     drawn = [
         (short_name(key), means)
         for key, seeds in followed_methods(condition.runs, study.followed).items()
@@ -203,7 +203,7 @@ Shares = list[tuple[float, Condition]]
 
 
 def _curves_of(conditions: Sequence[Condition]) -> dict[tuple[str, ...], Shares]:
-    """Settings -> the conditions that differ in nothing but the known share."""
+    """Return settings -> the conditions that differ in nothing but the known share."""
     groups: dict[tuple[str, ...], Shares] = {}
     for condition in conditions:
         config = yaml.safe_load(next(iter(condition.runs.values())).configs["config.yaml"])

@@ -217,7 +217,7 @@ def _side_by_side(study: Study, task: str) -> Table:
 
 
 def _against_first(study: Study, method: str, task: str) -> Table | None:
-    """Paired differences of one method under each condition and the first, same questions.
+    """Return paired differences of a method under each condition and the first, same questions.
 
     None if the method was not run under the first condition, or if the questions differ.
     """
