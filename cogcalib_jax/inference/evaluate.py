@@ -46,7 +46,7 @@ def task_metrics(
 
     exclusive: whether options exclude one another over the vocabulary (`EncodedSplit`); without
     that nothing can be said of them and "all else", and `vocab` is None.
-    clusters: [n] which question each row asks (`data.repeats`); None: each its own.
+    clusters: [n] which question each row asks (`data.example`); None: each its own.
     """
     metrics = summarize(
         predictions.probs,

@@ -99,7 +99,7 @@ def open_metrics(
     `accuracy` is the exact match, and numbers about confidence are those of `sequence`;
     `confidences` holds those of each. `vocab` is null: there are no options to tell it from.
 
-    clusters: [n] which question each row asks (`data.repeats`); None: each its own.
+    clusters: [n] which question each row asks (`data.example`); None: each its own.
     """
     answers = predictions.answers
     confidences = {}

@@ -52,7 +52,7 @@ class OptionRows:
     vocab_probs: np.ndarray | None
     """[n, k] float64: probability over the whole vocabulary, where it is known"""
     clusters: np.ndarray | None = None
-    """[n] which question each row asks (`data.repeats`); None: each its own"""
+    """[n] which question each row asks (`data.example`); None: each its own"""
 
     def metrics(
         self, seed: int, config: EvaluationConfig, chosen: np.ndarray | slice = slice(None)

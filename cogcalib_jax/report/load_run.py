@@ -49,7 +49,7 @@ class Predictions:
     guess_nll: float | None = None
     """nats, of giving every option of a question the same probability; None of answers"""
     clusters: np.ndarray | None = None
-    """[n] which question each row asks (`data.repeats`); None: each its own"""
+    """[n] which question each row asks (`data.example`); None: each its own"""
     chance: float = 0.0
     """accuracy of guessing among the options; 0 of answers"""
     texts: tuple[str, ...] = ()

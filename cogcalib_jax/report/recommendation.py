@@ -215,7 +215,7 @@ def read_base(run: Path) -> dict[str, Any] | None:
 def base_words(base: Mapping[str, Any]) -> list[str]:
     """Describe the base in one or two sentences; the second names a problem, if there is one.
 
-    base: as in `base.json`, see `runs.references.look_at_base`.
+    base: as in `base.json`, see `cli.references.look_at_base`.
     """
     name = base["model"][0].upper() + base["model"][1:]
     right = (
