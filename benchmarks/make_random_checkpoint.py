@@ -1,7 +1,7 @@
 """A checkpoint of a named model's shape with random bfloat16 weights, in shards.
 
     python benchmarks/make_random_checkpoint.py configs/models/qwen2.5-0.5b.json OUT --shards 4 \
-        --tokenizer ../shared/realdata/tokenizers/Qwen2.5-base
+        --tokenizer DATA/tokenizers/Qwen2.5-base
 
 For timing and for memory: it loads, trains and exports like the real one and knows nothing. Weights
 are normal(0, initializer_range), norms 1, biases 0. One shard is in memory at a time.

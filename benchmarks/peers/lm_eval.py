@@ -1,6 +1,6 @@
 """Option scores here and in lm-evaluation-harness: same weights, questions, prompts and dtype.
 
-    python benchmarks/peers/lm_eval.py MODEL --rows ../shared/realdata/openbookqa \
+    python benchmarks/peers/lm_eval.py MODEL --rows DATA/openbookqa \
         [--questions 500] [--rounds 5] [--peer-python PYTHON] [--json FILE]
 
 MODEL is a folder in Hugging Face layout with weights and tokenizer. Both sides score the options of
