@@ -2,7 +2,7 @@
 
 Yang et al. 2024, "Bayesian Low-rank Adaptation for Large Language Models" (arXiv 2308.13111). One
 pass over the training rows gives the curvature of the options' cross-entropy at the trained
-parameters (`kronecker.py`), their marginal likelihood the prior's precision, without held-out rows.
+parameters (`kfac.py`), their marginal likelihood the prior's precision, without held-out rows.
 An answer comes from the model linearised in its LoRA parameters: option logits are then normal, and
 their softmax is averaged over draws.
 """
