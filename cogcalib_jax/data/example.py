@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class EncodedSplit(tuple[Encoded, ...]):
     """A tuple of encoded rows that caches the facts about all rows that shapes of batches need.
 
     Shapes depend on the split and not on the rows drawn, so a split compiles once per padded
-    length.
+    length. A slice is a split with the same prompts.
     """
 
     template: Template | None = None
@@ -121,6 +121,21 @@ class EncodedSplit(tuple[Encoded, ...]):
     def of(cls, rows: Iterable[Encoded]) -> EncodedSplit:
         """Return `rows` as a split; a split is returned as it is."""
         return rows if isinstance(rows, cls) else cls(rows)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EncodedSplit: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Encoded | EncodedSplit:
+        found = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return found
+        part = EncodedSplit(found)
+        part.template, part.protocol = self.template, self.protocol
+        part.pmi_prefix_ids = self.pmi_prefix_ids
+        return part
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -141,7 +141,7 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
     run = open_run(config, "detector", list(cell.argv))
     trainer = run.trainer
     rows = {
-        TRAINED: EncodedSplit.of(trainer.splits["train"][: config.training.probe_rows]),
+        TRAINED: trainer.splits["train"][: config.training.probe_rows],
         HELD_OUT: trainer.splits["validation"],
     }
     write_labels(run, rows, shots)

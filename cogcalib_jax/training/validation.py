@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cogcalib_jax import metrics
-from cogcalib_jax.data.example import Encoded
+from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.training.journal import Journal
 
@@ -24,7 +24,7 @@ class Followed:
 
     data: str
     """"train" or "validation" """
-    encoded: tuple[Encoded, ...]
+    encoded: EncodedSplit
     known: np.ndarray
     """[rows] bool: by the world's exposures, or as the style-adapted model's NLL says"""
 

@@ -42,6 +42,16 @@ def test_an_open_answer_of_one_token_is_no_single_token_option():
     assert not EncodedSplit().is_open
 
 
+def test_a_slice_of_a_split_is_asked_as_the_split_is():
+    """Validation scores the first training rows, also by pmi."""
+    split = EncodedSplit([encoded()] * 3)
+    split.pmi_prefix_ids, split.protocol = (1, 9), "published"
+    part = split[:2]
+    assert isinstance(part, EncodedSplit) and len(part) == len(part.lengths) == 2
+    assert (part.pmi_prefix_ids, part.protocol) == (split.pmi_prefix_ids, split.protocol)
+    assert split[-1] is split[2]
+
+
 @pytest.mark.parametrize(
     ("completions", "exclusive"),
     [
