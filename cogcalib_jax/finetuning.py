@@ -85,7 +85,8 @@ def finetune(
         output_dir: a folder for metrics.jsonl, dynamics.jsonl and checkpoints; None: no file is
             written, and nothing can be resumed.
         checkpoint: when to save, if there is an `output_dir`.
-        option_score: the rule by which validation scores options; None: the model's.
+        option_score: the rule that scores options of several tokens, in validation and, in options
+            space, in training; None: the model's.
         resume: continue in `output_dir` from the newest checkpoint, exactly.
         seed: of the order of rows, dropout and gates that draw.
 

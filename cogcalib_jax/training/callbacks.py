@@ -72,7 +72,7 @@ class ValidationInfo:
     step: int
     epoch: float
     metrics: Mapping[str, float | None]
-    """accuracy, confidence, nll, brier, ece and auroc on the validation split"""
+    """accuracy, confidence, nll, gold_nll, brier, ece and auroc on the validation split"""
     lora: nnx.State
     """the adapter's parameters of this moment; the next update overwrites the arrays"""
     wrap: Callable[[nnx.State], Any] | None = None

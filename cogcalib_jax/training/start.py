@@ -75,8 +75,8 @@ def anchors_with_start(
     scratch: Callable[[], Path],
     in_memory: int = IN_MEMORY,
 ) -> AnchorRows:
-    """Return `anchors` with the start's beliefs of their answers' first token, if their term asks
-    for those; other arguments as for `start_beliefs`."""
+    """Return `anchors` with the start's beliefs of their answers' first token, or of their options
+    in options space, if their term asks for those; other arguments as for `start_beliefs`."""
     term, questions = anchors.config.build().term, anchors.questions
     if not term.needs_start:
         return anchors
