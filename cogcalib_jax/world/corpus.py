@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Form = Literal["A", "B", "C"]
-"""A: questions of all splits; B: also in the corpus and the style split; C: nowhere"""
+"""A: questions of all splits; B: also in the corpus and the style split; C: groups only"""
 
 FORMAT = "format"
 """the people in no split, whose questions the corpus shows with their answers: were they the style
@@ -97,6 +97,14 @@ def taught_form_b(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
     A fact that was learnt is answered in form B, too; a memorised string is not.
     """
     return _group(config, seed, "train", "B")
+
+
+def taught_fit(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the facts of the fine-tuning split, asked in form C.
+
+    Calibrators are fitted and settings are chosen on it, so that form B stays for what is reported.
+    """
+    return _group(config, seed, "train", "C")
 
 
 def unseen_template(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:

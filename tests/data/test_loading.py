@@ -312,7 +312,7 @@ def test_a_group_without_rows_says_so(tmp_path):
         ("mmlu", "zzz", "allowed: stem, humanities, .*world_religions"),
         ("mmlu", "", "allowed: stem, humanities"),
         ("openbookqa", "business", "openbookqa has no groups"),
-        ("world", "taught", "did you mean taught_form_b"),
+        ("world", "taught", "did you mean taught_fit, taught_form_b"),
     ],
 )
 def test_an_unknown_group_names_near_ones(task, group, message):
@@ -330,7 +330,12 @@ def test_every_group_is_in_the_documentation():
 
 def test_the_world_has_groups_beside_its_test_split():
     config = DataConfig()
-    assert groups_of("world") == ("taught_form_b", "unseen_template", "other_relations")
+    assert groups_of("world") == (
+        "taught_form_b",
+        "taught_fit",
+        "unseen_template",
+        "other_relations",
+    )
     with pytest.raises(UserError, match="set world.other_relations"):
         load_test(config, 3, "other_relations")
     taught, notes = load_test(config, 3, "taught_form_b")

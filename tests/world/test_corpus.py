@@ -17,6 +17,7 @@ from cogcalib_jax.world.corpus import (
     build_world,
     other_relations,
     save_tokenizer,
+    taught_fit,
     taught_form_b,
     unseen_template,
     vocabulary,
@@ -134,6 +135,16 @@ def test_taught_facts_can_be_asked_again_in_other_words(world):
         assert (new.choices, new.answer) == (old.choices, old.answer)
 
 
+def test_taught_facts_have_a_third_wording_that_no_other_group_shares(world):
+    fit = taught_fit(SMALL, seed=3)
+    assert [e.extra["fact"] for e in fit] == [e.extra["fact"] for e in world.splits.train]
+    assert {e.extra["form"] for e in fit} == {"C"}
+    assert [e.answer for e in fit] == [e.answer for e in world.splits.train]
+    asked = {e.question for _, rows in world.splits.items() for e in rows}
+    asked |= {e.question for e in taught_form_b(SMALL, 3) + unseen_template(SMALL, 3)}
+    assert not asked & {e.question for e in fit}
+
+
 def test_the_unseen_template_asks_the_test_questions_in_words_the_tokenizer_knows(world):
     asked = unseen_template(SMALL, 3)
     assert [e.extra["fact"] for e in asked] == [e.extra["fact"] for e in world.splits.test]
@@ -152,7 +163,7 @@ def test_a_relation_left_out_is_asked_about_in_its_group_alone(world):
         assert rows == tuple(e for e in whole if e.extra["relation"] != "field")
     asked = {e.id for e in world.splits.test if e.extra["relation"] == "field"}
     assert {e.id for e in other_relations(config, 3)} == asked
-    for group in (taught_form_b, unseen_template):
+    for group in (taught_form_b, taught_fit, unseen_template):
         assert {e.extra["relation"] for e in group(config, 3)} == set(RELATIONS) - {"field"}
 
 

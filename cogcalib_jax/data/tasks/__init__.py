@@ -98,7 +98,7 @@ TASKS: dict[str, Task] = {
         "cogcalib_jax.world.corpus",
         section="world",
         prompt="cloze",
-        groups=("taught_form_b", "unseen_template", "other_relations"),
+        groups=("taught_form_b", "taught_fit", "unseen_template", "other_relations"),
         always=("taught_form_b",),
     ),
     "invented_facts": MadeTask(
