@@ -67,8 +67,8 @@ def compiled(
 
 
 def with_layers(config: DecoderConfig, layers: int) -> DecoderConfig:
-    windows = config.sliding_windows[:layers]
-    return replace(config, num_layers=layers, sliding_windows=windows)
+    windows, ropes = config.sliding_windows[:layers], config.layer_ropes[:layers]
+    return replace(config, num_layers=layers, sliding_windows=windows, layer_ropes=ropes)
 
 
 def random_batch(shape: BatchShape, config: DecoderConfig, mesh: jax.sharding.Mesh) -> Batch:

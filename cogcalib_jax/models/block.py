@@ -45,18 +45,24 @@ class KVCache(NamedTuple):
 
 
 class TokenContext(NamedTuple):
-    """The positions of tokens and what they see, the same for all layers."""
+    """The positions of tokens and what they see."""
 
     positions: jax.Array
     """int32 `[1|batch, time]`"""
     cos: jax.Array
-    """`[1|batch, time, head_dim / 2]` float32"""
+    """`[1|batch, time, pairs]` float32, with a leading axis of rotations where layers differ"""
     sin: jax.Array
     """like cos"""
     lengths: jax.Array | None
     """int32 `[batch]` for right-padded rows"""
     branches: tuple[jax.Array, ...] = ()
     """int32 `[batch, time]` each, for rows with branches; see `visible_in_tree`"""
+
+    def of_layer(self, rotation: jax.Array | None) -> TokenContext:
+        """Return the context with a layer's own rotation, by its index; None: all have the same."""
+        if rotation is None:
+            return self
+        return self._replace(cos=self.cos[rotation], sin=self.sin[rotation])
 
 
 class RMSNorm(nnx.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cogcalib_jax.errors import check
@@ -86,8 +86,10 @@ class DecoderConfig:
     """width of one head; it may differ from hidden_size / num_heads"""
     rms_norm_eps: float = 1e-5
     """added to the mean square in norms"""
-    rope: RopeConfig = field(default_factory=RopeConfig)
-    """rotary position embedding"""
+    ropes: tuple[RopeConfig, ...] = (RopeConfig(),)
+    """rotary position embeddings, among which layers choose"""
+    layer_ropes: tuple[int, ...] = ()
+    """for each layer the index of its RoPE in `ropes`, or -1: no rotation; (): all 0"""
     tie_word_embeddings: bool = False
     """whether the head is the embedding itself"""
     qkv_bias: bool = False
@@ -133,6 +135,14 @@ class DecoderConfig:
             len(windows) == self.num_layers and all(window >= 0 for window in windows),
             "sliding_windows",
             f"must hold a length of at least 0 for each of the {self.num_layers} layers",
+        )
+        chosen = self.layer_ropes or (0,) * self.num_layers
+        object.__setattr__(self, "layer_ropes", tuple(chosen))
+        check(
+            len(chosen) == self.num_layers and all(-1 <= i < len(self.ropes) for i in chosen),
+            "layer_ropes",
+            f"must hold an index from -1 to {len(self.ropes) - 1} for each of the"
+            f" {self.num_layers} layers",
         )
 
     @property

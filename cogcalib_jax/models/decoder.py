@@ -2,7 +2,7 @@
 
 Parameters have the names and the orientation of Hugging Face checkpoints. Those of the blocks are
 stacked on a leading axis of layers, along which a scan runs, so that compile time does not grow
-with depth. Differences between layers (sliding windows) are arrays that the scan runs along.
+with depth. Differences between layers (sliding windows, RoPE) are arrays that the scan runs along.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cogcalib_jax.models.attention import require_attention
 from cogcalib_jax.models.block import KVCache, Layer, RMSNorm, TokenContext
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.lora import Head, Linear, normal_param
-from cogcalib_jax.models.rope import rotation
+from cogcalib_jax.models.rope import layer_rotations
 from cogcalib_jax.sharding import named_sharding
 
 # The backward pass finds everything stored, the input of each block, or products with weights.
@@ -166,23 +166,24 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         x = self._constrain(self._table(self.embed_tokens)[input_ids], ("batch", None, None))
-        context = TokenContext(
-            positions, *rotation(c.rope, c.head_dim, positions), lengths, branches
-        )
+        cos, sin, rotations = layer_rotations(c, positions)
+        context = TokenContext(positions, cos, sin, lengths, branches)
         graphdef, stacked = nnx.split(self.layers)
 
         def block(carry, layer_input):
             x, cache = carry
-            state, layer, window = layer_input
+            state, layer, window, rotation = layer_input
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
-            x, cache = nnx.merge(graphdef, state)(x, context, window, layer, cache, key)
+            own = context.of_layer(rotation)
+            x, cache = nnx.merge(graphdef, state)(x, own, window, layer, cache, key)
             return (self._constrain(x, ("batch", None, None)), cache), None
 
         if self.remat != "none":
             # The scan keeps XLA from merging the second forward pass with the first.
             block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         seen = input_ids.shape[1] if cache is None else cache.keys.shape[2]
-        layers = (stacked, jnp.arange(c.num_layers, dtype=jnp.int32), self._windows(seen))
+        numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
+        layers = (stacked, numbers, self._windows(seen), rotations)
         (x, cache), _ = jax.lax.scan(block, (x, cache), layers)
         return self.norm(x), cache
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogcalib_jax.models.config import RopeConfig
+from cogcalib_jax.models.config import DecoderConfig, RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
@@ -63,8 +63,32 @@ def _yarn(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
     return (stretched * divided + frequencies * (1 - divided)).astype(np.float32)
 
 
-def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return cosine and sine `[..., head_dim / 2]` float32 for integer `positions` `[...]`."""
+def layer_rotations(
+    config: DecoderConfig, positions: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return the rotations of all layers for `positions` `[1|batch, time]`.
+
+    Returns:
+        Cosine and sine `[1|batch, time, pairs]` float32, and None. If layers differ, both have a
+        leading axis of rotations, and the third is each layer's index there, int32 `[layers]`.
+    """
+    kinds = sorted(set(config.layer_ropes))
+    ropes = [None if kind < 0 else config.ropes[kind] for kind in kinds]
+    pairs = [rotation(rope, config.head_dim, positions) for rope in ropes]
+    if len(pairs) == 1:
+        return *pairs[0], None
+    cos, sin = (jnp.stack(parts) for parts in zip(*pairs, strict=True))
+    return cos, sin, jnp.asarray([kinds.index(i) for i in config.layer_ropes], jnp.int32)
+
+
+def rotation(
+    rope: RopeConfig | None, head_dim: int, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return cosine and sine `[..., head_dim / 2]` float32 for integer `positions` `[...]`; None:
+    those that rotate nothing."""
+    if rope is None:
+        still = jnp.zeros((*positions.shape, head_dim // 2), jnp.float32)
+        return still + 1, still
     frequencies, scale = inverse_frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale

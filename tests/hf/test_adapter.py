@@ -175,7 +175,7 @@ def test_a_model_without_lora_cannot_take_an_adapter(folder):
 
 
 def test_an_adapter_for_a_base_of_another_shape_is_refused(folder):
-    wider = replace(SMALL, hidden_size=32, num_layers=3, sliding_windows=())
+    wider = replace(SMALL, hidden_size=32, num_layers=3, sliding_windows=(), layer_ropes=())
     with pytest.raises(UserError, match=r"missing: .*layers\.2.*; misshapen: .*\[3, 16\]"):
         load_adapter(folder, small_decoder(wider, lora=LORA))
 

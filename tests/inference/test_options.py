@@ -38,7 +38,13 @@ MODELS = {
         LoraConfig(target_modules=("v_proj",)),
     ),
     "yarn": (
-        replace(TINY, rope=RopeConfig(type="yarn", factor=4.0, original_max_position_embeddings=8)),
+        replace(
+            TINY, ropes=(RopeConfig(type="yarn", factor=4.0, original_max_position_embeddings=8),)
+        ),
+        EVERYWHERE,
+    ),
+    "RoPE in one layer": (
+        replace(TINY, ropes=(RopeConfig(theta=20.0),), layer_ropes=(-1, 0)),
         EVERYWHERE,
     ),
 }

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from cogcalib_jax.errors import FieldError
+from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, logical_axes, random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
@@ -108,6 +109,33 @@ def test_a_window_hides_what_lies_before_it():
     assert np.all(difference[5:] == 0)
 
 
+def test_each_layer_has_the_rope_that_it_names():
+    """Positions divided by 1e9 are no rotation; other choices are other models."""
+    plain, other = RopeConfig(), RopeConfig(theta=20.0)
+    still = RopeConfig(type="linear", factor=1e9)
+
+    def hidden(ropes, layers):
+        config = replace(SMALL, sliding_windows=(), ropes=ropes, layer_ropes=layers)
+        return np.asarray(forward(small_decoder(config), tokens(1, 12))[0])
+
+    for layers in ((1, 0), (0, 1)):
+        without = tuple(-index for index in layers)
+        ours = hidden((other, still), layers)
+        np.testing.assert_allclose(ours, hidden((other,), without), atol=1e-5)
+    chosen = [hidden((plain, other), layers) for layers in ((0, 0), (0, 1), (1, 0), (0, -1))]
+    for i, one in enumerate(chosen):
+        assert all(np.abs(one - another).max() > 1e-2 for another in chosen[:i])
+
+
+@pytest.mark.parametrize(("rope", "same"), [(-1, True), (0, False)])
+def test_a_layer_without_rope_reads_earlier_tokens_in_any_order(rope, same):
+    config = replace(SMALL, num_layers=1, sliding_windows=(), layer_ropes=(rope,))
+    model, ids = small_decoder(config), tokens(1, 9)
+    shuffled = ids[:, [3, 6, 0, 2, 7, 1, 5, 4, 8]]
+    last = [np.asarray(forward(model, x)[0])[0, -1] for x in (ids, shuffled)]
+    assert (np.abs(last[0] - last[1]).max() < 1e-5) == same
+
+
 def test_dropout_is_a_function_of_the_key_and_off_without_one():
     lora = replace(EVERYWHERE, lora_dropout=0.5)
     model = small_decoder(lora=lora)
@@ -191,6 +219,8 @@ def test_random_weights_are_the_same_on_every_mesh():
         ({"head_dim": 7}, "head_dim"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"sliding_windows": (1,)}, "sliding_windows"),
+        ({"layer_ropes": (0,)}, "layer_ropes"),
+        ({"layer_ropes": (0, 1)}, "layer_ropes"),
     ],
 )
 def test_values_that_make_no_model_are_refused_by_field(change, field):

@@ -7,6 +7,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.families import FAMILIES, from_hf, to_hf
+from cogcalib_jax.models.families.base import read_rope, write_rope
 from tests.golden.families import FAMILIES as MODELS
 
 LLAMA = MODELS["llama3"]
@@ -42,7 +43,7 @@ def test_both_layouts_of_rope_mean_the_same():
     old = from_hf(bare | {"rope_theta": 500000.0, "rope_scaling": rope}, "config.json")
     new = from_hf(bare | {"rope_parameters": rope | {"rope_theta": 500000.0}}, "config.json")
     assert old == new
-    assert old.rope == RopeConfig(500000.0, "llama3", 8.0, 32, 1.0, 4.0)
+    assert old.ropes == (RopeConfig(500000.0, "llama3", 8.0, 32, 1.0, 4.0),)
 
 
 def test_qwen_slides_from_max_window_layers_on_and_only_where_switched_on():
@@ -111,6 +112,20 @@ def test_unknown_layer_types_are_refused_by_name():
     kinds = ["linear_attention"] * 3
     with pytest.raises(UserError, match="layer_types names linear_attention; expected"):
         from_hf(MODELS["qwen3_tied"] | {"layer_types": kinds}, "config.json")
+
+
+def test_each_layer_type_may_have_its_own_rope():
+    parameters = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default"},
+    }
+    raw = {"rope_parameters": parameters, "rope_theta": 1e4, "max_position_embeddings": 64}
+    linear = RopeConfig(theta=1e6, type="linear", factor=8.0)
+    assert read_rope(raw, "full_attention") == linear
+    assert read_rope(raw, "sliding_attention") == RopeConfig(theta=1e4)
+    assert write_rope(linear) == parameters["full_attention"]
+    one = raw | {"rope_parameters": parameters["full_attention"]}
+    assert read_rope(one, "sliding_attention") == linear
 
 
 def test_flags_a_family_has_no_word_for_are_not_written():

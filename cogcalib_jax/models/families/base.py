@@ -104,8 +104,8 @@ class Family:
         if isinstance(eos, list):
             common["eos_token_id"] = tuple(i for i in eos if i is not None)
         own = self.read(known)
-        if "rope" not in own:
-            common["rope"] = read_rope(known)
+        if "ropes" not in own:
+            common["ropes"] = (read_rope(known),)
         return DecoderConfig(model_type=model_type, **(common | own))
 
     def write_config(self, config: DecoderConfig) -> dict[str, Any]:
@@ -114,9 +114,11 @@ class Family:
             "architectures": [self.architecture],
             "model_type": config.model_type,
             "hidden_act": "silu",
-            "rope_theta": config.rope.theta,
-            "rope_scaling": _write_rope(config.rope),
         }
+        if len(config.ropes) == 1:
+            scaling = write_rope(config.ropes[0])
+            raw["rope_theta"] = scaling.pop("rope_theta")
+            raw["rope_scaling"] = scaling if len(scaling) > 1 else None
         raw |= {key: getattr(config, field) for key, field in KEYS.items()}
         if isinstance(config.eos_token_id, tuple):
             raw["eos_token_id"] = list(config.eos_token_id)
@@ -154,10 +156,16 @@ def layer_types(config: DecoderConfig) -> list[str]:
     return ["sliding_attention" if w else "full_attention" for w in config.sliding_windows]
 
 
-def read_rope(known: Mapping[str, Any]) -> RopeConfig:
+def read_rope(known: Mapping[str, Any], kind: str | None = None) -> RopeConfig:
     """Return the RoPE of both layouts: `rope_theta` beside `rope_scaling`, and `rope_parameters`
-    of transformers 5."""
+    of transformers 5.
+
+    kind: the `layer_types` whose RoPE it is, if the family allows one for each; it may stand below
+    this name in `rope_parameters`.
+    """
     rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
+    if kind is not None and isinstance(rope, dict):
+        rope = rope.get(kind, rope)
     if not isinstance(rope, dict):
         raise UserError(f"RoPE parameters are {rope!r:.40}; expected a JSON object. {OWN_FILE}")
     if any(isinstance(value, dict) for value in rope.values()):
@@ -171,26 +179,26 @@ def read_rope(known: Mapping[str, Any]) -> RopeConfig:
             raise UserError(
                 "partial_rotary_factor is not 1; expected 1, or none. Use a model that has none"
             )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_TYPES:
+    form = rope.get("rope_type", rope.get("type", "default"))
+    if form not in ROPE_TYPES:
         raise UserError(
-            f"RoPE type is {kind!r}; expected one of {', '.join(ROPE_TYPES)}. Use a model with one"
+            f"RoPE type is {form!r}; expected one of {', '.join(ROPE_TYPES)}. Use a model with one"
             " of them"
         )
     theta = rope.get("rope_theta") or known.get("rope_theta") or 10000.0
-    if kind == "default":
+    if form == "default":
         return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, type=kind, factor=_required(rope, "factor"))
+    if form == "linear":
+        return RopeConfig(theta=theta, type=form, factor=_required(rope, "factor"))
     length = (
         known.get("original_max_position_embeddings")
         or rope.get("original_max_position_embeddings")
         or known["max_position_embeddings"]
     )
-    if kind == "llama3":
+    if form == "llama3":
         return RopeConfig(
             theta=theta,
-            type=kind,
+            type=form,
             factor=_required(rope, "factor"),
             original_max_position_embeddings=length,
             low_freq_factor=_required(rope, "low_freq_factor"),
@@ -204,7 +212,7 @@ def read_rope(known: Mapping[str, Any]) -> RopeConfig:
         scale = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
     return RopeConfig(
         theta=theta,
-        type=kind,
+        type=form,
         factor=factor,
         original_max_position_embeddings=length,
         beta_fast=rope.get("beta_fast") or 32.0,
@@ -214,7 +222,8 @@ def read_rope(known: Mapping[str, Any]) -> RopeConfig:
     )
 
 
-def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
+def write_rope(rope: RopeConfig) -> dict[str, Any]:
+    """Return the RoPE as `rope_parameters` of transformers 5 hold it."""
     keys = {
         "default": (),
         "linear": ("factor",),
@@ -229,7 +238,7 @@ def _write_rope(rope: RopeConfig) -> dict[str, Any] | None:
     }[rope.type]
     values = {key: getattr(rope, key) for key in keys}
     written = {key: value for key, value in values.items() if value is not None}
-    return {"rope_type": rope.type, **written} if keys else None
+    return {"rope_theta": rope.theta, "rope_type": rope.type, **written}
 
 
 def _require_values(known: Mapping[str, Any]) -> None:
