@@ -104,7 +104,8 @@ class Model:
             adapter: a folder with a LoRA adapter in PEFT's layout. If it holds a
                 `calibration.json`, its prompt, scoring rule and calibrator are used.
             lora: a fresh adapter of this form, to be trained; None: none, or `adapter`'s.
-            dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators, float32 on a CPU.
+            dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators, and on a CPU with
+                instructions for it if the checkpoint is stored so; otherwise float32.
             mesh: how devices share the work; None: by examples.
             remat: what the backward pass computes again to save memory (docs/scaling.md).
             attention: "xla", "cudnn" or "splash".

@@ -1,12 +1,13 @@
 """A LoRA training step here and in transformers + PEFT: same weights, rows, adapter and optimiser.
 
     python benchmarks/peers/train_hf_peft.py --model.path MODEL --data.task openbookqa \
-        --data.path ROWS [--rounds 8] [--json FILE]
+        --data.path ROWS [--dtype bfloat16] [--rounds 8] [--json FILE]
 
 Two peers: *usual* (batches drawn at random, padded to their longest row, logits at every position)
 and *tuned* (our batches of like lengths, logits at the answers only). Each side is a process of its
 own, so that its peak memory is its own, and takes one step per round in an order drawn anew. First
-all sides train on the same batches: their losses must agree before anything is timed.
+all sides train on the same batches: their losses must agree before anything is timed. --dtype is
+that of the base, on all sides; the peers keep the adapter in float32, as we do (PEFT's default).
 
 MODEL is a folder with weights and tokenizer; any random ones will do
 (benchmarks/make_random_checkpoint.py). Every other option is one of `train.py`. Needs the packages
@@ -37,8 +38,9 @@ from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError, run_main
 
 AGREEING_STEPS = 4
-# Of the loss, relative, float32, after as many updates.
-TOLERANCE = 1e-4
+# Of the loss, relative, after as many updates. bfloat16 keeps 8 bits, and the sides round at
+# different places.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 SIDES = ("ours", "tuned", "usual")
 
 
@@ -52,7 +54,9 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     from cogcalib_jax.training.loop import jit_step
     from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_optimizer
 
+    imported = peak_bytes()
     assembled = assemble_model(config, config.model.path)
+    loaded = peak_bytes()
     save_adapter(adapter, assembled.decoder, config.model.path)
     trainable = make_trainable(config, assembled)
     (method,) = config.resolved_methods().values()
@@ -73,7 +77,7 @@ def ours(link: Connection, config: RunConfig, batches: list[Batch], adapter: Pat
     for batch in {batch.input_ids.shape: batch for batch in batches}.values():
         take(batch)  # compiled once a padded length, which is said and not part of a step
     state = init_state(assembled.lora, optimizer, assembled.mesh)
-    serve(link, take, batches)
+    serve(link, take, batches, {"imports": imported, "load": loaded, "compile": peak_bytes()})
 
 
 def peer(
@@ -85,7 +89,9 @@ def peer(
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    base = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    imported = peak_bytes()
+    dtype = getattr(torch, config.model.dtype)
+    base = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype)
     model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.training.learning_rate, weight_decay=0.0)
@@ -126,17 +132,23 @@ def peer(
         optimizer.step()
         return float(loss.detach())
 
-    serve(link, take, batches)
+    serve(link, take, batches, {"imports": imported, "load": peak_bytes()})
 
 
-def serve(link: Connection, take: Any, batches: list[Batch]) -> None:
-    """Take the steps the parent asks for, by number; None ends with the peak memory in bytes."""
+def peak_bytes() -> int:
+    """Return the most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(link: Connection, take: Any, batches: list[Batch], peaks: dict[str, int]) -> None:
+    """Take the steps the parent asks for, by number; None ends with the peak memory after each
+    phase, in bytes."""
     link.send("ready")
     while (number := link.recv()) is not None:
         start = time.perf_counter()
         loss = take(batches[number])
         link.send((loss, time.perf_counter() - start))
-    link.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    link.send(peaks | {"steps": peak_bytes()})
 
 
 def prepare(config: RunConfig, rounds: int) -> dict[str, list[Batch]]:
@@ -158,17 +170,21 @@ def prepare(config: RunConfig, rounds: int) -> dict[str, list[Batch]]:
     usual = alike[:AGREEING_STEPS]
     for i in range(rounds):
         rows = order[i * size : (i + 1) * size]
-        usual.append(Batch(*(np.asarray(field)[rows] for field in mixed)))
+        fields = (None if field is None else np.asarray(field)[rows] for field in mixed)
+        usual.append(Batch(*fields))
     return {"ours": alike, "tuned": alike, "usual": usual}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--dtype", choices=list(TOLERANCES), default="float32")
     parser.add_argument("--json", type=Path)
     own, rest = parser.parse_known_args(argv)
     preset = Path(__file__).parents[2] / "configs" / "stories260k_openbookqa.yaml"
-    start = ["--method.name", "sft", "--lora.target-modules", "all-linear"]
+    start = ["--method.name", "sft", "--model.dtype", own.dtype]
+    if not any(option.startswith("--lora.target") for option in rest):
+        start += ["--lora.target-modules", "all-linear"]
     config = load_config(
         RunConfig, [*start, *rest], prog="train_hf_peft.py", description="", default_preset=preset
     ).config
@@ -191,7 +207,8 @@ def main(argv: list[str]) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        figures = measure(links, own.rounds, config.training.batch_size)
+        tolerance = TOLERANCES[own.dtype]
+        figures = measure(links, own.rounds, config.training.batch_size, tolerance)
         for process in processes:
             process.join()
     print(text(figures))
@@ -199,7 +216,9 @@ def main(argv: list[str]) -> None:
         own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(links: dict[str, Connection], rounds: int, batch_size: int) -> dict[str, Any]:
+def measure(
+    links: dict[str, Connection], rounds: int, batch_size: int, tolerance: float
+) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     losses: dict[str, list[float]] = {side: [] for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -216,7 +235,7 @@ def measure(links: dict[str, Connection], rounds: int, batch_size: int) -> dict[
         print(f"   step {number + 1}: loss {line}", file=sys.stderr, flush=True)
     for side in SIDES:
         ours_then, theirs = losses["ours"][:AGREEING_STEPS], losses[side][:AGREEING_STEPS]
-        if not np.allclose(ours_then, theirs, rtol=TOLERANCE, atol=0):
+        if not np.allclose(ours_then, theirs, rtol=tolerance, atol=0):
             raise UserError(f"peers: losses differ: ours {ours_then}, {side} {theirs}")
     for link in links.values():
         link.send(None)
@@ -230,8 +249,9 @@ def measure(links: dict[str, Connection], rounds: int, batch_size: int) -> dict[
             "examples_per_s": batch_size * rounds / timed[side].sum(),
             "ours_times_as_fast": timed[side].sum() / timed["ours"].sum(),
             "ours_times_as_fast_ci95": np.quantile(ratios, [0.025, 0.975]).tolist(),
-            "peak_bytes": memory[side],
-            "our_share_of_peak": memory["ours"] / memory[side],
+            "peak_bytes": memory[side]["steps"],
+            "peak_bytes_after": memory[side],
+            "our_share_of_peak": memory["ours"]["steps"] / memory[side]["steps"],
             "seconds": timed[side].tolist(),
         }
     return figures
@@ -247,6 +267,9 @@ def text(figures: dict[str, Any]) -> str:
             f"{side:8}{one['examples_per_s']:12.2f}{faster:>26}{one['peak_bytes'] / 1e9:10.2f}"
             f"{one['our_share_of_peak']:12.2f}"
         )
+    for side in SIDES:
+        peaks = figures[side]["peak_bytes_after"].items()
+        lines.append(f"{side}, peak GB after " + ", ".join(f"{k} {v / 1e9:.2f}" for k, v in peaks))
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from cogcalib_jax.bench.command import cpu_count, run_benchmark
 from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.hf.safetensors import DTYPES, open_folder
-from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.hf.weights import load_decoder, stored_dtype
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.report.tables import Table
@@ -134,7 +134,7 @@ def _in_a_new_process(config: LoadBenchConfig) -> Load:
 
 def _load(config: LoadBenchConfig) -> Load:
     mesh = make_mesh(config.mesh)
-    dtype = config.model.jax_dtype(mesh)
+    dtype = config.model.jax_dtype(mesh, stored_dtype(config.model.path))
     # The first array on a device takes memory that is not the loader's.
     jax.block_until_ready(jax.device_put(jnp.zeros(()), mesh.devices.flat[-1]))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

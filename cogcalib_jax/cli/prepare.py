@@ -29,7 +29,7 @@ from cogcalib_jax.files import reason_of
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
-from cogcalib_jax.hf.weights import read_config
+from cogcalib_jax.hf.weights import read_config, stored_dtype
 from cogcalib_jax.inference.base_model import load_on_mesh
 from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.inference.evaluate import data_hash
@@ -83,8 +83,9 @@ class Outline:
             UserError: a mesh that cannot cut the model, or an attention kernel that it cannot run.
         """
         require_cut(self.config, mesh)
+        stored = None if self.place is None else stored_dtype(self.place)
         graphdef, abstract = abstract_decoder(
-            self.config, lora, config.jax_dtype(mesh), mesh, attention=config.attention
+            self.config, lora, config.jax_dtype(mesh, stored), mesh, attention=config.attention
         )
         adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
         return FrozenModel(graphdef, frozen), adapter

@@ -46,6 +46,13 @@ READ_BYTES = 16_000_000
 MAX_SHARD_BYTES = 5_000_000_000
 
 
+def stored_dtype(name: str | Path) -> str | None:
+    """Return the dtype of a checkpoint that its config.json names; None if it names none."""
+    path = model_folder(name, weights=False) / "config.json"
+    raw = read_object(path, "a model's folder holds its config.json")
+    return raw.get("dtype") or raw.get("torch_dtype")
+
+
 def read_config(name: str | Path) -> DecoderConfig:
     """Return the architecture of a local folder or Hub id.
 

@@ -20,7 +20,7 @@ from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter, require_trai
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.tokenizer import copy_tokenizer, load_base_tokenizer
-from cogcalib_jax.hf.weights import load_decoder
+from cogcalib_jax.hf.weights import load_decoder, stored_dtype
 from cogcalib_jax.inference.calibration_file import fitted_elsewhere, how_asked
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import write_json
@@ -138,7 +138,8 @@ def load_on_mesh(
         UserError: files that are missing, damaged or of an unknown family; an adapter of another
             base.
     """
-    base, dtype = str(settings.path), settings.jax_dtype(mesh)
+    base = str(settings.path)
+    dtype = settings.jax_dtype(mesh, stored_dtype(base))
     if adapter is not None:
         require_trained_on(Path(adapter), model_folder(base))
     decoder = load_decoder(

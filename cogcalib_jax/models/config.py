@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cogcalib_jax.errors import check
@@ -160,7 +161,8 @@ class ModelConfig:
     path: str | None = often(None, place=True)
     """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
     dtype: Literal["auto", "float32", "bfloat16"] = often("auto")
-    """of the base's weights and products; auto is bfloat16 on accelerators, float32 on CPU"""
+    """of the base's weights and products; auto is bfloat16 on accelerators, and on a CPU with
+    instructions for it if the checkpoint is stored so; otherwise float32"""
     remat: Literal["none", "layer", "dots"] = "none"
     """what the backward pass computes again to save memory: nothing, layers, all but products"""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
@@ -169,14 +171,24 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check(self.path != "", "path", "must be a Hub id or a folder")
 
-    def jax_dtype(self, mesh: Mesh) -> jnp.dtype:
-        """Return the dtype on the hardware of `mesh`."""
+    def jax_dtype(self, mesh: Mesh, stored: str | None) -> jnp.dtype:
+        """Return the dtype on the hardware of `mesh` of a checkpoint whose dtype is `stored`."""
         import jax.numpy as jnp
 
         if self.dtype != "auto":
             return jnp.dtype(self.dtype)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        return jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+        wide = on_cpu and not (stored == "bfloat16" and cpu_multiplies_bfloat16())
+        return jnp.dtype(jnp.float32 if wide else jnp.bfloat16)
+
+
+def cpu_multiplies_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Return whether this CPU has instructions for bfloat16 products; False where no file says."""
+    try:
+        words = Path(cpuinfo).read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(words)
 
 
 # The names of before, which are read for one release.

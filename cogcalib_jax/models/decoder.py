@@ -18,6 +18,7 @@ from cogcalib_jax.models.attention import require_attention
 from cogcalib_jax.models.block import KVCache, Layer, RMSNorm, TokenContext
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.lora import Head, Linear, normal_param
+from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.models.rope import layer_rotations
 from cogcalib_jax.sharding import named_sharding
 
@@ -77,8 +78,14 @@ class Decoder(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of the base's parameters and of hidden states."""
+        """The dtype of the base's parameters."""
         return self.embed_tokens.weight.dtype
+
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """The dtype of hidden states, keys and values: `dtype`, but float32 on CPUs (`product`)."""
+        device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+        return jnp.dtype(jnp.float32) if device.platform == "cpu" else self.dtype
 
     def hidden_states(
         self,
@@ -87,7 +94,8 @@ class Decoder(nnx.Module):
         lengths: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Return hidden states after the final norm, `[batch, time, hidden]` in `dtype`.
+        """Return hidden states after the final norm, `[batch, time, hidden]` in
+        `activation_dtype`.
 
         Args:
             input_ids: int32 `[batch, time]`, right-padded; tokens never see padding behind them.
@@ -129,7 +137,7 @@ class Decoder(nnx.Module):
         c = self.config
         shape = (c.num_layers, batch, positions, c.kv_heads, c.head_dim)
         axes = ("layers", "batch", None, "kv_heads", None)
-        zeros = self._constrain(jnp.zeros(shape, self.dtype), axes)
+        zeros = self._constrain(jnp.zeros(shape, self.activation_dtype), axes)
         return KVCache(zeros, zeros)
 
     def logits(self, hidden: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -165,7 +173,10 @@ class Decoder(nnx.Module):
         branches: tuple[jax.Array, ...] = (),
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
-        x = self._constrain(self._table(self.embed_tokens)[input_ids], ("batch", None, None))
+        table = self._table(self.embed_tokens)
+        in_bits = self.activation_dtype != self.dtype
+        x = from_bits(to_bits(table)[input_ids]) if in_bits else table[input_ids]
+        x = self._constrain(x.astype(self.activation_dtype), ("batch", None, None))
         cos, sin, rotations = layer_rotations(c, positions)
         context = TokenContext(positions, cos, sin, lengths, branches)
         graphdef, stacked = nnx.split(self.layers)
@@ -182,6 +193,8 @@ class Decoder(nnx.Module):
             # The scan keeps XLA from merging the second forward pass with the first.
             block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         seen = input_ids.shape[1] if cache is None else cache.keys.shape[2]
+        if in_bits:
+            stacked = jax.tree.map(lambda w: to_bits(w) if w.ndim > 2 else w, stacked)
         numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
         layers = (stacked, numbers, self._windows(seen), rotations)
         (x, cache), _ = jax.lax.scan(block, (x, cache), layers)

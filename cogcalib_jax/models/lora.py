@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from cogcalib_jax.models.config import LoraConfig, UncertainLora
+from cogcalib_jax.models.product import from_bits, product, to_bits
 
 # First standard deviations of A lie between half of this squared and this squared (BLoB, eps).
 FIRST_ROOT = 0.05
@@ -53,7 +54,7 @@ class Linear(nnx.Module):
 
         dropout_key: None: without dropout, and with A's mean.
         """
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        y = product(x, self.weight[...])
         if self.bias is not None:
             y = y + self.bias[...]
         if self.lora_A is not None:
@@ -146,9 +147,12 @@ class Head:
 
     def logits(self, hidden: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """Return logits `[..., vocab]` of hidden `[..., hidden]`, accumulated in float32."""
-        logits = jnp.einsum(
-            "...d,vd->...v", hidden, self.weight, preferred_element_type=jnp.float32
-        )
+        if hidden.dtype == self.weight.dtype:
+            logits = jnp.einsum(
+                "...d,vd->...v", hidden, self.weight, preferred_element_type=jnp.float32
+            )
+        else:
+            logits = product(hidden, self.weight)
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("...r,vr->...v", low, self.lora_B)
@@ -159,8 +163,13 @@ class Head:
     ) -> jax.Array:
         """Return logits `[batch, options]` float32 of hidden `[batch, hidden]` for the tokens
         option_ids `[batch, options]`. Only their rows of the weight are read."""
-        rows = self.weight[option_ids]
-        logits = jnp.einsum("bd,bkd->bk", hidden, rows, preferred_element_type=jnp.float32)
+        if hidden.dtype == self.weight.dtype:
+            rows = self.weight[option_ids]
+        else:
+            rows = from_bits(to_bits(self.weight)[option_ids])
+        # Rounded as in `logits`, so that both give the same numbers.
+        rounded = hidden.astype(rows.dtype)
+        logits = jnp.einsum("bd,bkd->bk", rounded, rows, preferred_element_type=jnp.float32)
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("br,bkr->bk", low, self.lora_B[option_ids])

@@ -1,0 +1,61 @@
+"""Products with a frozen bfloat16 weight on CPUs.
+
+A CPU with bfloat16 instructions multiplies bfloat16 operands fast only if the result is float32,
+and is slow at everything else in bfloat16. So a model in bfloat16 keeps its activations in float32
+there and rounds them at each product alone. On two cores of an Intel Xeon with AMX, `[256, 576]`
+times `[1536, 576]` runs at 260 GFLOP/s in float32, at 220 with a bfloat16 result, and at 1,080 this
+way (JAX 0.10.2).
+
+XLA cannot slice or gather bfloat16 on a CPU: it converts the whole array to float32 first, in every
+step. So a weight travels as its bits, a uint16 array, until it is multiplied.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def to_bits(weight: jax.Array) -> jax.Array:
+    """Return a bfloat16 array as uint16, and others as they are."""
+    bfloat16 = weight.dtype == jnp.bfloat16
+    return jax.lax.bitcast_convert_type(weight, jnp.uint16) if bfloat16 else weight
+
+
+def from_bits(weight: jax.Array) -> jax.Array:
+    """Return the inverse of `to_bits`."""
+    bits = weight.dtype == jnp.uint16
+    return jax.lax.bitcast_convert_type(weight, jnp.bfloat16) if bits else weight
+
+
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return x W^T, `[..., out]`, of x `[..., in]` and weight `[out, in]`.
+
+    Operands of one dtype are multiplied as they are. A float32 x is rounded to a bfloat16 weight,
+    which may be given as bits; the result and the gradient of x are float32, and the gradient of
+    the result is rounded likewise. Such a weight is a constant: it has no gradient.
+    """
+    if x.dtype == weight.dtype:
+        return jnp.einsum("...i,oi->...o", x, weight)
+    return _rounded(x, to_bits(weight))
+
+
+def _float32_product(equation: str, x: jax.Array, bits: jax.Array) -> jax.Array:
+    weight = from_bits(bits)
+    return jnp.einsum(equation, x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
+    return _float32_product("...i,oi->...o", x, bits)
+
+
+def _forward(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _rounded(x, bits), bits
+
+
+def _backward(bits: jax.Array, slope: jax.Array) -> tuple[jax.Array, None]:
+    return _float32_product("...o,oi->...i", slope, bits), None
+
+
+_rounded.defvjp(_forward, _backward)
