@@ -113,15 +113,18 @@ def load_decoder(
 def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: bool) -> jax.Array:
     """Return a parameter with `target`'s shape, dtype and sharding, read from its tensors.
 
-    parts: one tensor, or with `stacked` the tensor of each layer.
+    parts: one tensor, or with `stacked` the tensor of each layer. A target of uint16 takes the
+    bits of bfloat16 (`models.product`).
     """
+    in_bits = target.dtype == np.uint16
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         # The axis of layers is never cut (sharding.RULES).
-        out = np.empty(target.sharding.shard_shape(target.shape), target.dtype)
+        dtype = DTYPES["BF16"] if in_bits else target.dtype
+        out = np.empty(target.sharding.shard_shape(target.shape), dtype)
         for rows, part in zip(out if stacked else [out], parts, strict=True):
             _fill(rows, part, index[1:] if stacked else index)
-        return out
+        return out.view(np.uint16) if in_bits else out
 
     return _from_slices(target, read)
 
@@ -250,4 +253,6 @@ def host_tensors(state: nnx.State, config: DecoderConfig) -> Iterator[tuple[str,
             yield names[0], fetch(array)
             continue
         for layer, name in enumerate(names):
-            yield name, fetch(array[layer])
+            host = fetch(array[layer])
+            # The bits of bfloat16 (`models.product`).
+            yield name, host.view(DTYPES["BF16"]) if host.dtype == np.uint16 else host

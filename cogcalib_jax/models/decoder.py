@@ -75,6 +75,10 @@ class Decoder(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        if self.in_bits:
+            for _, module in nnx.iter_modules(self.layers):
+                if isinstance(module, Linear):
+                    module.weight = nnx.Param(to_bits(module.weight[...]))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -86,6 +90,11 @@ class Decoder(nnx.Module):
         """The dtype of hidden states, keys and values: `dtype`, but float32 on CPUs (`product`)."""
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         return jnp.dtype(jnp.float32) if device.platform == "cpu" else self.dtype
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether the weights of the layers are held as bits (`product`)."""
+        return self.activation_dtype != self.dtype
 
     def hidden_states(
         self,
@@ -174,8 +183,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         table = self._table(self.embed_tokens)
-        in_bits = self.activation_dtype != self.dtype
-        x = from_bits(to_bits(table)[input_ids]) if in_bits else table[input_ids]
+        x = from_bits(to_bits(table)[input_ids]) if self.in_bits else table[input_ids]
         x = self._constrain(x.astype(self.activation_dtype), ("batch", None, None))
         cos, sin, rotations = layer_rotations(c, positions)
         context = TokenContext(positions, cos, sin, lengths, branches)
@@ -193,8 +201,6 @@ class Decoder(nnx.Module):
             # The scan keeps XLA from merging the second forward pass with the first.
             block = jax.checkpoint(block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         seen = input_ids.shape[1] if cache is None else cache.keys.shape[2]
-        if in_bits:
-            stacked = jax.tree.map(lambda w: to_bits(w) if w.ndim > 2 else w, stacked)
         numbers = jnp.arange(c.num_layers, dtype=jnp.int32)
         layers = (stacked, numbers, self._windows(seen), rotations)
         (x, cache), _ = jax.lax.scan(block, (x, cache), layers)

@@ -17,6 +17,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, UncertainLora
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.lora import Linear
+from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.sharding import named_sharding, nearest_mesh
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
@@ -194,7 +195,9 @@ def merge_lora(decoder: Decoder) -> Decoder:
 
         def add(weight: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
             update = jnp.einsum("...or,...ri->...oi", lora_b, lora_a, precision="highest")
-            return (weight.astype(jnp.float32) + scale * update).astype(weight.dtype)
+            value = from_bits(weight)
+            changed = (value.astype(jnp.float32) + scale * update).astype(value.dtype)
+            return to_bits(changed) if weight.dtype == jnp.uint16 else changed
 
         target = leaf.get_value().sharding
         return leaf.replace(jax.jit(add, out_shardings=target)(value, lora_a, lora_b))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cogcalib_jax.hf.safetensors import open_folder
+from cogcalib_jax.hf.weights import load_decoder, save_decoder
 from cogcalib_jax.models.config import (
     DecoderConfig,
     LoraConfig,
@@ -14,6 +16,7 @@ from cogcalib_jax.models.config import (
     cpu_multiplies_bfloat16,
 )
 from cogcalib_jax.models.decoder import Decoder
+from cogcalib_jax.models.parameters import merge_lora, random_decoder
 from cogcalib_jax.models.product import from_bits, product, to_bits
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 
@@ -62,7 +65,7 @@ def decoder(dtype, seed: int = 0) -> Decoder:
 def test_a_bfloat16_decoder_has_float32_activations_and_is_close_to_float32():
     wide, narrow = decoder(jnp.float32), decoder(jnp.bfloat16)
     # The same weights, which bfloat16 holds exactly.
-    state = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(narrow))
+    state = jax.tree.map(lambda x: from_bits(x).astype(jnp.float32), nnx.state(narrow))
     nnx.update(wide, state)
     ids = jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
     hidden, expected = narrow.hidden_states(ids), wide.hidden_states(ids)
@@ -91,6 +94,27 @@ def test_a_step_makes_no_float32_copy_of_the_base():
     assert "u16[3,40,24]" in text
     assert "f32[3,40,24]" not in text
     assert "f32[61,24]" not in text
+
+
+def test_weights_are_written_read_and_merged_as_bfloat16(tmp_path):
+    mesh = make_mesh(MeshConfig())
+    lora = LoraConfig(target_modules=("q_proj", "lm_head"))
+    made = random_decoder(CONFIG, lora=lora, dtype=jnp.bfloat16, mesh=mesh, seed=0)
+    assert made.layers.mlp.up_proj.weight.dtype == jnp.uint16
+    made.layers.self_attn.q_proj.lora_B[...] += 1.0
+    ids = jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+    save_decoder(made, tmp_path / "base")
+    stored = open_folder(tmp_path / "base").values()
+    assert {tensor.dtype for tensor in stored} == {"BF16"}
+    read = load_decoder(tmp_path / "base", dtype=jnp.bfloat16, mesh=mesh)
+    wide = load_decoder(tmp_path / "base", dtype=jnp.float32, mesh=mesh)
+    up = from_bits(read.layers.mlp.up_proj.weight[...])
+    assert np.array_equal(up, wide.layers.mlp.up_proj.weight[...])
+    merged = merge_lora(made)
+    assert merged.layers.self_attn.q_proj.weight.dtype == jnp.uint16
+    # The merged weights are rounded once more: 2^-9 of each.
+    np.testing.assert_allclose(merged.hidden_states(ids), made.hidden_states(ids), atol=0.05)
+    assert np.abs(merged.hidden_states(ids) - read.hidden_states(ids)).max() > 0.1
 
 
 @pytest.mark.parametrize(
