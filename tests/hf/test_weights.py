@@ -12,6 +12,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf import safetensors as safetensors_files
 from cogcalib_jax.hf.weights import load_decoder, read_config, save_decoder
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.product import from_bits
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.golden.checkpoints import golden, write_model
 from tests.golden.families import FAMILIES
@@ -84,7 +85,7 @@ def test_any_stored_dtype_becomes_the_dtype_asked_for(folder, stored, wanted):
     save_file({n: t.astype(stored) for n, t in tensors.items()}, folder / "model.safetensors")
     decoder = load_decoder(folder, dtype=wanted, mesh=one_device())
     assert decoder.dtype == jnp.dtype(wanted)
-    ours = np.asarray(decoder.layers.mlp.up_proj.weight[...][1])
+    ours = np.asarray(from_bits(decoder.layers.mlp.up_proj.weight[...])[1])
     np.testing.assert_array_equal(ours, tensors[name].astype(stored).astype(jnp.dtype(wanted)))
 
 

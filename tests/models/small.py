@@ -57,6 +57,8 @@ def small_decoder(
         values = 0.3 * np.random.RandomState(seed).standard_normal(wanted.shape)
         if "norm" in path[-2]:
             values += 1
+        if wanted.dtype == np.uint16:  # the bits of bfloat16
+            values = values.astype(jnp.bfloat16).view(np.uint16)
         return leaf.replace(jax.device_put(values.astype(wanted.dtype), wanted.sharding))
 
     return nnx.merge(graphdef, map_parameters(draw, state))
