@@ -26,6 +26,7 @@ from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
 from cogcalib_jax.training.finetune import finetune as run_method
+from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.state import Trainable
 from cogcalib_jax.training.storage import Files, Memory
 
@@ -138,6 +139,7 @@ def finetune(
         steps=model.base.steps,
         storage=Memory() if output_dir is None else Files(),
         callbacks=tuple(callbacks),
+        variant=variant_of(training.optimizer),
     )
     trainer = make_trainer(trainable, evaluation, splits, _answers(model, task, splits, evaluation))
     start = StartInfo(

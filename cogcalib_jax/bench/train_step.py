@@ -40,7 +40,7 @@ from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role, to_dict
 from cogcalib_jax.training.loop import jit_step, micro_batches, train_stream
 from cogcalib_jax.training.state import Trainable
-from cogcalib_jax.training.step import init_state, learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.step import init_state, learning_rate_schedule
 
 WARMUP = 5
 BASE = "sft"
@@ -181,7 +181,7 @@ def _stepper(
     # The learning rate changes no time.
     schedule = learning_rate_schedule(training.learning_rate, "constant", 1, 0.0)
     step = jit_step(trainable, schedule, lora)
-    state = init_state(lora, make_optimizer(training, schedule), trainable.mesh)
+    state = init_state(lora, trainable.optimizer(schedule), trainable.mesh)
     # The gate multiplies by 0 or 1, so the threshold changes no time either.
     gated = (trainable.scalar(1.0), jax.tree.map(trainable.scalar, method.build()))
     key = jax.random.key(trainable.seed)

@@ -51,6 +51,7 @@ from cogcalib_jax.settings import identity, to_dict
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_context, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
+from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.state import AnchorRows, Trainable
 from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids, ensure_base
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
@@ -307,6 +308,7 @@ def make_trainable(
         identity=identity(config),
         option_score=DEFAULT_OPTION_SCORE if config.option_score == "auto" else config.option_score,
         anchors=anchors,
+        variant=variant_of(config.training.optimizer),
     )
 
 

@@ -144,7 +144,7 @@ def _blob(run: Run, start: Start, folder: Path) -> Predict:
         run.trainer.trainable,
         model=model,
         dropout=True,
-        prior=prior,
+        variant=prior,
         identity=identity(config) | prior.identity(),
     )
     trainer = make_trainer(trainable, evaluation, run.trainer.splits)

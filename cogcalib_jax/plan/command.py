@@ -42,6 +42,7 @@ from cogcalib_jax.plan.topology import Topology, find_topology, next_larger
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role
 from cogcalib_jax.sharding import MESH_AXES, batch_parts, make_mesh
+from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.step import learning_rate_schedule, make_optimizer
 from cogcalib_jax.world.base import base_architecture
 from cogcalib_jax.world.corpus import build_tokenizer
@@ -246,6 +247,7 @@ def _compile(
     training = config.training
     # The learning rate changes no size.
     schedule = learning_rate_schedule(training.learning_rate, training.schedule, 100, 0.06)
+    variant = variant_of(training.optimizer)
     shared = {
         "lora": config.lora,
         "shape": config.batch,
@@ -258,7 +260,10 @@ def _compile(
         mesh,
         method=config.planned_method,
         loss=config.loss,
-        optimizer=make_optimizer(training, schedule),
+        optimizer=variant.optimizer(
+            make_optimizer(training, schedule), schedule, training.learning_rate
+        ),
+        variant=variant,
         **shared,
     )
     if topology.simulated:

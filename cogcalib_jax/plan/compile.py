@@ -27,6 +27,7 @@ from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
 from cogcalib_jax.sharding import batch_parts, named_sharding
 from cogcalib_jax.training.step import TrainState, jit_train_step, make_train_step, state_shardings
+from cogcalib_jax.training.variant import PLAIN, Variant
 
 # AdamW's two moments, the gradient, and the adapter itself.
 ADAPTER_COPIES = 4
@@ -93,8 +94,9 @@ def compile_step(
     dtype: jnp.dtype,
     remat: Remat = "none",
     attention: str = "xla",
+    variant: Variant = PLAIN,
 ) -> CompiledStep:
-    """Compile one update of `method` for `mesh`.
+    """Compile one update of `method` for `mesh`; `variant` keeps the form of LoRA's parameters.
 
     Raises:
         UserError: an attention kernel that the mesh's hardware cannot run, or a mesh that cannot
@@ -118,7 +120,9 @@ def compile_step(
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = make_train_step(
-        FrozenModel(graphdef, frozen), optimizer, loss, dropout=lora.lora_dropout > 0
+        *(FrozenModel(graphdef, frozen), optimizer, loss),
+        dropout=lora.lora_dropout > 0,
+        variant=variant,
     )
     traced = jit_train_step(step, shardings, frozen, mesh).trace(
         jax.tree.map(_placed, state, shardings),

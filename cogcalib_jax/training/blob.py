@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import optax
 from flax import nnx
 
 from cogcalib_jax.models.parameters import ROOT
+from cogcalib_jax.training.variant import Variant
 
 # As the authors' scripts for language models set them (github.com/Wang-ML-Lab/bayesian-peft).
 PRIOR_DEVIATION = 0.2
@@ -26,7 +28,7 @@ GAMMA = 8
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(Variant):
     """Independent normal distributions with mean 0 for every entry of A."""
 
     rows: int
@@ -34,10 +36,20 @@ class Prior:
     batch_size: int
     peak: float
     """of the run's learning rate, whose schedule the descent follows"""
+    rate: float = LEARNING_RATE
+    """learning rate of the descent at that peak"""
 
-    def identity(self) -> dict[str, bool]:
-        """Return what tells the checkpoints of such a training from those of a plain one."""
+    def identity(self) -> dict[str, Any]:
         return {"blob": True}
+
+    def optimizer(
+        self, plain: optax.GradientTransformation, schedule: optax.Schedule, peak: float
+    ) -> optax.GradientTransformation:
+        return optax.chain(plain, self.descent(schedule))
+
+    def divergence(self, lora: nnx.State) -> jax.Array:
+        """Return the divergence from the prior that is descended, nats."""
+        return divergence(lora)
 
     @property
     def period(self) -> int:
@@ -62,8 +74,8 @@ class Prior:
         def update(
             updates: nnx.State, state: optax.ScaleByScheduleState, params: nnx.State
         ) -> tuple[nnx.State, optax.ScaleByScheduleState]:
-            rate = LEARNING_RATE * schedule(state.count) / self.peak / self.period
-            slope = jax.grad(divergence)(params)
+            rate = self.rate * schedule(state.count) / self.peak / self.period
+            slope = jax.grad(self.divergence)(params)
             updates = jax.tree.map(lambda u, g: u - rate * g, updates, slope)
             return updates, optax.ScaleByScheduleState(count=state.count + 1)
 

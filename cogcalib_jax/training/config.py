@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cogcalib_jax.errors import UserError, check
+from cogcalib_jax.errors import FieldError, UserError, check
+from cogcalib_jax.registry import Registry
 from cogcalib_jax.settings import often, setting, with_new_names
 
+OPTIMIZERS: Registry = Registry("optimizer", module="cogcalib_jax.training.optimizers")
+DEFAULT_OPTIMIZER = "adamw"
 LEARNING_RATES = "a number above 0 and at most a million"
 
 
@@ -28,6 +31,11 @@ class TrainingConfig:
     """micro-batches an update's examples are split into, to save memory"""
     learning_rate: float = often(1e-4, affects_style="style_learning_rate")
     """peak learning rate of AdamW"""
+    optimizer: str = setting(
+        DEFAULT_OPTIMIZER, affects_style=False, added=True, registry=OPTIMIZERS
+    )
+    """of fine-tuning, with settings if wanted: ivon(ess=1e7) has a learning rate of its own, on the
+    same schedule, and its adapter is a mean (docs/baselines.md); style adaptation takes adamw"""
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", affects_style=False)
     """decay after the warm-up, down to zero at the last step"""
     warmup_fraction: float = 0.06
@@ -86,6 +94,12 @@ class TrainingConfig:
             0 <= self.weight_decay < math.inf, "weight_decay", "must be a finite number, at least 0"
         )
         check(self.clip_norm > 0, "clip_norm", "must be a number above 0")
+        # The default is one, and names are looked up with JAX, which reading a config spares.
+        if self.optimizer != DEFAULT_OPTIMIZER:
+            try:
+                OPTIMIZERS.make(self.optimizer)
+            except UserError as error:
+                raise FieldError("optimizer", str(error)) from error
 
     def finetune_steps(self, rows: int) -> int:
         """Return the number of updates of fine-tuning over `rows` examples."""

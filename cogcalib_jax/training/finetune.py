@@ -38,6 +38,7 @@ from cogcalib_jax.training.validation import (
     reference_belief,
     validate,
 )
+from cogcalib_jax.training.variant import PLAIN
 
 SFT = MethodConfig(name="sft").resolve()
 
@@ -130,6 +131,9 @@ class FinetuneResult:
     """at the lowest validation NLL"""
     best_epoch: float
     threshold: float
+    draw: Callable[[jax.Array], nnx.State]
+    """from a key to a draw of the LoRA parameters: `lora` itself, unless the variant has a
+    distribution"""
 
 
 def make_trainer(
@@ -209,7 +213,7 @@ def style_phase(
         folder=folder,
     )
     # Rules are chosen from one start, and compared from one: it depends on none of them.
-    trainable = replace(trainer.trainable, option_score=DEFAULT_OPTION_SCORE)
+    trainable = replace(trainer.trainable, option_score=DEFAULT_OPTION_SCORE, variant=PLAIN)
     if identity is not None:
         trainable = replace(trainable, identity=identity)
     # No threshold yet: nothing counts as known.
@@ -274,19 +278,20 @@ def finetune(
             callback.on_threshold(ThresholdInfo(style_steps + step, fit.threshold, fit.record()))
 
     def pause(progress: Progress, step: int) -> Progress:
+        lora = trainable.variant.mean(progress.state.lora)
         if step == 0:
             journal.begin(stored(style_folder / "metrics.jsonl"))
             for one in journals[1:]:
                 one.begin()
             record_fit(first_fit, 0)
         elif step in refit_at and refits:
-            fit = trainer.refit(progress.state.lora)
+            fit = trainer.refit(lora)
             record_fit(fit, step)
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
         if step == 0 or step in validate_at:
             epoch = step * training.batch_size / len(train)
             numbers = validate(
-                partial(trainer.belief, progress.state.lora),
+                partial(trainer.belief, lora),
                 followed,
                 trainer.evaluation.bins,
                 style_steps + step,
@@ -297,9 +302,9 @@ def finetune(
             nll = numbers.get("nll", float("nan"))
             for callback in trainable.callbacks:
                 callback.on_validation(
-                    ValidationInfo(style_steps + step, epoch, numbers, progress.state.lora, wrap)
+                    ValidationInfo(style_steps + step, epoch, numbers, lora, wrap)
                 )
-            for record in watch.records(progress.state.lora) if watch else ():
+            for record in watch.records(lora) if watch else ():
                 watch.journal.write(step=style_steps + step, **record)
             # The start is no candidate: a fine-tuned model is what was asked for.
             if step > 0 and nll < float(progress.best_nll):
@@ -312,11 +317,14 @@ def finetune(
 
     progress = begin(trainable, phase, start, first_fit.threshold, labels)
     progress = run_phase(trainable, phase, progress, journals, pause)
+    variant, state = trainable.variant, progress.state
+    kept = progress.best_lora if training.keep == "best" else state.lora
     return FinetuneResult(
-        lora=progress.best_lora if training.keep == "best" else progress.state.lora,
-        best_lora=progress.best_lora,
+        lora=variant.mean(kept),
+        best_lora=variant.mean(progress.best_lora),
         best_epoch=float(progress.best_step) * training.batch_size / len(train),
         threshold=float(progress.threshold),
+        draw=partial(variant.draw, kept, state.opt_state),
     )
 
 

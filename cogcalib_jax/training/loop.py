@@ -220,10 +220,15 @@ def jit_step(trainable: Trainable, schedule: optax.Schedule, lora: nnx.State) ->
     one compiled program.
     """
     model, made = trainable.model, trainable.steps
-    key = (model.graphdef, trainable.training, trainable.loss, trainable.dropout, trainable.prior)
+    key = (model.graphdef, trainable.training, trainable.loss, trainable.dropout)
+    key += (trainable.variant,)
     if (*key, schedule) not in made:
         optimizer = trainable.optimizer(schedule)
-        step = make_train_step(model, optimizer, trainable.loss, dropout=trainable.dropout)
+        step = make_train_step(
+            *(model, optimizer, trainable.loss),
+            dropout=trainable.dropout,
+            variant=trainable.variant,
+        )
         shardings = state_shardings(lora, optimizer, trainable.mesh)
         made[*key, schedule] = jit_train_step(step, shardings, model.frozen, trainable.mesh)
     return made[*key, schedule]

@@ -20,11 +20,11 @@ from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScor
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, Space
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
-from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.callbacks import Callback
 from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.step import StepFunction, TrainState, init_state, make_optimizer
 from cogcalib_jax.training.storage import Files, Storage
+from cogcalib_jax.training.variant import PLAIN, Variant
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Trainable:
     """hashes of the base's weights and of the rows, JSON: likewise"""
     option_score: OptionScore = DEFAULT_OPTION_SCORE
     """the rule that scores options of several tokens"""
-    prior: Prior | None = None
-    """of LoRA's A, where that is a distribution (BLoB)"""
+    variant: Variant = PLAIN
+    """what a baseline or the optimizer changes in an update of fine-tuning"""
     anchors: AnchorRows | None = None
     """what fine-tuning, and not style adaptation, is held on"""
     steps: dict[Hashable, StepFunction] = field(default_factory=dict, compare=False)
@@ -69,7 +69,7 @@ class Trainable:
     def optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
         """Return the transformation of gradients into updates."""
         plain = make_optimizer(self.training, schedule)
-        return plain if self.prior is None else optax.chain(plain, self.prior.descent(schedule))
+        return self.variant.optimizer(plain, schedule, self.training.learning_rate)
 
     def branching(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
         """Return the rule that scores options if batches of `encoded` must hold all of them.
@@ -120,7 +120,7 @@ class Progress(NamedTuple):
     labels: jax.Array
     """float32 [rows of the split]: fixed knownness for the gates that use it"""
     best_lora: nnx.State
-    """LoRA parameters at the lowest validation NLL so far"""
+    """trained parameters at the lowest validation NLL so far"""
     best_nll: jax.Array
     best_step: jax.Array
     """float32 scalar: update at which best_lora was taken, counted within the phase"""
@@ -129,7 +129,11 @@ class Progress(NamedTuple):
 def begin(
     trainable: Trainable, phase: Phase, lora: nnx.State, threshold: float, labels: np.ndarray
 ) -> Progress:
-    """The state before the first update: fresh optimizer, nothing validated yet."""
+    """The state before the first update: fresh optimizer, nothing validated yet.
+
+    lora: LoRA parameters of the start.
+    """
+    lora = trainable.variant.begin(lora)
     optimizer = trainable.optimizer(phase.schedule)
     return Progress(
         state=init_state(lora, optimizer, trainable.mesh),

@@ -22,11 +22,15 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import anchor_sum, batch_loss
 from cogcalib_jax.inference.forward import scored_hidden
 from cogcalib_jax.method.config import LossConfig
-from cogcalib_jax.method.loss import Faults, LossSums, Method
+from cogcalib_jax.method.loss import Faults, LossSums, Method, gated_loss
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
 from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.variant import PLAIN, Variant
+
+# Not the numbers of micro-batches, whose keys are folded in, too.
+DRAW = 2**30
 
 
 class TrainState(NamedTuple):
@@ -35,6 +39,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     """int32 scalar: batches of this phase that were used or skipped; random keys follow it"""
     lora: nnx.State
+    """the trained parameters, in the form of the variant"""
     opt_state: optax.OptState
     """moments, and the updates made: what was skipped counts neither for Adam's bias correction
     nor for the learning rate's schedule"""
@@ -91,10 +96,14 @@ def batch_sums(
     threshold: jax.Array,
     key: jax.Array,
     dropout: bool,
+    variant: Variant = PLAIN,
 ) -> LossSums:
-    """Return the gated loss of one micro-batch as sums; gate_labels: see `gated_loss`."""
+    """Return the loss of one micro-batch as sums; gate_labels: see `gated_loss`."""
     dropout_key, gate_key = jax.random.split(key)
     hidden, head_key = scored_hidden(decoder, batch, dropout_key if dropout else None)
+    own = variant.losses(decoder.head(), hidden, batch, gate_key, head_key)
+    if own is not None:
+        return gated_loss(own, None, method, threshold, gate_labels, batch.weight, gate_key)
     parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
     return batch_loss(
         decoder.head(),
@@ -130,6 +139,7 @@ def make_train_step(
     loss: LossConfig,
     *,
     dropout: bool,
+    variant: Variant = PLAIN,
 ) -> StepFunction:
     """Return the update function, not yet jitted: `step(state, frozen, batches, gate_labels,
     threshold, method, key)`.
@@ -137,8 +147,10 @@ def make_train_step(
     `batches` holds arrays `[accumulation, batch, ...]` and `gate_labels` `[accumulation, batch]`:
     gradients of summed losses are added up and divided once by the number of examples, so 1 x 8
     and 4 x 2 are the same update where nothing is drawn (dropout draws once a micro-batch).
-    Where `batches` has anchor rows, `method.anchor` adds its weight times their mean term.
+    Where `batches` has anchor rows, `method.anchor` adds its weight times their mean term. All
+    micro-batches see one draw of the variant.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(
         state: TrainState,
@@ -158,9 +170,12 @@ def make_train_step(
             anchor_share = method.anchor.weight * jnp.sum(batches.weight) / anchor_rows
 
         def loss_sum(lora: nnx.State, batch: Batch, gate_labels: jax.Array, key: jax.Array):
-            decoder = nnx.merge(model.graphdef, lora, frozen)
+            drawn = variant.draw(lora, state.opt_state, draw_key)
+            decoder = nnx.merge(model.graphdef, drawn, frozen)
             examples = batch._replace(anchor=None)
-            sums = batch_sums(decoder, examples, gate_labels, method, loss, threshold, key, dropout)
+            sums = batch_sums(
+                *(decoder, examples, gate_labels, method, loss, threshold, key, dropout, variant)
+            )
             if anchors is None:
                 return sums.loss, (sums, None)
             held = batch_anchor(decoder, batch.anchor, method, key, dropout)
@@ -171,7 +186,8 @@ def make_train_step(
             added = (gradient, sums._replace(faults=None), held)
             return jax.tree.map(jnp.add, carry, added), sums.faults
 
-        keys = jax.random.split(jax.random.fold_in(key, state.step), gate_labels.shape[0])
+        key = jax.random.fold_in(key, state.step)
+        keys, draw_key = jax.random.split(key, gate_labels.shape[0]), jax.random.fold_in(key, DRAW)
         zero = (
             jax.tree.map(jnp.zeros_like, state.lora),
             LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields[:-1]), faults=None),
@@ -188,7 +204,7 @@ def make_train_step(
             )
         examples = jnp.maximum(sums.examples, 1.0)
         gradient = jax.tree.map(lambda g: g / examples, gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora, key=draw_key)
         lora = optax.apply_updates(state.lora, updates)
         mean_loss, grad_norm = sums.loss / examples, optax.tree.norm(gradient)
         anchor = None

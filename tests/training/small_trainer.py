@@ -1,6 +1,7 @@
 """A trainer over a tiny decoder and random questions, and what a killed process looks like."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -88,6 +89,15 @@ def checksums(folder: Path) -> dict[str, str]:
     places = (folder / "checkpoints").iterdir()
     newest = max((p for p in places if p.name.isdigit()), key=lambda p: int(p.name))
     return {"step": newest.name} | json.loads((newest / "manifest.json").read_text())["leaves"]
+
+
+def without_last_checkpoint(folder: Path, to: Path) -> Path:
+    """Copy a finished method as it was when killed after the checkpoint before the last."""
+    shutil.copytree(folder, to)
+    *before, last = sorted((to / "checkpoints").iterdir(), key=lambda place: int(place.name))
+    assert before
+    shutil.rmtree(last)
+    return to
 
 
 def same_bits(a, b) -> bool:

@@ -18,6 +18,7 @@ from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training import step as step_module
 from cogcalib_jax.training.step import init_state, jit_train_step, make_train_step, state_shardings
+from cogcalib_jax.training.variant import PLAIN
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, micro_batches, questions, tiny_decoder
 from tests.models.small import one_device
@@ -46,10 +47,11 @@ def quickly(tmp_path_factory):
 class Stepper:
     """A compiled step and what it needs, on one mesh."""
 
-    def __init__(self, mesh, optimizer=OPTIMIZER, method=COLS, tokens=1):
+    def __init__(self, mesh, optimizer=OPTIMIZER, method=COLS, tokens=1, variant=PLAIN):
         self.mesh, self.tokens = mesh, tokens
-        self.model, self.lora = split_model(tiny_decoder(config=MODEL, mesh=mesh))
-        step = make_train_step(self.model, optimizer, LossConfig(), dropout=False)
+        self.model, lora = split_model(tiny_decoder(config=MODEL, mesh=mesh))
+        self.lora = variant.begin(lora)
+        step = make_train_step(self.model, optimizer, LossConfig(), dropout=False, variant=variant)
         self.method = jax.tree.map(self.scalar, method.build())
         shardings = state_shardings(self.lora, optimizer, mesh)
         self.run = jit_train_step(step, shardings, self.model.frozen, mesh)
