@@ -14,6 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.baselines.rows import Tfb
+from cogcalib_jax.baselines.tfb import Fitted, fit, parse
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.console import show_note
 from cogcalib_jax.data.encoding import encode_split, special_prefix
@@ -81,6 +83,8 @@ class Model:
     """maps scores to probabilities in `predict` and `ask`; None: a softmax"""
     start: Model | None = None
     """the model in which fine-tuning began, for calibrators that need its scores"""
+    tfb: Fitted | None = None
+    """noise on the adapter, over which `predict` and `ask` average (`with_tfb`)"""
     options: tuple[str, ...] | None = None
     """the options that a stored calibrator was fitted on, if it needs one list"""
 
@@ -182,7 +186,41 @@ class Model:
 
     def with_lora(self, lora: nnx.State) -> Model:
         """Return this model with other LoRA parameters, of the same form."""
-        return replace(self, lora=lora)
+        return replace(self, lora=lora, tfb=None)
+
+    def with_tfb(
+        self,
+        anchors: Examples | Sequence[Example] | RowSource,
+        tfb: str | Tfb = "tfb",
+        *,
+        draws: int = 10,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> Model:
+        """Return this model with the largest noise on its adapter that keeps its answers (TFB).
+
+        Args:
+            anchors: questions like those to be answered, such as training rows; see `predict`.
+            tfb: settings, as in "tfb(criterion=flips)" (docs/baselines.md).
+            draws: adapters over which an answer averages.
+            batch_size, seed: of anchors and answers; of the draws.
+
+        Raises:
+            UserError: a model without adapter; anchors that do not fit.
+        """
+        if self.lora_config is None:
+            raise UserError("tfb: the model has no adapter; expected one. Load it with adapter=...")
+        known = are_examples(anchors)
+        encoded = self.encode(anchors if known else questions_of(anchors, self.prompting))
+        settings, config = parse(tfb), EvaluationConfig(batch_size=batch_size, mc_passes=draws)
+        if not known and settings.criterion == "gold_nll":
+            raise UserError("tfb: criterion gold_nll needs answers; expected a split of a Task")
+        parts = (settings, self.base.split, self.lora, self.mesh, encoded, config)
+        return replace(self, tfb=fit(*parts, self.option_score, seed), calibrator=None)
+
+    def _require_one_adapter(self, what: str) -> None:
+        if self.tfb is not None:
+            raise UserError(f"{what}: the model averages over noise; call it before with_tfb")
 
     def with_calibrator(self, calibrator: Calibrator | None) -> Model:
         """Return this model with another calibrator for `predict` and `ask`; None: a softmax."""
@@ -191,7 +229,7 @@ class Model:
     def without_adapter(self) -> Model:
         """Return the base alone: an adapter of zeros, and no calibrator."""
         off = jax.tree.map(jnp.zeros_like, self.lora)
-        return replace(self, lora=off, calibrator=None, start=None)
+        return replace(self, lora=off, calibrator=None, start=None, tfb=None)
 
     def encode(self, examples: Examples | Sequence[Example]) -> EncodedSplit:
         """Return the questions as token ids.
@@ -255,7 +293,12 @@ class Model:
                 encoded, f"calibrator is {calibrator.name}", "the input", options
             )
         score = self.base.predictor(batch_size, option_score or self.option_score)
-        if isinstance(calibrator, TemperatureScaler):
+        if self.tfb is not None:
+            if option_score not in (None, self.option_score):
+                self._require_one_adapter(f"option_score is {option_score}")
+            start = calibrator and self._start_scores(encoded, calibrator, score)
+            predictions = replace(self.tfb(encoded), calibrator=calibrator, start_scores=start)
+        elif isinstance(calibrator, TemperatureScaler):
             predictions = score(self.lora, encoded, calibrator.temperature_)
         else:
             predictions = score(self.lora, encoded)
@@ -311,6 +354,7 @@ class Model:
         Raises:
             UserError: questions with choices, which `predict` answers; prompts that leave no room.
         """
+        self._require_one_adapter("answer")
         encoded = self.encode(examples)
         if not encoded.is_open:
             raise UserError(
@@ -382,6 +426,7 @@ class Model:
 
     def merge_and_unload(self) -> Model:
         """Return a model without adapter whose weights hold it, in the base's dtype."""
+        self._require_one_adapter("merge_and_unload")
         decoder = merge_lora(self.base.split.merge(self.lora))
         base, lora = split_base(self.base.name, decoder, self.tokenizer)
         return replace(self, base=base, lora=lora, start=None)
@@ -393,6 +438,7 @@ class Model:
         Raises:
             UserError: a folder that cannot be written.
         """
+        self._require_one_adapter("save_pretrained")
         folder = Path(folder)
         if self.lora_config is None:
             save_decoder(self.base.split.merge(self.lora), folder)

@@ -216,3 +216,19 @@ def test_a_calibrator_of_one_list_of_options_is_not_applied_to_another(model):
     ]
     with pytest.raises(cc.UserError, match="expected one list of options"):
         tuned.predict(fewer)
+
+
+def test_noise_on_the_adapter_averages_and_is_no_adapter(model, tmp_path):
+    split = task()
+    noisy = model.with_tfb(split.train, "tfb(steps=2, tolerance=0.2)", draws=3)
+    found, plain = noisy.predict(split.test), model.predict(split.test)
+    assert found.averaged.count == 3 and np.abs(found.probs - plain.probs).max() > 1e-4
+    again = model.with_tfb(split.train, "tfb(steps=2, tolerance=0.2)", draws=3)
+    assert again.tfb.sigma == noisy.tfb.sigma > 0
+    np.testing.assert_array_equal(again.predict(split.test).probs, found.probs)
+    assert noisy.with_lora(model.lora).tfb is None and noisy.without_adapter().tfb is None
+    for refused in (lambda: noisy.save_pretrained(tmp_path / "x"), noisy.merge_and_unload):
+        with pytest.raises(cc.UserError, match="call it before with_tfb"):
+            refused()
+    with pytest.raises(cc.UserError, match="gold_nll needs answers"):
+        model.with_tfb([{"question": "1?", "choices": ["a", "b"]}], "tfb(criterion=gold_nll)")

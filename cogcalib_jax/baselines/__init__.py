@@ -1,4 +1,5 @@
-"""Baselines that average over models: MC-dropout, ensembles, Laplace-LoRA.
+"""Baselines: MC-dropout, ensembles, Laplace-LoRA, BLoB, TFB, IVON, ScalaBL, IB-EDL (`rows`).
 
-May import `inference` and the rooms below it. BLoB's prior is in `training.blob`.
+May import `training` and the rooms below it. What changes an update is in
+`training` (`variant`, `blob`, `optimizers`, `scalabl`, `ib_edl`).
 """

@@ -221,19 +221,42 @@ class LaplacePredictor:
             len(encoded),
         )
         rows, (logprobs, options) = self._pass(lora, batches, posterior, key)
-        tokens = option_tokens(encoded)
-        averaged = np.full(tokens.shape, -np.inf)
-        averaged[rows] = np.where(tokens[rows] > 0, logprobs.astype(np.float64), -np.inf)
-        vocab = np.full(tokens.shape, np.nan)
-        vocab[rows] = averaged[rows] + options[:, None]
-        vocab[tokens == 0] = np.nan
-        return Predictions(
-            logprobs=vocab,
-            tokens=tokens,
-            answers=np.array([e.answer for e in encoded]),
-            option_score=self._option_score,
-            averaged=Averaged("posterior_samples", self._samples, averaged),
+        return options_predictions(
+            encoded, rows, logprobs, options, self._samples, self._option_score
         )
+
+
+def options_predictions(
+    encoded: Sequence[Encoded],
+    rows: np.ndarray,
+    logprobs: np.ndarray,
+    options: np.ndarray,
+    samples: int,
+    option_score: OptionScore,
+) -> Predictions:
+    """Return predictions of averages over the options alone.
+
+    Args:
+        encoded: the questions.
+        rows: `[n]` their numbers, in the order of the other arrays.
+        logprobs: `[n, options]` log of the mean probabilities, nats.
+        options: `[n]` log-probability of all options together over the vocabulary.
+        samples: draws of the average.
+        option_score: the rule of the run.
+    """
+    tokens = option_tokens(encoded)
+    averaged = np.full(tokens.shape, -np.inf)
+    averaged[rows] = np.where(tokens[rows] > 0, logprobs.astype(np.float64), -np.inf)
+    vocab = np.full(tokens.shape, np.nan)
+    vocab[rows] = averaged[rows] + options[:, None]
+    vocab[tokens == 0] = np.nan
+    return Predictions(
+        logprobs=vocab,
+        tokens=tokens,
+        answers=np.array([e.answer for e in encoded]),
+        option_score=option_score,
+        averaged=Averaged("posterior_samples", samples, averaged),
+    )
 
 
 def _batches(

@@ -6,7 +6,7 @@ those over the options, and those over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -33,13 +33,14 @@ from cogcalib_jax.inference.predictions import Averaged, Predictions
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
 
+Over = Literal["mc_passes", "members", "posterior_samples", "noise_draws"]
 # Dropout while scoring draws from another stream of a seed than training, whose phases are 0 and 1.
 STREAM = 2
+# Draws of whole adapters from a posterior.
+DRAWS = 6
 
 
-def average(
-    predictions: Sequence[Predictions], over: Literal["mc_passes", "members"]
-) -> Predictions:
+def average(predictions: Sequence[Predictions], over: Over) -> Predictions:
     """The mean of predictions of the same questions, as probabilities, in log space throughout."""
     first = predictions[0]
     return replace(
@@ -71,13 +72,15 @@ class DropoutPredictor:
         mesh: Mesh,
         config: EvaluationConfig,
         option_score: OptionScore = DEFAULT_OPTION_SCORE,
+        over: Over = "mc_passes",
     ):
         """model: made with the dropout that is wanted (`with_dropout`). option_score: not pmi,
-        whose two parts would be scored under other dropout masks."""
+        whose two parts would be scored under other dropout masks. over: what passes are called."""
         if option_score == "pmi":
             raise ValueError("option_score = pmi: has no prior under a dropout mask")
         self._config = config
         self._option_score = option_score
+        self._over = over
         self._single = SplitPass(model, mesh, row_by_row(option_logprobs))
         self._whole = SplitPass(model, mesh, row_by_row(completion_logprob))
 
@@ -86,7 +89,7 @@ class DropoutPredictor:
         passes = range(self._config.mc_passes)
         return average(
             [self._one(lora, encoded, jax.random.fold_in(key, number)) for number in passes],
-            "mc_passes",
+            self._over,
         )
 
     def _one(self, lora: nnx.State, encoded: Sequence[Encoded], key: jax.Array) -> Predictions:
@@ -118,13 +121,19 @@ class EnsemblePredictor:
         self._multiple = batch_parts(mesh)
         self._pass = SplitPass(model, mesh, packed_logprobs, members=True)
 
-    def __call__(self, members: Sequence[nnx.State], encoded: Sequence[Encoded]) -> Predictions:
-        """The average over `members`: LoRA parameters of the same shapes, at least one."""
+    def __call__(
+        self,
+        members: Sequence[nnx.State],
+        encoded: Sequence[Encoded],
+        over: Over = "members",
+    ) -> Predictions:
+        """The average over `members`: LoRA parameters of the same shapes, at least one; over: what
+        they are called."""
         at_once = self._config.members_at_once or len(members)
         predictions = []
         for first in range(0, len(members), at_once):
             predictions += self._together(members[first : first + at_once], encoded)
-        return average(predictions, "members")
+        return average(predictions, over)
 
     def _together(
         self, members: Sequence[nnx.State], encoded: Sequence[Encoded]
@@ -171,3 +180,9 @@ def _predictions(
         characters=option_characters(encoded),
         priors=priors,
     )
+
+
+def draws(draw: Callable[[jax.Array], nnx.State], seed: int, count: int) -> list[nnx.State]:
+    """Return `count` draws of LoRA parameters, decided by the seed."""
+    key = jax.random.fold_in(jax.random.key(seed), DRAWS)
+    return [jax.jit(draw)(jax.random.fold_in(key, number)) for number in range(count)]

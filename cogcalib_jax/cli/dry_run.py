@@ -26,7 +26,7 @@ from cogcalib_jax.cli.eval_config import (
     require_same_evaluation,
     settled_option_score,
 )
-from cogcalib_jax.cli.evaluate import require_suitable
+from cogcalib_jax.cli.evaluate import anchors_of, require_suitable
 from cogcalib_jax.cli.evaluated import Evaluated, evaluated_models
 from cogcalib_jax.cli.prepare import (
     Outline,
@@ -75,7 +75,7 @@ def dry_run_training(config: RunConfig, name: str) -> str:
     base, splits, composition = run.base, run.splits, config.composition
 
     report = Report(
-        f"Dry run of {', '.join([*config.resolved_methods(), *config.sampling_baselines])} on"
+        f"Dry run of {', '.join([*config.resolved_methods(), *config.baselines])} on"
         f" {config.data.task} with {base.name}; nothing was trained, built or written."
     )
     rows = splits | {task: rows for task, rows in run.sets.items() if task != config.data.task}
@@ -181,6 +181,9 @@ def dry_run_evaluation(config: EvalConfig) -> str:
         context = base.config.max_position_embeddings
         notes.extend(check_context(context, sets[reading].values(), new_tokens))
 
+    for one in models:
+        if not one.members:
+            anchors_of(config, one, sets, notes.append)
     tasks = next(iter(sets.values()))
     show_rows(report, tasks, notes)
     trained = _training_rows(report, runs)

@@ -18,7 +18,7 @@ from cogcalib_jax.cli.stored import (
 from cogcalib_jax.configlib.loading import given_values, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
-from cogcalib_jax.errors import UserError, check
+from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
 from cogcalib_jax.inference.option_score import (
@@ -63,6 +63,11 @@ class EvalConfig:
     """runs or adapters on one base as a single model, whose probabilities are averaged"""
     mc_passes: int | None = None
     """MC-dropout of adapters trained with it: passes to average; unset: one without dropout"""
+    tfb: str | None = None
+    """TFB: average each adapter over evaluation.mc_passes draws of the largest noise that keeps its
+    answers to anchors; with settings if wanted, as in tfb(criterion=flips) (docs/baselines.md)"""
+    tfb_anchors: str | None = None
+    """file of anchor questions for tfb (answers not needed); unset: each run's training rows"""
     predictions: str | None = often(None)
     """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
     predict: str | None = often(None)
@@ -145,6 +150,7 @@ class EvalConfig:
                 "model.path",
                 "must be none beside predictions, which are scored without a model",
             )
+        self._check_tfb()
         self._check_calibrator()
         self._check_predict()
 
@@ -153,10 +159,33 @@ class EvalConfig:
         """The settings of the tasks that make their own rows."""
         return MadeSettings(self.world, self.facts)
 
+    def _check_tfb(self) -> None:
+        if self.tfb is None:
+            check(self.tfb_anchors is None, "tfb_anchors", "must be none unless tfb is given")
+            return
+        from cogcalib_jax.baselines.tfb import parse  # brings JAX, which help does not need
+
+        try:
+            settings = parse(self.tfb)
+        except UserError as error:
+            raise FieldError("tfb", str(error)) from error
+        self._require_unset("tfb", "ensemble", "mc_passes", "predictions", "predict")
+        check(self.option_score != "pmi", "option_score", "must be mean, sum or chars beside tfb")
+        check(
+            bool(self.run) or self.tfb_anchors is not None,
+            "tfb_anchors",
+            "must name a file of questions for adapters, whose training rows are not known",
+        )
+        check(
+            settings.criterion != "gold_nll" or self.tfb_anchors is None,
+            "tfb_anchors",
+            "must be none for the criterion gold_nll, which needs the answers of a run's rows",
+        )
+
     def _check_calibrator(self) -> None:
         if self.calibrator is None:
             return
-        for name in ("ensemble", "mc_passes", "predictions"):
+        for name in ("ensemble", "mc_passes", "tfb", "predictions"):
             check(not getattr(self, name), "calibrator", f"must be none beside {name}")
         if self.calibrator == STORED:
             return

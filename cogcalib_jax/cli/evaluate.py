@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ import jax
 from flax import nnx
 
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
+from cogcalib_jax.baselines.tfb import FILE as TFB_FILE
+from cogcalib_jax.baselines.tfb import Fitted, fit, parse
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.cli.calibrators import (
     CALIBRATOR_FILE,
@@ -34,7 +36,7 @@ from cogcalib_jax.cli.prepare import (
     stored_calibrators,
     with_processes,
 )
-from cogcalib_jax.cli.questions import encode_questions, test_questions
+from cogcalib_jax.cli.questions import encode_questions, test_questions, tfb_anchors
 from cogcalib_jax.cli.results import (
     FILE,
     Predict,
@@ -109,8 +111,9 @@ def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     places = {model.name: folder / model.name if several else folder for model in models}
     todo = [model for model in models if not _is_done(places[model.name], model, sets)]
     calibrators = _calibrators(config, todo, sets)
+    anchors = {model.name: anchors_of(config, model, sets) for model in todo}
     for group in by_base(todo):
-        _evaluate_group(config, folder, group, places, sets, calibrators, argv)
+        _evaluate_group(config, folder, group, places, sets, calibrators, anchors, argv)
     if several:
         results = {model.name: read_results(places[model.name]) for model in models}
         write_json(folder / f"{COMPARISON}.json", results)
@@ -123,6 +126,7 @@ def _evaluate_group(
     places: Mapping[str, Path],
     sets: Mapping[tuple[str, str], Sets],
     calibrators: Mapping[str, ModelCalibrator],
+    anchors: Mapping[str, EncodedSplit | None],
     argv: list[str],
 ) -> None:
     """Evaluate models that share a base.
@@ -130,7 +134,10 @@ def _evaluate_group(
     places: name -> folder of the results. sets: `Evaluated.reads_with` -> question sets.
     """
     loaded = load(config, models[0], sets[models[0].reads_with].values())
-    answered = {m.name: predict_function(loaded, m, calibrators.get(m.name)) for m in models}
+    answered = {
+        m.name: predict_function(loaded, m, calibrators.get(m.name), anchors.get(m.name))
+        for m in models
+    }
     # A mistake until here leaves no folder behind.
     make_folder(folder)
     command = original_command(folder, PROGRAM, argv)
@@ -139,6 +146,9 @@ def _evaluate_group(
     for model in models:
         say(f"== {model.name}: {model.words}")
         predict, calibrator = answered[model.name]
+        if isinstance(predict, Fitted):
+            write_json(places[model.name] / TFB_FILE, predict.record)
+            say(f"   {predict.words}")
         if calibrator is not None:
             write_json(places[model.name] / CALIBRATOR_FILE, calibrator.calibrator.to_json())
             say(f"   {calibrator_words(calibrator.calibrator)}")
@@ -174,6 +184,21 @@ def _calibrators(
     return asked
 
 
+def anchors_of(
+    config: EvalConfig,
+    model: Evaluated,
+    sets: Mapping[tuple[str, str], Sets],
+    note: Callable[[str], None] = show_note,
+) -> EncodedSplit | None:
+    """Return the anchors of TFB for `model`; None without TFB (UserError if there are none)."""
+    if config.tfb is None:
+        return None
+    if model.adapter is None:
+        raise UserError(f"tfb: {model.name} has no adapter to add noise to; leave it out")
+    tokenizer = load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None)
+    return tfb_anchors(config, model.run, tokenizer, sets[model.reads_with].values(), note)
+
+
 def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
     """Return `Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
     questions = test_questions(config, [m.run for m in models if m.run is not None])
@@ -188,7 +213,7 @@ def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tupl
 def require_suitable(config: EvalConfig, sets: Sets) -> None:
     """Refuse questions without the fields or the options that `config` needs (UserError)."""
     require_fields(config.by, {task: question_fields(encoded) for task, encoded in sets.items()})
-    averaging = "ensemble" if config.ensemble else config.mc_passes and "mc_passes"
+    averaging = next((n for n in ("ensemble", "mc_passes", "tfb") if getattr(config, n)), None)
     for task, encoded in sets.items():
         if averaging and encoded.is_open:
             raise UserError(
@@ -215,6 +240,8 @@ class Loaded:
     answers: OpenPredictor | None
     """the predictor of open questions, if there are any"""
     seed: int
+    noisy: Callable[[nnx.State, EncodedSplit], Fitted] | None
+    """fits TFB to LoRA parameters on anchors, if the evaluation asks for it"""
     sampled: DropoutPredictor | None
     """the predictor with dropout, if the evaluation averages passes"""
     together: EnsemblePredictor
@@ -245,7 +272,15 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
         passes = replace(config.evaluation, mc_passes=config.mc_passes)
         sampled = DropoutPredictor(split, mesh, passes, rule)
     together = EnsemblePredictor(split, mesh, config.evaluation, rule)
-    return Loaded(decoder, predictor, answers, config.seed, sampled, together)
+    noisy = None
+    if config.tfb is not None:
+        settings = parse(config.tfb)
+
+        def noisy(lora: nnx.State, anchors: EncodedSplit) -> Fitted:
+            evaluation, seed = config.evaluation, config.seed
+            return fit(settings, split, lora, mesh, anchors, evaluation, rule, seed)
+
+    return Loaded(decoder, predictor, answers, config.seed, noisy, sampled, together)
 
 
 def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
@@ -257,15 +292,23 @@ def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
 
 
 def predict_function(
-    loaded: Loaded, model: Evaluated, calibrator: ModelCalibrator | None = None
+    loaded: Loaded,
+    model: Evaluated,
+    calibrator: ModelCalibrator | None = None,
+    anchors: EncodedSplit | None = None,
 ) -> tuple[Predict, ModelCalibrator | None]:
-    """Return the function from questions to predictions of `model`, and its fitted calibrator."""
+    """Return the function from questions to predictions of `model`, and its fitted calibrator.
+
+    anchors: of TFB.
+    """
     if model.members:
         members = [_parameters(loaded, one.adapter) for one in model.members]
         return partial(loaded.together, members), None
     lora, open_maps = _parameters(loaded, model.adapter), NO_CALIBRATORS
     if model.adapter is not None:
         open_maps = stored_calibrators(Path(model.adapter))
+    if loaded.noisy is not None and anchors is not None:
+        return loaded.noisy(lora, anchors), None
     if loaded.sampled is not None:
         return partial(loaded.sampled, lora, seed=loaded.seed), None
     if calibrator is not None:
@@ -320,7 +363,13 @@ def _temperature(config: EvalConfig) -> list[str]:
     if config.calibrator is not None:
         return []
     adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)
-    if config.ensemble or config.mc_passes or len(adapters) != 1 or adapters[0] == BARE:
+    if (
+        config.ensemble
+        or config.mc_passes
+        or config.tfb
+        or len(adapters) != 1
+        or adapters[0] == BARE
+    ):
         return []
     fitted = stored_temperature(Path(adapters[0]))
     if fitted is None:

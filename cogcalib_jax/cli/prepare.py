@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from cogcalib_jax.baselines.ib_edl import scale_tokens
 from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.cli.questions import encode_splits, evaluation_sets, load_anchors
 from cogcalib_jax.cli.run_config import RunConfig
@@ -174,12 +175,14 @@ def prepare(
         config.loss,
         data_name=config.data.task,
         option_score=config.option_score,
-        averaged=config.sampling_baselines,
+        averaged=config.baselines,
         sets=sets,
         composition=config.composition,
         context=context,
         new_tokens=config.evaluation.open.max_new_tokens,
     )
+    if any(one.single_token for one in config.baselines.values()):
+        scale_tokens(splits | sets, base.config.vocab_size)
     with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
         measured = [splits["calibration"], splits["validation"], *sets.values()]
         anchors = load_anchors(config, base.tokenizer, measured, note)

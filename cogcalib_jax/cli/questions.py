@@ -72,6 +72,43 @@ def encode_questions(
     return sets
 
 
+def tfb_anchors(
+    config: EvalConfig,
+    run: RunConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    measured: Iterable[EncodedSplit],
+    note: Note = show_note,
+) -> EncodedSplit:
+    """Return the anchors of `config.tfb` for the model of `run`, or for one without.
+
+    Args:
+        measured: the questions that are evaluated, which are left out.
+        note: gets what was left out or changed.
+
+    Raises:
+        UserError: no question is left; rows that cannot be used.
+    """
+    if config.tfb_anchors is not None:
+        data = config.data
+        questions, _ = load_questions(Path(config.tfb_anchors), data.column_names())
+        examples, shots = [q.example for q in questions], load_shots(data)
+    else:
+        assert run is not None  # EvalConfig holds that there is a run or a file
+        data = config.data if config.data.task == run.data.task else run.data
+        splits = load_splits(data, run.seed, made=run.made)
+        examples, shots = splits.train, splits.shots
+    held_out = {question_key(e.example) for e in chain.from_iterable(measured)}
+    kept = [example for example in examples if question_key(example) not in held_out]
+    if not kept:
+        raise UserError(
+            f"tfb_anchors is {config.tfb_anchors}; expected a question that is not evaluated"
+        )
+    encoded, notes = encode_split("anchor", kept, tokenizer, data, shots)
+    for text in notes:
+        note(text)
+    return encoded
+
+
 def load_anchors(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,

@@ -10,6 +10,13 @@ from typing import Literal
 
 import numpy as np
 
+from cogcalib_jax.baselines.registry import (
+    BASELINES,
+    Baseline,
+    baseline_folders,
+    baseline_label,
+    is_baseline,
+)
 from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.configlib.loading import Loaded, load_config
 from cogcalib_jax.configlib.sources import split_arguments
@@ -23,12 +30,15 @@ from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, p
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
 from cogcalib_jax.training.composition import CompositionConfig
-from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig, require_same_identity
+from cogcalib_jax.training.config import (
+    DEFAULT_OPTIMIZER,
+    CheckpointConfig,
+    TrainingConfig,
+    require_same_identity,
+)
 from cogcalib_jax.world.config import FactsConfig, MadeSettings, PretrainConfig, WorldConfig
 
 PROGRAM = "train.py"
-# Rows of a comparison that are no loss: plain fine-tuning, answered by several models at once.
-SAMPLING_BASELINES = ("mc_dropout", "ensemble", "laplace_lora", "blob")
 # Methods whose best validation epoch is a row of a comparison, with an adapter of its own.
 BEST_EPOCHS = ("sft",)
 # Dropout of MC-dropout's adapter if lora.lora_dropout is 0, as in the literature on Bayesian LoRA.
@@ -49,10 +59,10 @@ class RunConfig:
     """report on data, precision and parameters, and stop"""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = often((), affects_identity=False)
     """trackers that keep the numbers of training, too, in METHOD/tracking (extra `trackers`)"""
-    compare: tuple[str, ...] = often((), affects_style=False, role="comparison")
+    compare: tuple[str, ...] = often((), affects_style=False, role="comparison", registry=BASELINES)
     """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
-    wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them the baselines
-    mc_dropout, ensemble, laplace_lora and blob; []: method alone"""
+    wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them baselines, with settings
+    if wanted (blob, tfb(criterion=flips)); []: method alone"""
     ensemble_members: int = setting(5, affects_style=False)
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
@@ -127,11 +137,24 @@ class RunConfig:
         check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
         check_tasks(self.also, "also")
         self._check_also()
-        check_entries(self.compare, "compare", SAMPLING_BASELINES)
+        check_entries(self.compare, "compare", baselines=True)
         check(
             not self.compare or bool(self._trained()),
             "compare",
-            f"must name a method beside {' and '.join(SAMPLING_BASELINES)}, such as sft",
+            f"must name a method beside {' and '.join(self.compare)}, such as sft",
+        )
+
+        own = [key for key, one in self.baselines.items() if one.own_training]
+        check(
+            not own or self.training.optimizer == DEFAULT_OPTIMIZER,
+            "training.optimizer",
+            f"must be {DEFAULT_OPTIMIZER} beside {', '.join(own)}, which trains in its own way",
+        )
+        last = [key for key, one in self.baselines.items() if one.of_last_update]
+        check(
+            not last or self.training.keep == "last",
+            "training.keep",
+            f"must be last beside {', '.join(last)}, whose distribution is that of the last update",
         )
 
     def _check_also(self) -> None:
@@ -159,12 +182,12 @@ class RunConfig:
         return int(np.random.SeedSequence([self.seed, self.ensemble_member]).generate_state(1)[0])
 
     @property
-    def sampling_baselines(self) -> tuple[str, ...]:
-        """The baselines of the comparison that average several models."""
-        return tuple(entry for entry in self.compare if entry in SAMPLING_BASELINES)
+    def baselines(self) -> dict[str, Baseline]:
+        """Folder name -> settings of every baseline of the comparison."""
+        return baseline_folders(self.compare)
 
     def _trained(self) -> tuple[str, ...]:
-        return tuple(entry for entry in self.compare if entry not in SAMPLING_BASELINES)
+        return tuple(entry for entry in self.compare if not is_baseline(entry))
 
     def resolved_methods(self) -> dict[str, MethodConfig]:
         """Return folder name -> resolved method of every loss that the run trains with."""
@@ -213,17 +236,18 @@ def check_tasks(entries: tuple[str, ...], field: str) -> None:
         )
 
 
-def check_entries(entries: tuple[str, ...], field: str, beside: tuple[str, ...] = ()) -> None:
+def check_entries(entries: tuple[str, ...], field: str, *, baselines: bool = False) -> None:
     """Refuse methods of a comparison that do not exist or are named twice.
 
-    beside: allowed words that are no methods, and have no weight.
+    baselines: whether they may stand beside the methods; they have no weight.
     """
     labels = []
     for entry in entries:
+        named = baselines and is_baseline(entry)
         try:
-            labels.append(entry if entry in beside else parse_entry(entry).full_label)
+            labels.append(baseline_label(entry) if named else parse_entry(entry).full_label)
         except UserError as error:
-            also = f"; or {' or '.join(beside)}" if beside else ""
+            also = f"; or {' or '.join(BASELINES.names())}" if baselines and not named else ""
             raise FieldError(field, f"{error}{also}") from error
     check(len(set(labels)) == len(labels), field, "must name each method once")
 
@@ -259,7 +283,7 @@ def _require_whole_run(folder: Path) -> None:
     if not (parent / CONFIG_FILE).is_file():
         return
     whole = read_config(parent, RunConfig)
-    if whole.compare and folder.name in (*whole.resolved_methods(), *whole.sampling_baselines):
+    if whole.compare and folder.name in (*whole.resolved_methods(), *whole.baselines):
         raise UserError(
             f"{folder}: is a part of the comparison {parent}; go on with"
             f" {resume_command(PROGRAM, parent)}"

@@ -2,25 +2,38 @@
 
 MC-dropout keeps dropout on while it answers. A deep ensemble is several fine-tunings with their own
 first weights, style phase and data order. Laplace-LoRA puts a normal distribution around a trained
-adapter; BLoB trains such a distribution from the beginning.
+adapter; BLoB trains such a distribution from the beginning. TFB adds noise to a trained adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.baselines import tfb
+from cogcalib_jax.baselines.ib_edl import IbEdlPredictor, scale_tokens
 from cogcalib_jax.baselines.kfac import NoPosterior
 from cogcalib_jax.baselines.laplace import LaplacePredictor, fit
-from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
-from cogcalib_jax.cli.method_run import Run, Start, score, train_method
+from cogcalib_jax.baselines.registry import BASELINES
+from cogcalib_jax.baselines.rows import (
+    Blob,
+    Ensemble,
+    IbEdlRow,
+    IvonRow,
+    LaplaceLora,
+    McDropout,
+    ScalaBlRow,
+    Tfb,
+)
+from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor, draws
+from cogcalib_jax.cli.method_run import Run, Start, score, train_method, write_answers
 from cogcalib_jax.cli.results import has_results, read_results
-from cogcalib_jax.cli.run_config import MC_DROPOUT
+from cogcalib_jax.cli.run_config import MC_DROPOUT, RunConfig
 from cogcalib_jax.cli.run_folder import write_config
 from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
@@ -33,39 +46,68 @@ from cogcalib_jax.models.parameters import (
     with_dropout,
     with_uncertainty,
 )
+from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.settings import identity, style_identity
 from cogcalib_jax.training.blob import Prior
-from cogcalib_jax.training.finetune import make_trainer, style_phase
+from cogcalib_jax.training.config import OPTIMIZERS
+from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
+from cogcalib_jax.training.ib_edl import IbEdl
+from cogcalib_jax.training.scalabl import ScalaBl
+from cogcalib_jax.training.validation import options_belief
+from cogcalib_jax.training.variant import Variant
 
 Predict = Callable[[EncodedSplit], Predictions]
 
 
-def sampling_rows(run: Run, start: Start, sft: nnx.State | None) -> dict[str, dict[str, Any]]:
-    """Train and score the baselines of the comparison, each into a folder of its name.
+@dataclass(frozen=True)
+class _Row:
+    """A baseline of the comparison, and what it is made from."""
 
-    sft: LoRA parameters of the comparison's plain fine-tuning, if it has one; baselines reuse it.
+    run: Run
+    start: Start
+    folder: Path
+    shared: FinetuneResult | None
+    """the comparison's plain fine-tuning, if it has one"""
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run.config.as_plain_finetuning()
+
+    def sft(self) -> FinetuneResult:
+        """Return plain fine-tuning: the comparison's, or one of this row's own."""
+        if self.shared is not None:
+            return self.shared
+        write_config(self.folder, self.config)
+        return train_method(self.run, self.run.trainer, self.config, self.start, self.folder)
+
+
+def sampling_rows(run: Run, start: Start, sft: FinetuneResult | None) -> dict[str, dict[str, Any]]:
+    """Train and score the baselines of the comparison, each into a folder of its name, with its
+    answers to the validation questions.
+
+    sft: the comparison's plain fine-tuning, if it has one; baselines reuse it.
     """
-    baselines: dict[str, Callable[[Path], Predict]] = {
-        "mc_dropout": lambda folder: _mc_dropout(run, start, sft, folder),
-        "ensemble": lambda folder: _ensemble(run, sft, folder),
-        "laplace_lora": lambda folder: _laplace_lora(run, start, sft, folder),
-        "blob": lambda folder: _blob(run, start, folder),
-    }
     rows = {}
-    for name in run.config.sampling_baselines:
+    for name, baseline in run.config.baselines.items():
         folder = run.folder / name
         if has_results(folder):
             rows[name] = read_results(folder)
             continue
+        make = FITS[BASELINES.entry_of(baseline).name]
         try:
-            rows[name] = score(run, folder, baselines[name](folder))
+            predict = make(_Row(run, start, folder, sft), baseline)
         except NoPosterior as error:
             say(f"   note: no row {name}: {error}")
+            continue
+        if validation := run.trainer.splits["validation"]:
+            belief = options_belief(predict(validation))
+            write_answers(folder / VALIDATION_FILE, validation, belief)
+        rows[name] = score(run, folder, predict)
     return rows
 
 
-def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
-    config = run.config.as_plain_finetuning()
+def _mc_dropout(row: _Row, baseline: McDropout) -> Predict:
+    run, config, folder = row.run, row.config, row.folder
     dropout = config.lora.lora_dropout or MC_DROPOUT
     passes = config.evaluation.mc_passes
     say(f"== mc_dropout: sft with dropout {dropout:g}, {passes} passes a question")
@@ -73,21 +115,24 @@ def _mc_dropout(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> 
     if config.lora.lora_dropout == 0:
         config = replace(config, lora=replace(config.lora, lora_dropout=dropout))
         model, _ = split_model(with_dropout(run.assembled.decoder, dropout))
-    if sft is None or config.lora != run.config.lora:
+    if row.shared is not None and config.lora == run.config.lora:
+        sft = row.shared.lora
+    else:
         trainable = replace(
             run.trainer.trainable, model=model, dropout=True, identity=identity(config)
         )
         trainer = replace(run.trainer, trainable=trainable)
         write_config(folder, config)
-        sft = train_method(run, trainer, config, start, folder).lora
+        sft = train_method(run, trainer, config, row.start, folder).lora
     predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation, config.option_score)
     return partial(predictor, sft, seed=config.seed)
 
 
-def _ensemble(run: Run, sft: nnx.State | None, folder: Path) -> Predict:
+def _ensemble(row: _Row, baseline: Ensemble) -> Predict:
     # The comparison's sft has the run's own seed: it is the first member.
+    run, folder = row.run, row.folder
     count = run.config.ensemble_members
-    members = [] if sft is None else [sft]
+    members = [] if row.shared is None else [row.shared.lora]
     for number in range(len(members), count):
         say(f"== ensemble: member {number + 1} of {count}, in {folder / f'member-{number}'}")
         members.append(_member(run, number, folder / f"member-{number}"))
@@ -112,11 +157,8 @@ def _member(run: Run, number: int, folder: Path) -> nnx.State:
     return train_method(run, trainer, config, Start(lora, folder), folder).lora
 
 
-def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -> Predict:
-    config = run.config.as_plain_finetuning()
-    if sft is None:
-        write_config(folder, config)
-        sft = train_method(run, run.trainer, config, start, folder).lora
+def _laplace_lora(row: _Row, baseline: LaplaceLora) -> Predict:
+    run, config, folder, sft = row.run, row.config, row.folder, row.sft().lora
     rows = run.trainer.splits["train"]
     say(f"== laplace_lora: a posterior around sft from {len(rows)} fine-tuning rows")
     model, mesh, evaluation = run.assembled.model, run.assembled.mesh, config.evaluation
@@ -131,9 +173,9 @@ def _laplace_lora(run: Run, start: Start, sft: nnx.State | None, folder: Path) -
     return partial(predictor, sft, fitted.posterior, seed=config.seed)
 
 
-def _blob(run: Run, start: Start, folder: Path) -> Predict:
+def _blob(row: _Row, baseline: Blob) -> Predict:
     """Train standard deviations beside A; validations and the stored adapter take the mean."""
-    config = run.config.as_plain_finetuning()
+    run, config, start, folder = row.run, row.config, row.start, row.folder
     evaluation, training = config.evaluation, config.training
     say(f"== blob: sft with a distribution over A, {evaluation.mc_passes} draws a question")
     decoder = with_uncertainty(run.assembled.model.merge(start.lora), config.training_seed)
@@ -152,3 +194,89 @@ def _blob(run: Run, start: Start, folder: Path) -> Predict:
     trained = train_method(run, trainer, config, replace(start, lora=lora), folder)
     predictor = DropoutPredictor(model, run.assembled.mesh, evaluation, config.option_score)
     return partial(predictor, trained.lora, seed=config.seed)
+
+
+def _tfb(row: _Row, baseline: Tfb) -> Predict:
+    run, config, sft = row.run, row.config, row.sft()
+    lora = sft.best_lora if baseline.of == "best_epoch" else sft.lora
+    train, assembled = run.trainer.splits["train"], run.assembled
+    say(f"== {row.folder.name}: noise on A, {config.evaluation.mc_passes} draws a question")
+    fitted = tfb.fit(
+        *(baseline, assembled.model, lora, assembled.mesh, train, config.evaluation),
+        option_score=config.option_score,
+        seed=config.seed,
+    )
+    write_json(row.folder / tfb.FILE, fitted.record)
+    say(f"   {fitted.words}")
+    return fitted
+
+
+def _ivon(row: _Row, baseline: IvonRow) -> Predict:
+    spec = OPTIMIZERS.spec(baseline.optimizer)
+    config = replace(row.config, training=replace(row.config.training, optimizer=spec))
+    say(f"== {row.folder.name}: sft by {spec}")
+    return _drawn(row, config, baseline.optimizer, mean=baseline.predict == "mean")
+
+
+def _scalabl(row: _Row, baseline: ScalaBlRow) -> Predict:
+    run, config = row.run, row.config
+    training = config.training
+    say(f"== {row.folder.name}: sft with a distribution over the scales of ranks")
+    variant = ScalaBl(
+        *(len(run.trainer.splits["train"]), training.batch_size, training.learning_rate),
+        rate=baseline.rate,
+        deviation=baseline.deviation,
+        seed=config.training_seed,
+    )
+    return _drawn(row, config, variant)
+
+
+def _ib_edl(row: _Row, baseline: IbEdlRow) -> Predict:
+    run, config = row.run, row.config
+    say(f"== {row.folder.name}: an evidential loss over the options")
+    tokens = scale_tokens(run.trainer.splits | run.sets, run.assembled.decoder.config.vocab_size)
+    variant = IbEdl(tokens, baseline.beta, baseline.draws)
+    trained = _train(row, config, variant)
+    predictor = IbEdlPredictor(
+        *(run.assembled.model, run.assembled.mesh, config.evaluation, variant, baseline.caution),
+        option_score=config.option_score,
+    )
+    return partial(predictor, trained.lora, seed=config.seed)
+
+
+def _drawn(row: _Row, config: RunConfig, variant: Variant, mean: bool = False) -> Predict:
+    """Train `variant` and average over draws of its distribution; mean: take its mean instead."""
+    run, evaluation = row.run, config.evaluation
+    trained = _train(row, config, variant)
+    if mean:
+        return partial(run.trainer.predictor, trained.lora)
+    together = EnsemblePredictor(
+        run.assembled.model, run.assembled.mesh, evaluation, config.option_score
+    )
+    members = draws(trained.draw, config.seed, evaluation.mc_passes)
+    return partial(together, members, over="posterior_samples")
+
+
+def _train(row: _Row, config: RunConfig, variant: Variant) -> FinetuneResult:
+    trainable = replace(
+        row.run.trainer.trainable,
+        training=config.training,
+        variant=variant,
+        identity=identity(config) | variant.identity(),
+    )
+    write_config(row.folder, config)
+    trainer = replace(row.run.trainer, trainable=trainable)
+    return train_method(row.run, trainer, config, row.start, row.folder)
+
+
+# Name of a baseline -> the function from its settings to predictions.
+FITS: dict[str, Callable[[_Row, Any], Predict]] = {
+    "mc_dropout": _mc_dropout,
+    "ensemble": _ensemble,
+    "laplace_lora": _laplace_lora,
+    "blob": _blob,
+    "tfb": _tfb,
+    "ivon": _ivon,
+    "scalabl": _scalabl,
+    "ib_edl": _ib_edl,
+}

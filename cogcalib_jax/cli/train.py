@@ -110,7 +110,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
         if key in BEST_EPOCHS:
             results |= _best_epoch(run, alone, key, start, result)
         if key == "sft":
-            sft = result.lora
+            sft = result
     recommend(run, simplest_first(list(results)))
     results |= sampling_rows(run, start, sft)
     write_json(run.folder / "comparison.json", results)
@@ -135,7 +135,7 @@ def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:
 
 
 def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
-    methods = ", ".join([*config.resolved_methods(), *config.sampling_baselines])
+    methods = ", ".join([*config.resolved_methods(), *config.baselines])
     if config.resume:
         say(f"== Resuming {folder}: {methods}")
         take_up(folder)

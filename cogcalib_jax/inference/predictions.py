@@ -25,7 +25,7 @@ UNKNOWN = -1
 class Averaged:
     """The average over the options, beside that over the vocabulary."""
 
-    over: Literal["mc_passes", "members", "posterior_samples"]
+    over: Literal["mc_passes", "members", "posterior_samples", "noise_draws"]
     """what was averaged over, and the name of `count` in eval.json"""
     count: int
     option_logprobs: np.ndarray

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cogcalib_jax.baselines.registry import split_folder
 from cogcalib_jax.method.config import GATES, TERMS, split_label
 from cogcalib_jax.registry import Registry, split_spec
 
@@ -13,13 +14,6 @@ DERIVED = {
     "best_epoch_temperature": ", best epoch + temperature",
     "temperature": " + temperature",
     "best_epoch": ", best epoch",
-}
-# Answers of several models from plain fine-tuning: (short name, description and source).
-SAMPLED = {
-    "mc_dropout": ("MC-dropout", "SFT with dropout while answering, Gal and Ghahramani 2016"),
-    "ensemble": ("Ensemble", "deep ensemble of SFT, Lakshminarayanan et al. 2017"),
-    "laplace_lora": ("Laplace-LoRA", "a normal distribution around SFT, Yang et al. 2024"),
-    "blob": ("BLoB", "SFT with a distribution over A, Wang et al. 2024"),
 }
 # Every method must beat these; they are not trained.
 BASE, COMMONEST = "base", "commonest_answer"
@@ -49,6 +43,10 @@ _FIXED = {
     "ensemble": ("#6A3D9A", ":"),
     "laplace_lora": ("#8B1A1A", "-."),
     "blob": ("#1B3A6B", ":"),
+    "tfb": ("#2E8B8B", "-."),
+    "ivon": ("#B5446E", ":"),
+    "scalabl": ("#4C6FA5", "-."),
+    "ib_edl": ("#8C6D31", "--"),
 }
 _SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
 
@@ -110,11 +108,25 @@ def is_gated(key: str) -> bool:
     return gate == "adaptive" and not derivation
 
 
+def is_sampled(key: str) -> bool:
+    """Return whether the row is a baseline: made from plain fine-tuning, with answers of its
+    own."""
+    return split_folder(key) is not None
+
+
+def costs_more(key: str) -> bool:
+    """Return whether the row is a baseline with several passes for an answer."""
+    found = split_folder(key)
+    return found is not None and not found[0].cls.one_pass
+
+
 def short_name(key: str) -> str:
     """Return the name in tables and sentences: "CoLS", "LS on all data", "SFT + temperature"."""
-    for named in (SAMPLED, REFERENCES):
-        if key in named:
-            return named[key][0]
+    if key in REFERENCES:
+        return REFERENCES[key][0]
+    if (found := split_folder(key)) is not None:
+        entry, settings = found
+        return entry.label + (f" ({settings.replace('=', ' ')})" if settings else "")
     term, gate, derivation = split_key(key)
     if not term:
         return key
@@ -129,9 +141,10 @@ def short_name(key: str) -> str:
 
 def long_name(key: str) -> str:
     """Return the short name, with a description and source if it needs them."""
-    for named in (SAMPLED, REFERENCES):
-        if key in named:
-            return f"{named[key][0]} ({named[key][1]})"
+    if key in REFERENCES:
+        return f"{short_name(key)} ({REFERENCES[key][1]})"
+    if (found := split_folder(key)) is not None:
+        return f"{short_name(key)} ({found[0].facts['what']})"
     if is_gated(key):
         facts = TERMS[split_spec(split_key(key)[0])[0]].facts
         if "cogcalib" in facts:

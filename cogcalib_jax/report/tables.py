@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.baselines.registry import split_folder
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.report.names import COMMONEST, REFERENCES, credits, is_tempered, short_name
 from cogcalib_jax.report.text import scoring_notes
@@ -181,27 +182,24 @@ def _notes(
     return notes
 
 
+# Count of models in eval.json -> the baseline that has such a count.
+AVERAGED = {
+    "mc_passes": "mc_dropout",
+    "members": "ensemble",
+    "posterior_samples": "laplace_lora",
+    "noise_draws": "tfb",
+}
+
+
 def _costs(results: Mapping[str, Metrics]) -> list[str]:
     """Sentences on the cost of rows that average over several models."""
     lines = []
     for key, metrics in results.items():
-        if passes := metrics.get("mc_passes"):
-            what = "MC-dropout: probabilities averaged over {} passes with dropout on"
-            if key == "blob":
-                what = "BLoB: probabilities averaged over {} draws of A"
-            lines.append(f"{what.format(passes)}, so an answer costs {passes} times as much.")
-        if members := metrics.get("members"):
-            lines.append(
-                f"Ensemble: probabilities averaged over {members} members on one base, each"
-                f" fine-tuned by itself, so training and an answer cost {members} times as much."
-            )
-        if draws := metrics.get("posterior_samples"):
-            lines.append(
-                f"Laplace-LoRA: probabilities averaged over {draws:,} draws of the options' logits;"
-                " it costs a forward pass over the fine-tuning rows, and for an answer one, with a"
-                " backward pass for each option in both. Over the vocabulary the trained model says"
-                " how probable an option is at all."
-            )
+        for over, usual in AVERAGED.items():
+            if number := metrics.get(over):
+                # Other rows are of eval.py, which averages passes and members of any models.
+                entry = (split_folder(key) or split_folder(usual))[0]
+                lines.append(f"{entry.label}: {entry.facts['cost'].format(n=f'{number:,}')}.")
     return list(dict.fromkeys(lines))
 
 

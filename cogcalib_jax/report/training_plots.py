@@ -28,7 +28,7 @@ from cogcalib_jax.report.canvas import (
 )
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import SAMPLED, Look, looks, short_name
+from cogcalib_jax.report.names import Look, is_sampled, looks, short_name
 from cogcalib_jax.report.plots import save_picture, wilson
 from cogcalib_jax.report.recommendation import read_base
 from cogcalib_jax.report.tables import Table
@@ -231,7 +231,7 @@ def style_patch() -> Patch:
 def training_pictures(run: Run) -> list[Picture]:
     """Draw and save the figures of training, as far as it was logged."""
     # The training of averages over several models was followed without averaging.
-    trained = [m for m in run.methods if m.key not in SAMPLED]
+    trained = [m for m in run.methods if not is_sampled(m.key)]
     style = looks(m.key for m in run.methods)
     last = max((line["step"] for m in trained for line in m.steps), default=0)
     losses = [found for m in trained if (found := _losses(m, style[m.key])) is not None]

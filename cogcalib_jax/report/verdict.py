@@ -25,9 +25,10 @@ from cogcalib_jax.report.names import (
     COMMONEST,
     DERIVED,
     REFERENCES,
-    SAMPLED,
+    costs_more,
     gate_label,
     is_gated,
+    is_sampled,
     is_tempered,
     short_name,
     split_key,
@@ -117,7 +118,7 @@ def verdict(
         lines += _against(
             [c for c in comparisons if c.other == TEMPERED_SFT and is_tempered(c.method)]
         )
-        rivalled = [c.method for c in comparisons if is_gated(c.method) or c.method in SAMPLED]
+        rivalled = [c.method for c in comparisons if is_gated(c.method) or is_sampled(c.method)]
         for method in dict.fromkeys(rivalled):
             lines += _against_rivals(method, comparisons)
     lines += [*at_floor(metrics), *at_chance(metrics)]
@@ -185,9 +186,10 @@ def _pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     for gated in filter(is_gated, present):
         # A random share of the gate's size: what is left is whom the gate picks.
         random = method_label(split_key(gated)[0], "random")
-        rivals = ("sft_best_epoch", "sft_temperature", *SAMPLED, *_ungated(gated), random)
+        rivals = ["sft_best_epoch", "sft_temperature", *filter(is_sampled, present)]
+        rivals += [*_ungated(gated), random]
         pairs += [(gated, rival) for rival in rivals if rival in present]
-    for several in filter(SAMPLED.__contains__, present):
+    for several in filter(is_sampled, present):
         free = ("sft_best_epoch", "sft_temperature")
         pairs += [(several, rival) for rival in free if rival in present]
     for method in present:
@@ -269,14 +271,19 @@ def _against_rivals(method: str, comparisons: Sequence[Comparison]) -> list[str]
     elsewhere = ("sft", *_ungated(method))
     rivals = [c for c in comparisons if c.method == method and c.other not in elsewhere]
     lines = []
-    for kind, sampled in (("simpler", False), ("costlier", True)):
+    kinds = {
+        "simpler": lambda key: not is_sampled(key),
+        "other": lambda key: is_sampled(key) and not costs_more(key),
+        "costlier": costs_more,
+    }
+    for kind, belongs in kinds.items():
         words = {
             BETTER: f"{name} is better beyond noise than these {kind} methods",
             WORSE: f"{name} is worse beyond noise than these {kind} methods",
             MIXED: f"{name} is better in one score, worse in the other than these {kind} methods",
             SAME: f"{name} does not differ beyond noise in NLL or Brier from these {kind} methods",
         }
-        chosen = [c for c in rivals if (c.other in SAMPLED) == sampled]
+        chosen = [c for c in rivals if belongs(c.other)]
         lines += _grouped(
             words,
             chosen,

@@ -18,9 +18,10 @@ from typing import Any
 
 from flax import nnx
 
+from cogcalib_jax.baselines.registry import BASELINES, is_baseline
 from cogcalib_jax.cli.method_run import Run
 from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
-from cogcalib_jax.cli.run_config import SAMPLING_BASELINES, RunConfig
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import require_folder, require_writable, resumable
 from cogcalib_jax.cli.train import open_run
 from cogcalib_jax.configlib.loading import load_config
@@ -68,9 +69,9 @@ class DetectorConfig(RunConfig):
         check(len(set(self.seeds)) == len(self.seeds), "seeds", "must name each seed once")
         check(self.shots >= 1, "shots", "must be at least 1")
         check(
-            len(self.methods) > 0 and not set(self.methods) & set(SAMPLING_BASELINES),
+            len(self.methods) > 0 and not any(map(is_baseline, self.methods)),
             "methods",
-            f"must name at least one loss (not {', '.join(SAMPLING_BASELINES)})",
+            f"must name at least one loss (not {', '.join(BASELINES.names())})",
         )
         check(
             self.composition.known_share is None,

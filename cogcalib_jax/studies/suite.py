@@ -261,7 +261,7 @@ def _run_config(argv: Sequence[str], cell: str) -> RunConfig:
 
 def _require_methods(config: SuiteConfig, planned: Sequence[Cell]) -> None:
     losses = dict.fromkeys(key for cell in planned for key in cell.config.resolved_methods())
-    baselines = dict.fromkeys(key for cell in planned for key in cell.config.sampling_baselines)
+    baselines = dict.fromkeys(key for cell in planned for key in cell.config.baselines)
     derived = [f"{key}_{derivation}" for key in losses for derivation in DERIVED]
     for field, known in (
         ("across", [*losses, *derived, *REFERENCES, *baselines]),

@@ -17,7 +17,7 @@ import numpy as np
 from cogcalib_jax.metrics.significance import student_t
 from cogcalib_jax.report.comparison import Findings, findings
 from cogcalib_jax.report.load_run import Method, Predictions, Run
-from cogcalib_jax.report.names import SAMPLED, credits, short_name
+from cogcalib_jax.report.names import credits, is_sampled, short_name
 from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, floor_cell
 from cogcalib_jax.report.text import count
 from cogcalib_jax.report.training_plots import DATA_WORDS
@@ -252,7 +252,7 @@ def followed_methods(runs: Mapping[int, Run], only: Sequence[str]) -> dict[str, 
     found: dict[str, list[Method]] = {}
     for run in runs.values():
         for method in run.methods:
-            wanted = method.key in only if only else method.key not in SAMPLED
+            wanted = method.key in only if only else not is_sampled(method.key)
             if wanted and method.dynamics:
                 found.setdefault(method.key, []).append(method)
     return {key: seeds for key, seeds in found.items() if len(seeds) == len(runs)}

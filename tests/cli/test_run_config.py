@@ -1,5 +1,6 @@
 """From the command line to the methods a run trains."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.report.names import short_name
 from cogcalib_jax.settings import identity
 
 
@@ -84,8 +86,25 @@ def test_another_task_needs_a_base(load):
 def test_sampling_baselines_stand_beside_the_losses(load):
     config = load("--compare", "ensemble,sft,cols=0.2,mc_dropout")
     assert list(config.resolved_methods()) == ["sft", "cols"]
-    assert config.sampling_baselines == ("ensemble", "mc_dropout")
-    assert load().sampling_baselines == ()
+    assert list(config.baselines) == ["ensemble", "mc_dropout"]
+    assert load().baselines == {}
+
+
+def test_settings_stand_in_a_baselines_folder_where_two_have_its_name(load):
+    specs = "sft,blob,tfb(tolerance=1e-5),tfb(criterion=flips)"
+    found = load("--compare", specs).baselines
+    assert list(found) == ["blob", "tfb-tolerance=1e-05", "tfb-criterion=flips"]
+    assert [found[key].tolerance for key in list(found)[1:]] == [1e-5, 0.003]
+    assert short_name("tfb-tolerance=1e-05") == "TFB (tolerance 1e-05)"
+    for wrong, words in {
+        "sft,tfb(of=ls)": "of is ls; expected sft or best_epoch",
+        "sft,tfb,tfb(steps=6)": "must name each method once",
+        "sft,tfb(sigma=1)": "tfb has no setting 'sigma'",
+        "tfb,blob": "must name a method beside tfb and blob",
+        "sft,tfb=0.3": "tfb",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            load("--compare", wrong)
 
 
 def test_a_member_of_an_ensemble_differs_in_its_training_alone(load):

@@ -15,7 +15,12 @@ from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
 from tests.training.small_trainer import Killed, lines
 
-COMPARE = ("--compare", "sft,mc_dropout,ensemble,blob", "--ensemble-members", "3")
+COMPARE = (
+    "--compare",
+    "sft,mc_dropout,ensemble,blob,tfb(anchors=8,steps=2)",
+    "--ensemble-members",
+    "3",
+)
 OPTIONS = ("--lora.lora-dropout", "0", "--evaluation.mc-passes", "4", *COMPARE)
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -49,19 +54,29 @@ def probs(folder):
 
 def test_both_are_rows_with_numbers_predictions_and_pictures(comparison):
     table = read(comparison / "comparison.json")
-    averaged = ["mc_dropout", "ensemble", "blob"]
-    assert list(table)[-3:] == averaged
+    averaged = ["mc_dropout", "ensemble", "blob", "tfb"]
+    assert list(table)[-4:] == averaged
     assert not {f"{name}_temperature" for name in averaged} & set(table)
     assert read(comparison / "recommended.json")["method"] not in averaged
     assert table["blob"]["world"]["mc_passes"] == 4
     assert table["mc_dropout"]["world"]["mc_passes"] == 4
     assert table["ensemble"]["world"]["members"] == 3
-    for name in ("mc_dropout", "ensemble", "blob"):
+    for name in averaged:
         numbers = read(comparison / name / "eval.json")
         numbers.pop("provenance")
         assert numbers == table[name]
     page = (comparison / "report.html").read_text()
     assert "deep ensemble of SFT" in page and "MC-dropout" in page
+
+
+def test_noise_is_added_to_the_adapter_of_the_comparison_and_its_search_is_kept(comparison):
+    found = read(comparison / "tfb/tfb.json")
+    assert found["anchors"] == 8 and found["criterion"] == "pseudo_nll" and found["trials"]
+    assert not (comparison / "tfb/adapter").exists()
+    assert read(comparison / "comparison.json")["tfb"]["world"]["noise_draws"] == 4
+    for name in ("tfb", "ensemble"):
+        rows = (comparison / name / "validation.jsonl").read_text().splitlines()
+        assert len(rows) == 12
 
 
 def test_members_differ_in_everything_but_base_and_rows(comparison):

@@ -92,3 +92,42 @@ def test_what_cannot_be_averaged_is_refused(trained, other, tmp_path, capsys):
         assert run_eval(*argv, "--run-dir", tmp_path / "e") == 2
         assert told in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "e").exists()
+
+
+def test_noise_is_added_to_a_run_and_to_a_foreign_adapter(trained, tmp_path, capsys):
+    """The adapter's anchors are a file of questions; the run's are its training rows."""
+    base, run = trained
+    few = ("--tfb", "tfb(anchors=8, steps=2)", "--evaluation.mc-passes", "3", "--task", "world")
+    assert run_eval("--run", run, *few, "--run-dir", tmp_path / "run") == 0
+    assert "TFB: probabilities averaged over 3 draws of A" in capsys.readouterr().out
+    assert read(tmp_path / "run")["world"]["noise_draws"] == 3
+    found = json.loads((tmp_path / "run/tfb.json").read_text())
+    assert found["anchors"] == 8 and found["trials"]
+    anchors = tmp_path / "anchors.jsonl"
+    asked = lines(run / PREDICTIONS)[:6]
+    more = [{"question": f"Who is {n}?", "choices": ["Ann", "Bob"]} for n in range(5)]
+    rows = [
+        {"question": r["question"], "choices": [c.strip() for c in r["completions"]]} for r in asked
+    ]
+    anchors.write_text("".join(json.dumps(row) + "\n" for row in more + rows))
+    argv = [*small_world(base), *SCORING, *few, "--adapter", run / "adapter"]
+    assert run_eval(*argv, "--tfb-anchors", anchors, "--run-dir", tmp_path / "e") == 0
+    # Questions that are evaluated are no anchors.
+    assert json.loads((tmp_path / "e/tfb.json").read_text())["anchors"] == 5
+    assert np.abs(probs(tmp_path / "run") - probs(run)).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "words"),
+    [
+        ("tfb", [], "tfb_anchors: must name a file of questions for adapters"),
+        ("tfb", ["--tfb-anchors", "x", "--mc-passes", "3"], "mc_passes: must be none beside tfb"),
+        ("tfb(layers=first)", [], "layers is first; expected all or last"),
+        ("tfb(criterion=gold_nll)", ["--tfb-anchors", "x"], "tfb_anchors: must be none"),
+    ],
+)
+def test_noise_without_what_it_needs_is_refused(trained, tmp_path, capsys, spec, more, words):
+    base, run = trained
+    argv = [*small_world(base), "--adapter", run / "adapter", "--run-dir", tmp_path / "e"]
+    assert run_eval(*argv, "--tfb", spec, *more) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "e").exists()

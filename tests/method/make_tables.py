@@ -1,4 +1,4 @@
-"""Write the tables of terms, gates and calibrators in the docs from their registries.
+"""Write the tables of terms, gates, calibrators and baselines in the docs from their registries.
 
 python -m tests.method.make_tables
 """
@@ -6,6 +6,7 @@ python -m tests.method.make_tables
 import re
 from pathlib import Path
 
+from cogcalib_jax.baselines.registry import BASELINES
 from cogcalib_jax.calibration import CALIBRATORS
 from cogcalib_jax.method.gates import GATES
 from cogcalib_jax.method.terms import TERMS
@@ -13,7 +14,7 @@ from cogcalib_jax.registry import Registry
 from tests.method.registered import own_names
 
 DOCS = Path(__file__).parents[2] / "docs"
-DOCUMENTS = (DOCS / "method.md", DOCS / "evaluation.md")
+DOCUMENTS = (DOCS / "method.md", DOCS / "evaluation.md", DOCS / "baselines.md")
 
 
 def table(registry: Registry) -> str:
@@ -44,7 +45,7 @@ MORE = {
 
 def with_tables(text: str) -> str:
     """Return the document with its tables written anew."""
-    tables = {"terms": TERMS, "gates": GATES, "calibrators": CALIBRATORS}
+    tables = {"terms": TERMS, "gates": GATES, "calibrators": CALIBRATORS, "baselines": BASELINES}
     for name, content in {name: table(registry) for name, registry in tables.items()}.items():
         pattern = rf"<!-- {name} -->\n.*<!-- end of {name} -->"
         written = f"<!-- {name} -->\n{content}\n<!-- end of {name} -->"

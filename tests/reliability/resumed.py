@@ -25,6 +25,7 @@ BY_BYTES = (
     "*/validation.jsonl",
     "*/predictions/*.jsonl",
     "laplace.json",
+    "tfb.json",
     "predictions/*.jsonl",
     "adapter/*",
 )
