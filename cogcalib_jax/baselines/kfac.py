@@ -152,7 +152,8 @@ def adapter_flows(
         if batch.tree is None:
             rows = jnp.arange(batch.option_ids.shape[0])[:, None]
             outputs = jnp.zeros((*cotangents.shape[:2], decoder.config.vocab_size))
-            outputs = outputs.at[:, rows, batch.option_ids].add(cotangents)[:, :, None]
+            slopes = cotangents * decoder.head().slope(scores)
+            outputs = outputs.at[:, rows, batch.option_ids].add(slopes)[:, :, None]
             scored = batch.weight[:, None] > 0
         else:
             outputs, scored = _tree_outputs(decoder, hidden, batch, cotangents)
@@ -170,15 +171,17 @@ def adapter_flows(
 def _tree_outputs(
     decoder: Decoder, hidden: jax.Array, batch: Batch, cotangents: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients at the logits of all scored positions, `[directions, batch, n, vocab]`, and which
-    positions are real, `[batch, n]` bool."""
+    """Gradients at the head's products for all scored positions, `[directions, batch, n, vocab]`,
+    and which positions are real, `[batch, n]` bool."""
     tree, options = batch.tree, batch.tree.length.shape[-1]
     share = jnp.pad(cotangents / tree.length, ((0, 0), (0, 0), (0, 1)))
     share = jnp.take_along_axis(share, tree.place[None], -1)
-    log_p = jax.nn.log_softmax(decoder.head().logits(hidden), -1)
+    head = decoder.head()
+    logits = head.logits(hidden)
+    log_p = jax.nn.log_softmax(logits, -1)
     is_target = jnp.arange(log_p.shape[-1]) == batch.targets[..., None]
     scored = (tree.place < options) & (batch.weight[:, None] > 0)
-    return share[..., None] * (is_target - jnp.exp(log_p)), scored
+    return share[..., None] * (is_target - jnp.exp(log_p)) * head.slope(logits), scored
 
 
 def _parent(decoder: Decoder, name: str) -> nnx.Module:

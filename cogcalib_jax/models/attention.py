@@ -21,10 +21,9 @@ from cogcalib_jax.sharding import named_sharding
 
 # (query [b, t, heads, d], key [b, s, kv_heads, d], value [b, s, kv_heads, d],
 #  mask: bool [1|b, t, s], true where a query sees a key, or None for plain causal attention,
-#  lengths: int32 [b] of right-padded rows, or None) -> [b, t, heads, d]
-Attention = Callable[
-    [jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None], jax.Array
-]
+#  lengths: int32 [b] of right-padded rows, or None; scale: of the scores, None: d ** -0.5)
+# -> [b, t, heads, d]
+Attention = Callable[..., jax.Array]
 
 
 def visible(positions: jax.Array, keys: int, window: jax.Array | int) -> jax.Array:
@@ -68,10 +67,14 @@ def xla_attention(
     value: jax.Array,
     mask: jax.Array | None,
     lengths: jax.Array | None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Return attention by matrix products, on any device; scores and softmax in float32.
 
-    `lengths` is not needed: causality hides right padding from real tokens.
+    `lengths` is not needed: causality hides right padding from real tokens. `softcap`: scores s
+    become softcap * tanh(s / softcap), before the mask.
     """
     batch, time, heads, dim = query.shape
     kv_heads = key.shape[2]
@@ -79,7 +82,10 @@ def xla_attention(
         mask = visible(jnp.arange(time, dtype=jnp.int32)[None], time, 0)
     grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, dim)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * dim**-0.5, -jnp.inf)
+    scores = scores * (dim**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
     return mixed.reshape(batch, time, heads, dim)
@@ -91,12 +97,15 @@ def cudnn_attention(
     value: jax.Array,
     mask: jax.Array | None,
     lengths: jax.Array | None,
+    *,
+    scale: float | None = None,
 ) -> jax.Array:
     """Return cuDNN's fused attention, which skips padding; bfloat16 or float16."""
     return jax.nn.dot_product_attention(
         query,
         key,
         value,
+        scale=scale,
         mask=None if mask is None else mask[:, None],
         is_causal=mask is None,
         query_seq_lengths=lengths,
@@ -117,8 +126,10 @@ def attention_words(name: str) -> str:
     return name if name == "xla" else f"{name} (xla in generation)"
 
 
-def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
-    """Refuse a kernel that this dtype or the devices of the mesh cannot run.
+def require_attention(
+    name: str, dtype: jnp.dtype, mesh: Mesh | None, softcap: float | None = None
+) -> None:
+    """Refuse a kernel that cannot run this dtype, soft cap, or on the devices of the mesh.
 
     The platform is the mesh's, not the default one, so that a model can be planned for devices that
     do not exist here.
@@ -132,6 +143,11 @@ def require_attention(name: str, dtype: jnp.dtype, mesh: Mesh | None) -> None:
         )
     if name != "cudnn":
         return
+    if softcap is not None:
+        raise UserError(
+            f"attention: 'cudnn' has no soft cap, and this model caps its scores at {softcap:g};"
+            " use 'xla'"
+        )
     if device.platform not in ("gpu", "cuda"):
         raise UserError(
             f"attention: 'cudnn' needs an NVIDIA GPU but the mesh is made of {device.platform};"
@@ -158,6 +174,9 @@ def splash_attention(
     windows: tuple[int, ...],
     mesh: Mesh | None,
     interpret: bool = False,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Return causal attention of right-padded rows, by JAX's Pallas kernel for TPUs.
 
@@ -172,6 +191,7 @@ def splash_attention(
         windows: of all layers.
         mesh: the devices; None: one.
         interpret: run the kernel step by step on any device.
+        scale, softcap: as in `xla_attention`.
 
     Returns:
         `[b, t, heads, d]`.
@@ -179,7 +199,12 @@ def splash_attention(
     time = query.shape[1]
     # A window as long as the text hides nothing.
     kinds = sorted({w if w < time else 0 for w in windows}) or [0]
-    kernels = [partial(_on_mesh, window=kind, mesh=mesh, interpret=interpret) for kind in kinds]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query = query * jnp.asarray(scale, query.dtype)
+    kernels = [
+        partial(_on_mesh, window=kind, mesh=mesh, softcap=softcap, interpret=interpret)
+        for kind in kinds
+    ]
     if window is None or len(kinds) == 1:
         return kernels[0](query, key, value)
     which = jnp.searchsorted(jnp.asarray(kinds, jnp.int32), window)
@@ -193,9 +218,10 @@ def _on_mesh(
     *,
     window: int,
     mesh: Mesh | None,
+    softcap: float | None,
     interpret: bool,
 ) -> jax.Array:
-    attend = partial(_on_one_device, window=window, interpret=interpret)
+    attend = partial(_on_one_device, window=window, softcap=softcap, interpret=interpret)
     if mesh is None:
         return attend(query, key, value)
     tensor = mesh.shape["tensor"]
@@ -211,9 +237,15 @@ def _on_mesh(
 
 
 def _on_one_device(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, window: int, interpret: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    window: int,
+    softcap: float | None,
+    interpret: bool,
 ) -> jax.Array:
-    _, time, heads, dim = query.shape
+    _, time, heads, _ = query.shape
     length = -(-time // LANES) * LANES
 
     def rows_of_heads(x: jax.Array) -> jax.Array:
@@ -228,6 +260,7 @@ def _on_one_device(
         MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
+        attn_logits_soft_cap=softcap,
         block_sizes=BlockSizes(
             block_q=block,
             block_kv=block,
@@ -238,6 +271,5 @@ def _on_one_device(
         ),
         interpret=interpret,
     )
-    query = query * jnp.asarray(dim**-0.5, query.dtype)
     mixed = jax.vmap(kernel)(*map(rows_of_heads, (query, key, value)))
     return mixed[:, :, :time].swapaxes(1, 2)

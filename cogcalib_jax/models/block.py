@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +21,17 @@ from cogcalib_jax.models.attention import (
 from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
 from cogcalib_jax.models.lora import Linear
 from cogcalib_jax.models.rope import rotate
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+# Names of a layer's norms: before attention, after it, before the MLP, after it.
+NORMS: dict[str, tuple[str | None, ...]] = {
+    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
+    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "sandwich": (
+        *("input_layernorm", "post_attention_layernorm"),
+        *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
 
 
 class KVCache(NamedTuple):
@@ -66,16 +78,25 @@ class TokenContext(NamedTuple):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) in float32, then times weight `[*stack, width]` in x's dtype."""
+    """x / sqrt(mean(x^2) + eps) in float32, times (offset + weight `[*stack, width]`) in x's dtype,
+    or in float32."""
 
-    def __init__(self, stack: tuple[int, ...], width: int, eps: float, dtype: jnp.dtype):
-        self.weight = nnx.Param(jnp.ones((*stack, width), dtype))
-        self.eps = eps
+    def __init__(self, stack: tuple[int, ...], width: int, config: DecoderConfig, dtype: jnp.dtype):
+        self.offset, self.wide = config.norm_offset, config.wide_norms
+        self.weight = nnx.Param(jnp.full((*stack, width), 1 - self.offset, dtype))
+        self.eps = config.rms_norm_eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-        return self.weight[...] * wide.astype(x.dtype)
+        factor = self.weight[...]
+        if self.wide:
+            factor = factor.astype(jnp.float32)
+        else:
+            wide = wide.astype(x.dtype)
+        if self.offset:
+            factor = factor + jnp.asarray(self.offset, factor.dtype)
+        return (factor * wide).astype(x.dtype)
 
 
 class Projections(nnx.Module):
@@ -129,10 +150,15 @@ class Attention(Projections):
         self.k_proj = self.make("k_proj", config, kv_heads, width, config.qkv_bias, *rest)
         self.v_proj = self.make("v_proj", config, kv_heads, width, config.qkv_bias, *rest)
         self.o_proj = self.make("o_proj", config, width, heads, config.out_bias, *rest)
-        norm = ((config.num_layers,), config.head_dim, config.rms_norm_eps, dtype)
-        self.q_norm = RMSNorm(*norm) if config.qk_norm == "head" else None
-        self.k_norm = RMSNorm(*norm) if config.qk_norm == "head" else None
+        self.qk_norm = config.qk_norm
+        widths = {"head": (config.head_dim,) * 2, "projection": (heads, kv_heads)}
+        self.q_norm, self.k_norm = (
+            RMSNorm((config.num_layers,), width, config, dtype) if width else None
+            for width in widths.get(self.qk_norm, (None, None))
+        )
         self.head_dim = config.head_dim
+        self.scale = config.attention_scale or config.head_dim**-0.5
+        self.softcap = config.attention_softcap
         self.attention = attention
         self.windows = tuple(sorted(set(config.sliding_windows)))
         self.mesh = mesh
@@ -147,13 +173,11 @@ class Attention(Projections):
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
         """x `[batch, time, hidden]`; window: see `visible`, None: causality alone."""
-
-        def heads(name: str) -> jax.Array:
-            flat = self.project(name, x, key)
-            return flat.reshape(*flat.shape[:2], -1, self.head_dim)
-
-        q, k, v = heads("q_proj"), heads("k_proj"), heads("v_proj")
-        if self.q_norm is not None:
+        q, k, v = (self.project(name, x, key) for name in ("q_proj", "k_proj", "v_proj"))
+        if self.qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (flat.reshape(*flat.shape[:2], -1, self.head_dim) for flat in (q, k, v))
+        if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, context.cos, context.sin)
         k = rotate(k, context.cos, context.sin)
@@ -162,7 +186,9 @@ class Attention(Projections):
             cache = cache.write(layer, context.positions, k, v)
             k, v = cache.keys[layer], cache.values[layer]
         if self.attention == "splash" and cache is None and not context.branches:
-            mixed = splash_attention(q, k, v, window, self.windows, self.mesh)
+            mixed = splash_attention(
+                q, k, v, window, self.windows, self.mesh, scale=self.scale, softcap=self.softcap
+            )
         else:
             mixed = self._masked(q, k, v, context, window, cache is not None)
         return self.project("o_proj", mixed.reshape(*mixed.shape[:2], -1), key), cache
@@ -185,11 +211,13 @@ class Attention(Projections):
             mask = visible_in_tree(context.positions, context.branches, reach)
         elif window is not None or cached:
             mask = visible(context.positions, k.shape[1], reach)
-        return attend(q, k, v, mask, lengths)
+        # cuDNN has no soft cap (`require_attention`), and no argument for one.
+        cap = {} if self.softcap is None else {"softcap": self.softcap}
+        return attend(q, k, v, mask, lengths, scale=self.scale, **cap)
 
 
 class MLP(Projections):
-    """The SwiGLU: down(silu(gate x) * up x)."""
+    """The gated MLP: down(activation(gate x) * up x)."""
 
     def __init__(
         self,
@@ -203,16 +231,17 @@ class MLP(Projections):
         self.gate_proj = self.make("gate_proj", config, inner, width, *rest)
         self.up_proj = self.make("up_proj", config, inner, width, *rest)
         self.down_proj = self.make("down_proj", config, width, inner, *rest)
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         gate, up = self.project("gate_proj", x, key), self.project("up_proj", x, key)
-        return self.project("down_proj", _gated(gate, up), key)
+        return self.project("down_proj", _gated(self.activation, gate, up), key)
 
 
-@partial(jax.checkpoint, prevent_cse=False)
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     # The backward pass finds these two stored, and not three products more.
-    return jax.nn.silu(gate) * up
+    return ACTIVATIONS[activation](gate) * up
 
 
 class Layer(nnx.Module):
@@ -227,11 +256,12 @@ class Layer(nnx.Module):
         mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
-        norm = ((config.num_layers,), config.hidden_size, config.rms_norm_eps, dtype)
-        self.input_layernorm = RMSNorm(*norm)
+        self.norms = NORMS[config.norms]
+        for name in filter(None, self.norms):
+            setattr(self, name, RMSNorm((config.num_layers,), config.hidden_size, config, dtype))
         self.self_attn = Attention(config, lora, dtype, attention, mesh, rngs)
-        self.post_attention_layernorm = RMSNorm(*norm)
         self.mlp = MLP(config, lora, dtype, rngs)
+        self.residual_scale = config.residual_scale
 
     def __call__(
         self,
@@ -242,6 +272,16 @@ class Layer(nnx.Module):
         cache: KVCache | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
-        mixed, cache = self.self_attn(self.input_layernorm(x), context, window, layer, cache, key)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x), key), cache
+        before_attention, after_attention, before_mlp, after_mlp = map(self._norm, self.norms)
+        mixed, cache = self.self_attn(before_attention(x), context, window, layer, cache, key)
+        x = self._add(x, after_attention(mixed))
+        return self._add(x, after_mlp(self.mlp(before_mlp(x), key))), cache
+
+    def _norm(self, name: str | None) -> Callable[[jax.Array], jax.Array]:
+        return (lambda x: x) if name is None else getattr(self, name)
+
+    def _add(self, x: jax.Array, update: jax.Array) -> jax.Array:
+        if self.residual_scale != 1:
+            # A factor such as 0.22 is not rounded to bfloat16 first.
+            update = (update.astype(jnp.float32) * self.residual_scale).astype(x.dtype)
+        return x + update

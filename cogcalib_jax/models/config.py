@@ -21,6 +21,10 @@ MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
 ALL_LINEAR = "all-linear"
 LARGEST_RANK = 2**16
+SCALES = (
+    *("attention_scale", "attention_softcap", "embed_scale", "residual_scale"),
+    *("logits_divisor", "final_softcap"),
+)
 LORA_TARGETS = (*LAYER_PROJECTIONS, "lm_head", ALL_LINEAR)
 
 
@@ -76,7 +80,7 @@ class DecoderConfig:
     hidden_size: int
     """width of the residual stream"""
     intermediate_size: int
-    """width of the SwiGLU MLP"""
+    """width of the gated MLP"""
     num_layers: int
     """transformer blocks"""
     num_heads: int
@@ -99,8 +103,28 @@ class DecoderConfig:
     """bias on the attention's output projection"""
     mlp_bias: bool = False
     """biases on the MLP's projections"""
-    qk_norm: Literal["none", "head"] = "none"
-    """RMSNorm of queries and keys before the rotation: none, or over each head"""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """of the MLP's gate: SiLU, or GELU in its tanh approximation"""
+    norms: Literal["pre", "post", "sandwich"] = "pre"
+    """RMSNorm on the inputs of attention and MLP, on their outputs, or on both"""
+    norm_offset: float = 0.0
+    """added to the weights of all norms"""
+    wide_norms: bool = False
+    """whether norms multiply by their weights in float32, before they round to the model's dtype"""
+    qk_norm: Literal["none", "head", "projection"] = "none"
+    """RMSNorm of queries and keys before the rotation: none, over each head, or over all heads"""
+    attention_scale: float | None = None
+    """factor of attention scores; unset: head_dim ** -0.5"""
+    attention_softcap: float | None = None
+    """attention scores s become softcap * tanh(s / softcap); unset: they stay"""
+    embed_scale: float = 1.0
+    """factor of token vectors, rounded to the model's dtype"""
+    residual_scale: float = 1.0
+    """factor of what attention and MLP add to the residual stream"""
+    logits_divisor: float = 1.0
+    """divides the logits"""
+    final_softcap: float | None = None
+    """like attention_softcap for logits, after the divisor"""
     sliding_windows: tuple[int, ...] = ()
     """for each layer the number of positions that a token sees, with its own; 0: all; (): all 0"""
     max_position_embeddings: int = 2048
@@ -130,6 +154,9 @@ class DecoderConfig:
             f"must divide the number of query heads ({self.num_heads})",
         )
         check(self.head_dim % 2 == 0, "head_dim", "must be even (pairs are rotated)")
+        for name in SCALES:
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, name, "must be positive and finite")
         windows = self.sliding_windows or (0,) * self.num_layers
         object.__setattr__(self, "sliding_windows", tuple(windows))
         check(

@@ -57,14 +57,14 @@ class Decoder(nnx.Module):
         attention: str = "xla",
         mesh: Mesh | None = None,
     ):
-        require_attention(attention, dtype, mesh)
+        require_attention(attention, dtype, mesh, config.attention_softcap)
         self.config = config
         self.lora = lora
         self.remat = remat
         self.mesh = mesh
         self.embed_tokens = Embedding(config, dtype, rngs)
         self.layers = Layer(config, lora, dtype, attention, mesh, rngs)
-        self.norm = RMSNorm((), config.hidden_size, config.rms_norm_eps, dtype)
+        self.norm = RMSNorm((), config.hidden_size, config, dtype)
         self.lm_head = Linear(
             (),
             config.vocab_size,
@@ -164,6 +164,8 @@ class Decoder(nnx.Module):
             lora_B=head.lora_B[...] if adapted else None,
             scale=head.scale,
             dropout=head.dropout,
+            divisor=self.config.logits_divisor,
+            softcap=self.config.final_softcap,
         )
 
     def _table(self, module: Embedding | Linear) -> jax.Array:
@@ -185,6 +187,8 @@ class Decoder(nnx.Module):
         table = self._table(self.embed_tokens)
         x = from_bits(to_bits(table)[input_ids]) if self.in_bits else table[input_ids]
         x = self._constrain(x.astype(self.activation_dtype), ("batch", None, None))
+        if c.embed_scale != 1:
+            x = x * jnp.asarray(c.embed_scale, self.dtype).astype(x.dtype)
         cos, sin, rotations = layer_rotations(c, positions)
         context = TokenContext(positions, cos, sin, lengths, branches)
         graphdef, stacked = nnx.split(self.layers)

@@ -175,6 +175,10 @@ class Head:
     """`[vocab, rank]` float32"""
     scale: float = struct.field(pytree_node=False)
     dropout: float = struct.field(pytree_node=False)
+    divisor: float = struct.field(pytree_node=False, default=1.0)
+    """divides the products"""
+    softcap: float | None = struct.field(pytree_node=False, default=None)
+    """what is divided, z, becomes softcap * tanh(z / softcap); None: it stays"""
     temperature: jax.Array | float | None = None
     """divides the logits, in float32; None: 1"""
 
@@ -189,7 +193,7 @@ class Head:
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("...r,vr->...v", low, self.lora_B)
-        return self._tempered(logits)
+        return self._finished(logits)
 
     def option_logits(
         self, hidden: jax.Array, option_ids: jax.Array, dropout_key: jax.Array | None = None
@@ -206,9 +210,19 @@ class Head:
         if self.lora_A is not None:
             low = self._low(hidden, dropout_key)
             logits = logits + self.scale * jnp.einsum("br,bkr->bk", low, self.lora_B[option_ids])
-        return self._tempered(logits)
+        return self._finished(logits)
 
-    def _tempered(self, logits: jax.Array) -> jax.Array:
+    def slope(self, logits: jax.Array) -> jax.Array:
+        """Return the derivative of `logits` in the products that they were made of, like `logits`,
+        for a head without a temperature."""
+        slope = jnp.full_like(logits, 1 / self.divisor)
+        return slope if self.softcap is None else slope * (1 - (logits / self.softcap) ** 2)
+
+    def _finished(self, logits: jax.Array) -> jax.Array:
+        if self.divisor != 1:
+            logits = logits / self.divisor
+        if self.softcap is not None:
+            logits = self.softcap * jnp.tanh(logits / self.softcap)
         # Hidden states in bfloat16 would be rounded, by up to 2^-9.
         return logits if self.temperature is None else logits / self.temperature
 

@@ -14,6 +14,7 @@ from cogcalib_jax.inference.forward import row_stats, scored_hidden, tree_scores
 from cogcalib_jax.models.parameters import split_model
 from tests.inference.tiny import (
     LORA,
+    TINY,
     full_logits,
     one_batch,
     questions,
@@ -23,6 +24,7 @@ from tests.inference.tiny import (
 
 ROWS = questions(5)
 SEVERAL = questions(5, tokens=3)
+CAPPED = replace(TINY, logits_divisor=1.3, final_softcap=2.0)
 ALL = replace(LORA, target_modules=("all-linear", "lm_head"))
 
 
@@ -63,16 +65,18 @@ def jacobians(decoder, batch):
 
 
 @pytest.mark.parametrize(
-    ("lora", "batch"),
+    ("lora", "batch", "config"),
     [
-        pytest.param(LORA, one_batch(ROWS), marks=pytest.mark.slow),
-        (ALL, one_batch(ROWS)),
-        (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean")),
+        pytest.param(LORA, one_batch(ROWS), TINY, marks=pytest.mark.slow),
+        (ALL, one_batch(ROWS), TINY),
+        (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean"), TINY),
+        (ALL, one_batch(ROWS), CAPPED),
+        (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean"), CAPPED),
     ],
-    ids=["q, v, head", "everywhere", "several tokens"],
+    ids=["q, v, head", "everywhere", "several tokens", "capped", "capped, several tokens"],
 )
-def test_their_product_is_the_jacobian_of_the_option_scores(lora, batch):
-    decoder = tiny_decoder(lora=lora)
+def test_their_product_is_the_jacobian_of_the_option_scores(lora, batch, config):
+    decoder = tiny_decoder(lora=lora, config=config)
     _, _, flows = flows_of(decoder, batch)
     wanted = jacobians(decoder, batch)
     real = (batch.weight > 0)[:, None]

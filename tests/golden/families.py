@@ -78,6 +78,63 @@ FAMILIES: dict[str, dict] = {
         "rope_parameters": _YARN
         | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
     },
+    # Caps so low, and factors so far from 1, that every one of them shows.
+    "gemma2": _SMALL
+    | {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 48,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 6.0,
+        "sliding_window": 5,
+        "rope_theta": 1e5,
+    },
+    "gemma3": _SMALL
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 48,
+        "sliding_window": 5,
+        "sliding_window_pattern": 2,
+        "rope_theta": 1e5,
+        "rope_local_base_freq": 30.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
+    "gemma3_capped": _SMALL
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "attention_bias": True,
+        "query_pre_attn_scalar": 48,
+        "final_logit_softcapping": 6.0,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+            "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 30.0},
+        },
+    },
+    "olmo3": _SMALL
+    | {
+        "model_type": "olmo3",
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_theta": 5e5,
+        "rope_scaling": _YARN | {"attention_factor": 1.5},
+    },
+    "olmo2": _SMALL | {"model_type": "olmo2", "attention_bias": True, "rope_theta": 5e5},
+    "granite": _SMALL
+    | {
+        "model_type": "granite",
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 1.7,
+        "rope_theta": 1e6,
+    },
 }
 
 LORA_RANK = 2

@@ -1,11 +1,12 @@
 """Regenerate the golden files from transformers and PEFT (needs torch):
 
-    python -m tests.golden.make_golden
+    python -m tests.golden.make_golden              # all, or those named behind it
 
 One small file per family: what torch computes in float32 for weights that follow from their names.
 """
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def greedy(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> tuple[
     return ids[len(prompt) :], gap
 
 
-def main() -> None:
-    for family, raw in FAMILIES.items():
+def main(names: list[str]) -> None:
+    for family in names or FAMILIES:
+        raw = FAMILIES[family]
         model = torch_model(raw)
         with torch.no_grad():
             logits = model(torch.from_numpy(TOKENS)).logits.numpy()
@@ -110,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
 """Every family equals what transformers and PEFT computed in torch, from stored results."""
 
 import json
+from dataclasses import MISSING, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,15 @@ from flax import nnx
 from cogcalib_jax.hf.adapter import load_adapter
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import host_tensors, load_decoder
+from cogcalib_jax.models.block import NORMS
+from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.generate import SamplingConfig, generate
+from cogcalib_jax.models.parameters import abstract_decoder, map_parameters
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.golden.checkpoints import golden, write_adapter, write_model
 from tests.golden.families import FAMILIES, TOKENS
+from tests.models.small import forward
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +69,55 @@ def test_logits_and_lora_gradients_equal_torch(family, mesh, tmp_path):
         np.testing.assert_allclose(ours[key], stored[name], atol=1e-4 * largest, rtol=0)
 
 
+# What no flag is: sizes, ids, and what does not show in float32 logits.
+NO_FLAGS = {"rms_norm_eps", "wide_norms", "tie_word_embeddings", "max_position_embeddings"}
+NO_FLAGS |= {"initializer_range", "bos_token_id", "eos_token_id"}
+
+
+def flags_of_families():
+    """(family, flag, the value that switches it off), for all that a family's model sets."""
+    found = []
+    for family, raw in FAMILIES.items():
+        config = from_hf(raw, family)
+        for field in fields(DecoderConfig):
+            off = field.default
+            if field.name == "ropes":
+                off *= len(config.ropes)
+            if field.name not in NO_FLAGS and off is not MISSING:
+                plain = getattr(replace(config, **{field.name: off}), field.name)
+                if getattr(config, field.name) != plain:
+                    found.append(pytest.param(family, field.name, off, id=f"{family}-{field.name}"))
+    return found
+
+
+def switched(decoder, **change):
+    """The model with other settings and the same weights. A norm that is not there takes the
+    weights of the one on the other side of attention or MLP."""
+    config = replace(decoder.config, **change)
+    here = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    norms = NORMS[decoder.config.norms]
+    others = {new: norms[i] or norms[i ^ 1] for i, new in enumerate(NORMS[config.norms])}
+    graphdef, abstract = abstract_decoder(config, None, jnp.float32, decoder.mesh)
+
+    def same(path, leaf):
+        return leaf.replace(here[*path[:-2], others.get(path[-2], path[-2]), path[-1]])
+
+    return nnx.merge(graphdef, map_parameters(same, abstract))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "flag", "off"), flags_of_families())
+def test_every_flag_of_a_family_shows(family, flag, off, mesh, tmp_path):
+    folder, _, stored = checkpoint(family, tmp_path)
+    model = switched(load_decoder(folder, mesh=mesh), **{flag: off})
+    _, logits = forward(model, TOKENS.astype(np.int32))
+    assert np.abs(logits[:, ::3] - stored["logits"]).max() > 1e-2
+
+
 # Those in which generation takes a way of its own: cached positions meet windows and stretched
 # rotations. tests/parity generates with all of them.
 @pytest.mark.parametrize(
-    "family", ["llama3.2", "mistral_v0.1", "qwen2.5_windows", "qwen3_yarn_biases"]
+    "family", ["llama3.2", "mistral_v0.1", "qwen2.5_windows", "qwen3_yarn_biases", "gemma3"]
 )
 def test_greedy_generation_equals_torch_token_for_token(family, mesh, tmp_path):
     folder, _, stored = checkpoint(family, tmp_path)

@@ -21,7 +21,7 @@ from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, VOCAB, option_logprob, questions, tiny_decoder
-from tests.models.small import SMALL, one_device
+from tests.models.small import OTHER, SMALL, one_device
 
 ROWS = questions(14, tokens=4)
 # Three worked examples before every question, longer than the windows below.
@@ -33,6 +33,7 @@ FLAGS = replace(SMALL, vocab_size=VOCAB)
 MODELS = {
     "llama": (TINY, EVERYWHERE),
     "windows, biases, qk_norm": (FLAGS, EVERYWHERE),
+    "norms, factors and caps": (replace(OTHER, vocab_size=VOCAB), EVERYWHERE),
     "tied, windows everywhere": (
         replace(FLAGS, tie_word_embeddings=True, sliding_windows=(4, 4), qk_norm="none"),
         LoraConfig(target_modules=("v_proj",)),

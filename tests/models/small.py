@@ -1,6 +1,7 @@
 """A decoder small enough to compile in a second, with every flag that changes the computation."""
 
 import zlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,21 @@ SMALL = DecoderConfig(
     max_position_embeddings=64,
     bos_token_id=1,
     eos_token_id=2,
+)
+# The other values of flags. No family has all of them.
+OTHER = replace(
+    SMALL,
+    activation="gelu_tanh",
+    norms="sandwich",
+    norm_offset=0.5,
+    wide_norms=True,
+    qk_norm="projection",
+    attention_scale=0.5,
+    attention_softcap=1.5,
+    embed_scale=3.0,
+    residual_scale=0.7,
+    logits_divisor=1.3,
+    final_softcap=2.0,
 )
 
 

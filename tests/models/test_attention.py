@@ -21,16 +21,18 @@ from tests.inference.tiny import quick_jit
 from tests.models.small import forward, small_decoder, tokens
 
 
-def reference(query, key, value, window):
+def reference(query, key, value, window, scale=8**-0.5, softcap=None):
     """Head by head and query by query, in float64."""
-    batch, time, heads, dim = query.shape
+    batch, time, heads, _ = query.shape
     out = np.zeros(query.shape)
     for b in range(batch):
         for h in range(heads):
             shared = h // (heads // key.shape[2])
             for t in range(time):
                 first = max(0, t - window + 1) if window else 0
-                scores = key[b, first : t + 1, shared] @ query[b, t, h] / np.sqrt(dim)
+                scores = key[b, first : t + 1, shared] @ query[b, t, h] * scale
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores - scores.max())
                 out[b, t, h] = weights / weights.sum() @ value[b, first : t + 1, shared]
     return out
@@ -45,6 +47,21 @@ def test_equals_a_loop_over_queries(window):
     np.testing.assert_allclose(ours, reference(query, key, value, window), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [{"scale": 0.6}, {"scale": 0.6, "softcap": 1.5}], ids=str)
+def test_scores_have_the_scale_and_the_soft_cap_that_are_asked_for(kind):
+    draw = np.random.RandomState(1).standard_normal
+    qkv = draw((2, 7, 4, 8)), draw((2, 7, 2, 8)), draw((2, 7, 2, 8))
+    single = [jnp.asarray(x, jnp.float32) for x in qkv]
+    np.testing.assert_allclose(
+        xla_attention(*single, None, None, **kind), reference(*qkv, 0, **kind), atol=1e-5
+    )
+    assert_same(
+        lambda *qkv: splash_attention(*qkv, None, (), None, interpret=True, **kind),
+        lambda *qkv: xla_attention(*qkv, None, None, **kind),
+        single,
+    )
+
+
 def test_softmax_is_taken_in_float32_for_a_bfloat16_model():
     # In bfloat16 a sum of 512 equal weights would already be off by per cents.
     ones = jnp.ones((1, 512, 1, 8), jnp.bfloat16)
@@ -57,6 +74,18 @@ def test_softmax_is_taken_in_float32_for_a_bfloat16_model():
 def test_cudnn_is_refused_where_the_mesh_has_no_gpu():
     with pytest.raises(UserError, match="cudnn.*cpu.*use 'xla'"):
         require_attention("cudnn", jnp.bfloat16, make_mesh(MeshConfig()))
+
+
+def test_cudnn_is_refused_for_a_model_with_a_soft_cap():
+    class Gpu:
+        platform = "gpu"
+
+    class Mesh:
+        devices = np.array([Gpu()])
+
+    require_attention("cudnn", jnp.bfloat16, Mesh())
+    with pytest.raises(UserError, match="cudnn.*caps its scores at 50; use 'xla'"):
+        require_attention("cudnn", jnp.bfloat16, Mesh(), 50.0)
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():

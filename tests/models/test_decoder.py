@@ -12,7 +12,15 @@ from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, logical_axes, random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.models.small import QUICK, SMALL, forward, one_device, small_decoder, tokens
+from tests.models.small import (
+    OTHER,
+    QUICK,
+    SMALL,
+    forward,
+    one_device,
+    small_decoder,
+    tokens,
+)
 
 EVERYWHERE = LoraConfig(r=2, lora_alpha=3.0, target_modules=("all-linear", "lm_head"))
 
@@ -69,6 +77,18 @@ def test_recomputing_activations_changes_nothing(remat, expected):
     )
 
 
+def test_other_flags_depend_on_neither_mesh_nor_remat():
+    """The norm over all heads of a query crosses the devices that share its heads."""
+    alone = small_decoder(OTHER, lora=EVERYWHERE)
+    mesh = make_mesh(MeshConfig(1, 2, 4))
+    spread = small_decoder(OTHER, lora=EVERYWHERE, mesh=mesh, remat="layer")
+    (loss, gradient), wanted = (loss_and_gradient(x, tokens(8)) for x in (spread, alone))
+    assert loss == pytest.approx(wanted[0], abs=1e-5)
+    jax.tree.map(
+        lambda ours, one: np.testing.assert_allclose(ours, one, atol=1e-5), gradient, wanted[1]
+    )
+
+
 def test_padding_behind_a_text_changes_nothing(decoder):
     ids = tokens(2, 6)
     padded = np.pad(ids, ((0, 0), (0, 4)), constant_values=17)
@@ -77,7 +97,9 @@ def test_padding_behind_a_text_changes_nothing(decoder):
     np.testing.assert_allclose(long[:, :6], short, atol=1e-5)
 
 
-def test_option_logits_are_columns_of_the_logits(decoder):
+@pytest.mark.parametrize("config", [SMALL, OTHER], ids=["plain", "divided and capped"])
+def test_option_logits_are_columns_of_the_logits(config):
+    decoder = small_decoder(config, lora=EVERYWHERE)
     hidden, logits = (x[:, -1] for x in forward(decoder, tokens()))
     options = np.array([[3, 39, 0], [7, 7, 12]])
     picked = decoder.head().option_logits(hidden, options)
@@ -221,6 +243,8 @@ def test_random_weights_are_the_same_on_every_mesh():
         ({"sliding_windows": (1,)}, "sliding_windows"),
         ({"layer_ropes": (0,)}, "layer_ropes"),
         ({"layer_ropes": (0, 1)}, "layer_ropes"),
+        ({"final_softcap": 0.0}, "final_softcap"),
+        ({"attention_scale": float("inf")}, "attention_scale"),
     ],
 )
 def test_values_that_make_no_model_are_refused_by_field(change, field):

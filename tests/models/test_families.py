@@ -73,7 +73,7 @@ def test_several_end_of_text_tokens_are_kept():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "gemma2"}, "model_type is 'gemma2'; expected one of llama"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'; expected one of .*llama"),
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'; expected"),
         ({"model_type": None}, "model_type is None"),
         (
@@ -84,7 +84,7 @@ def test_several_end_of_text_tokens_are_kept():
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each layer type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lack factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected silu"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected silu or gelu_pytorch_tanh"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": None, "vocab_size": None}, "vocab_size, hidden_size missing"),
         ({"num_key_value_heads": 3}, "kv_heads: must divide"),
@@ -126,6 +126,40 @@ def test_each_layer_type_may_have_its_own_rope():
     assert write_rope(linear) == parameters["full_attention"]
     one = raw | {"rope_parameters": parameters["full_attention"]}
     assert read_rope(one, "sliding_attention") == linear
+
+
+GEMMA, OLMO = MODELS["gemma3"], MODELS["olmo3"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (GEMMA | {"use_bidirectional_attention": True}, "expected causal attention"),
+        (GEMMA | {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; expected silu or"),
+        (GEMMA | {"query_pre_attn_scalar": 0.5}, "query_pre_attn_scalar is 0.5; expected a whole"),
+        (GEMMA | {"sliding_window_pattern": 0}, "sliding_window_pattern is 0; expected a whole"),
+        (GEMMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; expected none"),
+        (GEMMA | {"final_logit_softcapping": "x"}, "final_logit_softcapping is 'x'; expected a"),
+        (MODELS["gemma2"] | {"final_logit_softcapping": 0}, "final_softcap: must be positive"),
+        (OLMO | {"rope_theta": 1e4}, "rope_theta is 10000.0; expected 500000"),
+        (MODELS["granite"] | {"logits_scaling": -1.0}, "logits_divisor: must be positive"),
+    ],
+)
+def test_what_these_families_do_not_support_is_refused_by_name(raw, says):
+    with pytest.raises(UserError, match=f"models/x/config.json: .*{says}"):
+        from_hf(raw, "models/x/config.json")
+
+
+def test_sliding_layers_have_a_rope_of_their_own_where_the_family_says_so():
+    config = from_hf(GEMMA, "config.json")
+    assert config.layer_ropes == (1, 0, 1) and config.sliding_windows == (5, 0, 5)
+    assert config.ropes == (RopeConfig(1e5, "linear", 4.0), RopeConfig(30.0))
+    older = {"layer_types": None, "sliding_window_pattern": 6, "num_hidden_layers": 13}
+    assert from_hf(GEMMA | older, "").layer_ropes == (1, 1, 1, 1, 1, 0) * 2 + (1,)
+    assert from_hf(OLMO | older, "").layer_ropes == (1, 1, 1, 0) * 3 + (1,)
+    # Older versions of transformers read what is written, if it has words for it.
+    assert "rope_parameters" not in to_hf(config)
+    assert "rope_parameters" in to_hf(from_hf(MODELS["gemma3_capped"], "config.json"))
 
 
 def test_flags_a_family_has_no_word_for_are_not_written():

@@ -1,9 +1,10 @@
 """Write docs/results/parity.md: every family against transformers and PEFT (needs torch).
 
-python -m tests.parity.make_parity_doc
+python -m tests.parity.make_parity_doc              # all, or those named behind it
 """
 
 import os
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -13,6 +14,8 @@ import tempfile  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from cogcalib_jax.models.config import SCALES  # noqa: E402
+from cogcalib_jax.models.families import from_hf  # noqa: E402
 from tests.golden.families import FAMILIES  # noqa: E402
 from tests.golden.make_golden import torch_model  # noqa: E402
 from tests.parity import measures  # noqa: E402
@@ -51,6 +54,8 @@ def flags(raw: dict) -> str:
     kind = rope.get("rope_type", rope.get("type", "default"))
     layout = "rope_parameters" if "rope_parameters" in raw else "rope_scaling" if rope else ""
     heads, kv_heads = raw["num_attention_heads"], raw["num_key_value_heads"]
+    config = from_hf(raw, "config.json")
+    scales = {name: getattr(config, name) for name in SCALES}
     said = [
         raw["model_type"],
         "tied" if raw["tie_word_embeddings"] else "untied",
@@ -60,7 +65,11 @@ def flags(raw: dict) -> str:
         f"window {raw['sliding_window']}" if raw.get("sliding_window") else "",
         f"from layer {raw['max_window_layers']} on" if "max_window_layers" in raw else "",
         "QKV bias" if raw["model_type"] == "qwen2" else "",
-        "QK-norm" if raw["model_type"] == "qwen3" else "",
+        "" if config.qk_norm == "none" else f"QK-norm of each {config.qk_norm}",
+        "" if config.norms == "pre" else f"norms {config.norms}",
+        "" if config.activation == "silu" else config.activation,
+        *(f"{name} {value:.3g}" for name, value in scales.items() if value not in (None, 1)),
+        "" if len(config.ropes) == 1 else "a RoPE for each layer type",
         "attention bias" if raw.get("attention_bias") else "",
         "MLP bias" if raw.get("mlp_bias") else "",
     ]
@@ -85,9 +94,13 @@ def row(name: str, raw: dict, scratch: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    rows = []
+def main(names: list[str]) -> None:
+    lines = DOC.read_text(encoding="utf-8").splitlines() if names else []
+    rows, before = [], {line.split(" ")[1]: line for line in lines if line.startswith("| ")}
     for name, raw in FAMILIES.items():
+        if name in before and name not in names:
+            rows.append(before[name])
+            continue
         # What libraries and the merge print is no news here.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
             rows.append(row(name, raw, Path(scratch)))
@@ -104,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

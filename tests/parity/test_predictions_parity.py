@@ -7,21 +7,29 @@ is not in the text.
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
 
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Qwen2Config,
 )
 
 import eval as eval_program  # noqa: E402
+from cogcalib_jax.model import Model  # noqa: E402
 from cogcalib_jax.world.config import WorldConfig  # noqa: E402
 from cogcalib_jax.world.corpus import build_tokenizer, save_tokenizer  # noqa: E402
 from tests.inference.quick import quick_compilation  # noqa: E402
@@ -41,7 +49,37 @@ SMALL = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.5,
 }
-FAMILIES = {
+EVERYWHERE = [
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+]
+# Families that compute something of their own, with an adapter.
+ADAPTED = {
+    "gemma2": (
+        Gemma2Config,
+        {
+            "head_dim": 8,
+            "sliding_window": 9,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 8.0,
+        },
+    ),
+    "gemma3": (Gemma3TextConfig, {"head_dim": 8, "sliding_window": 9, "sliding_window_pattern": 2}),
+    "granite": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 1.5,
+        },
+    ),
+    "olmo2": (Olmo2Config, {}),
+    "olmo3": (
+        Olmo3Config,
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+}
+FAMILIES = ADAPTED | {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
     # A window much shorter than the prompts.
@@ -93,9 +131,14 @@ def predictions(model, folder, *options):
 class Rescorer:
     """log p(completion | prompt) of texts and their tokens, one text at a time, not padded."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, adapter=None):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        # The others' attention knows no soft cap.
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        if adapter is not None:
+            self.model = peft.PeftModel.from_pretrained(self.model, adapter).eval()
         self._logprobs = {}
 
     def __call__(self, prompt, completion):
@@ -113,8 +156,8 @@ class Rescorer:
         return self._logprobs[ids, keep]
 
 
-def require_same(rows, folder):
-    rescore = Rescorer(folder)
+def require_same(rows, folder, adapter=None):
+    rescore = Rescorer(folder, adapter)
     for row in rows:
         found = [rescore(row["prompt"], completion) for completion in row["completions"]]
         theirs, tokens = np.array(found).T
@@ -174,11 +217,35 @@ def test_a_real_checkpoint(realdata, tmp_path):
     require_same(rows, folder)
 
 
-def test_the_worlds_own_tokenizer(checkpoint, tmp_path):
-    (tmp_path / "tokenizer").mkdir()
-    save_tokenizer(WORLD, tmp_path / "tokenizer", 64)
+def of_the_world(family, checkpoint, folder):
+    """A model with the world's tokenizer, and the options that ask it the world's questions."""
+    (folder / "tokenizer").mkdir()
+    save_tokenizer(WORLD, folder / "tokenizer", 64)
     vocab = build_tokenizer(WORLD).get_vocab_size()
-    folder = checkpoint("llama", tmp_path / "tokenizer", vocab)
     sizes = ("entities", "train", "test", "validation", "calibration", "style", "seed")
     options = [p for n in sizes for p in (f"--world.{n}", str(getattr(WORLD, n)))]
-    require_same(predictions(folder, tmp_path / "eval", "--task", "world", *options), folder)
+    return checkpoint(family, folder / "tokenizer", vocab), ["--task", "world", *options]
+
+
+def test_the_worlds_own_tokenizer(checkpoint, tmp_path):
+    model, options = of_the_world("llama", checkpoint, tmp_path)
+    require_same(predictions(model, tmp_path / "eval", *options), model)
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_adapters_from_peft_and_back(family, checkpoint, tmp_path):
+    model, options = of_the_world(family, checkpoint, tmp_path)
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    config = peft.LoraConfig(r=2, target_modules=EVERYWHERE, init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on tied embeddings: nothing is merged here
+        peft.get_peft_model(base, config).save_pretrained(tmp_path / "theirs")
+    command = ["--adapter", str(tmp_path / "theirs"), *options]
+    rows = predictions(model, tmp_path / "eval", *command)
+    require_same(rows, model, tmp_path / "theirs")
+    ours = Model.from_pretrained(model, adapter=tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        require_same(rows, model, tmp_path / "ours")

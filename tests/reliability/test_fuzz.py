@@ -7,7 +7,10 @@ import struct
 import tracemalloc
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +31,9 @@ from cogcalib_jax.hf.safetensors import INDEX_FILE, SINGLE_FILE, open_folder
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import load_decoder, read_config
 from cogcalib_jax.inference.scored_rows import read_scored
+from cogcalib_jax.models.parameters import abstract_decoder
 from tests.calibration.rows import with_start
+from tests.golden.families import FAMILIES
 from tests.method.registered import own_names
 from tests.models.small import one_device
 from tests.reliability.place import ADAPTER_WEIGHTS, question
@@ -195,6 +200,27 @@ def test_altered_config_json(place, good, data):
     def use():
         if read_config(place / "base").num_layers < 50:
             load_decoder(place / "base", mesh=one_device())
+
+    holds(use, 100_000)
+
+
+@settings(FUZZ, max_examples=40)
+@given(data=st.data())
+def test_altered_config_json_of_every_family(place, data):
+    """What is accepted makes a model whose shapes fit together."""
+    raw = FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]
+    (place / "base" / "config.json").write_bytes(data.draw(altered(raw)))
+
+    def use():
+        config = read_config(place / "base")
+        if config.num_layers < 50:
+            graphdef, state = abstract_decoder(config, None, jnp.float32, one_device())
+
+            def logits(state, ids):
+                model = nnx.merge(graphdef, state)
+                return model.logits(model.hidden_states(ids))
+
+            jax.eval_shape(logits, state, jax.ShapeDtypeStruct((1, 8), jnp.int32))
 
     holds(use, 100_000)
 

@@ -6,12 +6,27 @@ from typing import Any
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.families import llama, mistral, qwen2, qwen3
+from cogcalib_jax.models.families import (
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    olmo3,
+    qwen2,
+    qwen3,
+)
 from cogcalib_jax.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
+    "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "olmo3": olmo3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
 }

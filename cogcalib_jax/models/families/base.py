@@ -49,10 +49,16 @@ REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+# Names of activations in config.json, by those of DecoderConfig.
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 # No model comes near these. Larger numbers come from a damaged file.
 MOST_LAYERS = 10_000
 LARGEST_SIZE = 2**31 - 1
-NUMBERS = ("rms_norm_eps", "initializer_range", "rope_theta")
+NUMBERS = (
+    *("rms_norm_eps", "initializer_range", "rope_theta"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+)
 ROPE_NUMBERS = (
     *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor"),
     *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
@@ -77,6 +83,8 @@ class Family:
     UserError for what is not supported"""
     write: Callable[[DecoderConfig], dict[str, Any]]
     """the inverse: keys of config.json beside the common ones"""
+    activation_key: str = "hidden_act"
+    """the key of the MLP's activation"""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """modules with another name in checkpoints, by their path within a layer (or the model), such
     as {"mlp.router": "block_sparse_moe.gate"}"""
@@ -103,6 +111,7 @@ class Family:
         common["head_dim"] = known["head_dim"] or known["hidden_size"] // heads
         if isinstance(eos, list):
             common["eos_token_id"] = tuple(i for i in eos if i is not None)
+        common["activation"] = _read_activation(known, self.activation_key)
         own = self.read(known)
         if "ropes" not in own:
             common["ropes"] = (read_rope(known),)
@@ -113,12 +122,11 @@ class Family:
         raw = {
             "architectures": [self.architecture],
             "model_type": config.model_type,
-            "hidden_act": "silu",
+            self.activation_key: ACTIVATIONS[config.activation],
         }
-        if len(config.ropes) == 1:
-            scaling = write_rope(config.ropes[0])
-            raw["rope_theta"] = scaling.pop("rope_theta")
-            raw["rope_scaling"] = scaling if len(scaling) > 1 else None
+        scaling = write_rope(config.ropes[0])
+        raw["rope_theta"] = scaling.pop("rope_theta")
+        raw["rope_scaling"] = scaling if len(scaling) > 1 else None
         raw |= {key: getattr(config, field) for key, field in KEYS.items()}
         if isinstance(config.eos_token_id, tuple):
             raw["eos_token_id"] = list(config.eos_token_id)
@@ -138,6 +146,11 @@ class Family:
         return [name if path[0] == "lm_head" else f"model.{name}"]
 
 
+def pattern(layers: int, every: int) -> list[str]:
+    """Return `layer_types` of which each `every`-th is full attention, and all others slide."""
+    return [LAYER_KINDS[i % every != 0] for i in range(1, layers + 1)]
+
+
 def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
     """Return the sliding window of each layer, 0 for full attention, from `layer_types`."""
     if not isinstance(kinds, list):
@@ -148,6 +161,8 @@ def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
             f"layer_types names {', '.join(unknown)}; expected {' or '.join(LAYER_KINDS)}. Use a"
             " model with these layers alone"
         )
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+        raise UserError(f"sliding_window is {window!r:.40}; expected a whole number. {OWN_FILE}")
     return tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
 
 
@@ -222,6 +237,25 @@ def read_rope(known: Mapping[str, Any], kind: str | None = None) -> RopeConfig:
     )
 
 
+def read_layer_ropes(known: Mapping[str, Any], kinds: list[str], theta: float) -> dict[str, Any]:
+    """Return `ropes`, of full attention and of sliding layers, and `layer_ropes`.
+
+    What stands beside `layer_types`, and not below them in `rope_parameters`, is of full attention.
+    theta: of sliding layers, if nothing below them says another.
+    """
+    sliding = {**known, "rope_scaling": None, "rope_theta": theta}
+    ropes = read_rope(known, "full_attention"), read_rope(sliding, "sliding_attention")
+    return {"ropes": ropes, "layer_ropes": tuple(LAYER_KINDS.index(kind) for kind in kinds)}
+
+
+def write_layer_ropes(config: DecoderConfig, theta: float) -> dict[str, Any]:
+    """Return the keys beside the common ones with which `read_layer_ropes` reads the RoPEs; none
+    where older versions of transformers read the same."""
+    parameters = dict(zip(LAYER_KINDS, map(write_rope, config.ropes), strict=True))
+    plain = config.ropes[1] == RopeConfig(theta=theta)
+    return {} if plain else {"rope_parameters": parameters}
+
+
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
     """Return the RoPE as `rope_parameters` of transformers 5 hold it."""
     keys = {
@@ -241,12 +275,18 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_type": rope.type, **written}
 
 
+def _read_activation(known: Mapping[str, Any], key: str) -> str:
+    names = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+    if known[key] not in names:
+        raise UserError(
+            f"{key} is {known[key]!r:.40}; expected {' or '.join(names)}. Use a model with one of"
+            " them"
+        )
+    return names[known[key]]
+
+
 def _require_values(known: Mapping[str, Any]) -> None:
     """Check sizes, flags and ids before anything is made of them."""
-    if known["hidden_act"] != "silu":
-        raise UserError(
-            f"hidden_act is {known['hidden_act']!r:.40}; expected silu. Use a model with it"
-        )
     limits = dict.fromkeys((*REQUIRED, "head_dim", "num_key_value_heads"), LARGEST_SIZE)
     limits |= {"num_hidden_layers": MOST_LAYERS, "max_position_embeddings": LARGEST_SIZE}
     for name, limit in limits.items():
