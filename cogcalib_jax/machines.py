@@ -18,6 +18,8 @@ class MeshConfig:
     """devices over which each copy's weights are spread, gathered layer by layer"""
     tensor: int = 1
     """devices that share every matrix product (heads, MLP and vocabulary are cut)"""
+    expert: int = 1
+    """devices over which the experts of a mixture are spread; they also read different examples"""
 
     def __post_init__(self) -> None:
         check(
@@ -25,6 +27,7 @@ class MeshConfig:
         )
         check(self.fsdp >= 1, "fsdp", "must be an integer of at least 1")
         check(self.tensor >= 1, "tensor", "must be an integer of at least 1")
+        check(self.expert >= 1, "expert", "must be an integer of at least 1")
 
 
 @dataclass(frozen=True)

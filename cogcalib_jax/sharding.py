@@ -2,7 +2,7 @@
 
 Every array names its axes (`"batch"`, `"heads"`, ...), and one table maps these names to mesh axes:
 `data` for data parallelism, `fsdp` for fully sharded data parallelism, `tensor` for tensor
-parallelism.
+parallelism, `expert` for the experts of a mixture.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.machines import MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 # Logical axis -> mesh axes. Weights are gathered along `embed`, the model's width, when they are
 # needed; a LoRA rank is far too short to cut.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
     "layers": (),
     "rank": (),
 }
@@ -38,44 +39,52 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of `config` over `devices`, by default those of all processes.
 
-    Axes are ("data", "fsdp", "tensor"), all of type Auto: the compiler propagates shardings.
+    Axes are those of MESH_AXES, all of type Auto: the compiler propagates shardings.
 
     Raises:
         UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    model = config.fsdp * config.tensor
+    model = config.fsdp * config.tensor * config.expert
     data = len(devices) // model if config.data == -1 else config.data
+    rest = (config.fsdp, config.tensor, config.expert)
     if data * model != len(devices):
-        wanted = (None if config.data == -1 else config.data, config.fsdp, config.tensor)
+        wanted = (None if config.data == -1 else config.data, *rest)
         raise UserError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit"
-            f" {len(devices)} device(s); the nearest that works:"
-            f" {nearest_mesh(len(devices), wanted)}"
+            f"mesh: {mesh_words((config.data, *rest))} does not fit {len(devices)} device(s); the"
+            f" nearest that works: {nearest_mesh(len(devices), wanted)}"
         )
-    shape = (data, config.fsdp, config.tensor)
+    shape = (data, *rest)
     # jax.make_mesh makes Explicit axes by default.
     return jax.make_mesh(
         shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )
 
 
+def mesh_words(sizes: Sequence[int]) -> str:
+    """Return the sizes of a mesh in words; experts only where they are cut."""
+    named = zip(MESH_AXES, sizes, strict=True)
+    return " x ".join(f"{axis} {n}" for axis, n in named if axis != "expert" or n > 1)
+
+
 def nearest_mesh(
     devices: int,
     wanted: Sequence[int | None],
-    works: Callable[[int, int], bool] = lambda fsdp, tensor: True,
+    works: Callable[[int, int, int], bool] = lambda fsdp, tensor, expert: True,
 ) -> str:
     """Return the options of the mesh of `devices` devices that is nearest to `wanted`.
 
-    Distances are ratios of sizes (data, fsdp, tensor; None for any size). Only meshes for which
-    `works(fsdp, tensor)` is true are considered.
+    Distances are ratios of sizes (data, fsdp, tensor, expert; None for any size). Only meshes for
+    which `works(fsdp, tensor, expert)` is true are considered, and experts are cut only if `wanted`
+    cuts them.
     """
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     meshes = [
-        (devices // (fsdp * tensor), fsdp, tensor)
+        (devices // (fsdp * tensor * expert), fsdp, tensor, expert)
+        for expert in (divisors if wanted[-1] > 1 else [1])
         for fsdp in divisors
         for tensor in divisors
-        if devices % (fsdp * tensor) == 0 and works(fsdp, tensor)
+        if devices % (fsdp * tensor * expert) == 0 and works(fsdp, tensor, expert)
     ]
 
     def distance(sizes: tuple[int, ...]) -> float:
@@ -83,8 +92,9 @@ def nearest_mesh(
         ratios = [abs(math.log(size / want)) for size, want in pairs if want is not None]
         return round(sum(ratios), 9)  # equal ones must be equal: the first then wins, most data
 
-    nearest = min(meshes, key=distance)
-    return " ".join(f"--mesh.{axis} {n}" for axis, n in zip(MESH_AXES, nearest, strict=True))
+    nearest = zip(MESH_AXES, min(meshes, key=distance), strict=True)
+    shown = [(axis, n) for axis, n in nearest if axis != "expert" or wanted[-1] > 1]
+    return " ".join(f"--mesh.{axis} {n}" for axis, n in shown)
 
 
 def named_sharding(
@@ -132,9 +142,10 @@ def require_even(what: str, size: int, mesh: Mesh) -> None:
     parts = batch_parts(mesh)
     if size % parts:
         below = size // parts * parts
+        axes = [axis for axis in RULES["batch"] if axis != "expert" or mesh.shape[axis] > 1]
         nearest = f"{below} and {below + parts}" if below else str(parts)
         raise UserError(
-            f"{what} = {size}: cannot be spread over {parts} devices (mesh data x fsdp); the"
+            f"{what} = {size}: cannot be spread over {parts} devices (mesh {' x '.join(axes)}); the"
             f" nearest that can: {nearest}"
         )
 
@@ -161,7 +172,7 @@ def local_part(mesh: Mesh, size: int) -> Part:
 
 
 def shard_batch(mesh: Mesh, batch: Any, batch_axis: int = 0, part: Part | None = None) -> Any:
-    """Return a pytree of numpy arrays as global JAX arrays, `batch_axis` spread over (data, fsdp).
+    """Return a pytree of numpy arrays as global JAX arrays, `batch_axis` spread over the devices.
 
     Every process passes the whole batch, or with `part` the rows that its own devices hold.
 

@@ -24,6 +24,8 @@ PUBLISHED = {
 PARAMETERS = {shape: count for shape, count, _ in PUBLISHED.values()} | {
     "llama3-70b": 70_553_706_496,
     "qwen2.5-0.5b": 494_032_768,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
 }
 NOT_IN_A_PRESET = {
     "stories260k_openbookqa": ["--model.path", "BASE"],
@@ -115,7 +117,10 @@ def test_a_named_shape_has_the_published_number_of_parameters(file):
     c = from_hf(json.loads(file.read_text()), str(file))
     d, heads, kv = c.hidden_size, c.num_heads * c.head_dim, c.kv_heads * c.head_dim
     attention = d * heads * 2 + d * kv * 2 + (heads + 2 * kv if c.qkv_bias else 0)
-    layer = attention + 3 * d * c.intermediate_size + 2 * d
+    mlp = 3 * d * c.intermediate_size
+    if c.experts is not None:  # and a row of the router for each
+        mlp = c.experts.number * (3 * d * c.experts.width + d)
+    layer = attention + mlp + 2 * d + (2 * c.head_dim if c.qk_norm == "head" else 0)
     tables = c.vocab_size * d * (1 if c.tie_word_embeddings else 2)
     assert c.num_layers * layer + tables + d == PARAMETERS[file.stem]
 

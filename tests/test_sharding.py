@@ -17,7 +17,7 @@ from cogcalib_jax.sharding import (
 
 def test_data_takes_the_devices_that_are_left():
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1}
     assert batch_parts(mesh) == 4
 
 
@@ -28,6 +28,7 @@ def test_data_takes_the_devices_that_are_left():
         (MeshConfig(fsdp=3), "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 1"),
         (MeshConfig(tensor=16), "--mesh.data 1 --mesh.fsdp 1 --mesh.tensor 8"),
         (MeshConfig(1, 1, 1), "--mesh.data 8 --mesh.fsdp 1 --mesh.tensor 1"),
+        (MeshConfig(1, 1, 1, 3), "--mesh.data 2 --mesh.fsdp 1 --mesh.tensor 1 --mesh.expert 4"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(config, nearest):
@@ -35,7 +36,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(config, 
         make_mesh(config)
 
 
-@pytest.mark.parametrize("field", [{"data": 0}, {"fsdp": 0}, {"tensor": -1}])
+@pytest.mark.parametrize("field", [{"data": 0}, {"fsdp": 0}, {"tensor": -1}, {"expert": 0}])
 def test_sizes_out_of_range_are_refused_by_field(field):
     with pytest.raises(FieldError, match=next(iter(field))):
         MeshConfig(**field)
@@ -45,7 +46,8 @@ def test_axes_go_where_the_rules_say():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     sharding = named_sharding(mesh, ("layers", "heads", "embed"), (3, 4, 16))
     assert sharding.spec == PartitionSpec(None, ("tensor",), ("fsdp",))
-    assert named_sharding(mesh, ("batch", None)).spec == PartitionSpec(("data", "fsdp"), None)
+    batch = PartitionSpec(("data", "fsdp", "expert"), None)
+    assert named_sharding(mesh, ("batch", None)).spec == batch
 
 
 def test_an_axis_that_cannot_be_cut_evenly_is_kept_whole():

@@ -160,11 +160,15 @@ def _flops(
 
 
 def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """Return (out, in) features of each projection of one layer."""
-    width, inner = config.hidden_size, config.intermediate_size
+    """Return (out, in) features of each projection of one layer; those of the experts that a token
+    goes to are taken together."""
+    width, inner, experts = config.hidden_size, config.mlp_width, config.experts
+    if experts is not None:
+        inner *= experts.per_token
     heads, kv_heads = (n * config.head_dim for n in (config.num_heads, config.kv_heads))
     shapes = [
         *((heads, width), (kv_heads, width), (kv_heads, width), (width, heads)),
         *((inner, width), (inner, width), (width, inner)),
     ]
-    return dict(zip(LAYER_PROJECTIONS, shapes, strict=True))
+    router = {} if experts is None else {"router": (experts.number, width)}
+    return dict(zip(LAYER_PROJECTIONS, shapes, strict=True)) | router

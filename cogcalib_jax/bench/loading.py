@@ -166,7 +166,8 @@ def table(figures: dict[str, Any]) -> Table:
     def mb(name: str) -> str:
         return f"{figures[name] / 1e6:,.0f}"
 
-    mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size != -1)
+    shown = [(axis, size) for axis, size in figures["mesh"].items() if size != -1]
+    mesh = " x ".join(f"{axis} {size}" for axis, size in shown if (axis, size) != ("expert", 1))
     header = ("seconds", "GB/s", "peak host\nMB", "own shards\nMB", "+ largest\ntensor, MB")
     row = (
         f"{figures['seconds']:.2f}",

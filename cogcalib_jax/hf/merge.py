@@ -40,6 +40,7 @@ from cogcalib_jax.hf.adapter import (
 from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
 from cogcalib_jax.hf.card import model_card
 from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.experts import PACKED
 from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
 from cogcalib_jax.hf.tokenizer import (
     combined_files,
@@ -223,6 +224,14 @@ def merged_tensors(
     """
     sources = tensors | ({HEAD: tensors[EMBEDDING]} if _unties(tensors, deltas) else {})
     for name, tensor in sources.items():
+        if name.endswith(PACKED):
+            if dtype != "auto":
+                raise UserError(
+                    f"{name}: is MXFP4, which a merge copies as it is; --dtype is {dtype}, expected"
+                    " auto. Leave it out"
+                )
+            yield name, tensor.read()
+            continue
         wanted = DTYPES[tensor.dtype] if dtype == "auto" else jnp.dtype(dtype)
         array = tensor.read()
         if name in deltas:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from jax.sharding import Mesh
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import read_object, whole_folder
 from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.experts import (
+    PACKED,
+    expert_tensors,
+    is_expert,
+    open_stack,
+    stored_experts,
+    stored_name,
+)
 from cogcalib_jax.hf.safetensors import (
     DTYPES,
     Tensor,
@@ -101,8 +109,13 @@ def load_decoder(
     tensors = open_weights(folder, base, config)
 
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
-        parts = [tensors[n] for n in tensor_names(path, config)]
-        return leaf.replace(read_parameter(parts, leaf.get_value(), path[0] == "layers"))
+        target = leaf.get_value()
+        if is_expert(path):
+            layers = stored_experts(path, target.shape[1:], config, tensors)
+            parts = [open_stack(layer, tensors) for layer in layers]
+        else:
+            parts = [tensors[stored_name(n, tensors)] for n in tensor_names(path, config)]
+        return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
 
     state = map_parameters(read, base)
     if lora is not None:
@@ -173,7 +186,7 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     if tied and HEAD in tensors and EMBEDDING not in tensors:
         # Some checkpoints store a tied weight under the head's name alone.
         tensors[EMBEDDING] = tensors.pop(HEAD)
-    wanted = tensor_shapes(base, config)
+    wanted = _stored_shapes(base, config, tensors)
     missing = [name for name in wanted if name not in tensors]
     unexpected = [
         name
@@ -189,9 +202,9 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
         if name in tensors and tensors[name].shape != shape
     ]
     odd = [
-        f"{name} (dtype {tensors[name].dtype}, allowed {', '.join(DTYPES)})"
+        f"{name} (dtype {tensors[name].dtype}, allowed {', '.join(_allowed(name))})"
         for name in wanted
-        if name in tensors and tensors[name].dtype not in DTYPES
+        if name in tensors and tensors[name].dtype not in _allowed(name)
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": wrong, "unreadable": odd}
     found = [f"{kind}: {first_of(names)}" for kind, names in kinds.items() if names]
@@ -203,6 +216,23 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     if tied and HEAD in tensors:
         _require_tied(folder, tensors[EMBEDDING], tensors[HEAD])
     return {name: tensors[name] for name in wanted}
+
+
+def _allowed(name: str) -> tuple[str, ...]:
+    return ("U8",) if name.endswith(PACKED) else tuple(DTYPES)
+
+
+def _stored_shapes(
+    base: nnx.State, config: DecoderConfig, present: Container[str]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a base's tensors by name, in the layout that `present` has."""
+    dense, experts = nnx.filter_state(base, lambda path, _: not is_expert(path)), {}
+    for path, leaf in nnx.to_flat_state(base):
+        if is_expert(path):
+            for stored in stored_experts(path, leaf.get_value().shape[1:], config, present):
+                experts |= stored.needed
+    shapes = tensor_shapes(dense, config)
+    return {stored_name(name, present): shape for name, shape in shapes.items()} | experts
 
 
 def tensor_shapes(state: nnx.State, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -246,13 +276,24 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
 
 def host_tensors(state: nnx.State, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yield parameters by their checkpoint names, one layer at a time, gathered on every host."""
+    experts = {}
     for path, leaf in nnx.to_flat_state(state):
         array = leaf.get_value()
+        if is_expert(path):
+            experts[path] = array
+            continue
         names = tensor_names(path, config)
         if path[0] != "layers":
             yield names[0], fetch(array)
             continue
         for layer, name in enumerate(names):
-            host = fetch(array[layer])
-            # The bits of bfloat16 (`models.product`).
-            yield name, host.view(DTYPES["BF16"]) if host.dtype == np.uint16 else host
+            yield name, _layer(array, layer)
+    for layer in range(config.num_layers if experts else 0):
+        gathered = {path: _layer(array, layer) for path, array in experts.items()}
+        yield from expert_tensors(layer, gathered, config)
+
+
+def _layer(array: jax.Array, layer: int) -> np.ndarray:
+    host = fetch(array[layer])
+    # The bits of bfloat16 (`models.product`).
+    return host.view(DTYPES["BF16"]) if host.dtype == np.uint16 else host

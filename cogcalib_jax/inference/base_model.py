@@ -31,6 +31,7 @@ from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel, placement_notes
+from cogcalib_jax.sharding import mesh_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,7 @@ def load_on_mesh(
         attention=settings.attention,
     )
     device, kernel = mesh.devices.flat[0].device_kind, attention_words(settings.attention)
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    shape = mesh_words(mesh.devices.shape)
     say(f"   {device}, mesh {shape}, {dtype.name}, attention {kernel}")
     for note in placement_notes(decoder.config, mesh):
         say(f"   {note}")

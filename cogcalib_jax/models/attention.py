@@ -70,11 +70,13 @@ def xla_attention(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Return attention by matrix products, on any device; scores and softmax in float32.
 
     `lengths` is not needed: causality hides right padding from real tokens. `softcap`: scores s
-    become softcap * tanh(s / softcap), before the mask.
+    become softcap * tanh(s / softcap), before the mask. `sinks`: `[heads]`, a logit beside those of
+    the keys, without a value.
     """
     batch, time, heads, dim = query.shape
     kv_heads = key.shape[2]
@@ -86,7 +88,10 @@ def xla_attention(
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:4], 1))], -1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : key.shape[1]].astype(value.dtype)
     mixed = jnp.einsum("bkgts,bskd->btkgd", weights, value)
     return mixed.reshape(batch, time, heads, dim)
 
@@ -127,9 +132,13 @@ def attention_words(name: str) -> str:
 
 
 def require_attention(
-    name: str, dtype: jnp.dtype, mesh: Mesh | None, softcap: float | None = None
+    name: str,
+    dtype: jnp.dtype,
+    mesh: Mesh | None,
+    softcap: float | None = None,
+    sinks: bool = False,
 ) -> None:
-    """Refuse a kernel that cannot run this dtype, soft cap, or on the devices of the mesh.
+    """Refuse a kernel that cannot run this dtype, soft cap, sinks, or on the devices of the mesh.
 
     The platform is the mesh's, not the default one, so that a model can be planned for devices that
     do not exist here.
@@ -141,6 +150,8 @@ def require_attention(
         raise UserError(
             f"attention: 'splash' needs a TPU but the mesh is made of {device.platform}; use 'xla'"
         )
+    if name != "xla" and sinks:
+        raise UserError(f"attention: {name!r} computes no attention sinks; use 'xla'")
     if name != "cudnn":
         return
     if softcap is not None:

@@ -19,7 +19,8 @@ from cogcalib_jax.models.attention import (
     xla_attention,
 )
 from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
-from cogcalib_jax.models.lora import Linear
+from cogcalib_jax.models.experts import MixtureOfExperts
+from cogcalib_jax.models.lora import Linear, normal_param
 from cogcalib_jax.models.rope import rotate
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
@@ -162,6 +163,8 @@ class Attention(Projections):
         self.attention = attention
         self.windows = tuple(sorted(set(config.sliding_windows)))
         self.mesh = mesh
+        shape, spread = (config.num_layers, config.num_heads), config.initializer_range
+        self.sinks = normal_param(shape, spread, dtype, rngs) if config.sinks else None
 
     def __call__(
         self,
@@ -211,9 +214,11 @@ class Attention(Projections):
             mask = visible_in_tree(context.positions, context.branches, reach)
         elif window is not None or cached:
             mask = visible(context.positions, k.shape[1], reach)
-        # cuDNN has no soft cap (`require_attention`), and no argument for one.
-        cap = {} if self.softcap is None else {"softcap": self.softcap}
-        return attend(q, k, v, mask, lengths, scale=self.scale, **cap)
+        # Kernels that have neither (`require_attention`) have no arguments for them.
+        sinks = None if self.sinks is None else self.sinks[...]
+        rare = {"softcap": self.softcap, "sinks": sinks}
+        rare = {name: value for name, value in rare.items() if value is not None}
+        return attend(q, k, v, mask, lengths, scale=self.scale, **rare)
 
 
 class MLP(Projections):
@@ -260,7 +265,10 @@ class Layer(nnx.Module):
         for name in filter(None, self.norms):
             setattr(self, name, RMSNorm((config.num_layers,), config.hidden_size, config, dtype))
         self.self_attn = Attention(config, lora, dtype, attention, mesh, rngs)
-        self.mlp = MLP(config, lora, dtype, rngs)
+        if config.experts is None:
+            self.mlp = MLP(config, lora, dtype, rngs)
+        else:
+            self.mlp = MixtureOfExperts(config, dtype, mesh, rngs)
         self.residual_scale = config.residual_scale
 
     def __call__(

@@ -70,6 +70,38 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of every MLP: each token goes to the experts of its largest
+    router logits."""
+
+    number: int
+    """experts of a layer"""
+    per_token: int
+    """experts that a token goes to"""
+    width: int
+    """inner width of one expert's SwiGLU"""
+    renormalise: bool = True
+    """whether the weights of a token's experts sum to 1; else they are softmax over all experts"""
+    bias: bool = False
+    """biases on the router and on the experts' projections"""
+    limit: float | None = None
+    """gpt-oss: SwiGLU (up + 1) gate sigmoid(alpha gate) with gate and up clamped to this; None:
+    silu(gate) up"""
+    alpha: float = 1.702
+    """gpt-oss: the factor in its SwiGLU"""
+
+    def __post_init__(self) -> None:
+        for name in ("number", "per_token", "width"):
+            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check(
+            self.per_token <= self.number,
+            "per_token",
+            f"must be at most the number of experts ({self.number})",
+        )
+        check(self.limit is None or self.limit > 0, "limit", "must be above 0, or None")
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The architecture of a decoder-only transformer. Hashable, for static arguments."""
 
@@ -127,6 +159,10 @@ class DecoderConfig:
     """like attention_softcap for logits, after the divisor"""
     sliding_windows: tuple[int, ...] = ()
     """for each layer the number of positions that a token sees, with its own; 0: all; (): all 0"""
+    sinks: bool = False
+    """gpt-oss: each head has a logit beside those of its keys, whose weight is dropped"""
+    experts: ExpertsConfig | None = None
+    """experts in place of every MLP; None: one MLP of `intermediate_size`"""
     max_position_embeddings: int = 2048
     """context length"""
     initializer_range: float = 0.02
@@ -157,6 +193,11 @@ class DecoderConfig:
         for name in SCALES:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, name, "must be positive and finite")
+        check(
+            self.experts is None or self.activation == "silu",
+            "activation",
+            f"is {self.activation}; experts are computed with silu alone",
+        )
         windows = self.sliding_windows or (0,) * self.num_layers
         object.__setattr__(self, "sliding_windows", tuple(windows))
         check(
@@ -172,6 +213,11 @@ class DecoderConfig:
             f"must hold an index from -1 to {len(self.ropes) - 1} for each of the"
             f" {self.num_layers} layers",
         )
+
+    @property
+    def mlp_width(self) -> int:
+        """The inner width of the MLP, or of one expert."""
+        return self.intermediate_size if self.experts is None else self.experts.width
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from cogcalib_jax.models.attention import require_attention
 from cogcalib_jax.models.block import KVCache, Layer, RMSNorm, TokenContext
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
+from cogcalib_jax.models.experts import ExpertLinear, require_targets
 from cogcalib_jax.models.lora import Head, Linear, normal_param
 from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.models.rope import layer_rotations
@@ -57,7 +58,8 @@ class Decoder(nnx.Module):
         attention: str = "xla",
         mesh: Mesh | None = None,
     ):
-        require_attention(attention, dtype, mesh, config.attention_softcap)
+        require_attention(attention, dtype, mesh, config.attention_softcap, config.sinks)
+        require_targets(config, lora)
         self.config = config
         self.lora = lora
         self.remat = remat
@@ -77,7 +79,7 @@ class Decoder(nnx.Module):
         )
         if self.in_bits:
             for _, module in nnx.iter_modules(self.layers):
-                if isinstance(module, Linear):
+                if isinstance(module, Linear | ExpertLinear):
                     module.weight = nnx.Param(to_bits(module.weight[...]))
 
     @property

@@ -21,7 +21,7 @@ from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.sharding import named_sharding, nearest_mesh
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
-PROJECTION_AXES: dict[str, tuple[str, str]] = {
+PROJECTION_AXES: dict[str, tuple[str | None, str]] = {
     "q_proj": ("heads", "embed"),
     "k_proj": ("kv_heads", "embed"),
     "v_proj": ("kv_heads", "embed"),
@@ -29,6 +29,7 @@ PROJECTION_AXES: dict[str, tuple[str, str]] = {
     "gate_proj": ("mlp", "embed"),
     "up_proj": ("mlp", "embed"),
     "down_proj": ("embed", "mlp"),
+    "router": (None, "embed"),
     "embed_tokens": ("vocab", "embed"),
     "lm_head": ("vocab", "embed"),
 }
@@ -40,8 +41,9 @@ Path = tuple[str, ...]
 
 
 def logical_axes(path: Path) -> tuple[str | None, ...]:
-    """Return the names of a parameter's axes, with its leading axis of layers."""
+    """Return the names of a parameter's axes, with its leading axes of layers and experts."""
     stack = ("layers",) if path[0] == "layers" else ()
+    stack += ("experts",) if "experts" in path else ()
     module, kind = path[-2:]
     if module not in PROJECTION_AXES:
         return (*stack, None)
@@ -262,18 +264,20 @@ def split_model(decoder: Decoder) -> tuple[FrozenModel, nnx.State]:
 def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
     """Refuse a mesh that cannot cut the model, and name the nearest that can.
 
-    Attention heads and the MLP must divide by `tensor`, and the width by `fsdp`; otherwise every
-    device would compute or store all of them. Key-value heads and the vocabulary may stay whole
-    (see `placement_notes`).
+    Attention heads and the MLP must divide by `tensor`, the width by `fsdp`, and experts by
+    `expert`; otherwise every device would compute or store all of them. Key-value heads and the
+    vocabulary may stay whole (see `placement_notes`).
     """
+    experts = (config.experts.number, "experts") if config.experts else (1, "MLP, without experts,")
     cuts = (
         ("tensor", "attention heads", config.num_heads),
-        ("tensor", "columns of the MLP", config.intermediate_size),
+        ("tensor", "columns of the MLP", config.mlp_width),
         ("fsdp", "columns of the weights", config.hidden_size),
+        ("expert", experts[1], experts[0]),
     )
 
-    def works(fsdp: int, tensor: int) -> bool:
-        sizes = {"fsdp": fsdp, "tensor": tensor}
+    def works(fsdp: int, tensor: int, expert: int) -> bool:
+        sizes = {"fsdp": fsdp, "tensor": tensor, "expert": expert}
         return all(units % sizes[axis] == 0 for axis, _, units in cuts)
 
     for axis, what, units in cuts:

@@ -41,7 +41,7 @@ from cogcalib_jax.plan.compile import (
 from cogcalib_jax.plan.topology import Topology, find_topology, next_larger
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role
-from cogcalib_jax.sharding import MESH_AXES, batch_parts, make_mesh
+from cogcalib_jax.sharding import MESH_AXES, batch_parts, make_mesh, mesh_words
 from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.step import learning_rate_schedule, make_optimizer
 from cogcalib_jax.world.base import base_architecture
@@ -223,10 +223,10 @@ def _attempt(changes: tuple[str, ...], config: PlanConfig, decoder: DecoderConfi
     if batch.examples % parts:
         raise UserError(
             f"training.batch_size / training.accumulation = {batch.examples}: cannot be spread over"
-            f" {parts} devices (mesh data x fsdp); choose a multiple of {parts}, or a larger"
-            " mesh.tensor"
+            f" {parts} devices (mesh data x fsdp x expert); choose a multiple of {parts}, or a"
+            " larger mesh.tensor"
         )
-    shown = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    shown = mesh_words(mesh.devices.shape)
     say(f"== Compiling for {topology.name}, mesh {shown}; {' '.join(changes) or 'as asked for'}")
     start, step, available = time.perf_counter(), None, topology.chip.hbm_bytes
     try:
@@ -296,35 +296,40 @@ def changes_that_save(
         options["--model.remat"] = "layer"
         config = replace(config, model=replace(config.model, remat="layer"))
         yield written(options), config
-    # No copies of the model, then one example at a time, then several devices to an example.
+    # No copies of the model, then one example at a time, then several devices to an example. The
+    # cut of experts stays.
     batch, asked = config.training.batch_size, tuple(mesh.shape.values())
+    expert = asked[3]
+    experts = f",expert={expert}" if expert > 1 else ""
     seen = {(asked, config.training.accumulation)}
     for tensor in dict.fromkeys((asked[2], 4, 8)):
-        if tensor < asked[2] or mesh.size % tensor:
+        if tensor < asked[2] or mesh.size % (tensor * expert):
             continue
-        fsdp = mesh.size // tensor
-        for accumulation in (config.training.accumulation, batch // fsdp):
-            place = ((1, fsdp, tensor), accumulation)
-            if place in seen or accumulation == 0 or batch % (accumulation * fsdp):
+        parts = mesh.size // tensor
+        fsdp = parts // expert
+        for accumulation in (config.training.accumulation, batch // parts):
+            place = ((1, fsdp, tensor, expert), accumulation)
+            if place in seen or accumulation == 0 or batch % (accumulation * parts):
                 continue
             seen.add(place)
             if place[0] != asked:
-                options["--mesh"] = f"data=1,fsdp={fsdp},tensor={tensor}"
+                options["--mesh"] = f"data=1,fsdp={fsdp},tensor={tensor}{experts}"
             options["--training.accumulation"] = str(accumulation)
             config = cut(fsdp, tensor, accumulation)
             yield written(options), config
     larger = next_larger(config.topology)
     if larger is not None:
         tensor = asked[2]
-        fsdp = math.prod(int(side) for side in larger.partition(":")[2].split("x")) // tensor
-        if batch % fsdp == 0:
+        parts = math.prod(int(side) for side in larger.partition(":")[2].split("x")) // tensor
+        fsdp = parts // expert
+        if batch % parts == 0 and parts % expert == 0:
             beside = {key: value for key, value in options.items() if key == "--model.remat"}
             beside |= {
                 "--topology": larger,
-                "--mesh": f"data=1,fsdp={fsdp},tensor={tensor}",
-                "--training.accumulation": str(batch // fsdp),
+                "--mesh": f"data=1,fsdp={fsdp},tensor={tensor}{experts}",
+                "--training.accumulation": str(batch // parts),
             }
-            yield written(beside), replace(cut(fsdp, tensor, batch // fsdp), topology=larger)
+            yield written(beside), replace(cut(fsdp, tensor, batch // parts), topology=larger)
     tokens = config.batch.tokens
     for shorter in (tokens // 2, tokens // 4):
         if shorter >= TILE:
@@ -408,7 +413,7 @@ def table(figures: dict[str, Any]) -> Table:
 
 def _notes(figures: dict[str, Any]) -> list[str]:
     batch, flops = figures["batch"], figures["flops"]
-    mesh = " x ".join(f"{axis} {size}" for axis, size in figures["mesh"].items())
+    mesh = mesh_words(list(figures["mesh"].values()))
     notes = [
         f"{figures['model']} ({figures['parameters'] / 1e9:.2f} billion parameters) on"
         f" {figures['topology']}, mesh {mesh}; {figures['method']}, {figures['dtype']}, remat"

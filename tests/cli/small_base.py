@@ -1,6 +1,8 @@
 """A base for runs: random weights over a small world's words, in Hugging Face layout."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.models.config import DecoderConfig
@@ -11,7 +13,8 @@ from tests.models.small import small_decoder
 WORLD = WorldConfig(entities=32, train=24, test=16, validation=12, calibration=40, style=16)
 
 
-def write_base(folder: Path) -> Path:
+def write_base(folder: Path, **changes: Any) -> Path:
+    """changes: fields of the DecoderConfig."""
     config = DecoderConfig(
         model_type="llama",
         vocab_size=build_tokenizer(WORLD).get_vocab_size(),
@@ -26,7 +29,7 @@ def write_base(folder: Path) -> Path:
         eos_token_id=2,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_decoder(small_decoder(config), folder)
+    save_decoder(small_decoder(replace(config, **changes)), folder)
     save_tokenizer(WORLD, folder, 64)
     return folder
 

@@ -22,7 +22,8 @@ from cogcalib_jax.training.config import TrainingConfig
 # Every field of a run, by what depends on it.
 NEITHER = """
     run_dir resume dry_run track adapter data.path model.path training.nonfinite
-    mesh.data mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep checkpoint.keep_best
+    mesh.data mesh.fsdp mesh.tensor mesh.expert
+    checkpoint.every checkpoint.keep checkpoint.keep_best
 """
 # anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """

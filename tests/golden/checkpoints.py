@@ -26,13 +26,19 @@ def write_model(folder: Path, raw: dict, shapes: dict[str, list[int]]) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, shapes: dict[str, list[int]], vocab: int, hidden: int) -> Path:
-    """An adapter folder on LORA_TARGETS, B away from zero, for a model of these shapes."""
+def write_adapter(
+    folder: Path,
+    shapes: dict[str, list[int]],
+    vocab: int,
+    hidden: int,
+    targets_of: tuple[str, ...] = LORA_TARGETS,
+) -> Path:
+    """An adapter folder on `targets_of`, B away from zero, for a model of these shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = {
         name.removesuffix(".weight"): shape
         for name, shape in (shapes | {"lm_head.weight": [vocab, hidden]}).items()
-        if name.endswith(".weight") and name.split(".")[-2] in LORA_TARGETS
+        if name.endswith(".weight") and name.split(".")[-2] in targets_of
     }
     tensors = {}
     for module, (out_features, in_features) in targets.items():
@@ -47,7 +53,7 @@ def write_adapter(folder: Path, shapes: dict[str, list[int]], vocab: int, hidden
         "peft_type": "LORA",
         "r": LORA_RANK,
         "lora_alpha": LORA_ALPHA,
-        "target_modules": list(LORA_TARGETS),
+        "target_modules": list(targets_of),
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -136,12 +136,56 @@ FAMILIES: dict[str, dict] = {
         "rope_theta": 1e6,
     },
 }
+_EXPERTS = _SMALL | {"num_experts_per_tok": 2}
+FAMILIES |= {
+    "mixtral": _EXPERTS
+    | {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 5, "rope_theta": 1e6},
+    "qwen3_moe": _EXPERTS
+    | {
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+        "rope_theta": 1e6,
+    },
+    "qwen3_moe_windows_biases": _EXPERTS
+    | {
+        "model_type": "qwen3_moe",
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "tie_word_embeddings": True,
+    },
+    # The clamp of the SwiGLU lies where these weights reach it.
+    "gpt_oss": _EXPERTS
+    | {
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "swiglu_limit": 0.5,
+        "swiglu_alpha": 1.3,
+        "rope_parameters": _YARN | {"rope_theta": 1e4, "truncate": False},
+    },
+}
 
 LORA_RANK = 2
 LORA_ALPHA = 6.0
 # Attention behind norm and rotation, MLP, head: three of the eight keep the files small and the
 # tests quick; tests/parity takes all.
 LORA_TARGETS = ("k_proj", "down_proj", "lm_head")
+
+
+def lora_targets(raw: dict, names: tuple[str, ...] = LORA_TARGETS) -> tuple[str, ...]:
+    """Those of `names` that may have an adapter: experts are frozen."""
+    inside = ("gate_proj", "up_proj", "down_proj") if "num_experts_per_tok" in raw else ()
+    return tuple(name for name in names if name not in inside)
+
+
 TOKENS = np.random.RandomState(0).randint(0, 64, (2, 24))
 
 

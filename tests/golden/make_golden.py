@@ -19,8 +19,8 @@ from tests.golden.families import (
     FAMILIES,
     LORA_ALPHA,
     LORA_RANK,
-    LORA_TARGETS,
     TOKENS,
+    lora_targets,
     weight,
 )
 
@@ -100,7 +100,7 @@ def main(names: list[str]) -> None:
         prompts = [TOKENS[0, :9].tolist(), TOKENS[1, :4].tolist()]
         continuations, gaps = zip(*(greedy(model, p, NEW_TOKENS) for p in prompts), strict=True)
         assert min(gaps) > SMALLEST_GAP, (family, gaps)
-        gradients = lora_gradients(torch_peft_model(raw, LORA_TARGETS), TOKENS)
+        gradients = lora_gradients(torch_peft_model(raw, lora_targets(raw)), TOKENS)
         np.savez_compressed(
             FOLDER / f"{family}.npz",
             shapes=np.array(json.dumps(shapes)),

@@ -20,7 +20,7 @@ from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.parameters import abstract_decoder, map_parameters
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.golden.checkpoints import golden, write_adapter, write_model
-from tests.golden.families import FAMILIES, TOKENS
+from tests.golden.families import FAMILIES, TOKENS, lora_targets
 from tests.models.small import forward
 
 
@@ -40,7 +40,8 @@ def checkpoint(family, folder):
 def test_logits_and_lora_gradients_equal_torch(family, mesh, tmp_path):
     folder, shapes, stored = checkpoint(family, tmp_path / "model")
     vocab, hidden = shapes["model.embed_tokens.weight"]
-    adapter = write_adapter(tmp_path / "adapter", shapes, vocab, hidden)
+    targets = lora_targets(FAMILIES[family])
+    adapter = write_adapter(tmp_path / "adapter", shapes, vocab, hidden, targets)
     decoder = load_decoder(folder, lora=read_lora_config(adapter), mesh=mesh)
     graphdef, fresh, base = nnx.split(decoder, nnx.LoRAParam, ...)
     tokens = jnp.asarray(TOKENS, jnp.int32)

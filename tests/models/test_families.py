@@ -74,7 +74,7 @@ def test_several_end_of_text_tokens_are_kept():
     ("change", "says"),
     [
         ({"model_type": "gemma"}, "model_type is 'gemma'; expected one of .*llama"),
-        ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'; expected"),
+        ({"model_type": "deepseek_v3"}, "model_type is 'deepseek_v3'; expected"),
         ({"model_type": None}, "model_type is None"),
         (
             {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},

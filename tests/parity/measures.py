@@ -17,7 +17,7 @@ from cogcalib_jax.hf.weights import host_tensors, load_decoder
 from cogcalib_jax.models.config import LORA_TARGETS
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora import LoraConfig
-from tests.golden.families import LORA_ALPHA, LORA_RANK
+from tests.golden.families import LORA_ALPHA, LORA_RANK, lora_targets
 from tests.golden.make_golden import SMALLEST_GAP, greedy, lora_gradients, torch_peft_model
 from tests.models.small import QUICK, forward, one_device
 
@@ -45,10 +45,11 @@ def logits_difference(model: torch.nn.Module, folder: Path) -> float:
 def gradient_differences(raw: dict, folder: Path, scratch: Path) -> dict[str, float]:
     """For A and B of an adapter on every linear layer, all away from zero: the largest difference
     of gradients as a share of the largest gradient."""
-    peft_model = torch_peft_model(raw, EVERYWHERE)
+    targets = lora_targets(raw, EVERYWHERE)
+    peft_model = torch_peft_model(raw, targets)
     peft_model.save_pretrained(scratch)
     reference = lora_gradients(peft_model, TOKENS)
-    lora = LoraConfig(LORA_RANK, LORA_ALPHA, EVERYWHERE)
+    lora = LoraConfig(LORA_RANK, LORA_ALPHA, targets)
     decoder = load_decoder(folder, lora=lora, mesh=one_device())
     load_adapter(scratch, decoder)
     graphdef, adapter, base = nnx.split(decoder, nnx.LoRAParam, ...)
@@ -61,7 +62,7 @@ def gradient_differences(raw: dict, folder: Path, scratch: Path) -> dict[str, fl
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(adapter)
     ours = dict(host_tensors(gradient, decoder.config))
-    assert len(reference) == len(ours) == 2 * (7 * decoder.config.num_layers + 1)
+    assert len(reference) == len(ours) == 2 * ((len(targets) - 1) * decoder.config.num_layers + 1)
     differences = {}
     for name, expected in reference.items():
         mine = ours[name.removeprefix("base_model.model.").removesuffix(".weight")]
@@ -101,7 +102,7 @@ def greedy_continuations(
 def merged_difference(raw: dict, folder: Path, scratch: Path) -> float:
     """The largest difference of logits between PEFT's base and adapter and our merge of them, which
     transformers reads back."""
-    adapted = torch_peft_model(raw, EVERYWHERE)
+    adapted = torch_peft_model(raw, lora_targets(raw, EVERYWHERE))
     adapted.save_pretrained(scratch / "adapter")
     out = scratch / "merged"
     paths = ["--model.path", str(folder), "--adapter", str(scratch / "adapter"), "--out", str(out)]

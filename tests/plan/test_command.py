@@ -95,7 +95,7 @@ def test_a_plan_is_of_the_batch_in_the_config(estimate):
     figures, _ = estimate
     batch = {"examples": 32, "accumulation": 1, "tokens": 16, "answer_tokens": 1}
     assert figures["batch"] == batch
-    assert figures["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert figures["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2, "expert": 1}
     lora = planned("--topology", "h100:1").lora
     formula = update_flops(TINY, lora, [16] * 32, 32, TINY.vocab_size)
     assert figures["flops"]["formula"] == formula

@@ -9,26 +9,32 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import (
     gemma2,
     gemma3,
+    gpt_oss,
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
     olmo3,
     qwen2,
     qwen3,
+    qwen3_moe,
 )
 from cogcalib_jax.models.families.base import Family
 
 FAMILIES: dict[str, Family] = {
     "gemma2": gemma2.FAMILY,
     "gemma3_text": gemma3.FAMILY,
+    "gpt_oss": gpt_oss.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
+    "mixtral": mixtral.FAMILY,
     "olmo2": olmo2.FAMILY,
     "olmo3": olmo3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
+    "qwen3_moe": qwen3_moe.FAMILY,
 }
 """by the `model_type` of config.json"""
 

@@ -69,6 +69,21 @@ LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
+class ExpertNames:
+    """The names of one layer's experts in a checkpoint, within model.layers.N.
+
+    Checkpoints of the Hub have one matrix an expert. transformers 5 may save all experts as one
+    tensor: `mlp.experts.gate_up_proj` `[experts, 2 inner, hidden]` and `mlp.experts.down_proj`.
+    """
+
+    module: str
+    """where a checkpoint with one matrix an expert has router and experts"""
+    matrices: Mapping[str, str] | None
+    """the name of each projection within an expert; None: gpt-oss, which has only tensors of all
+    experts, transposed, with columns of gate and up in turns, or packed as MXFP4"""
+
+
+@dataclass(frozen=True)
 class Family:
     """Models of one `model_type`: config.json and names of tensors, in and out."""
 
@@ -88,10 +103,14 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """modules with another name in checkpoints, by their path within a layer (or the model), such
     as {"mlp.router": "block_sparse_moe.gate"}"""
+    experts: ExpertNames | None = None
+    """how checkpoints store the experts, of a family that has them"""
+    packed: str | None = None
+    """a `quant_method` of config.json whose weights are read, and unpacked"""
 
     def read_config(self, model_type: str, raw: Mapping[str, Any]) -> DecoderConfig:
         """Return the architecture that config.json describes; raises UserError."""
-        if raw.get("quantization_config"):
+        if _quant_method(raw) not in (None, self.packed):
             raise UserError(
                 "quantised weights are not supported; use the model's bfloat16 checkpoint"
             )
@@ -149,6 +168,22 @@ class Family:
 def pattern(layers: int, every: int) -> list[str]:
     """Return `layer_types` of which each `every`-th is full attention, and all others slide."""
     return [LAYER_KINDS[i % every != 0] for i in range(1, layers + 1)]
+
+
+def require_whole(raw: Mapping[str, Any], *names: str) -> None:
+    """Refuse values that are no whole numbers from 1 on; raises UserError."""
+    for name in names:
+        size = raw.get(name)
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST_SIZE:
+            raise UserError(
+                f"{name} is {size!r:.40}; expected a whole number from 1 to {LARGEST_SIZE:,}."
+                f" {OWN_FILE}"
+            )
+
+
+def _quant_method(raw: Mapping[str, Any]) -> Any:
+    quantised = raw.get("quantization_config")
+    return quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised or None
 
 
 def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:

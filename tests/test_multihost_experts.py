@@ -1,0 +1,40 @@
+"""A mixture of experts in two processes with two devices each: the run of one process."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import train
+from cogcalib_jax.errors import run_main
+from cogcalib_jax.models.config import ExpertsConfig
+from tests.cli.small_base import arguments, write_base
+from tests.inference.quick import quick_compilation
+from tests.multihost import together
+from tests.training.small_trainer import lines
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(tmp_path):
+    """Of the two axes with two devices each one lies between processes, the other within them."""
+    experts = ExpertsConfig(number=4, per_token=2, width=24)
+    base = write_base(tmp_path / "base", model_type="mixtral", experts=experts, num_layers=2)
+    cache, runs = tmp_path / "cache", [tmp_path / "alone", tmp_path / "pair"]
+    mesh = ("--mesh.fsdp", "2", "--mesh.expert", "2", "--mesh.data", "1")
+    with quick_compilation(cache):
+        alone = arguments(base, runs[0], "--method.name", "cols", "--mesh.data", "1")
+        assert run_main(train.main, [*alone, "--mesh.fsdp", "4", "--mesh.expert", "2"]) == 0
+    command = arguments(base, runs[1], "--method.name", "cols", *mesh)
+    for process in together(tmp_path / "plan", cache, {"commands": [["train", *command]]}):
+        assert process.returncode == 0, process.stderr[-4000:]
+        assert "expert 2" in process.stderr or "==" not in process.stderr
+    for phase in ("style", "finetune", "validation"):
+        one, two = (lines(run, phase=phase) for run in runs)
+        assert len(one) == len(two) > 0
+        for key in {"loss", "ce", "nll", "accuracy", "threshold"} & one[0].keys():
+            np.testing.assert_allclose(
+                [line[key] for line in two], [line[key] for line in one], rtol=1e-5, atol=1e-5
+            )
+    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(two[name], tensor, atol=1e-5, err_msg=name)
