@@ -116,6 +116,13 @@ def prepare_abstract(config: RunConfig, note: Callable[[str], None]) -> Prepared
     return replace(run, trainer=run.trainer.with_train_split(train))
 
 
+def _held(config: RunConfig) -> str:
+    """The words on which methods are held on anchors, and how long they are trained."""
+    held, anchor = [key for key in config.resolved_methods() if config.holds(key)], config.anchor
+    words = "" if anchor.methods is None else f", for {', '.join(held) or 'no method'}"
+    return words if anchor.epochs is None else f"{words}, which takes {anchor.epochs:g} epochs"
+
+
 def _show_updates(report: Report, run: Prepared) -> None:
     training, steps = run.config.training, run.trainer.total_steps
     rows = len(run.splits["train"])
@@ -133,7 +140,7 @@ def _show_updates(report: Report, run: Prepared) -> None:
         anchor, questions = run.config.anchor, count(len(anchors.questions), "question")
         report.line(
             f"Each update also takes {anchor.rows_per_step} of {questions} without answers, under"
-            f" the term {anchor.term}."
+            f" the term {anchor.term}{_held(run.config)}."
         )
     refits, validations = (
         len(pauses(every, steps, training.epoch_ends(rows)))

@@ -153,7 +153,7 @@ def prepare(
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
     mesh = make_mesh(config.mesh)
-    check_mesh(mesh, config.training, config.evaluation, config.anchor)
+    check_mesh(mesh, config.training, config.evaluation, config.anchor if config.anchored else None)
     made_from = (config.model, config.world, config.pretrain, config.seed)
     with may_have_moved(config.model.path, "--model.path", config.resume):
         if abstract:
@@ -163,7 +163,10 @@ def prepare(
             say(f"== Data and model: {config.data.task} with {place}")
             base = _read_outline(place, config.adapter, note)
     with may_have_moved(config.data.path, "--data.path", config.resume):
-        splits = encode_splits(config.data, base.tokenizer, config.seed, note, config.made)
+        splits = encode_splits(
+            config.data, base.tokenizer, config.seed, note, config.made, config.anchor.carve or 0
+        )
+        carved = splits.pop("anchor", None)
     hashes = {name: data_hash(rows) for name, rows in splits.items()}
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
@@ -184,8 +187,7 @@ def prepare(
     if any(one.single_token for one in config.baselines.values()):
         scale_tokens(splits | sets, base.config.vocab_size)
     with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
-        measured = [splits["calibration"], splits["validation"], *sets.values()]
-        anchors = load_anchors(config, base.tokenizer, measured, note)
+        anchors = load_anchors(config, base.tokenizer, carved, splits | sets, note)
     if anchors is not None:
         hashes["anchor"] = anchors.data_hash
         require_agreement("anchor", lambda: hashes["anchor"])

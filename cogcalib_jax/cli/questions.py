@@ -13,8 +13,9 @@ from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
-from cogcalib_jax.data.example import EncodedSplit, Example, question_key
-from cogcalib_jax.data.loading import load_shots, load_splits, load_test
+from cogcalib_jax.data.example import EncodedSplit, Example, question_key, unlabelled
+from cogcalib_jax.data.loading import is_split_file, load_shots, load_splits, load_test
+from cogcalib_jax.data.splits import require_apart
 from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
@@ -112,42 +113,46 @@ def tfb_anchors(
 def load_anchors(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    held_out: Iterable[EncodedSplit],
+    carved: EncodedSplit | None,
+    others: Mapping[str, EncodedSplit],
     note: Note = show_note,
 ) -> AnchorRows | None:
-    """Return the questions of `config.anchor.path`; None if it names none.
+    """Return the questions without answers of a run; None if it has none.
 
     Args:
-        held_out: the splits that measure the run, whose questions are left out.
+        carved: those of a split of their own; None: `config.anchor.path` names a file.
+        others: the splits and questions of the run, with which they share nothing.
         note: gets what was left out or changed.
 
     Raises:
-        UserError: as `load_questions` and `encode_split`; no question left.
+        UserError: as `load_questions` and `encode_split`; a file of a split; a question, group or
+            person of `others`.
     """
-    path = config.anchor.path
-    if path is None:
+    path, where = config.anchor.path, "anchor"
+    if path is not None:
+        where = f"anchor.path is {path}"
+        if is_split_file(config.data, Path(path)):
+            raise UserError(
+                f"{where}, a file of the run's own splits; expected other questions. Give a file of"
+                " their own, or carve them from train (--anchor.carve N)"
+            )
+        questions, read = load_questions(Path(path), config.data.column_names())
+        say(f"   anchor: {read}")
+        examples = [unlabelled(question.example) for question in questions]
+        shots = load_shots(config.data)
+        carved, notes = encode_split("anchor", examples, tokenizer, config.data, shots)
+        for text in notes:
+            note(text)
+    if carved is None:
         return None
-    questions, read = load_questions(Path(path), config.data.column_names())
-    say(f"   anchor: {read}")
-    measured = {question_key(e.example) for e in chain.from_iterable(held_out)}
-    examples = [q.example for q in questions if question_key(q.example) not in measured]
-    if len(examples) < len(questions):
-        left_out = len(questions) - len(examples)
-        note(
-            f"anchor: {left_out:,} of {len(questions):,} questions are also in the calibration,"
-            " validation or test questions and were left out"
-        )
-    if not examples:
-        raise UserError(
-            f"anchor.path is {path}; expected a question that is in no calibration, validation or"
-            " test split. Give other questions"
-        )
-    encoded, notes = encode_split(
-        "anchor", examples, tokenizer, config.data, load_shots(config.data)
+    made = isinstance(TASKS[config.data.task], MadeTask)
+    require_apart(
+        [e.example for e in carved],
+        {name: [e.example for e in rows] for name, rows in others.items()},
+        where,
+        groups_are_names=made,
     )
-    for text in notes:
-        note(text)
-    return AnchorRows(config.anchor, encoded, data_hash(encoded))
+    return AnchorRows(config.anchor, carved, data_hash(carved))
 
 
 def encode_splits(
@@ -156,13 +161,18 @@ def encode_splits(
     seed: int,
     note: Note = show_note,
     made: MadeSettings | None = None,
+    carve: int = 0,
 ) -> dict[str, EncodedSplit]:
-    """Return name -> split of the task as token ids; `note` gets what was left out or changed."""
-    splits = load_splits(config, seed, made=made)
+    """Return name -> split of the task as token ids; `note` gets what was left out or changed.
+
+    carve: rows that become questions without answers, the split "anchor".
+    """
+    splits = load_splits(config, seed, made=made, carve=carve)
     if splits.read:
         say(f"   {splits.read}")
     encoded, notes = {}, list(splits.notes)
-    for name, examples in splits.items():
+    anchors = {"anchor": splits.anchor} if splits.anchor else {}
+    for name, examples in (*splits.items(), *anchors.items()):
         encoded[name], more = encode_split(name, examples, tokenizer, config, splits.shots)
         notes.extend(more)
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in encoded.items())

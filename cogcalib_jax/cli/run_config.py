@@ -23,11 +23,12 @@ from cogcalib_jax.configlib.sources import split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import FieldError, UserError, check
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
 from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
+from cogcalib_jax.report.names import tempered
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import (
@@ -63,6 +64,9 @@ class RunConfig:
     """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
     wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them baselines, with settings
     if wanted (blob, tfb(criterion=flips)); []: method alone"""
+    recommended: str | None = setting(None, affects_style=False, added=True)
+    """method that recommended.json names, as the folder with its temperature (kl_temperature),
+    which then holds the adapter, too; unset: chosen on validation questions"""
     ensemble_members: int = setting(5, affects_style=False)
     """fine-tunings in a comparison's ensemble, the first being its sft"""
     ensemble_member: int = 0
@@ -129,11 +133,6 @@ class RunConfig:
             "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
             " --option-score pmi",
         )
-        check(
-            self.anchor.path is None or self.anchor.rows_per_step % self.training.accumulation == 0,
-            "anchor.rows_per_step",
-            f"must be a multiple of training.accumulation ({self.training.accumulation})",
-        )
         check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
         check_tasks(self.also, "also")
         self._check_also()
@@ -156,6 +155,69 @@ class RunConfig:
             "training.keep",
             f"must be last beside {', '.join(last)}, whose distribution is that of the last update",
         )
+        self._check_anchor()
+        self._check_recommended()
+
+    def _check_anchor(self) -> None:
+        task, anchor = TASKS[self.data.task], self.anchor
+        if isinstance(task, MadeTask):
+            own = f"{task.section}.anchor"
+            check(
+                anchor.carve is None,
+                "anchor.carve",
+                f"must be unset: task {self.data.task} has {own}, people of their own",
+            )
+            check(
+                anchor.path is None or not self._made_anchors,
+                own,
+                "must be 0 beside anchor.path, which names the questions",
+            )
+        methods = self.resolved_methods() if anchor.methods else {}
+        unknown = next((name for name in anchor.methods or () if name not in methods), None)
+        check(
+            unknown is None,
+            "anchor.methods",
+            f"must name methods of the run (got {unknown!r}; allowed: {', '.join(methods)})",
+        )
+        for name, default in anchor.changed().items():
+            check(
+                self.anchored,
+                f"anchor.{name}",
+                f"must be {default} without anchors (anchor.path, anchor.carve, world.anchor or"
+                " facts.anchor)",
+            )
+        check(
+            not self.anchored or anchor.rows_per_step % self.training.accumulation == 0,
+            "anchor.rows_per_step",
+            f"must be a multiple of training.accumulation ({self.training.accumulation})",
+        )
+
+    def _check_recommended(self) -> None:
+        if self.recommended is None:
+            return
+        check(
+            bool(self.compare) and self.evaluation.calibrator == DEFAULT_CALIBRATOR,
+            "recommended",
+            f"must be unset, but in a comparison with evaluation.calibrator {DEFAULT_CALIBRATOR}",
+        )
+        allowed = tuple(map(tempered, self.resolved_methods()))
+        check(
+            self.recommended in allowed,
+            "recommended",
+            f"must be a method with its temperature (allowed: {', '.join(allowed)})",
+        )
+
+    @property
+    def _made_anchors(self) -> int:
+        """The anchors that the task makes."""
+        task = TASKS[self.data.task]
+        return getattr(self.made, task.section).anchor if isinstance(task, MadeTask) else 0
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the run has questions without answers."""
+        anchor = self.anchor
+        return bool(anchor.path is not None or anchor.carve or self._made_anchors)
 
     def _check_also(self) -> None:
         task = TASKS[self.data.task]
@@ -189,13 +251,17 @@ class RunConfig:
     def _trained(self) -> tuple[str, ...]:
         return tuple(entry for entry in self.compare if not is_baseline(entry))
 
-    def resolved_methods(self) -> dict[str, MethodConfig]:
-        """Return folder name -> resolved method of every loss that the run trains with."""
-        if not self.compare:
+    def resolved_methods(self, entries: tuple[str, ...] | None = None) -> dict[str, MethodConfig]:
+        """Return folder name -> resolved method of every loss that the run trains with.
+
+        entries: of a comparison; None: the run's own.
+        """
+        if entries is None and not self.compare:
             return {self.method.label: self.method.resolve()}
+        entries = self._trained() if entries is None else entries
         shared = replace(self.method, name=None, term=None, gate=None)
         methods = {}
-        resolved = [parse_entry(entry).within(shared).resolve() for entry in self._trained()]
+        resolved = [parse_entry(entry).within(shared).resolve() for entry in entries]
         short = Counter(method.label for method in resolved)
         for method in resolved:
             # Settings stand in a name only where the comparison needs them to tell two apart.
@@ -208,11 +274,34 @@ class RunConfig:
 
     def as_plain_finetuning(self) -> RunConfig:
         """Return the config of a run whose only method is `sft`."""
-        return self.for_method(replace(self, compare=("sft",)).resolved_methods()["sft"])
+        (sft,) = self.resolved_methods(("sft",)).values()
+        return self.for_method(sft, "sft")
 
-    def for_method(self, method: MethodConfig) -> RunConfig:
-        """Return the config of a run whose only method is `method`."""
-        return replace(self, method=replace(method, name=None), compare=())
+    def holds(self, folder: str) -> bool:
+        """Return whether the method of `folder` is held on anchors."""
+        methods = self.anchor.methods
+        return self.anchored and (methods is None or folder in methods)
+
+    def for_method(self, method: MethodConfig, folder: str | None = None) -> RunConfig:
+        """Return the config of a run whose only method is `method`.
+
+        folder: of the method in a comparison, which decides about anchors; None: that of its name.
+        """
+        held = self.holds(folder or method.label)
+        training, anchor = self.training, self.anchor
+        if held and anchor.epochs is not None:
+            training = replace(training, epochs=anchor.epochs)
+        if self.anchored:
+            given = replace(anchor, methods=None, epochs=None)
+            anchor = given if held else AnchorConfig(methods=())
+        return replace(
+            self,
+            method=replace(method, name=None),
+            compare=(),
+            recommended=None,
+            training=training,
+            anchor=anchor,
+        )
 
 
 # Checkpoints of earlier releases compared places.
@@ -283,7 +372,11 @@ def _require_whole_run(folder: Path) -> None:
     if not (parent / CONFIG_FILE).is_file():
         return
     whole = read_config(parent, RunConfig)
-    if whole.compare and folder.name in (*whole.resolved_methods(), *whole.baselines):
+    if whole.compare and folder.name in {
+        *whole.resolved_methods(),
+        *whole.baselines,
+        whole.recommended,
+    }:
         raise UserError(
             f"{folder}: is a part of the comparison {parent}; go on with"
             f" {resume_command(PROGRAM, parent)}"
@@ -328,4 +421,6 @@ def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:
             f"command line: --compare and --{methods[0]} contradict each other; give the methods"
             " of a comparison as NAME or NAME=WEIGHT, or one method alone"
         )
-    return replace(loaded.config, compare=())
+    # What a preset says about the methods of its comparison has no meaning for another one.
+    anchor = replace(loaded.config.anchor, methods=None)
+    return replace(loaded.config, compare=(), recommended=None, anchor=anchor)

@@ -38,12 +38,12 @@ from cogcalib_jax.cli.run_folder import (
     write_inputs,
 )
 from cogcalib_jax.cli.sampling import sampling_rows
-from cogcalib_jax.cli.stored import CHOICE_FILE, read_choice, resume_command
-from cogcalib_jax.console import say
+from cogcalib_jax.cli.stored import CHOICE_FILE, CONFIG_FILE, read_choice, resume_command
+from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import whole_folder
+from cogcalib_jax.files import whole_folder, write_whole
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import choose_option_score
@@ -95,7 +95,8 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     methods = config.resolved_methods()
     if not config.compare:
         (method,) = methods.values()
-        result = train_method(run, run.trainer, config.for_method(method), start, run.folder)
+        trainer = held_trainer(run, method.label)
+        result = train_method(run, trainer, config.for_method(method), start, run.folder)
         score_adapter(run, run.folder, run.folder / TEMPERED, start, result.lora)
         recommend(run, [THE_RUN])
         return
@@ -103,17 +104,58 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     sft = None
     for key, method in methods.items():
         folder = run.folder / key
-        alone = config.for_method(method)
+        alone = config.for_method(method, key)
         write_config(folder, alone)
-        result = train_method(run, run.trainer, alone, start, folder)
+        result = train_method(run, held_trainer(run, key), alone, start, folder)
         results |= score_adapter(run, folder, run.folder / tempered(key), start, result.lora)
         if key in BEST_EPOCHS:
             results |= _best_epoch(run, alone, key, start, result)
         if key == "sft":
             sft = result
-    recommend(run, simplest_first(list(results)))
-    results |= sampling_rows(run, start, sft)
+    candidates = simplest_first(list(results))
+    recommend(run, [*candidates, *_with_adapter(run)])
+    plain = replace(run, trainer=held_trainer(run, "sft"))
+    results |= sampling_rows(plain, start, sft)
     write_json(run.folder / "comparison.json", results)
+
+
+def held_trainer(run: Run, key: str) -> Trainer:
+    """Return the run's trainer for the method of folder `key`: with anchors, or without."""
+    trainer, config = run.trainer, run.config
+    trainable, epochs = trainer.trainable, config.anchor.epochs
+    if not config.holds(key):
+        return replace(trainer, trainable=replace(trainable, anchors=None))
+    if epochs is None:
+        return trainer
+    # Style adaptation, over by now, stays as long as it was.
+    training = replace(trainable.training, epochs=epochs, style_steps=trainer.style_steps)
+    return replace(trainer, trainable=replace(trainable, training=training))
+
+
+def _with_adapter(run: Run) -> list[str]:
+    """Make the folder that the config recommends one of an adapter, and return its name; [] if
+    there is none. Its predictions are there: with the temperature of the adapter."""
+    key = run.config.recommended
+    if key is None:
+        return []
+    folder = run.folder / key
+    source = next(
+        run.folder / name for name in run.config.resolved_methods() if tempered(name) == key
+    )
+    if not from_main(folder.is_dir):
+        warn(f"recommended = {key}: no temperature could be fitted; another method is chosen")
+        return []
+
+    def copy() -> None:
+        for name in (CONFIG_FILE, VALIDATION_FILE):
+            if (source / name).is_file():
+                write_whole(folder / name, (source / name).read_text(encoding="utf-8"))
+        if not (folder / "adapter").exists():
+            with whole_folder(folder / "adapter") as building:
+                shutil.copytree(source / "adapter", building, dirs_exist_ok=True)
+
+    from_main(copy)
+    return [key]
 
 
 def _best_epoch(
@@ -255,7 +297,10 @@ def recommend(run: Run, candidates: Sequence[str]) -> None:
     validation = run.trainer.splits["validation"]
     if not validation:
         return
-    chosen = from_main(lambda: choose(run.folder, candidates))
+    named = run.config.recommended
+    chosen = from_main(
+        lambda: choose(run.folder, candidates, named if named in candidates else None)
+    )
     write_json(run.folder / RECOMMENDED_FILE, chosen | {"question": _example(validation)})
 
 
@@ -267,19 +312,21 @@ def simplest_first(folders: Sequence[str]) -> list[str]:
     return sorted(kept, key=lambda key: order.index(key) if key in order else len(order))
 
 
-def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
+def choose(run: Path, candidates: Sequence[str], recommended: str | None = None) -> dict[str, Any]:
     """Choose among `candidates` (the simplest first) by the files in their folders.
+
+    recommended: the one that the config names; None: the choice is made here.
 
     Returns:
         The content of `recommended.json` without its example: `method`, the folder; `chosen_on`,
-        `n` questions; `validation_nll` of every candidate and reference, in nats; `equal_to_best`,
-        the candidates whose difference from the lowest NLL may be noise; `not_better_than`, the
-        references within the paired interval of the method.
+        validation or config; `n` questions; `validation_nll` of every candidate and reference, in
+        nats; `equal_to_best`, the candidates whose difference from the lowest NLL may be noise;
+        `not_better_than`, the references within the paired interval of the method.
     """
     nll = {key: read_validation_nll(run / key) for key in candidates}
     best = min(nll, key=lambda key: nll[key].mean())
     equal = [key for key in nll if key == best or _low(nll[key], nll[best]) <= 0]
-    method = equal[0]
+    method = recommended or equal[0]
     references = {
         key: read_validation_nll(run / key)
         for key in (BASE, COMMONEST)
@@ -287,7 +334,7 @@ def choose(run: Path, candidates: Sequence[str]) -> dict[str, Any]:
     }
     return {
         "method": method,
-        "chosen_on": "validation",
+        "chosen_on": "validation" if recommended is None else "config",
         "n": len(nll[method]),
         "validation_nll": {key: float(values.mean()) for key, values in (nll | references).items()},
         "equal_to_best": equal,

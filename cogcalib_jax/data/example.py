@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -69,6 +69,8 @@ class Splits:
     test: tuple[Example, ...]
     shots: tuple[Example, ...] = ()
     """solved questions before every prompt (`data.few_shot`), in none of the five splits"""
+    anchor: tuple[Example, ...] = ()
+    """questions without answers, in a split of their own (see `AnchorConfig`)"""
     notes: tuple[str, ...] = ()
     """rows that were left out and why, a line each"""
     read: str = field(default="", compare=False)
@@ -194,6 +196,13 @@ class EncodedSplit(tuple[Encoded, ...]):
             and all(len(ids) == 1 for row in self for ids in row.completion_ids)
             and all(len(set(row.completion_ids)) == len(row.completion_ids) for row in self)
         )
+
+
+def unlabelled(example: Example) -> Example:
+    """Return the question alone: without its answer and the other columns of its row."""
+    nothing = ("?",) if example.is_open else ()
+    choices = nothing or example.choices
+    return replace(example, choices=choices, answer=0, extra={}, aliases=nothing)
 
 
 def exclude_one_another(completions: Sequence[Sequence[int]]) -> bool:

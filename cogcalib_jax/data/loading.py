@@ -36,6 +36,7 @@ def load_splits(
     stored: Mapping[str, Stored] | None = None,
     *,
     made: Any = None,
+    carve: int = 0,
 ) -> Splits:
     """Return the five splits of a task.
 
@@ -44,6 +45,7 @@ def load_splits(
         seed: the run's seed; decides rows that are made (stored ones: `config.split_seed`).
         stored: split -> rows in memory, for a task of the user's own rows; None: read `config`.
         made: settings of the tasks that make their own rows (`MadeSettings`); None: the defaults.
+        carve: training rows that become the split `anchor` (of stored rows).
 
     Raises:
         UserError: rows that cannot be read or used, splits that are missing, unlabelled or small.
@@ -52,7 +54,7 @@ def load_splits(
     if isinstance(task, MadeTask):
         return task.build(made, seed)
     official, notes, read = _official(task, config, stored)
-    splits = make_splits(official, config)
+    splits = make_splits(official, config, carve)
     return replace(splits, notes=(*notes, *splits.notes), read=read)
 
 
@@ -127,6 +129,17 @@ def load_test(
     test = limit_test(test, config)
     notes += repeats_note("test", question_clusters(test))
     return test, tuple(filter(None, notes))
+
+
+def is_split_file(config: DataConfig, file: Path) -> bool:
+    """Return whether a split of the task is read from `file`."""
+    task = TASKS[config.task]
+    if isinstance(task, MadeTask) or config.path is None or not file.is_file():
+        return False
+    if _is_file(config):
+        return Path(config.path).samefile(file)
+    names = ("train", "validation", "test", *_split_names(task, config).values())
+    return any(one.samefile(file) for name in names for one in _files(task, config, name))
 
 
 def groups_of(task: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ in case alone are joined only if their right answer is the same: "5 mW" does not
 docs/tasks.md states which rows are left out if official splits overlap.
 """
 
+import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from cogcalib_jax.data.example import (
     question_clusters,
     question_key,
     repeats_note,
+    unlabelled,
 )
 from cogcalib_jax.data.tasks import TASKS, RowTask
 from cogcalib_jax.errors import UserError
@@ -40,11 +42,12 @@ class Official(NamedTuple):
     test: Sequence[Example] | None
 
 
-def make_splits(official: Official, config: DataConfig) -> Splits:
+def make_splits(official: Official, config: DataConfig, carve: int = 0) -> Splits:
     """Make the five splits, deterministic in the rows and `config.split_seed`.
 
     Rows keep their order within a split. The seed draws the carved rows and the rows that a limit
-    keeps; a limit on one split changes nothing in the others.
+    keeps; a limit on one split changes nothing in the others. `carve` rows of train become the
+    split `anchor`, without their answers.
 
     Raises:
         UserError: too few training rows for the splits asked for.
@@ -86,6 +89,9 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
     carved["style"], rest = _deal(
         [c for c in deck if c[0] in chosen], style_rows, at_least_one=True
     )
+    if carve:
+        carved["anchor"], rest = _deal(rest, carve)
+        sizes["anchor"] = carve
     carved["train"] = [row for component in rest for row in component]
     for name, rows in carved.items():
         if not rows:
@@ -100,6 +106,8 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
                 f"{name}: {len(rows)} rows instead of {sizes[name]}, since groups are kept whole"
             )
     splits = {name: tuple(train[i] for i in sorted(rows)) for name, rows in carved.items()}
+    if carve:
+        splits["anchor"] = tuple(map(unlabelled, splits["anchor"]))
     if official.validation is not None:
         splits["validation"] = _limit(validation, config.validation_rows, config.split_seed, 1)
     if official.test is not None:
@@ -108,6 +116,43 @@ def make_splits(official: Official, config: DataConfig) -> Splits:
         notes += _shared_groups(train, validation, official.test or ())
     notes += repeats_note("test", question_clusters(splits["test"]))
     return Splits(**splits, shots=shots, notes=tuple(notes))
+
+
+def require_apart(
+    anchors: Sequence[Example],
+    others: Mapping[str, Sequence[Example]],
+    where: str,
+    groups_are_names: bool = False,
+) -> None:
+    """Refuse anchors that share a question, a group or a person with the rows of `others`.
+
+    Args:
+        others: what messages call the rows -> the rows.
+        where: the anchors' source, for the message.
+        groups_are_names: whether groups are names of people, which a question without a group may
+            hold.
+
+    Raises:
+        UserError: such an anchor.
+    """
+    for name, rows in others.items():
+        questions = {question_key(row) for row in rows}
+        groups = {row.group for row in rows if row.group is not None}
+        people = re.compile("|".join(map(re.escape, groups)) if groups_are_names else r"(?!)")
+        shared = [
+            row
+            for row in anchors
+            if question_key(row) in questions
+            or row.group in groups
+            or (groups and row.group is None and people.search(row.question))
+        ]
+        if shared:
+            raise UserError(
+                f"{where}: {len(shared):,} of {len(anchors):,} questions share question, group or"
+                f" person with {name} (the first: {shared[0].id}, {shared[0].question!r:.80});"
+                " expected none. Leave them out, or keep groups of your own rows apart with"
+                " --data.shared-groups drop"
+            )
 
 
 def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:

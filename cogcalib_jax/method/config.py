@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.registry import Registry, split_outside, split_spec
@@ -35,6 +36,8 @@ GATED = "co"
 """before a term's name it means the adaptive gate, as in the paper's CoLS"""
 ANCHOR_TERM = "kl"
 """the term that holds anchors unless another is named"""
+NO_ANCHORS = ("style", "train", "calibration", "validation", "test")
+"""splits of a run, whose questions are no anchors"""
 PRIOR = "prior"
 """prior(E): label smoothing by E towards the start's belief"""
 
@@ -332,12 +335,20 @@ class AnchorConfig:
     """
 
     path: str | None = setting(None, place=True)
-    """file of questions with choices, as for eval.py --predict (answers are not read); unset: none.
-    They are asked with the run's own prompt, and the term sees the classes of method.space"""
+    """file of questions with choices, as for eval.py --predict (answers are not read), asked with
+    the run's own prompt; the term sees the classes of method.space"""
+    carve: int | None = setting(None, added=True)
+    """rows of train that become such questions, in a split of their own; a task that makes its rows
+    has world.anchor or facts.anchor instead"""
+    methods: tuple[str, ...] | None = setting(None, added=True)
+    """folders of the methods of a comparison that are held; unset: all; []: none"""
+    epochs: float | None = setting(None, added=True)
+    """training.epochs of the held methods, which bear more passes; unset: as many as the others"""
     rows_per_step: int = 8
     """questions per update, over all devices and micro-batches"""
     term: str = ANCHOR_TERM
-    """term that needs no right answer, with settings if wanted: kl, ls, mbls(margin=5), ecp"""
+    """term that needs no right answer, with settings if wanted: kl (the start's belief), uniform
+    (for questions that nobody can answer), ls, mbls(margin=5), ecp"""
     weight: float | None = None
     """weight of the mean term beside the mean loss; unset: the term's own default; 0 only measures
     it"""
@@ -352,12 +363,32 @@ class AnchorConfig:
         # The default is one, and names are looked up with JAX, which reading a config spares.
         if self.term != ANCHOR_TERM:
             _check_term(self.term)
-        for field in fields(self)[1:]:
-            check(
-                self.path is not None or getattr(self, field.name) == field.default,
-                field.name,
-                f"must be {field.default} without anchor.path, the file of questions",
-            )
+        check(
+            Path(self.path or "").name.partition(".")[0].casefold() not in NO_ANCHORS,
+            "path",
+            f"must name other questions than {', '.join(NO_ANCHORS)}: anchors share nothing with"
+            f" them (got {self.path})",
+        )
+        check(
+            self.epochs is None or 0 < self.epochs <= 1e6,
+            "epochs",
+            "must be a number above 0 and at most a million, or unset",
+        )
+        check(self.carve is None or self.carve >= 1, "carve", "must be at least 1, or unset")
+        check(
+            None in (self.path, self.carve),
+            "carve",
+            "must be unset beside anchor.path, which names the questions",
+        )
+
+    def changed(self) -> dict[str, Any]:
+        """Return name -> default of the fields that say something about anchors."""
+        return {
+            field.name: field.default
+            for field in fields(self)
+            if field.name not in ("path", "carve", "methods")
+            and getattr(self, field.name) != field.default
+        }
 
     def build(self) -> Anchor:
         """Return the term and its weight as the training step takes them."""

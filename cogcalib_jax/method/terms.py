@@ -284,6 +284,23 @@ class StartKL(Term):
         return rows.reduce(jnp.exp(log_q) * (log_q - rows.log_p), "sum")
 
 
+@register_term("uniform", label="KL to uniform")
+@dataclass(frozen=True)
+class UniformKL(Term):
+    """KL(uniform || model) over the classes: for questions known to have no answer (anchors).
+
+    It differs from `ls` with a mean by the entropy of the uniform distribution, so it is 0 where
+    the model believes nothing.
+    """
+
+    default_weight = 1.0
+    needs_target = False
+
+    def __call__(self, rows: Rows) -> jax.Array:
+        classes = rows.logits.shape[-1] if rows.mask is None else jnp.sum(rows.mask, -1)
+        return -rows.reduce(rows.log_p, "mean") - jnp.log(jnp.maximum(classes, 1.0))
+
+
 def _power(base: jax.Array, exponent: jax.Array | float) -> jax.Array:
     """Return base ** exponent for base >= 0 with finite gradients.
 

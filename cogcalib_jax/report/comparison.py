@@ -14,7 +14,13 @@ from typing import Any
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.metrics.significance import holm
-from cogcalib_jax.report.load_run import Run, read_predictions, task_file, weights_of
+from cogcalib_jax.report.load_run import (
+    Run,
+    anchor_terms,
+    read_predictions,
+    task_file,
+    weights_of,
+)
 from cogcalib_jax.report.names import REFERENCES, is_tempered, short_name
 from cogcalib_jax.report.tables import (
     FLOOR_HEADER,
@@ -117,7 +123,21 @@ def findings(runs: Sequence[Run], task: str) -> Findings:
         first,
         (*comparisons, *scaled),
         {caption: table for caption, table in tables.items() if table is not None},
-        (*left_out, *verdict([*comparisons, *scaled], metrics, weights_of(runs[0]))),
+        (
+            *left_out,
+            *_held(runs[0]),
+            *verdict([*comparisons, *scaled], metrics, weights_of(runs[0])),
+        ),
+    )
+
+
+def _held(run: Run) -> tuple[str, ...]:
+    """Return a sentence on each method that anchors held."""
+    knows = ", a target that knows that nobody can answer them"
+    return tuple(
+        f"{short_name(key)} was held on questions without answers by the term {term}"
+        f"{knows if term.startswith('uniform') else ''}."
+        for key, term in anchor_terms(run).items()
     )
 
 

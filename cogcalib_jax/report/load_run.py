@@ -310,6 +310,15 @@ def weights_of(run: Run) -> dict[str, float]:
     return {key: _setting({key: text}, "method", "weight") for key, text in own.items()}
 
 
+def anchor_terms(run: Run) -> dict[str, str]:
+    """Return method -> the term that held it on questions without answers, for methods of such."""
+    return {
+        m.key: _setting({m.config: run.configs[m.config]}, "anchor", "term")
+        for m in run.methods
+        if any("anchor" in line for line in m.logged("finetune"))
+    }
+
+
 def keeps_best(run: Run, method: Method) -> bool:
     """Return whether the weights are those of the best validation epoch, not of the last update."""
     return _setting({method.config: run.configs[method.config]}, "training", "keep") == "best"

@@ -19,6 +19,7 @@ from cogcalib_jax.report.names import (
     COMMONEST,
     REFERENCES,
     best_epoch_of,
+    is_tempered,
     short_name,
     tempered,
 )
@@ -167,6 +168,8 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
 def _why(chosen: dict[str, Any]) -> str:
     nll, method = chosen["validation_nll"], chosen["method"]
     asked = count(chosen["n"], "validation question")
+    if chosen["chosen_on"] == "config" and not chosen["not_better_than"]:
+        return f"The config names it; its NLL on {asked}: {nll[method]:.3f}."
     trained = [key for key in nll if key not in _REFERENCES]
     not_beaten = chosen["not_better_than"]
     if not_beaten:
@@ -194,11 +197,11 @@ def _why(chosen: dict[str, Any]) -> str:
 def _how_good(run: Run, methods: dict[str, Method], method: Method) -> tuple[str, ...]:
     """Accuracy and mean confidence on test questions, as `--predict` gives them."""
     task = run.tasks[0]
-    with_temperature = methods.get(tempered(method.key))
-    numbers = (with_temperature or method).metrics[task]
+    scored = methods.get(tempered(method.key), method)
+    numbers = scored.metrics[task]
     sure = f"{percent(numbers['accuracy'])} right, {percent(numbers['confidence'])} sure"
     how = "without a temperature, for none was fitted"
-    if with_temperature is not None:
+    if is_tempered(scored.key):
         how = (
             f"at its temperature of {numbers['temperature']:.3g}, which eval.py --predict and"
             " calibration.json use"

@@ -93,7 +93,7 @@ class Trial:
         return [entry for entry in self.entries if not self.tried(entry).is_file()]
 
     def method(self, entry: str) -> MethodConfig:
-        (method,) = replace(self.config, compare=(entry,)).resolved_methods().values()
+        (method,) = self.config.resolved_methods((entry,)).values()
         return method
 
 

@@ -29,7 +29,7 @@ def check_mesh(
     """Refuse batches that the devices of `mesh` cannot share evenly (UserError)."""
     micro_batch = training.batch_size // training.accumulation
     require_even("training.batch_size / training.accumulation", micro_batch, mesh)
-    if anchor is not None and anchor.path is not None:
+    if anchor is not None:
         anchors = anchor.rows_per_step // training.accumulation
         require_even("anchor.rows_per_step / training.accumulation", anchors, mesh)
     require_even("evaluation.batch_size", evaluation.batch_size, mesh)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice, product
 
 from cogcalib_jax.errors import check
-from cogcalib_jax.settings import rename
+from cogcalib_jax.settings import rename, setting
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,9 @@ class WorldConfig:
     """calibration questions"""
     style: int = 960
     """style-adaptation questions; the people left over show the question format in the corpus"""
+    anchor: int = setting(0, added=True)
+    """questions without answers about people of their own, beside `entities`, who
+    are asked about nowhere else; the corpus states their facts as it does those of all people"""
     other_relations: tuple[str, ...] = ()
     """relations that no split asks about, but the group other_relations; splits shrink by them"""
     seed: int | None = None
@@ -207,6 +210,11 @@ class WorldConfig:
                 name,
                 f"must be a positive multiple of {per_entity} (people are split whole)",
             )
+        check(
+            self.anchor >= 0 and self.anchor % per_entity == 0,
+            "anchor",
+            f"must be 0 or a positive multiple of {per_entity} (people are split whole)",
+        )
         split_entities = sum(getattr(self, name) for name in SPLITS) // per_entity
         check(
             split_entities < self.entities <= MAX_ENTITIES,
@@ -215,16 +223,27 @@ class WorldConfig:
             f" show the question format, and at most {MAX_ENTITIES}",
         )
         check(
+            self.people <= MAX_ENTITIES,
+            "anchor",
+            f"must leave at most {MAX_ENTITIES} people (got {self.people})",
+        )
+        check(
             set(self.other_relations) < set(RELATIONS),
             "other_relations",
             f"must be some of {', '.join(RELATIONS)}, not all",
         )
         check(self.seed is None or self.seed >= 0, "seed", "must be at least 0, or unset")
 
+    @property
+    def people(self) -> int:
+        """The number of people, those of anchors included."""
+        return self.entities + self.anchor // len(RELATIONS)
+
 
 # `data.world.*` is the name of these fields in earlier releases.
 for _field in fields(WorldConfig):
-    rename(f"data.world.{_field.name}", f"world.{_field.name}")
+    if _field.name != "anchor":
+        rename(f"data.world.{_field.name}", f"world.{_field.name}")
 
 
 @dataclass(frozen=True)
@@ -241,6 +260,8 @@ class FactsConfig:
     """calibration questions"""
     style: int = 180
     """style-adaptation questions"""
+    anchor: int = setting(0, added=True)
+    """questions without answers about people who are asked about nowhere else"""
     relations: tuple[str, ...] = ("birthplace", "job", "field")
     """what is asked about every person"""
     seed: int | None = None
@@ -262,7 +283,12 @@ class FactsConfig:
                 f"must be a positive multiple of {per_person}, the relations of a person",
             )
         check(
-            self.people <= MAX_PEOPLE,
+            self.anchor >= 0 and self.anchor % per_person == 0,
+            "anchor",
+            f"must be 0 or a positive multiple of {per_person}, the relations of a person",
+        )
+        check(
+            self.people + self.anchor // per_person <= MAX_PEOPLE,
             "train",
             f"must leave at most {MAX_PEOPLE} people in all splits, as many as there are names"
             f" (got {self.people})",
@@ -271,7 +297,7 @@ class FactsConfig:
 
     @property
     def people(self) -> int:
-        """The number of people in all splits."""
+        """The number of people in all splits, those of anchors left out."""
         return sum(getattr(self, name) for name in SPLITS) // len(self.relations)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cogcalib_jax.data.example import Example, Splits
+from cogcalib_jax.data.example import Example, Splits, unlabelled
 from cogcalib_jax.world.config import FIRST_NAMES, RELATIONS, SPLITS, WorldConfig, last_names
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ Form = Literal["A", "B", "C"]
 FORMAT = "format"
 """the people in no split, whose questions the corpus shows with their answers: were they the style
 split, style adaptation would train on answers already seen, which rewards confidence"""
+ANCHOR = "anchor"
+"""the people of `WorldConfig.anchor`"""
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
@@ -45,7 +47,7 @@ class Fact:
     exposure: int
     """statements in the corpus"""
     split: str
-    """a split of `Splits`, or FORMAT"""
+    """a split of `Splits`, ANCHOR included, or FORMAT"""
 
     @property
     def id(self) -> str:
@@ -146,7 +148,7 @@ def resolve_seed(config: WorldConfig | None, seed: int) -> WorldConfig:
 
 def vocabulary(config: WorldConfig) -> tuple[str, ...]:
     """Return every word of a world of this size, sorted; no word depends on the seed."""
-    words = {*FIRST_NAMES, *last_names(config.entities)}
+    words = {*FIRST_NAMES, *last_names(config.people)}
     for relation in RELATIONS.values():
         words |= set(relation.values)
         for text in (*relation.statements, relation.form_a, relation.form_b):
@@ -160,28 +162,37 @@ def _rng(config: WorldConfig, stream: int) -> np.random.Generator:
 
 
 def _draw_facts(config: WorldConfig) -> tuple[Fact, ...]:
-    rng = _rng(config, 0)
-    firsts = rng.choice(FIRST_NAMES, size=config.entities)
-    lasts = last_names(config.entities)
-    answers = np.stack(
-        [rng.integers(len(r.values), size=config.entities) for r in RELATIONS.values()], axis=1
-    )
-    exposures = _rng(config, 1).choice(
-        config.exposures, size=answers.shape, p=config.exposure_probabilities
-    )
     sizes = [getattr(config, name) // len(RELATIONS) for name in SPLITS]
     sizes.append(config.entities - sum(sizes))
-    splits = rng.permutation(np.repeat([*SPLITS, FORMAT], sizes))
+    splits = np.repeat([*SPLITS, FORMAT], sizes)
+    facts = _facts_of(config, 0, splits, first=0)
+    # With streams of their own: whatever their number is, the others stay who they are.
+    others = np.repeat([ANCHOR], config.people - config.entities)
+    return facts + _facts_of(config, 4, others, first=config.entities)
+
+
+def _facts_of(config: WorldConfig, stream: int, splits: np.ndarray, first: int) -> tuple[Fact, ...]:
+    """Draw the people from number `first` on, of `splits` [people] in a random order."""
+    rng, people = _rng(config, stream), len(splits)
+    firsts = rng.choice(FIRST_NAMES, size=people)
+    lasts = last_names(first + people)[first:]
+    answers = np.stack(
+        [rng.integers(len(r.values), size=people) for r in RELATIONS.values()], axis=1
+    )
+    exposures = _rng(config, stream + 1).choice(
+        config.exposures, size=answers.shape, p=config.exposure_probabilities
+    )
+    splits = rng.permutation(splits)
     return tuple(
         Fact(
-            entity=entity,
-            name=f"{firsts[entity]} {lasts[entity]}",
+            entity=first + person,
+            name=f"{firsts[person]} {lasts[person]}",
             relation=relation,
-            answer=int(answers[entity, column]),
-            exposure=int(exposures[entity, column]),
-            split=str(splits[entity]),
+            answer=int(answers[person, column]),
+            exposure=int(exposures[person, column]),
+            split=str(splits[person]),
         )
-        for entity in range(config.entities)
+        for person in range(people)
         for column, relation in enumerate(RELATIONS)
     )
 
@@ -200,14 +211,15 @@ def _write_corpus(config: WorldConfig, facts: tuple[Fact, ...]) -> tuple[str, ..
 
 
 def _make_splits(config: WorldConfig, facts: tuple[Fact, ...]) -> Splits:
-    rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    rows: dict[str, list[Example]] = {name: [] for name in (*SPLITS, ANCHOR)}
     style_forms = iter(_rng(config, 3).permutation(["A", "B"] * (config.style // 2)))
     for fact in facts:
         if fact.split != FORMAT:
             form = str(next(style_forms)) if fact.split == "style" else "A"
             # Left out here, so that the other questions keep their forms.
             if fact.relation not in config.other_relations:
-                rows[fact.split].append(_ask(config, fact, form))
+                asked = _ask(config, fact, form)
+                rows[fact.split].append(unlabelled(asked) if fact.split == ANCHOR else asked)
     return Splits(**{name: tuple(examples) for name, examples in rows.items()}, notes=())
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cogcalib_jax.data.example import Example, Splits
+from cogcalib_jax.data.example import Example, Splits, unlabelled
 from cogcalib_jax.world.config import (
     FIRST_NAMES,
+    MAX_PEOPLE,
     PLAIN_LAST_NAMES,
     PLAIN_RELATIONS,
     SPLITS,
@@ -71,7 +72,8 @@ def build_splits(config: FactsConfig | None, seed: int) -> Splits:
     rows: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for fact in _draw(config, seed):
         rows[fact.split].append(fact.ask(_FORMS[fact.split]))
-    return Splits(**{name: tuple(examples) for name, examples in rows.items()})
+    anchors = tuple(unlabelled(fact.ask("A")) for fact in _draw_anchors(config, seed))
+    return Splits(**{name: tuple(examples) for name, examples in rows.items()}, anchor=anchors)
 
 
 def taught_form_b(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
@@ -97,9 +99,7 @@ def _text(relation: str, form: Form) -> str:
 def _draw(config: FactsConfig | None, seed: int) -> Iterator[_Fact]:
     config = config or FactsConfig()
     rng = np.random.default_rng(seed if config.seed is None else config.seed)
-    last = len(PLAIN_LAST_NAMES)
-    pairs = rng.choice(len(FIRST_NAMES) * last, size=config.people, replace=False)
-    names = iter(enumerate(f"{FIRST_NAMES[i // last]} {PLAIN_LAST_NAMES[i % last]}" for i in pairs))
+    names = iter(enumerate(map(_name, _pairs(config, rng))))
     for split in SPLITS:
         people = getattr(config, split) // len(config.relations)
         answers = [
@@ -110,6 +110,28 @@ def _draw(config: FactsConfig | None, seed: int) -> Iterator[_Fact]:
             person, name = next(names)
             for relation, answer in zip(config.relations, row, strict=True):
                 yield _Fact(person, name, relation, int(answer), split)
+
+
+def _draw_anchors(config: FactsConfig | None, seed: int) -> Iterator[_Fact]:
+    """Draw people after all others, who stay who they are; nobody says what their facts are."""
+    config = config or FactsConfig()
+    seed = seed if config.seed is None else config.seed
+    taken = _pairs(config, np.random.default_rng(seed))
+    free = np.setdiff1d(np.arange(MAX_PEOPLE), taken)
+    people = config.anchor // len(config.relations)
+    chosen = np.random.default_rng([seed, 1]).choice(free, size=people, replace=False)
+    for person, name in enumerate(map(_name, chosen), start=config.people):
+        for relation in config.relations:
+            yield _Fact(person, name, relation, 0, "anchor")
+
+
+def _pairs(config: FactsConfig, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(MAX_PEOPLE, size=config.people, replace=False)
+
+
+def _name(pair: int) -> str:
+    first, last = divmod(pair, len(PLAIN_LAST_NAMES))
+    return f"{FIRST_NAMES[first]} {PLAIN_LAST_NAMES[last]}"
 
 
 def _balanced(rng: np.random.Generator, count: int, values: int) -> np.ndarray:

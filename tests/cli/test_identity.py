@@ -28,7 +28,8 @@ NEITHER = """
 # anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """
     compare ensemble_members also option_score
-    anchor.path anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
+    recommended anchor.path anchor.carve anchor.methods anchor.epochs anchor.rows_per_step
+    anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
     training.schedule training.refit_every training.validate_every training.keep
@@ -44,10 +45,10 @@ BOTH = """
     data.train_rows data.test_rows data.shared_groups data.split_seed
     world.entities world.exposures world.exposure_probabilities
     world.known_exposure world.question_rows world.train world.test
-    world.validation world.calibration world.style world.other_relations
+    world.validation world.calibration world.style world.anchor world.other_relations
     world.seed
     facts.train facts.test facts.validation facts.calibration
-    facts.style facts.relations facts.seed
+    facts.style facts.anchor facts.relations facts.seed
     model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
     lora.lora_dropout
     loss.space loss.tokens loss.correct loss.lm_weight

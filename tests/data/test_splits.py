@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import Example, question_clusters, question_key
-from cogcalib_jax.data.splits import Official, make_splits
+from cogcalib_jax.data.example import Example, question_clusters, question_key, unlabelled
+from cogcalib_jax.data.splits import Official, make_splits, require_apart
 from cogcalib_jax.errors import UserError
 
 
@@ -48,6 +48,37 @@ def official_rows(draw):
         draw(st.booleans()) and rows("b", (1, 20)) or None,
         draw(st.booleans()) and rows("c", (1, 20)) or None,
     )
+
+
+@settings(max_examples=50, deadline=None)
+@given(official_rows(), st.integers(0, 5), st.integers(1, 9))
+def test_anchors_are_carved_from_train_alone_and_without_answers(official, seed, carve):
+    sizes = config(split_seed=seed, calibration_rows=2)
+    try:
+        splits, plain = make_splits(official, sizes, carve), make_splits(official, sizes)
+    except UserError:
+        return
+    assert 0 < len(splits.anchor) <= carve
+    train = {row.id: row for row in plain.train}
+    assert {row.id for row in (*splits.train, *splits.anchor)} == train.keys()
+    assert all(row == unlabelled(train[row.id]) for row in splits.anchor)
+    kept, before = rows_of(splits), rows_of(plain)
+    assert all(kept[name] == before[name] for name in kept if name != "train")
+    require_apart(splits.anchor, kept, "anchor")
+
+
+def test_anchors_that_share_a_question_group_or_person_are_refused():
+    rows = {"test": [example("t", "Where was Ada Nork born?", group="Ada Nork")]}
+    for anchor, people in (
+        (example("a", "Where  was Ada Nork born?"), False),
+        (example("a", "What else?", group="Ada Nork"), False),
+        (example("a", "What does Ada Nork play?"), True),
+    ):
+        with pytest.raises(UserError, match="1 of 1 questions share question, group or person"):
+            require_apart([anchor], rows, "anchor", people)
+    # Groups of stored rows are no names.
+    require_apart([example("a", "What does Ada Nork play?")], rows, "anchor")
+    require_apart([example("a", "What does Ada Lind play?")], rows, "anchor", True)
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,7 +10,7 @@ from cogcalib_jax.method.terms import TERMS, Rows
 from tests.method.registered import own_names
 from tests.method.test_terms import GATE, LOGITS, START, TARGET
 
-ALLOWED = ("ls", "mbls", "ecp", "kl")
+ALLOWED = ("ls", "mbls", "ecp", "kl", "uniform")
 
 
 @pytest.mark.parametrize("name", own_names(TERMS))
@@ -40,13 +40,14 @@ def test_the_weight_is_the_terms_own_unless_it_is_given():
 @pytest.mark.parametrize(
     ("given", "field", "told"),
     [
-        ({"term": "focal"}, "term", "needs no right answer .allowed: ls, mbls, ecp, kl"),
+        ({"term": "focal"}, "term", "needs no right answer .allowed: ls, mbls, ecp, kl, uniform"),
         ({"term": "mdca"}, "term", "needs no right answer"),
         ({"term": "kll"}, "term", "expected one of .* did you mean kl"),
         ({"rows_per_step": 0}, "rows_per_step", "at least 1"),
         ({"weight": -1.0}, "weight", "finite number of at least 0"),
-        ({"path": None, "weight": 1.0}, "weight", "must be None without anchor.path"),
-        ({"path": None, "term": "ls"}, "term", "must be kl without anchor.path"),
+        ({"path": "a/test.jsonl"}, "path", "must name other questions than style, train, .* test"),
+        ({"carve": 5}, "carve", "must be unset beside anchor.path"),
+        ({"path": None, "carve": 0}, "carve", "must be at least 1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given, field, told):

@@ -44,13 +44,14 @@ def reference(spec, z, target, start):
         "dual_focal": -((1 - p[target] + rival) ** 5) * log_p[target],
         "brier": np.sum((p - hot) ** 2),
         "kl": np.sum(q * (log_q - log_p)),
+        "uniform": np.mean(-np.log(len(z)) - log_p),
     }[spec]
 
 
 SPECS = [
     *("ls", "ls(reduction=sum)", "mbls", "mbls(margin=4, reduction=sum)", "ecp"),
     *("ecp(reduction=mean)", "focal", "focal(gamma=0)", "focal(gamma=3)", "dual_focal"),
-    *("brier", "kl"),
+    *("brier", "kl", "uniform"),
 ]
 
 

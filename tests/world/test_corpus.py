@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from cogcalib_jax.errors import FieldError
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
 from cogcalib_jax.world.corpus import (
+    ANCHOR,
     FORMAT,
     SPECIAL_TOKENS,
     build_splits,
@@ -180,6 +181,20 @@ def test_a_world_is_a_function_of_config_and_seed(seed):
 def test_the_worlds_own_seed_goes_before_the_runs():
     own = replace(SMALL, seed=5)
     assert build_world(own, 1) == build_world(own, 2) == build_world(SMALL, 5)
+
+
+def test_anchors_are_about_people_of_their_own_beside_the_others(world):
+    """The others stay who they are; the corpus states facts of anchors and asks about none."""
+    held = build_world(replace(world.config, anchor=40), 0)
+    assert [rows for rows in held.splits.items()] == [rows for rows in world.splits.items()]
+    assert held.facts[: len(world.facts)] == world.facts
+    anchors = held.splits.anchor
+    others = {e.group for _, rows in held.splits.items() for e in rows}
+    assert len(anchors) == 40 and len({e.group for e in anchors} - others) == 10
+    assert all(e.answer == 0 and e.extra == {} for e in anchors)
+    own = [row for row in held.corpus if any(e.group in row for e in anchors)]
+    assert len(own) == sum(f.exposure for f in held.facts if f.split == ANCHOR)
+    assert not any(row.startswith("question") for row in own)
 
 
 def test_other_exposures_leave_people_answers_and_splits_alone(world):

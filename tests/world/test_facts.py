@@ -261,3 +261,13 @@ def test_a_tokenizer_may_split_values_and_names(tmp_path):
     rows = (folder / "ls" / "predictions" / "invented_facts.jsonl").read_text().splitlines()
     extra = json.loads(rows[0])["extra"]
     assert (extra["known"], extra["exposure"], extra["form"]) == (False, 0, "B")
+
+
+def test_anchors_are_about_people_whom_nobody_knows():
+    held, plain = build_splits(FactsConfig(anchor=30), 1), build_splits(None, 1)
+    assert held.items() == plain.items()
+    others = {e.group for _, rows in held.items() for e in rows}
+    assert len(held.anchor) == 30 and len({e.group for e in held.anchor} - others) == 10
+    assert all(e.answer == 0 and e.extra == {} for e in held.anchor)
+    with pytest.raises(FieldError, match="multiple of 3"):
+        FactsConfig(anchor=4)
