@@ -227,13 +227,13 @@ def fit(
         return change(settings.criterion, before, after, answers)
 
     sigma, trials = largest_passing(
-        measure, settings.tolerance, settings.low, settings.high, settings.steps
+        measure, settings.most, settings.low, settings.high, settings.steps
     )
     record = {
         "sigma": sigma,
         "at_bound": sigma == settings.high,
         "criterion": settings.criterion,
-        "tolerance": settings.tolerance,
+        "tolerance": settings.most,
         "layers": settings.layers,
         "anchors": len(chosen),
         "trials": trials,

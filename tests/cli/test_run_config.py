@@ -94,9 +94,11 @@ def test_settings_stand_in_a_baselines_folder_where_two_have_its_name(load):
     specs = "sft,blob,tfb(tolerance=1e-5),tfb(criterion=flips)"
     found = load("--compare", specs).baselines
     assert list(found) == ["blob", "tfb-tolerance=1e-05", "tfb-criterion=flips"]
-    assert [found[key].tolerance for key in list(found)[1:]] == [1e-5, 0.003]
+    assert [found[key].tolerance for key in list(found)[1:]] == [1e-5, 0]
+    assert [found[key].most for key in list(found)[1:]] == [1e-5, 0.1]
     assert short_name("tfb-tolerance=1e-05") == "TFB (tolerance 1e-05)"
     for wrong, words in {
+        "sft,tfb(criterion=flips,tolerance=1.5)": "tolerance is 1.5; expected a share below 1",
         "sft,tfb(of=ls)": "of is ls; expected sft or best_epoch",
         "sft,tfb,tfb(steps=6)": "must name each method once",
         "sft,tfb(sigma=1)": "tfb has no setting 'sigma'",

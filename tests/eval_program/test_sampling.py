@@ -104,12 +104,12 @@ def test_noise_is_added_to_a_run_and_to_a_foreign_adapter(trained, tmp_path, cap
     found = json.loads((tmp_path / "run/tfb.json").read_text())
     assert found["anchors"] == 8 and found["trials"]
     anchors = tmp_path / "anchors.jsonl"
-    asked = lines(run / PREDICTIONS)[:6]
-    more = [{"question": f"Who is {n}?", "choices": ["Ann", "Bob"]} for n in range(5)]
+    taught = lines(run / "predictions/world:taught_form_b.jsonl")[:5]
     rows = [
-        {"question": r["question"], "choices": [c.strip() for c in r["completions"]]} for r in asked
+        {"question": row["question"], "choices": [text.strip() for text in row["completions"]]}
+        for row in taught + lines(run / PREDICTIONS)[:6]
     ]
-    anchors.write_text("".join(json.dumps(row) + "\n" for row in more + rows))
+    anchors.write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = [*small_world(base), *SCORING, *few, "--adapter", run / "adapter"]
     assert run_eval(*argv, "--tfb-anchors", anchors, "--run-dir", tmp_path / "e") == 0
     # Questions that are evaluated are no anchors.
@@ -120,10 +120,14 @@ def test_noise_is_added_to_a_run_and_to_a_foreign_adapter(trained, tmp_path, cap
 @pytest.mark.parametrize(
     ("spec", "more", "words"),
     [
-        ("tfb", [], "tfb_anchors: must name a file of questions for adapters"),
-        ("tfb", ["--tfb-anchors", "x", "--mc-passes", "3"], "mc_passes: must be none beside tfb"),
+        ("tfb", [], "must name a file of questions for adapters"),
+        (
+            "tfb",
+            ["--tfb-anchors", "x", "--mc-passes", "3"],
+            "mc_passes = 3: must be none beside tfb",
+        ),
         ("tfb(layers=first)", [], "layers is first; expected all or last"),
-        ("tfb(criterion=gold_nll)", ["--tfb-anchors", "x"], "tfb_anchors: must be none"),
+        ("tfb(criterion=gold_nll)", ["--tfb-anchors", "x"], "tfb_anchors = x: must be none"),
     ],
 )
 def test_noise_without_what_it_needs_is_refused(trained, tmp_path, capsys, spec, more, words):
