@@ -210,7 +210,8 @@ def test_a_comparison_holds_and_recommends_the_methods_that_it_names(base, tmp_p
         scaled = np.exp(np.array(row["option_logprobs"]) / value)
         np.testing.assert_allclose(row["option_probs"], scaled / scaled.sum(), atol=1e-6)
     text = " ".join(write_report(run).split())
-    assert "KL to the start on all data was held on questions without answers by the term kl." in text
+    told = "KL to the start on all data was held on questions without answers by the term kl."
+    assert told in text
     assert f"Adapter: {folder / 'adapter'}" in text
     assert "The config names it" in text or "not recommended" in text
     for key, alone in (("sft", AnchorConfig(methods=())), ("kl", AnchorConfig())):
