@@ -86,7 +86,10 @@ class Field:
 
 
 def fields(cls: type, base: Any = dataclasses.MISSING) -> list[Field]:
-    """Return the fields of a config dataclass, with defaults from the instance `base` if given."""
+    """Return the fields of a config dataclass, with defaults from the instance `base` if given.
+
+    Those marked `option=False` are left out: programs set them, and no file of ours holds them.
+    """
     hints = get_type_hints(cls)
 
     def default(field: dataclasses.Field) -> Any:
@@ -101,7 +104,7 @@ def fields(cls: type, base: Any = dataclasses.MISSING) -> list[Field]:
     return [
         Field(field.name, hints[field.name], default(field), **field.metadata)
         for field in dataclasses.fields(cls)
-        if field.init
+        if field.init and field.metadata.get("option", True)
     ]
 
 

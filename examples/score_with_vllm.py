@@ -133,12 +133,21 @@ def option_scores(rule, logprobs, tokens, completions):
 
 
 def require_merged_head(file, calibration):
-    """Refuse an adapter on lm_head that is not merged: vLLM would not apply all of it."""
+    """Refuse an unmerged adapter of which vLLM would not apply all: on lm_head, with DoRA (which it
+    does not know), with ranks or alphas by module (which it does not read; lora/peft_helper.py)."""
     adapter = file.parent / "adapter_config.json"
+    raw = json.loads(adapter.read_text(encoding="utf-8")) if adapter.is_file() else {}
     touches, merged = calibration.get("adapter_touches_head"), calibration.get("merged")
-    if touches is None and adapter.is_file():  # written before these two fields existed
-        targets = json.loads(adapter.read_text(encoding="utf-8"))["target_modules"]
-        touches, merged = "lm_head" in targets, False
+    if touches is None and raw:  # written before these two fields existed
+        touches, merged = "lm_head" in raw["target_modules"], False
+    other = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    unknown = [key for key in (*other, "trainable_token_indices") if raw.get(key)]
+    if unknown and not merged:
+        raise SystemExit(
+            f"{file}: belongs to an unmerged adapter with {unknown[0]}, which vLLM does not apply;"
+            " merge it (python -m cogcalib_jax.hf.merge) and give the merged folder's"
+            " calibration.json"
+        )
     if touches and not merged:
         raise SystemExit(
             f"{file}: belongs to an unmerged adapter on lm_head, which vLLM leaves out of prompt"

@@ -144,7 +144,7 @@ def adapter_flows(
             projection.linear.lora_A[...],
             projection.linear.lora_B[...],
             projection.input_slot[...],
-            projection.linear.scale * projection.output_slot[...],
+            projection.linear.stacked_scale(4) * projection.output_slot[...],
             real,
         )
     if HEAD in decoder.lora.modules:

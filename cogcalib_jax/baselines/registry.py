@@ -24,6 +24,8 @@ class Baseline:
     """whether its distribution is known after the last update alone"""
     single_token: ClassVar[bool] = False
     """whether every option must be one token"""
+    adapters: ClassVar[str] = "plain"
+    """on which adapters it works: one of `LoraConfig.distributions`"""
     one_pass: ClassVar[bool] = False
     """whether an answer costs one forward pass"""
 

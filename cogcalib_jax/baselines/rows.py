@@ -34,6 +34,8 @@ def _require(condition: bool, name: str, value: float, expected: str) -> None:
 class McDropout(Baseline):
     """SFT trained with dropout, which stays on while it answers."""
 
+    adapters = "any"
+
 
 @register_baseline(
     "ensemble",
@@ -44,6 +46,8 @@ class McDropout(Baseline):
 )
 class Ensemble(Baseline):
     """Several fine-tunings, each with first weights and a data order of its own."""
+
+    adapters = "any"
 
 
 @register_baseline(
@@ -57,6 +61,8 @@ class Ensemble(Baseline):
 )
 class LaplaceLora(Baseline):
     """A normal distribution around SFT, from the curvature of its loss."""
+
+    adapters = "matrices"
 
 
 @register_baseline(

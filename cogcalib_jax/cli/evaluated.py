@@ -139,7 +139,7 @@ def _with_adapter(
     if not (Path(adapter) / WEIGHTS_FILE).is_file():
         raise UserError(f"{adapter}: no {WEIGHTS_FILE}; give a folder that holds a whole adapter")
     if not look_only:
-        require_trained_on(Path(adapter), model_folder(base))
+        require_trained_on(Path(adapter), model_folder(base), str(base))
     return Evaluated(name, base, adapter, run, lora)
 
 
@@ -164,6 +164,6 @@ def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
     groups: dict[tuple[object, ...], list[Evaluated]] = {}
     for model in models:
         lora = model.lora
-        shape = lora and (lora.r, lora.lora_alpha, lora.modules, lora.lora_dropout)
+        shape = lora and (*lora.form.values(), lora.lora_dropout)
         groups.setdefault((*model.reads_with, shape), []).append(model)
     return list(groups.values())

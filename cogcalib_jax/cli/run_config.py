@@ -137,6 +137,7 @@ class RunConfig:
         check_tasks(self.also, "also")
         self._check_also()
         check_entries(self.compare, "compare", baselines=True)
+        self._check_posteriors()
         check(
             not self.compare or bool(self._trained()),
             "compare",
@@ -218,6 +219,24 @@ class RunConfig:
         """Whether the run has questions without answers."""
         anchor = self.anchor
         return bool(anchor.path is not None or anchor.carve or self._made_anchors)
+
+    def _check_posteriors(self) -> None:
+        """Refuse distributions of A and B where an adapter has more than these, or less in some
+        layers."""
+        fits = self.lora.distributions
+        for key, one in self.baselines.items():
+            check(
+                one.adapters in fits,
+                "compare",
+                f"must not name {key}, whose distribution is over A and B, where the adapter has"
+                " DoRA (lora.use_dora), trained rows of embedding or head, or other ranks by layer",
+            )
+        check(
+            "plain" in fits or self.training.optimizer == DEFAULT_OPTIMIZER,
+            "training.optimizer",
+            f"must be {DEFAULT_OPTIMIZER} where the adapter has DoRA (lora.use_dora), trained rows"
+            " of embedding or head, or other ranks by layer",
+        )
 
     def _check_also(self) -> None:
         task = TASKS[self.data.task]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,28 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from cogcalib_jax.console import show_note
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import read_object, whole_folder
-from cogcalib_jax.hf.adapter_config import CONFIG_FILE, WEIGHTS_FILE, covers, read_lora_config
-from cogcalib_jax.hf.safetensors import (
-    DTYPES,
-    Tensor,
-    Zeros,
-    first_of,
-    open_folder,
-    read_header,
+from cogcalib_jax.hf.adapter_config import (
+    CONFIG_FILE,
+    PREFIX,
+    TABLES,
+    WEIGHTS_FILE,
+    adapter_tensors,
+    own_name,
+    placement_settings,
+    read_lora_config,
 )
+from cogcalib_jax.hf.safetensors import DTYPES, Padded, Tensor, first_of, open_folder
 from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_shapes
-from cogcalib_jax.models.config import LORA_TARGETS, DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.families import tensor_names
 from cogcalib_jax.models.parameters import Path as ParameterPath
-from cogcalib_jax.models.parameters import map_parameters
+from cogcalib_jax.models.parameters import against_base, map_parameters
+from cogcalib_jax.models.placement import PREFIXES
 from cogcalib_jax.sharding import fetch
 
 CALIBRATION_FILE = "calibration.json"
@@ -39,7 +44,6 @@ HASH_OF = (
     "SHA-256 over all tensors in the order of their names: a JSON line [name, dtype, shape], then"
     " the bytes of the first row (of a vector: all)"
 )
-PREFIX = "base_model.model."
 # Copies of the base's embedding and head. PEFT stores them beside an adapter that targets them, or
 # if the vocabulary was resized, or with save_embedding_layers.
 BASE_COPIES = {
@@ -68,17 +72,21 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
         "r": lora.r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": lora.lora_dropout,
-        "target_modules": [name for name in LORA_TARGETS if name in lora.modules],
+        **placement_settings(lora),
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    state = nnx.state(decoder, nnx.LoRAParam)
-    tensors = {
-        f"{PREFIX}{name}.weight": np.ascontiguousarray(array)
-        for name, array in host_tensors(state, decoder.config)
-    }
+    state = against_base(decoder, nnx.state(decoder, nnx.LoRAParam), stored=False)
+    tensors = {}
+    for name, array in host_tensors(state, decoder.config):
+        shape = own_shape(name, array.shape, lora)
+        if shape is not None:
+            part = np.ascontiguousarray(array[tuple(map(slice, shape))])
+            tensors[stored_name(placed_name(name, lora), lora)] = part
     _write(Path(folder), raw, tensors)
 
 
@@ -102,13 +110,11 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     if built is None:
         raise UserError(f"{folder}: an adapter needs a model with LoRA layers; give its LoraConfig")
     different = [
-        f"{name} is {theirs} but the model has {ours}"
-        for name, theirs, ours in (
-            ("r", stored.r, built.r),
-            ("lora_alpha", stored.lora_alpha, built.lora_alpha),
-            ("target_modules", sorted(stored.modules), sorted(built.modules)),
-        )
-        if theirs != ours
+        "its modules, ranks or alphas by layer are others than the model's"
+        if name == "placement"
+        else f"{name} is {theirs} but the model has {built.form[name]}"
+        for name, theirs in stored.form.items()
+        if theirs != built.form[name]
     ]
     if different:
         raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")
@@ -128,14 +134,15 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
         parts = [tensors[name] for name in tensor_names(path, decoder.config)]
         return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
 
-    nnx.update(decoder, map_parameters(read, state))
+    nnx.update(decoder, against_base(decoder, map_parameters(read, state), stored=True))
 
 
 def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
     """Return the adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A").
 
-    Layers that the adapter leaves out get zeros. They add nothing, and as A and B are both zero,
-    so are their gradients: training leaves these layers as they are.
+    Layers that the adapter leaves out get zeros, as do rows of A and columns of B beyond a layer's
+    own rank. They add nothing, and as A and B are both zero there, so are their gradients: training
+    leaves them as they are.
 
     Args:
         folder: of the adapter.
@@ -147,36 +154,99 @@ def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[s
     """
     file = folder / WEIGHTS_FILE
     if not file.is_file():
+        pickled = folder / "adapter_model.bin"
         raise UserError(
-            f"{file}: no such file; fetch it (a pickled adapter, .bin, is refused, since opening"
-            " one can run any code)"
+            f"{pickled}: is a pickle, which can run any code when it is opened, and there is no"
+            f" {WEIGHTS_FILE}; write it with PEFT: PeftModel.from_pretrained, then save_pretrained"
+            if pickled.exists()
+            else f"{file}: no such file; fetch it"
         )
-    tensors = read_header(file)
+    form, (tensors, _) = read_lora_config(folder), adapter_tensors(folder)
     shapes = tensor_shapes(lora, config)
-    settings = folder / CONFIG_FILE
-    covered = covers(read_object(settings, ""), settings)
-    left_out = {name for name in shapes if not covered(name.rpartition(".")[0])}
-    wanted = {
-        f"{PREFIX}{name}.weight": shape for name, shape in shapes.items() if name not in left_out
-    }
+    wanted = {}
+    for table in TABLES:
+        place, ids = ("model." if table == TABLES[0] else "") + table, form.trained_rows(table)
+        if ids == () and f"{place}.weight" in tensors:
+            tensors[f"{place}.lora_rows"] = tensors.pop(f"{place}.weight")
+        rows = config.vocab_size
+        found = tensors.get(f"{place}.lora_rows")
+        if ids is not None and (
+            max(ids, default=0) >= rows
+            or (not ids and found is not None and found.shape[:1] != (rows,))
+        ):
+            raise UserError(resized(file, table, max((*ids, found.shape[0] - 1)) + 1, rows))
+    for name, shape in shapes.items():
+        own = own_shape(name, shape, form)
+        if own is not None:
+            wanted[own_name(name)[0]] = own
     if not wanted:
-        raise UserError(f"{settings}: names no layer of this model; use the base it was trained on")
-    _require_match(file, tensors, wanted)
-    return {
-        name.removeprefix(PREFIX).removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-    } | {name: Zeros(file, name, shapes[name], "F32") for name in left_out}
+        raise UserError(
+            f"{folder / CONFIG_FILE}: names no layer of this model; use the base it was trained on"
+        )
+    _require_match(file, tensors, wanted, form)
+
+    def padded(name: str, shape: tuple[int, ...]) -> Tensor:
+        found = tensors.get(own_name(name)[0])
+        if found is not None and found.shape == shape:
+            return found
+        return Padded(file, name, shape, "F32", () if found is None else (found,))
+
+    return {name: padded(name, shape) for name, shape in shapes.items()}
+
+
+def placed(name: str, lora: LoraConfig) -> tuple[int, float]:
+    """Return (rank, factor of B A) of the adapter that a tensor by a checkpoint's name belongs to;
+    (0, 0.0): it has none."""
+    module = own_name(name)[0].rpartition(".")[0]
+    layer = re.match(r"model\.layers\.(\d+)\.", module)
+    return lora.placed(module.rpartition(".")[2], int(layer[1]) if layer else 0)
+
+
+def own_shape(name: str, shape: tuple[int, ...], lora: LoraConfig) -> tuple[int, ...] | None:
+    """Return the shape that a tensor of an adapter has without padding to a larger rank; None where
+    the adapter leaves its layer out."""
+    kind, (rank, _) = name.rpartition(".")[2], placed(name, lora)
+    if kind == "lora_rows":
+        return shape
+    own = {"lora_A": (rank, *shape[1:]), "lora_B": (*shape[:1], rank)}.get(kind, shape)
+    return own if rank else None
+
+
+def stored_name(name: str, lora: LoraConfig) -> str:
+    """Return PEFT's name of a tensor of an adapter."""
+    module, _, kind = name.rpartition(".")
+    if kind == "lora_rows":
+        some = lora.trained_rows(module.rpartition(".")[2])
+        return PREFIX + module + (".token_adapter.trainable_tokens_delta" if some else ".weight")
+    return PREFIX + name + ("_vector" if kind == "lora_magnitude" else ".weight")
+
+
+def placed_name(name: str, lora: LoraConfig) -> str:
+    """Return a checkpoint's name with the prefix that the adapter had when it was read."""
+    if lora.placement is None:
+        return name
+    own, prefix = own_name(name)[0], lora.placement.prefix
+    if own.startswith("lm_head."):
+        return own.replace("lm_head", PREFIXES[prefix], 1)
+    return own.replace("model.", prefix, 1)
 
 
 def _require_match(
-    file: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]
+    file: Path,
+    tensors: dict[str, Tensor],
+    wanted: dict[str, tuple[int, ...]],
+    form: LoraConfig,
 ) -> None:
-    copies = {PREFIX + name for name in BASE_COPIES}
     kinds = {
-        "missing": [name for name in wanted if name not in tensors],
-        "unexpected": [name for name in tensors if name not in wanted and name not in copies],
+        "missing": [stored_name(name, form) for name in wanted if name not in tensors],
+        "unexpected": [
+            tensor.name
+            for name, tensor in tensors.items()
+            if name not in wanted and name not in BASE_COPIES
+        ],
         "misshapen": [
-            f"{name} {tensors[name].dtype}{list(tensors[name].shape)}, the model has {list(shape)}"
+            f"{tensors[name].name} {tensors[name].dtype}{list(tensors[name].shape)}, the model has"
+            f" {list(shape)}"
             for name, shape in wanted.items()
             if name in tensors
             and (tensors[name].shape != shape or tensors[name].dtype not in DTYPES)
@@ -193,18 +263,14 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
     own: returns the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
     """
     file = folder / WEIGHTS_FILE
-    tensors = read_header(file)
+    tensors, form = adapter_tensors(folder)[0], read_lora_config(folder)
     for name, module in BASE_COPIES.items():
-        copy = tensors.get(PREFIX + name)
-        if copy is None:
+        copy = tensors.get(name)
+        if copy is None or form.trained_rows(module) == ():
             continue
         weight = own(module)
         if copy.shape[:1] != weight.shape[:1]:
-            raise UserError(
-                f"{file}: carries {name} with {copy.shape[0]:,} rows, the base has"
-                f" {weight.shape[0]:,}: its vocabulary was resized for training, which is not"
-                " supported; merge it with PEFT, and give the merged model as the base"
-            )
+            raise UserError(resized(file, name, copy.shape[0], weight.shape[0]))
         # Either side may have been stored in bfloat16, which keeps 8 bits.
         if copy.shape != weight.shape or not np.allclose(
             copy.read().astype(np.float32), weight, rtol=2**-7, atol=1e-6
@@ -214,6 +280,15 @@ def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
                 " base, or that layer was trained as well, which is not supported; give the base it"
                 " was trained on"
             )
+
+
+def resized(file: Path, name: str, rows: int, own: int) -> str:
+    """Return the message for an embedding or head of another length than the base's."""
+    return (
+        f"{file}: carries {name} with {rows:,} rows, the base has {own:,}: its vocabulary was"
+        " resized for training, which is not supported; merge it with PEFT, and give the merged"
+        " model as the base"
+    )
 
 
 def adapter_hash(folder: str | Path) -> str:
@@ -253,13 +328,22 @@ def read_calibration(adapter: Path) -> dict[str, Any] | None:
     return content
 
 
-def require_trained_on(adapter: Path, base: Path) -> None:
+def require_trained_on(adapter: Path, base: Path, name: str) -> None:
     """Refuse a base other than the one that the adapter was trained on.
 
-    Adapters of other tools carry no hash and are accepted.
+    Adapters of other tools carry no hash and are accepted; a note says if they name another base.
+
+    Args:
+        adapter: its folder.
+        base: folder of the base.
+        name: Hub id or folder of the base, as it was given.
     """
     calibration = read_calibration(adapter)
-    if calibration is not None and calibration["base"]["hash"] != base_hash(base):
+    if calibration is None:
+        own = read_object(adapter / CONFIG_FILE, "").get("base_model_name_or_path")
+        if isinstance(own, str) and own and Path(own).name.lower() != Path(name).name.lower():
+            show_note(f"{adapter}: names {own} as its base, and is used on {name}")
+    elif calibration["base"]["hash"] != base_hash(base):
         raise UserError(
             f"{adapter}: was trained on another base ({calibration['base']['name']}) than {base};"
             " their weights differ; give the base it was trained on"

@@ -172,8 +172,9 @@ def _base_facts(base_name: str, base: Path, lora: LoraConfig) -> dict[str, str]:
         if hub_id
         else public_name(base_name),
         "Licence of the base": (licence or UNKNOWN_LICENCE) + link,
-        "Adapter": f"LoRA of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
-        + ", ".join(lora.target_modules),
+        "Adapter": f"{lora.kind} of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
+        + ", ".join(lora.target_modules)
+        + (" (by layer: see adapter_config.json)" if lora.placement else ""),
     }
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from cogcalib_jax.files import refuse_external_links, whole_folder
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     open_adapter,
+    placed,
     read_calibration,
     require_same_base,
     require_trained_on,
@@ -95,6 +96,29 @@ class MergeConfig:
         check(0 < gb < math.inf, "max_shard_gb", "must be a finite number above 0")
 
 
+class Delta(NamedTuple):
+    """What an adapter changes in one weight."""
+
+    parts: dict[str, Tensor]
+    """lora_A `[rank, in]`, lora_B `[out, rank]`, with DoRA lora_magnitude, the lengths of rows
+    `[out]`; lora_rows `[rows, in]`, which replace the weight's"""
+    scale: float
+    """of B A"""
+    row_ids: tuple[int, ...]
+    """of lora_rows; (): all"""
+
+    def added(self, weight: np.ndarray) -> np.ndarray:
+        """Return W + scale * B A, computed in place of weight `[out, in]` float32."""
+        parts = {name: part.read().astype(np.float32) for name, part in self.parts.items()}
+        if "lora_rows" in parts:
+            weight[list(self.row_ids) or slice(None)] = parts["lora_rows"]
+        if "lora_A" in parts:
+            weight += (np.float32(self.scale) * parts["lora_B"]) @ parts["lora_A"]
+        if "lora_magnitude" in parts:
+            weight *= (parts["lora_magnitude"] / np.linalg.norm(weight, axis=1))[:, None]
+        return weight
+
+
 def merge(config: MergeConfig, argv: list[str]) -> Path:
     """Write the merged model, and return its folder.
 
@@ -106,7 +130,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
     adapter = Path(config.adapter) if run is None else run / "adapter"
     lora = read_lora_config(adapter)
     base_name, base = _find_base(config.model.path, adapter)
-    require_trained_on(adapter, base)
+    require_trained_on(adapter, base, base_name)
     if tokenizer_key(base, adapter):
         rows = read_config(base).vocab_size
         for note in own_tokenizer(base, adapter, load_tokenizer(base), rows)[1]:
@@ -122,7 +146,7 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
         for file in (*copied, *combined_files(base, adapter).values()):
             _copy(file, building / file.name)
         _write_calibration(adapter, building)
-        merged = merged_tensors(tensors, deltas, lora.scale, config.dtype)
+        merged = merged_tensors(tensors, deltas, config.dtype)
         write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
     return out
 
@@ -182,8 +206,8 @@ def _find_base(given: str | None, adapter: Path) -> tuple[str, Path]:
 
 def _open(
     base: Path, adapter: Path, lora: LoraConfig
-) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
-    """The base's tensors by name, and (A, B) of those with an adapter; all checked."""
+) -> tuple[dict[str, Tensor], dict[str, Delta]]:
+    """The base's tensors by name, and the adapter of those that have one; all checked."""
     config = read_config(base)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     _, abstract = abstract_decoder(config, lora, jnp.dtype(jnp.float32), mesh)
@@ -196,27 +220,39 @@ def _open(
         return tensors[name].read().astype(np.float32)
 
     require_same_base(adapter, own)
-    modules = [name.removesuffix(".lora_A") for name in parts if name.endswith(".lora_A")]
-    return tensors, {f"{m}.weight": (parts[f"{m}.lora_A"], parts[f"{m}.lora_B"]) for m in modules}
+    deltas: dict[str, Delta] = {}
+    for name, part in parts.items():
+        module, _, kind = name.rpartition(".")
+        scale, ids = placed(name, lora)[1], lora.trained_rows(module.rpartition(".")[2])
+        if scale or kind == "lora_rows":
+            delta = deltas.setdefault(f"{module}.weight", Delta({}, scale, ids or ()))
+            delta.parts[kind] = part
+    embedding = deltas.get(EMBEDDING)
+    if embedding is not None and HEAD not in tensors:
+        if HEAD in deltas and embedding.row_ids:  # the head's rows are the embedding's
+            deltas[HEAD] = Delta(
+                deltas[HEAD].parts | embedding.parts, deltas[HEAD].scale, embedding.row_ids
+            )
+        elif not embedding.row_ids:  # the head stays the base's embedding
+            deltas.setdefault(HEAD, Delta({}, 0.0, ()))
+    return tensors, deltas
 
 
-def _unties(tensors: dict[str, Tensor], deltas: dict[str, tuple[Tensor, Tensor]]) -> bool:
+def _unties(tensors: dict[str, Tensor], deltas: dict[str, Delta]) -> bool:
     """Return whether the merge gives the head a tensor of its own."""
     return HEAD in deltas and HEAD not in tensors
 
 
 def merged_tensors(
     tensors: dict[str, Tensor],
-    deltas: dict[str, tuple[Tensor, Tensor]],
-    scale: float,
+    deltas: dict[str, Delta],
     dtype: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the merged model's tensors one at a time: W + scale * B A, computed in float32.
 
     Args:
         tensors: of the base, by name.
-        deltas: A `[rank, in]` and B `[out, rank]`, by the name of their weight.
-        scale: lora_alpha / r.
+        deltas: by the name of their weight.
         dtype: as in MergeConfig.
 
     Raises:
@@ -235,9 +271,7 @@ def merged_tensors(
         wanted = DTYPES[tensor.dtype] if dtype == "auto" else jnp.dtype(dtype)
         array = tensor.read()
         if name in deltas:
-            a, b = (part.read().astype(np.float32) for part in deltas[name])
-            array = array.astype(np.float32)
-            array += (np.float32(scale) * b) @ a
+            array = deltas[name].added(array.astype(np.float32))
         with np.errstate(over="ignore"):
             converted = array.astype(wanted)
         if not np.all(np.isfinite(converted.astype(np.float32))):

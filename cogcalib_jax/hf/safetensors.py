@@ -43,11 +43,18 @@ class Tensor:
             return handle.get_slice(self.name)[index]
 
 
-class Zeros(Tensor):
-    """A tensor of zeros that is in no file."""
+@dataclass(frozen=True)
+class Padded(Tensor):
+    """Zeros of a shape, in float32, with a tensor of a file in their corner."""
+
+    sources: tuple[Tensor, ...] = ()
+    """that tensor; (): none"""
 
     def read(self, index: tuple[slice, ...] | slice = slice(None)) -> np.ndarray:
-        return np.zeros(self.shape, np.float32)[index]
+        whole = np.zeros(self.shape, np.float32)
+        for source in self.sources:
+            whole[tuple(map(slice, source.shape))] = source.read()
+        return whole[index]
 
 
 def open_folder(folder: Path) -> dict[str, Tensor]:

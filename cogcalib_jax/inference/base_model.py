@@ -142,7 +142,7 @@ def load_on_mesh(
     base = str(settings.path)
     dtype = settings.jax_dtype(mesh, stored_dtype(base))
     if adapter is not None:
-        require_trained_on(Path(adapter), model_folder(base))
+        require_trained_on(Path(adapter), model_folder(base), base)
     decoder = load_decoder(
         base,
         lora=lora,

@@ -148,7 +148,8 @@ def reduced_adapter(lora: nnx.State, *, touches_head: bool) -> nnx.State:
     """
 
     def switch_off(path: tuple[str, ...], leaf: nnx.Variable) -> nnx.Variable:
-        if path[-1] != "lora_B" or (touches_head and path[0] != "lm_head"):
+        shows = path[-1] in ("lora_B", "lora_magnitude", "lora_rows")
+        if not shows or (touches_head and path[0] != "lm_head"):
             return leaf
         return leaf.replace(jnp.zeros_like(leaf.get_value()))
 

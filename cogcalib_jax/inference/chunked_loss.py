@@ -251,7 +251,8 @@ def _with_slope(
 
 def _adapter(head: Head) -> dict[str, jax.Array | None]:
     """The trained part of the head."""
-    return {"lora_A": head.lora_A, "lora_A_root": head.lora_A_root, "lora_B": head.lora_B}
+    names = ("lora_A", "lora_A_root", "lora_B", "gain", "rows")
+    return {name: getattr(head, name) for name in names}
 
 
 def _rise(variables: Any, slopes: Any) -> jax.Array:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cogcalib_jax.errors import check
+from cogcalib_jax.models.placement import Placement
 from cogcalib_jax.settings import often, rename, setting
 
 if TYPE_CHECKING:
@@ -289,6 +290,12 @@ class LoraConfig:
     """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
     lora_dropout: float = 0.0
     """share of A's inputs that is dropped while training"""
+    use_rslora: bool = setting(False, of_adapter=True, added=True)
+    """rank-stabilised LoRA (Kalajdzievski 2023): scaled by lora_alpha / sqrt(r)"""
+    use_dora: bool = setting(False, of_adapter=True, added=True)
+    """DoRA (Liu et al. 2024): the lengths of the weights' rows are trained as well"""
+    placement: Placement | None = setting(None, option=False)
+    """where an adapter that was read differs between layers; None: it does not"""
 
     def __post_init__(self) -> None:
         check(
@@ -309,10 +316,51 @@ class LoraConfig:
             f" (allowed: {allowed})",
         )
 
+    def placed(self, name: str, layer: int) -> tuple[int, float]:
+        """Return (rank, factor of B A) of a projection in a layer, or of lm_head in layer 0; (0,
+        0.0) where it has no adapter."""
+        r, alpha = self.r, self.lora_alpha
+        if name not in self.modules:
+            return 0, 0.0
+        if self.placement is not None:
+            parent = "self_attn" if name in ATTENTION_PROJECTIONS else "mlp"
+            module = self.placement.module(parent, name, layer)
+            if not self.placement.covers(module):
+                return 0, 0.0
+            r, alpha = self.placement.rank_and_alpha(module, r, alpha)
+        return r, alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    def trained_rows(self, name: str) -> tuple[int, ...] | None:
+        """Return the rows of embed_tokens or lm_head that are trained as well, () for all of them;
+        None: none."""
+        return None if self.placement is None else self.placement.trained_rows(name)
+
     @property
     def scale(self) -> float:
-        """The factor of B A."""
-        return self.lora_alpha / self.r
+        """The factor of B A where no `placement` gives another."""
+        return replace(self, placement=None).placed(min(self.modules), 0)[1]
+
+    @property
+    def kind(self) -> str:
+        """What the adapter is called in text."""
+        return ("rs" if self.use_rslora else "") + ("DoRA" if self.use_dora else "LoRA")
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Which distributions of parameters fit: "any", those of "matrices" A and B that may be
+        zero in some layers, and "plain" ones, which give noise to all of A and B."""
+        rows = map(self.trained_rows, ("embed_tokens", "lm_head"))
+        if self.use_dora or any(ids is not None for ids in rows):
+            return ("any",)
+        return ("any", "matrices") if self.placement else ("any", "matrices", "plain")
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What two adapters must share to be exchanged in a model: all but the dropout."""
+        names = ("r", "lora_alpha", "use_rslora", "use_dora", "placement")
+        return {name: getattr(self, name) for name in names} | {
+            "target_modules": tuple(sorted(self.modules))
+        }
 
     @property
     def modules(self) -> frozenset[str]:

@@ -18,7 +18,15 @@ from cogcalib_jax.models.attention import require_attention
 from cogcalib_jax.models.block import KVCache, Layer, RMSNorm, TokenContext
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.experts import ExpertLinear, require_targets
-from cogcalib_jax.models.lora import Head, Linear, normal_param
+from cogcalib_jax.models.lora import (
+    Head,
+    Linear,
+    gain,
+    normal_param,
+    rows_of,
+    trained_rows,
+    with_layer_scales,
+)
 from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.models.rope import layer_rotations
 from cogcalib_jax.sharding import named_sharding
@@ -32,11 +40,16 @@ REMAT_POLICIES = {
 
 
 class Embedding(nnx.Module):
-    """The table of token vectors, weight `[vocab, hidden]`."""
+    """The table of token vectors, weight `[vocab, hidden]`; with trained rows also lora_rows
+    `[rows, hidden]`, a LoRAParam in float32: what these have more."""
 
-    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DecoderConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         shape = (config.vocab_size, config.hidden_size)
         self.weight = normal_param(shape, config.initializer_range, dtype, rngs)
+        self.row_ids = None if lora is None else lora.trained_rows("embed_tokens")
+        self.lora_rows = trained_rows(self.row_ids, *shape)
 
 
 class Decoder(nnx.Module):
@@ -64,7 +77,7 @@ class Decoder(nnx.Module):
         self.lora = lora
         self.remat = remat
         self.mesh = mesh
-        self.embed_tokens = Embedding(config, dtype, rngs)
+        self.embed_tokens = Embedding(config, lora, dtype, rngs)
         self.layers = Layer(config, lora, dtype, attention, mesh, rngs)
         self.norm = RMSNorm((), config.hidden_size, config, dtype)
         self.lm_head = Linear(
@@ -72,7 +85,8 @@ class Decoder(nnx.Module):
             config.vocab_size,
             config.hidden_size,
             weight=not config.tie_word_embeddings,
-            lora=lora if lora is not None and "lm_head" in lora.modules else None,
+            name="lm_head",
+            lora=lora,
             initializer_range=config.initializer_range,
             dtype=dtype,
             rngs=rngs,
@@ -159,11 +173,20 @@ class Decoder(nnx.Module):
         """Return the output head, with its weight on the devices that need it."""
         head, adapted = self.lm_head, self.lm_head.lora_A is not None
         tied = self.config.tie_word_embeddings
+        weight, length = self._table(self.embed_tokens if tied else head), None
+        if head.lora_magnitude is not None:
+            adapter = (head.lora_A[...], head.lora_B[...], head.scale, head.lora_magnitude[...])
+            length = gain(weight, *adapter)
+        # Single rows that are trained stay tied, a whole table is another one (as in PEFT).
+        trained = self.embed_tokens if tied and self.embed_tokens.row_ids else head
         return Head(
-            weight=self._table(self.embed_tokens if tied else head),
+            weight=weight,
             lora_A=head.lora_A[...] if adapted else None,
             lora_A_root=None if head.lora_A_root is None else head.lora_A_root[...],
             lora_B=head.lora_B[...] if adapted else None,
+            gain=length,
+            rows=None if trained.lora_rows is None else trained.lora_rows[...],
+            row_ids=trained.row_ids or (),
             scale=head.scale,
             dropout=head.dropout,
             divisor=self.config.logits_divisor,
@@ -188,12 +211,15 @@ class Decoder(nnx.Module):
         c = self.config
         table = self._table(self.embed_tokens)
         x = from_bits(to_bits(table)[input_ids]) if self.in_bits else table[input_ids]
+        if self.embed_tokens.lora_rows is not None:
+            rows = self.embed_tokens.lora_rows[...]
+            x = x + rows_of(rows, self.embed_tokens.row_ids, input_ids)
         x = self._constrain(x.astype(self.activation_dtype), ("batch", None, None))
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, self.dtype).astype(x.dtype)
         cos, sin, rotations = layer_rotations(c, positions)
         context = TokenContext(positions, cos, sin, lengths, branches)
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, stacked = nnx.split(with_layer_scales(self.layers))
 
         def block(carry, layer_input):
             x, cache = carry

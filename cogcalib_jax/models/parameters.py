@@ -6,7 +6,7 @@ Shardings are known before arrays are made, so that no parameter exists on one d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, UncertainLora
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.lora import Linear
+from cogcalib_jax.models.lora import Linear, gain, row_index, row_norms
 from cogcalib_jax.models.product import from_bits, to_bits
 from cogcalib_jax.sharding import named_sharding, nearest_mesh
 
@@ -54,6 +54,8 @@ def logical_axes(path: Path) -> tuple[str | None, ...]:
         "lora_A": ("rank", in_axis),
         ROOT: ("rank", in_axis),
         "lora_B": (out_axis, "rank"),
+        "lora_magnitude": (out_axis,),
+        "lora_rows": (None, in_axis),
     }
     return (*stack, *axes[kind])
 
@@ -144,7 +146,7 @@ def with_uncertainty(decoder: Decoder, seed: int) -> Decoder:
 
     seed: of the first standard deviations.
     """
-    lora = UncertainLora(**asdict(decoder.lora))
+    lora = UncertainLora(**vars(decoder.lora))
     graphdef, abstract = _like(decoder, decoder.config, lora)
     fresh = nnx.to_flat_state(random_lora(decoder.config, lora, abstract, seed))
     roots = [(path, leaf) for path, leaf in fresh if path[-1] == ROOT]
@@ -156,7 +158,7 @@ def without_uncertainty(decoder: Decoder) -> Decoder:
     """Return the model with A's mean in place of its distribution, sharing its arrays."""
     if not isinstance(decoder.lora, UncertainLora):
         return decoder
-    graphdef, _ = _like(decoder, decoder.config, LoraConfig(**asdict(decoder.lora)))
+    graphdef, _ = _like(decoder, decoder.config, LoraConfig(**vars(decoder.lora)))
     flat = nnx.to_flat_state(nnx.state(decoder))
     return nnx.merge(
         graphdef, nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[-1] != ROOT])
@@ -175,36 +177,84 @@ def with_dropout(decoder: Decoder, dropout: float) -> Decoder:
 
 
 def merge_lora(decoder: Decoder) -> Decoder:
-    """Return a decoder without LoRA layers whose weights are W + scale B A, in W's dtype.
+    """Return a decoder without LoRA layers whose weights are W + scale B A, in W's dtype, with
+    DoRA's lengths of rows.
 
     The product is taken in float32. A head that shares the embedding gets its own weights.
     """
     if decoder.lora is None:
         return decoder
-    config, scale = decoder.config, decoder.lora.scale
-    if "lm_head" in decoder.lora.modules:
+    config = decoder.config
+    embedding, head = decoder.embed_tokens, decoder.lm_head
+    own_table = embedding.row_ids == () or head.row_ids is not None
+    tied_rows = bool(config.tie_word_embeddings and embedding.row_ids)
+    if head.lora_A is not None or own_table:
         config = replace(config, tie_word_embeddings=False)
     graphdef, abstract = _like(decoder, config, None)
     values = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    modules = dict(nnx.iter_modules(decoder))
 
     def merged(path: Path, leaf: nnx.Variable) -> nnx.Variable:
         value = values.get(path)
         if value is None:  # a head that shared the embedding
             value = values["embed_tokens", "weight"]
-        lora_a, lora_b = (values.get((*path[:-1], name)) for name in ("lora_A", "lora_B"))
-        if path[-1] != "weight" or lora_a is None:
+        names = ("lora_A", "lora_B", "lora_magnitude")
+        lora_a, lora_b, magnitude = (values.get((*path[:-1], name)) for name in names)
+        module = modules.get(path[:-1])
+        table = embedding if path[0] == "lm_head" and tied_rows else module
+        rows = getattr(table, "lora_rows", None)
+        if path[-1] != "weight" or (lora_a is None and rows is None):
             return leaf.replace(value)
 
-        def add(weight: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
-            update = jnp.einsum("...or,...ri->...oi", lora_b, lora_a, precision="highest")
+        def add(weight: jax.Array, lora_a: jax.Array | None, lora_b: jax.Array) -> jax.Array:
             value = from_bits(weight)
-            changed = (value.astype(jnp.float32) + scale * update).astype(value.dtype)
+            whole = value.astype(jnp.float32)
+            if rows is not None:
+                whole = whole.at[row_index(table.row_ids)].add(rows[...])
+            if lora_a is not None:
+                update = jnp.einsum("...or,...ri->...oi", lora_b, lora_a, precision="highest")
+                whole += module.stacked_scale(weight.ndim) * update
+            if magnitude is not None:
+                scale = module.stacked_scale(weight.ndim - 1)
+                whole *= gain(value, lora_a, lora_b, scale, magnitude)[..., None]
+            changed = whole.astype(value.dtype)
             return to_bits(changed) if weight.dtype == jnp.uint16 else changed
 
         target = leaf.get_value().sharding
         return leaf.replace(jax.jit(add, out_shardings=target)(value, lora_a, lora_b))
 
     return nnx.merge(graphdef, map_parameters(merged, abstract))
+
+
+def against_base(decoder: Decoder, lora: nnx.State, *, stored: bool) -> nnx.State:
+    """Return LoRA parameters as `decoder` has them for those that PEFT stores, or the other way
+    round.
+
+    Of DoRA's lengths of rows, and of trained rows, PEFT stores whole values, while the decoder has
+    what these are more than the base's.
+
+    stored: whether `lora` has PEFT's. Layers without an adapter have no length: 0.
+    """
+    modules = dict(nnx.iter_modules(decoder))
+    sign = -1.0 if stored else 1.0
+
+    def one(path: Path, leaf: nnx.Variable) -> nnx.Variable:
+        value, module = leaf.get_value(), modules[path[:-1]]
+        if path[-1] not in ("lora_magnitude", "lora_rows"):
+            return leaf
+        base = from_bits((decoder.embed_tokens if module.weight is None else module).weight[...])
+
+        def rows(value: jax.Array, base: jax.Array) -> jax.Array:
+            return value + sign * base[row_index(module.row_ids)].astype(jnp.float32)
+
+        def lengths(value: jax.Array, base: jax.Array) -> jax.Array:
+            adapted = jnp.asarray(module.stacked_scale(value.ndim)) > 0
+            return jnp.where(adapted, value + sign * row_norms(base), 0.0)
+
+        change = rows if path[-1] == "lora_rows" else lengths
+        return leaf.replace(jax.jit(change, out_shardings=value.sharding)(value, base))
+
+    return map_parameters(one, lora)
 
 
 def _like(

@@ -9,6 +9,7 @@ from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.models.placement import Placement
 from cogcalib_jax.report.names import short_name
 from cogcalib_jax.settings import identity
 
@@ -107,6 +108,22 @@ def test_settings_stand_in_a_baselines_folder_where_two_have_its_name(load):
     }.items():
         with pytest.raises(UserError, match=re.escape(words)):
             load("--compare", wrong)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "lora"),
+    [
+        ("laplace_lora", {"use_dora": True}),
+        ("blob", {"use_dora": True}),
+        ("laplace_lora", {"placement": Placement(("q_proj",), modules_to_save=("lm_head",))}),
+        ("blob", {"placement": Placement(("q_proj",), layers_to_transform=(1,))}),
+    ],
+)
+def test_a_posterior_over_a_and_b_is_refused_where_there_is_more_or_less(load, baseline, lora):
+    config = load("--compare", f"sft,{baseline}")
+    with pytest.raises(FieldError, match=f"compare: must not name {baseline}"):
+        replace(config, lora=replace(config.lora, **lora))
+    replace(config, lora=replace(config.lora, use_rslora=True))
 
 
 def test_a_member_of_an_ensemble_differs_in_its_training_alone(load):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -16,8 +17,10 @@ from cogcalib_jax.cli.train import open_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.adapter import base_hash, save_adapter
+from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.placement import Placement
 from tests.cli.small_base import arguments, write_base
 from tests.models.small import small_decoder
 
@@ -59,9 +62,36 @@ def test_a_run_starts_from_the_adapters_values_and_settings(base, adapter, tmp_p
     assert (written.lora, written.adapter) == (run.config.lora, str(adapter))
 
 
-@pytest.mark.parametrize("retyped", ["r", "lora_alpha", "target_modules"])
+@pytest.mark.slow
+def test_a_run_keeps_ranks_by_layer_and_dora(base, tmp_path):
+    """Trained with SFT and sampled with dropout, stored, and scored again by another program."""
+    where = Placement(("q_proj", "lm_head"), rank_pattern=((r".*layers\.0\..*", 1),))
+    lora = LoraConfig(
+        *(3, 5.0, ("q_proj", "lm_head")), use_rslora=True, use_dora=True, placement=where
+    )
+    save_adapter(tmp_path / "first", small_decoder(read_config(base), lora=lora), base)
+    run = tmp_path / "run"
+    argv = command(base, run, tmp_path / "first", "--compare", "sft,mc_dropout")
+    assert run_main(train.main, argv) == 0
+    assert read_lora_config(run / "sft" / "adapter") == replace(lora, lora_dropout=0.1)
+    before, after = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (tmp_path / "first", run / "sft" / "adapter")
+    )
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
+    assert all(np.abs(before[name] - after[name]).max() > 0 for name in before)
+    again = ["--run", str(run / "sft"), "--run-dir", str(tmp_path / "again")]
+    assert run_main(eval_program.main, again) == 0
+    first, second = (
+        json.loads((folder / "eval.json").read_text())["world"]
+        for folder in (run / "sft", next((tmp_path / "again").glob("**/eval.json")).parent)
+    )
+    assert second["nll"] == pytest.approx(first["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("retyped", ["r", "lora_alpha", "target_modules", "use_dora"])
 def test_its_settings_cannot_be_retyped(base, adapter, tmp_path, retyped, capsys):
-    value = "q_proj" if retyped == "target_modules" else "3"
+    value = {"target_modules": "q_proj", "use_dora": "true"}.get(retyped, "3")
     argv = command(base, tmp_path / "run", adapter, f"--lora.{retyped}", value)
     assert run_main(train.main, argv) == 2
     assert f"--lora.{retyped} has no meaning beside --adapter" in capsys.readouterr().err

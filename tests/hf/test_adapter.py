@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -109,7 +110,7 @@ def only_layer(folder, kept):
 def test_layers_without_an_adapter_have_one_that_adds_nothing(decoder, folder, settings):
     edit_config(folder, **settings)
     only_layer(folder, 1)
-    other = small_decoder(lora=LORA)
+    other = small_decoder(lora=read_lora_config(folder))
     load_adapter(folder, other)
     before, after = lora_parameters(decoder), lora_parameters(other)
     np.testing.assert_equal(after["lm_head"], before["lm_head"])
@@ -121,9 +122,51 @@ def test_layers_without_an_adapter_have_one_that_adds_nothing(decoder, folder, s
 
 def test_a_layer_that_the_settings_name_must_be_there(decoder, folder):
     edit_config(folder, layers_to_transform=[0, 1])
+    with pytest.raises(UserError, match=r"its modules, ranks or alphas by layer are others"):
+        load_adapter(folder, decoder)
     only_layer(folder, 1)
     with pytest.raises(UserError, match=r"missing: .*layers\.0"):
-        load_adapter(folder, decoder)
+        load_adapter(folder, small_decoder(lora=read_lora_config(folder)))
+
+
+RENAMED = {
+    "name of the adapter": (r"(lora_.)\.weight", r"\1.default.weight"),
+    "no first prefix": (r"^base_model\.model\.", ""),
+    "text half": (r"model\.layers", "model.language_model.layers"),
+    "text half of transformers 4": (r"base_model\.model\.", "base_model.model.language_model."),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMED.values(), ids=RENAMED)
+def test_names_that_other_programs_write_are_understood(decoder, folder, rename, tmp_path):
+    file = folder / "adapter_model.safetensors"
+    names = {name: re.sub(*rename, name) for name in load_file(file)}
+    save_file({names[name]: tensor for name, tensor in load_file(file).items()}, file)
+    other = small_decoder(lora=read_lora_config(folder))
+    nnx.update(other, jax.tree.map(jnp.zeros_like, nnx.state(other, nnx.LoRAParam)))
+    load_adapter(folder, other)
+    jax.tree.map(np.testing.assert_array_equal, lora_parameters(other), lora_parameters(decoder))
+    save_adapter(tmp_path / "again", other, "org/base")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    multimodal = "text half" in str(rename) or "language_model" in rename[1]
+    assert again.keys() == (set(names.values()) if multimodal else names.keys())
+
+
+def test_two_adapters_in_one_file_are_refused(folder):
+    names = load_file(folder / "adapter_model.safetensors")
+    other = {n.replace(".weight", ".other.weight"): t for n, t in names.items()}
+    edit_tensors(folder, **other)
+    with pytest.raises(UserError, match="holds several adapters"):
+        read_lora_config(folder)
+
+
+def test_biases_that_were_trained_are_refused_and_a_setting_without_them_is_read(folder):
+    edit_config(folder, bias="all")
+    assert read_lora_config(folder) == LORA
+    name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"
+    edit_tensors(folder, **{name: np.zeros(32, np.float32)})
+    with pytest.raises(UserError, match=r"bias is not supported .*q_proj"):
+        read_lora_config(folder)
 
 
 @pytest.mark.parametrize("start", [True, "gaussian", "orthogonal"])
@@ -143,12 +186,28 @@ def test_saving_again_replaces_the_adapter(decoder, folder):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "use_dora is not supported"),
-        ({"rank_pattern": {"q_proj": 4}, "use_rslora": True}, "rank_pattern, use_rslora"),
-        ({"bias": "all"}, "bias is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 4}}, "r is 4, but .*q_proj.lora_A"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern is .*expected ranks from 1"),
+        ({"rank_pattern": {"q_proj": "4"}}, r"rank_pattern\['q_proj'\] is '4', must be a whole"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is .*expected a JSON object"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern is .*expected positive numbers"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern is '\(' ?; expected a regular expression"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save names norm; expected embed_tokens or"),
+        ({"trainable_token_indices": [-1]}, "trainable_token_indices is .*expected lists of token"),
+        ({"trainable_token_indices": [3, 3]}, "trainable_token_indices trains a row twice"),
         ({"peft_type": "IA3"}, "not a LoRA adapter"),
-        ({"target_modules": ".*q_proj"}, "patterns are not supported"),
+        ({"use_dora": "yes"}, "use_dora is 'yes'; expected true or false"),
+        ({"rank_pattern": {"(?i)x": 2}}, "rank_pattern is .*global flags"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'; expected CAUSAL_LM"),
+        ({"target_modules": "*q_proj"}, "target_modules is .*expected a regular expression"),
+        ({"target_modules": ".*c_attn"}, r"\.\*c_attn matches none"),
+        ({"target_modules": ".*(q_proj|embed_tokens)"}, "LoRA on the embedding is not supported"),
+        ({"init_lora_weights": "mica"}, "'mica' is not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication is not supported .layers of the base"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is not supported"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters is not supported"),
+        ({"lora_bias": True}, "lora_bias is not supported .B has a bias.; merge it with PEFT"),
+        ({"megatron_config": {"x": 1}}, "megatron_config is not supported"),
         ({"target_modules": ["query"]}, "query matches none"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on the embedding is not supported"),
         ({"r": None}, "r is None, must be a whole number"),
@@ -226,8 +285,8 @@ def test_a_copy_of_the_head_beside_an_adapter_elsewhere_is_compared(tmp_path):
     ("settings", "says"),
     [
         ({"layers_to_transform": ["0"]}, "layers_to_transform is .*expected whole numbers"),
-        ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern is 'h'"),
-        ({"exclude_modules": ".*mlp.*"}, "exclude_modules must be a list of names; patterns"),
+        ({"layers_to_transform": [0], "layers_pattern": "h"}, "unexpected: .*layers.0"),
+        ({"exclude_modules": ".*mlp.*"}, "unexpected: .*layers.0.mlp"),
         (
             {"layers_to_transform": [9], "target_modules": ["q_proj", "down_proj"]},
             "names no layer of this model",
@@ -251,5 +310,5 @@ def test_a_failed_load_leaves_the_model_as_it_was(folder):
 
 def test_a_pickled_adapter_is_refused(decoder, folder):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(UserError, match="refused"):
+    with pytest.raises(UserError, match=r"adapter_model.bin: is a pickle.*write it with PEFT"):
         load_adapter(folder, decoder)

@@ -44,17 +44,18 @@ def inputs(tokens=3, rows=8, seed=0):
 def sums_and_gradient(decoder, batch, hidden, labels, how, loss, chunk, key=None, parts=1):
     """Sums, and the gradient of the loss with respect to hidden states and the head's adapter."""
     head = decoder.head()
+    trained = ("lora_A", "lora_B") if head.gain is None else ("lora_A", "lora_B", "gain")
     gate = jnp.float32(3.6)
 
     def total(hidden, adapter):
-        adapted = head.replace(lora_A=adapter[0], lora_B=adapter[1])
+        adapted = head.replace(**adapter)
         sums = batch_loss(
             adapted, hidden, batch, labels, how, loss, gate, jax.random.key(1), key, parts, chunk
         )
         return 3.0 * sums.loss, sums  # what follows the sum must reach the gradient
 
     return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
-        hidden, (head.lora_A, head.lora_B)
+        hidden, {name: getattr(head, name) for name in trained}
     )
 
 
@@ -71,7 +72,8 @@ def assert_equal_to(got, wanted, tolerance=1e-5):
 @pytest.mark.parametrize(("tied", "tokens"), [(False, "mean"), (True, "sum")])
 def test_every_term_and_gate_is_the_same_in_chunks(tied, tokens):
     finish = {"logits_divisor": 0.2, "final_softcap": 2.0} if tied else {}
-    decoder = tiny_decoder(config=replace(TINY, tie_word_embeddings=tied, **finish))
+    config = replace(TINY, tie_word_embeddings=tied, **finish)
+    decoder = tiny_decoder(config=config, lora=replace(LORA, use_dora=tied))
     batch, hidden, labels = inputs()
     loss = LossConfig(tokens=tokens)
     cases = [method(term) for term in TERMS] + [method("ls", gate) for gate in GATES]

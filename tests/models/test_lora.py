@@ -6,12 +6,22 @@ from flax import nnx
 
 from cogcalib_jax.errors import FieldError
 from cogcalib_jax.models.config import LAYER_PROJECTIONS
-from cogcalib_jax.models.lora import Linear, LoraConfig, UncertainLora
+from cogcalib_jax.models.lora import Linear, LoraConfig, UncertainLora, dropped
+from cogcalib_jax.models.placement import Placement
+from tests.models.small import SMALL, small_decoder
 
 
 def layer(lora=None, dtype=jnp.float32, stack=(), **options):
     return Linear(
-        stack, 6, 400, lora=lora, initializer_range=0.02, dtype=dtype, rngs=nnx.Rngs(0), **options
+        stack,
+        6,
+        400,
+        name="q_proj",
+        lora=lora,
+        initializer_range=0.02,
+        dtype=dtype,
+        rngs=nnx.Rngs(0),
+        **options,
     )
 
 
@@ -32,6 +42,70 @@ def test_the_update_is_alpha_over_rank_times_b_a():
     x = np.random.RandomState(0).standard_normal((3, 400)).astype(np.float32)
     merged = made.weight[...] + 1.5 * made.lora_B[...] @ made.lora_A[...]
     np.testing.assert_allclose(made(jnp.asarray(x)), x @ merged.T, atol=1e-5)
+
+
+def test_rank_stabilised_updates_are_divided_by_the_root_of_the_rank():
+    made = LoraConfig(r=4, lora_alpha=6.0, use_rslora=True)
+    assert made.scale == layer(made).scale == 3.0
+
+
+def dora(p=0.0):
+    made = layer(LoraConfig(r=4, lora_alpha=6.0, lora_dropout=p, use_dora=True), bias=True)
+    made.lora_B[...] = jax.random.normal(jax.random.key(1), (6, 4))
+    made.bias[...] = jax.random.normal(jax.random.key(2), (6,))
+    made.lora_magnitude[...] = jax.random.normal(jax.random.key(3), (6,))
+    return made
+
+
+def dora_in_numpy(made):
+    """(W, s B A, factors of rows), float64."""
+    a, b, w = (np.asarray(x[...], np.float64) for x in (made.lora_A, made.lora_B, made.weight))
+    length = np.linalg.norm(w, axis=1) + np.asarray(made.lora_magnitude[...])
+    return w, 1.5 * b @ a, length / np.linalg.norm(w + 1.5 * b @ a, axis=1)
+
+
+def test_dora_gives_the_rows_of_the_sum_lengths_of_their_own():
+    made, x = dora(), np.random.RandomState(0).standard_normal((3, 400)).astype(np.float32)
+    w, update, factors = dora_in_numpy(made)
+    wanted = x @ (factors[:, None] * (w + update)).T + made.bias[...]
+    np.testing.assert_allclose(made(jnp.asarray(x)), wanted, atol=1e-5)
+
+
+def test_dropout_of_dora_is_before_the_weight_too_as_in_peft():
+    """peft/tuners/lora/dora.py: W x + (g - 1) W x' + g s B A x', where x' is x after dropout."""
+    made, x = dora(p=0.5), np.random.RandomState(0).standard_normal((3, 400)).astype(np.float32)
+    kept = np.asarray(dropped(jnp.asarray(x), 0.5, jax.random.key(7)), np.float64)
+    w, update, factors = dora_in_numpy(made)
+    wanted = x @ w.T + kept @ ((factors - 1)[:, None] * w + factors[:, None] * update).T
+    got = made(jnp.asarray(x), jax.random.key(7))
+    np.testing.assert_allclose(got, wanted + made.bias[...], atol=1e-5)
+
+
+def test_an_adapter_of_zeros_is_the_base_with_dora_too():
+    made, x = dora(), jax.random.normal(jax.random.key(0), (3, 400))
+    for leaf in (made.lora_A, made.lora_B, made.lora_magnitude):
+        leaf[...] = jnp.zeros_like(leaf[...])
+    np.testing.assert_allclose(made(x), x @ made.weight[...].T + made.bias[...], atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(5)], ids=["", "dropout"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_logits_of_options_are_those_of_the_vocabulary(use_dora, key):
+    lora = LoraConfig(r=2, target_modules=("lm_head",), lora_dropout=0.5, use_dora=use_dora)
+    head = small_decoder(lora=lora).head()
+    hidden = jax.random.normal(jax.random.key(0), (2, SMALL.hidden_size))
+    options = jnp.asarray([[3, 1, 7], [0, 2, 39]])
+    of_all = jnp.take_along_axis(head.logits(hidden, key), options, -1)
+    np.testing.assert_allclose(head.option_logits(hidden, options, key), of_all, atol=1e-5)
+
+
+def test_fresh_adapters_are_zero_beyond_the_rank_of_their_layer():
+    ranks = ((r"layers\.1\..*", 2),)
+    where = Placement(("q_proj",), rank_pattern=ranks, exclude_modules=r".*\.2\..*")
+    made = layer(LoraConfig(r=4, lora_alpha=8, placement=where), stack=(3,))
+    assert made.scale == (2.0, 4.0, 0.0)
+    rows = np.any(np.asarray(made.lora_A[...]), -1)
+    np.testing.assert_array_equal(rows.sum(1), [4, 2, 0])
 
 
 def test_adapters_stay_in_float32_on_a_bfloat16_base():
