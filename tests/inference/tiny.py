@@ -96,7 +96,8 @@ def full_logits(decoder: Decoder, ids: Sequence[int]) -> np.ndarray:
     if head.lora_A is not None:
         low_rank = np.asarray(head.lora_B[...], np.float64) @ np.asarray(head.lora_A[...])
         weight = weight + head.scale * low_rank
-    return hidden @ weight.T
+    logits, cap = hidden @ weight.T / decoder.config.logits_divisor, decoder.config.final_softcap
+    return logits if cap is None else cap * np.tanh(logits / cap)
 
 
 @jax.jit

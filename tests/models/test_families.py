@@ -157,6 +157,12 @@ def test_sliding_layers_have_a_rope_of_their_own_where_the_family_says_so():
     older = {"layer_types": None, "sliding_window_pattern": 6, "num_hidden_layers": 13}
     assert from_hf(GEMMA | older, "").layer_ropes == (1, 1, 1, 1, 1, 0) * 2 + (1,)
     assert from_hf(OLMO | older, "").layer_ropes == (1, 1, 1, 0) * 3 + (1,)
+    # As in the file of the 4B model, which leaves out what equals the class.
+    short = {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}
+    config = from_hf(short | {"sliding_window": 1024}, "")
+    assert (config.vocab_size, config.num_heads, config.kv_heads) == (262208, 8, 4)
+    assert config.ropes == (RopeConfig(1e6), RopeConfig(1e4))
+    config = from_hf(GEMMA, "")
     # Older versions of transformers read what is written, if it has words for it.
     assert "rope_parameters" not in to_hf(config)
     assert "rope_parameters" in to_hf(from_hf(MODELS["gemma3_capped"], "config.json"))

@@ -21,6 +21,15 @@ from tests.models.small import SMALL, one_device  # noqa: E402
 from tests.parity import measures  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models are too small to share out; idle threads only get in the way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     """(contents of config.json, torch model, folder that transformers saved it to)."""

@@ -114,10 +114,10 @@ class Family:
             raise UserError(
                 "quantised weights are not supported; use the model's bfloat16 checkpoint"
             )
-        missing = [key for key in REQUIRED if raw.get(key) is None]
+        known = {**self.defaults, **raw}
+        missing = [key for key in REQUIRED if known.get(key) is None]
         if missing:
             raise UserError(f"{', '.join(missing)} missing. {OWN_FILE}")
-        known = {**self.defaults, **raw}
         _require_values(known)
         heads, eos = known["num_attention_heads"], known["eos_token_id"]
         if known["head_dim"] is None and known["hidden_size"] % heads:

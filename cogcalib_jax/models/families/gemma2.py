@@ -9,11 +9,11 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families.base import (
     COMMON,
-    OWN_FILE,
     Family,
     layer_types,
     pattern,
     read_windows,
+    require_whole,
 )
 
 ACTIVATION = "hidden_activation"
@@ -26,12 +26,7 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
             "use_bidirectional_attention is true; expected causal attention. Use a model that"
             " generates text"
         )
-    scalar = raw["query_pre_attn_scalar"]
-    if not isinstance(scalar, int) or isinstance(scalar, bool) or scalar < 1:
-        raise UserError(
-            f"query_pre_attn_scalar is {scalar!r:.40}; expected a whole number of at least 1."
-            f" {OWN_FILE}"
-        )
+    require_whole(raw, "query_pre_attn_scalar")
     kinds = raw["layer_types"]
     if kinds is None:
         kinds = pattern(raw["num_hidden_layers"], every=2)
@@ -41,7 +36,7 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
         "wide_norms": True,
         "qkv_bias": raw["attention_bias"],
         "out_bias": raw["attention_bias"],
-        "attention_scale": scalar**-0.5,
+        "attention_scale": raw["query_pre_attn_scalar"] ** -0.5,
         "attention_softcap": raw["attn_logit_softcapping"],
         "final_softcap": raw["final_logit_softcapping"],
         "embed_scale": raw["hidden_size"] ** 0.5,

@@ -9,10 +9,10 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import gemma2
 from cogcalib_jax.models.families.base import (
-    OWN_FILE,
     Family,
     pattern,
     read_layer_ropes,
+    require_whole,
     write_layer_ropes,
 )
 
@@ -22,19 +22,15 @@ LOCAL_THETA = "rope_local_base_freq"
 def read(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 3 is Gemma 2 with norms of query and key heads, without caps, and with another RoPE in
     sliding layers: five of six, of which older files give the pattern alone."""
-    every, kinds = raw["sliding_window_pattern"], raw["layer_types"]
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise UserError(
-            f"sliding_window_pattern is {every!r:.40}; expected a whole number of at least 1."
-            f" {OWN_FILE}"
-        )
+    require_whole(raw, "sliding_window_pattern")
+    kinds = raw["layer_types"]
     if raw["attn_logit_softcapping"] is not None:
         raise UserError(
             f"attn_logit_softcapping is {raw['attn_logit_softcapping']!r:.40}; expected none, for"
             " transformers computes Gemma 3 without it. Remove it"
         )
     if kinds is None:
-        kinds = pattern(raw["num_hidden_layers"], every)
+        kinds = pattern(raw["num_hidden_layers"], raw["sliding_window_pattern"])
     common = gemma2.read({**raw, "layer_types": kinds})
     return common | {"qk_norm": "head"} | read_layer_ropes(raw, kinds, raw[LOCAL_THETA])
 
@@ -50,6 +46,12 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     defaults=gemma2.FAMILY.defaults
     | {
+        # The Hub's files leave out what equals the class.
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
         "max_position_embeddings": 131072,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
