@@ -20,6 +20,7 @@ from .errors import UserError as UserError
 from .finetuning import FinetuneResult as FinetuneResult
 from .finetuning import Method as Method
 from .finetuning import finetune as finetune
+from .hf.stacking import stack_adapters as stack_adapters
 from .inference.config import EvaluationConfig as EvaluationConfig
 from .inference.open_ended import OpenPredictions as OpenPredictions
 from .inference.predictions import Predictions as Predictions

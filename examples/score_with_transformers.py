@@ -33,7 +33,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-KINDS = ("temperature", "vector", "platt", "isotonic")
+KINDS = ("temperature", "daca", "vector", "platt", "isotonic")
 
 
 def prompt_and_completions(template, row):
@@ -126,7 +126,7 @@ def calibrated(calibration, scores, completions):
     stored = stored_calibrator(calibration)
     if stored is None:
         return None
-    if stored["calibrator"] == "temperature":
+    if stored["calibrator"] in ("temperature", "daca"):
         return softmax([score / stored["temperature_"] for score in scores])
     highest = max(scores)
     total = highest + math.log(sum(math.exp(score - highest) for score in scores))

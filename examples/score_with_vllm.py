@@ -43,7 +43,7 @@ import urllib.request
 from pathlib import Path
 from string import ascii_uppercase
 
-KINDS = ("temperature", "vector", "platt", "isotonic")
+KINDS = ("temperature", "daca", "vector", "platt", "isotonic")
 
 
 def prompt_and_completions(template, row):
@@ -187,7 +187,7 @@ def calibrated(calibration, scores, completions):
     stored = stored_calibrator(calibration)
     if stored is None:
         return None
-    if stored["calibrator"] == "temperature":
+    if stored["calibrator"] in ("temperature", "daca"):
         return softmax([score / stored["temperature_"] for score in scores])
     highest = max(scores)
     total = highest + math.log(sum(math.exp(score - highest) for score in scores))

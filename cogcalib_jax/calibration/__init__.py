@@ -7,14 +7,16 @@ from cogcalib_jax.calibration.base import (
     CALIBRATORS,
     Calibrator,
     OptionRows,
+    equal_weights,
     register_calibrator,
 )
 from cogcalib_jax.calibration.mixture import LinearMixture, LogitMixture
-from cogcalib_jax.calibration.scaling import TemperatureScaler, VectorScaler
+from cogcalib_jax.calibration.scaling import AgreementScaler, TemperatureScaler, VectorScaler
 from cogcalib_jax.calibration.top_label import IsotonicCalibrator, PlattScaler
 
 __all__ = [
     "CALIBRATORS",
+    "AgreementScaler",
     "Calibrator",
     "IsotonicCalibrator",
     "LinearMixture",
@@ -23,5 +25,6 @@ __all__ = [
     "PlattScaler",
     "TemperatureScaler",
     "VectorScaler",
+    "equal_weights",
     "register_calibrator",
 ]

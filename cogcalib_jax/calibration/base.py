@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -37,6 +37,8 @@ class OptionRows:
     """[n] int64: index of the right option; None to transform"""
     start_scores: FloatArray | None = None
     """like `scores`, of the start; only for calibrators that need it"""
+    weights: FloatArray | None = None
+    """[n] float64, at least 0, of the rows in a fit; None: all alike"""
 
     @property
     def mask(self) -> np.ndarray:
@@ -47,6 +49,10 @@ class OptionRows:
         """Return the entries [n] of `values` [n, k] that belong to the right options."""
         assert self.labels is not None
         return values[np.arange(len(values)), self.labels]
+
+    def mean(self, values: FloatArray) -> FloatArray:
+        """Return the weighted mean of `values` [n, ...] over the rows."""
+        return np.average(values, axis=0, weights=self.weights)
 
 
 class Calibrator(ABC):
@@ -64,6 +70,10 @@ class Calibrator(ABC):
     """whether it needs `start_scores`: a second pass with the start's adapter"""
     needs_classes: ClassVar[bool] = False
     """whether all questions must have one list of options"""
+    needs_labels: ClassVar[bool] = True
+    """whether a fit reads which option is right"""
+    weighs_rows: ClassVar[bool] = False
+    """whether a fit reads the weights of rows (`OptionRows.weights`)"""
     fitted: ClassVar[Mapping[str, int]] = {}
     """attributes that `fit` sets, each with its number of axes: 0 for a float, else float64"""
 
@@ -99,24 +109,31 @@ class Calibrator(ABC):
     def fit(
         self,
         scores: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
         mask: ArrayLike | None = None,
         start_scores: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> Self:
         """Fit it on held-out questions, and return it.
 
         Args:
             scores: `[n, k]` float, log-probabilities in nats, up to a constant for each row.
-            labels: `[n]` int, index of the right option.
+            labels: `[n]` int, index of the right option; None if not `needs_labels`.
             mask: `[n, k]` bool, the options that exist, or their numbers `[n]`; None: all.
             start_scores: `[n, k]` float, scores of the start; read only if `needs_start`.
+            weights: `[n]` float, at least 0, of the rows; see `equal_weights`. None: all alike.
 
         Raises:
             InvalidRows: arrays of other shapes, scores that are not finite, labels of no option.
             UserError: rows that it cannot be fitted on.
         """
-        return self._fitted_on(self._rows(scores, labels, mask, start_scores))
+        if labels is None and self.needs_labels:
+            raise InvalidRows(f"labels is None; expected the right options: {self.name} is fitted")
+        if weights is not None and not self.weighs_rows:
+            raise InvalidRows(f"weights is given; expected None: {self.name} weighs all rows alike")
+        rows = self._rows(scores, labels if self.needs_labels else None, mask, start_scores)
+        return self._fitted_on(replace(rows, weights=_check_weights(weights, len(rows.scores))))
 
     def transform(
         self,
@@ -254,6 +271,22 @@ class Calibrator(ABC):
 
 CALIBRATORS: Registry[Calibrator] = Registry("calibrator", fitted=True)
 register_calibrator = CALIBRATORS.register
+
+
+def equal_weights(sizes: Sequence[int]) -> FloatArray:
+    """Return weights of rows `[sum of sizes]` that give every group of rows the same weight."""
+    return np.concatenate([np.full(size, 1.0 / (len(sizes) * size)) for size in sizes])
+
+
+def _check_weights(weights: ArrayLike | None, rows: int) -> FloatArray | None:
+    if weights is None:
+        return None
+    found = np.asarray(weights, np.float64)
+    if found.shape != (rows,):
+        raise InvalidRows(f"weights has shape {found.shape}: expected {(rows,)}")
+    if not (np.isfinite(found).all() and (found >= 0).all() and found.sum() > 0):
+        raise InvalidRows("weights has a negative, infinite or no positive value: expected weights")
+    return found
 
 
 def refuse_without_mistake(name: str, rows: int) -> UserError:

@@ -37,6 +37,7 @@ class LogitMixture(Calibrator):
     use_prior: bool = False
 
     needs_start = True
+    weighs_rows = True
     fitted = {"tuned_weight_": 0, "start_weight_": 0, "prior_weight_": 0, "prior_": 1}
 
     @property
@@ -46,7 +47,7 @@ class LogitMixture(Calibrator):
     def _fit(self, rows: OptionRows) -> bool:
         prior = np.zeros(0)
         if self.use_prior:
-            prior = softmax(rows.start_scores).mean(0)
+            prior = rows.mean(softmax(rows.start_scores))
         parts = self._parts(rows, prior)
         weights, converged = minimise_nll(
             rows,
@@ -87,10 +88,11 @@ class LinearMixture(Calibrator):
     """
 
     needs_start = True
+    weighs_rows = True
     fitted = {"start_weight_": 0, "temperature_": 0, "start_temperature_": 0}
 
     def _fit(self, rows: OptionRows) -> bool:
-        start = OptionRows(rows.start_scores, rows.labels)
+        start = OptionRows(rows.start_scores, rows.labels, weights=rows.weights)
         temperature = best_temperature(rows, "linear_mixture")
         start_temperature = best_temperature(start, "linear_mixture, start")
         tuned = rows.of_labels(softmax(rows.scores / temperature))
@@ -98,7 +100,7 @@ class LinearMixture(Calibrator):
 
         def nll(weight: float) -> float:
             mixed = (1 - weight) * tuned + weight * first
-            return float(-np.mean(np.log(np.maximum(mixed, _TINY))))
+            return float(-rows.mean(np.log(np.maximum(mixed, _TINY))))
 
         found = minimize_scalar(nll, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
         # The bounded search never reaches 0 and 1.

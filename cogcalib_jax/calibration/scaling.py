@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize, minimize_scalar
 
 from cogcalib_jax.calibration.base import (
@@ -14,7 +16,7 @@ from cogcalib_jax.calibration.base import (
     register_calibrator,
 )
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.metrics.checks import FloatArray
+from cogcalib_jax.metrics.checks import FloatArray, InvalidRows
 
 # The range of log T: temperatures from 1/100 to 100.
 LOG_RANGE = np.log(100.0)
@@ -48,7 +50,7 @@ def best_temperature(rows: OptionRows, name: str = "temperature") -> float:
         scaled = scores / np.exp(log_temperature)
         highest = scaled.max(-1)
         log_sum = highest + np.log(np.exp(scaled - highest[:, None]).sum(-1))
-        return float(np.mean(log_sum - rows.of_labels(scaled)))
+        return float(rows.mean(log_sum - rows.of_labels(scaled)))
 
     found = minimize_scalar(
         nll, bounds=(-LOG_RANGE, LOG_RANGE), method="bounded", options={"xatol": 1e-8}
@@ -77,12 +79,14 @@ def minimise_nll(
     """
     chosen = np.zeros(rows.scores.shape)
     chosen[np.arange(len(chosen)), rows.labels] = 1.0
+    weights = np.ones(len(chosen)) if rows.weights is None else rows.weights
+    share = (weights / weights.sum())[:, None]
 
     def loss(x: FloatArray) -> tuple[float, FloatArray]:
         made = np.where(rows.mask, scores(x), -np.inf)
         off = x - start
-        value = -np.mean(rows.of_labels(log_softmax(made))) + l2 / 2 * (off @ off)
-        gradient = (softmax(made) - chosen) / len(made)
+        value = -rows.mean(rows.of_labels(log_softmax(made))) + l2 / 2 * (off @ off)
+        gradient = (softmax(made) - chosen) * share
         return float(value), pull_back(gradient) + l2 * off
 
     settings = {"gtol": 1e-10, "ftol": 0.0, "maxiter": 5000, "maxfun": 20000}
@@ -98,6 +102,7 @@ class TemperatureScaler(Calibrator):
     """
 
     fitted = {"temperature_": 0}
+    weighs_rows = True
 
     def _fit(self, rows: OptionRows) -> bool:
         self.temperature_ = best_temperature(rows)
@@ -157,6 +162,7 @@ class VectorScaler(Calibrator):
     l2: float = 1e-3
 
     needs_classes = True
+    weighs_rows = True
     fitted = {"scale_": 1, "bias_": 1}
 
     def check(self) -> None:
@@ -202,3 +208,58 @@ class VectorScaler(Calibrator):
 def _finite_log_softmax(rows: OptionRows) -> FloatArray:
     """Log-probabilities `[n, k]`; 0 for absent options, so that products are numbers."""
     return np.where(rows.mask, log_softmax(rows.scores), 0.0)
+
+
+@register_calibrator("daca", label="DACA")
+class AgreementScaler(TemperatureScaler):
+    """softmax(z / T) with the T that brings the model nearest to its start where both agree.
+
+    Disagreement-aware confidence alignment (Luo et al. 2025, arXiv 2505.16690): T minimises the
+    mean KL(p_start || softmax(z / T)) over the questions on which both give the same answer. No
+    label is read. Where the start does not know what was taught, few of those questions agree, so
+    T is one for what the start knew.
+    """
+
+    fitted = {"temperature_": 0, "agreement_": 0}
+    needs_labels = False
+
+    @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        # The start has a part in the fit alone.
+        return not hasattr(self, "temperature_")
+
+    def fit(
+        self, scores: ArrayLike, labels: ArrayLike | None = None, **settings: ArrayLike | None
+    ) -> Self:
+        """Fit it, as `Calibrator.fit` does; `labels` are not read."""
+        kept = vars(self).pop("temperature_", None)  # a fit needs the start again
+        try:
+            return super().fit(scores, labels, **settings)
+        except (UserError, InvalidRows):
+            if kept is not None:
+                self.temperature_ = kept
+            raise
+
+    def _fit(self, rows: OptionRows) -> bool:
+        start = rows.start_scores
+        assert start is not None  # `needs_start` before the fit
+        agree = rows.scores.argmax(-1) == start.argmax(-1)
+        if not agree.any():
+            raise UserError(
+                f"daca: the model and its start agree on none of {len(agree)} questions; expected"
+                " some, on whose confidence T is fitted. Use more questions"
+            )
+        weights = None if rows.weights is None else rows.weights[agree]
+        chosen = OptionRows(rows.scores[agree], weights=weights)
+        target = softmax(start[agree])
+
+        def cross_entropy(log_temperature: float) -> float:
+            log_p = log_softmax(chosen.scores / np.exp(log_temperature))
+            return float(-chosen.mean((target * np.where(chosen.mask, log_p, 0.0)).sum(-1)))
+
+        found = minimize_scalar(
+            cross_entropy, bounds=(-LOG_RANGE, LOG_RANGE), method="bounded", options={"xatol": 1e-8}
+        )
+        self.agreement_ = float(rows.mean(agree.astype(np.float64)))
+        self.temperature_ = float(np.exp(found.x))
+        return not at_bound(self.temperature_)

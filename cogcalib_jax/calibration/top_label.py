@@ -53,14 +53,17 @@ class TopLabelCalibrator(Calibrator):
     def fit(
         self,
         scores: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
         mask: ArrayLike | None = None,
         start_scores: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> Self:
         """Fit it on options (see `Calibrator.fit`) or on answers: scores [n], correctness [n]."""
-        if np.ndim(scores) != 1:
-            return super().fit(scores, labels, mask=mask, start_scores=start_scores)
+        if np.ndim(scores) != 1 or weights is not None:
+            return super().fit(
+                scores, labels, mask=mask, start_scores=start_scores, weights=weights
+            )
         logprobs, correct = _check_logprobs(scores), check_correct(labels)
         if len(correct) != len(logprobs):
             raise InvalidRows(f"scores has {len(logprobs)} rows and labels has {len(correct)}")

@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": Command("cogcalib_jax.cli.programs", "bench", "time training, evaluation and loading"),
     "plan": Command("cogcalib_jax.cli.programs", "plan", "compile a step for absent devices"),
     "merge": Command("cogcalib_jax.hf.merge", "main", "merge an adapter into its base"),
+    "interpolate": Command("cogcalib_jax.hf.stacking", "main", "go between two adapters, as one"),
     "study": Command("cogcalib_jax.studies", "main", "run a suite of runs, or choose settings"),
 }
 EXAMPLES = """\
@@ -78,7 +79,7 @@ def run_program(program: Callable[[list[str]], None]) -> int:
 
 
 def _help() -> str:
-    rows = "\n".join(f"  {name:8}  {command.summary}" for name, command in COMMANDS.items())
+    rows = "\n".join(f"  {name:11}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: cogcalib COMMAND [OPTIONS]\n\nCalibrated LoRA fine-tuning of language models.\n\n"
         f"commands (each with --help):\n{rows}\n\nof every command:\n"

@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler, register_calibrator
+from cogcalib_jax.calibration import (
+    CALIBRATORS,
+    Calibrator,
+    TemperatureScaler,
+    equal_weights,
+    register_calibrator,
+)
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import InvalidRows
 from tests.calibration.rows import with_start
@@ -88,9 +94,10 @@ def test_fit_returns_itself_and_leaves_its_arrays_alone(spec):
 
 
 def test_those_that_need_a_start_or_classes_say_so():
-    names = ("temperature", "vector", "platt", "isotonic", "mixture", "linear_mixture")
+    names = ("temperature", "vector", "platt", "isotonic", "mixture", "linear_mixture", "daca")
     needs = {name: CALIBRATORS.make(name) for name in names}
-    assert [n for n, c in needs.items() if c.needs_start] == ["mixture", "linear_mixture"]
+    assert [n for n, c in needs.items() if c.needs_start] == ["mixture", "linear_mixture", "daca"]
+    assert [n for n, c in needs.items() if not c.needs_labels] == ["daca"]
     assert [n for n, c in needs.items() if c.needs_classes] == ["vector"]
     assert CALIBRATORS.make("mixture(use_prior=true)").needs_classes
     scores, labels, mask, start = with_start()
@@ -182,3 +189,33 @@ def test_numbers_too_large_to_work_with_are_told_and_are_no_warning(recwarn):
     with pytest.raises(UserError, match="calibrator mixture gives no probabilities .not a number"):
         transform(Calibrator.from_json(stored))
     assert not recwarn.list
+
+
+WEIGHTED = ["temperature", "vector(l2=0.1)", "mixture", "linear_mixture", "daca"]
+
+
+@pytest.mark.parametrize("spec", WEIGHTED)
+def test_a_row_of_weight_two_counts_as_two_rows(spec):
+    scores, labels, mask, start = with_start(n=120)
+    twice = np.concatenate([np.arange(120), np.arange(40)])
+    weights = np.where(np.arange(120) < 40, 2.0, 1.0)
+    one = CALIBRATORS.make(spec).fit(scores, labels, mask=mask, start_scores=start, weights=weights)
+    two = CALIBRATORS.make(spec)
+    two.fit(scores[twice], labels[twice], mask=mask[twice], start_scores=start[twice])
+    found, wanted = (c(scores, mask=mask, start_scores=start) for c in (one, two))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_equal_weights_give_groups_of_any_size_the_same_say():
+    weights = equal_weights([3, 1])
+    np.testing.assert_allclose(weights, [1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, np.nan]])
+def test_weights_that_weigh_nothing_are_refused(weights):
+    with pytest.raises(InvalidRows, match="weights has"):
+        TemperatureScaler().fit(np.eye(2, 3), [1, 1], weights=weights)
+    with pytest.raises(InvalidRows, match="platt weighs all rows alike"):
+        CALIBRATORS.make("platt").fit(np.eye(2, 3), [0, 2], weights=[1.0, 1.0])
+    with pytest.raises(InvalidRows, match="labels is None; expected the right options"):
+        TemperatureScaler().fit(np.eye(2, 3), None)

@@ -7,9 +7,9 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from cogcalib_jax.calibration import TemperatureScaler, VectorScaler
+from cogcalib_jax.calibration import AgreementScaler, TemperatureScaler, VectorScaler
 from cogcalib_jax.errors import UserError
-from tests.calibration.rows import drawn, mean_nll
+from tests.calibration.rows import drawn, mean_nll, with_start
 
 
 def log_probs(scores):
@@ -93,3 +93,29 @@ def test_without_l2_a_vector_that_has_no_best_fit_is_refused():
     assert VectorScaler().fit(scores, scores.argmax(-1)).converged_
     with pytest.raises(ValueError, match="l2 is -1; expected a number of at least 0"):
         VectorScaler(l2=-1.0).fit(scores, labels)
+
+
+def test_daca_is_the_temperature_nearest_to_the_start_where_both_agree():
+    scores, labels, mask, start = with_start(n=300)
+    fitted = AgreementScaler().fit(scores, mask=mask, start_scores=start)
+    agree = scores.argmax(-1) == start.argmax(-1)
+    target = np.exp(log_probs(start[agree]))
+
+    def divergence(log_t):
+        log_p = log_probs(scores[agree] / np.exp(log_t))
+        log_q = np.log(np.maximum(target, 1e-300))
+        return (target * np.where(mask[agree], log_q - log_p, 0)).sum(-1).mean()
+
+    found = minimize(lambda x: divergence(x[0]), [0.0], method="Nelder-Mead", tol=1e-9)
+    np.testing.assert_allclose(fitted.temperature_, np.exp(found.x[0]), rtol=1e-5)
+    np.testing.assert_allclose(fitted.agreement_, agree.mean())
+    # Neither labels nor questions without agreement have a say.
+    other = np.where(agree[:, None], start, start * 9)
+    again = AgreementScaler().fit(scores, 1 - labels % 2, mask=mask, start_scores=other)
+    assert again.temperature_ == fitted.temperature_
+    assert fitted.fit(scores, mask=mask, start_scores=start).temperature_ == again.temperature_
+
+
+def test_daca_refuses_a_model_that_never_agrees_with_its_start():
+    with pytest.raises(UserError, match="agree on none of 2 questions"):
+        AgreementScaler().fit(np.eye(2, 3), start_scores=-np.eye(2, 3))
