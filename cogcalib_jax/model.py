@@ -41,7 +41,7 @@ from cogcalib_jax.inference.option_score import (
     OptionScore,
     stored_option_score,
 )
-from cogcalib_jax.inference.posthoc import STORED
+from cogcalib_jax.inference.posthoc import STORED, fit_on
 from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
@@ -400,6 +400,7 @@ class Model:
         examples: Examples,
         calibrator: str | Calibrator = "temperature",
         *,
+        taught: Examples | None = None,
         batch_size: int = 32,
         option_score: OptionScore | None = None,
     ) -> Calibrator:
@@ -407,22 +408,22 @@ class Model:
 
         Args:
             examples: the calibration split of a task.
-            calibrator: a name (temperature, vector, platt, isotonic, mixture, linear_mixture), with
-                settings if wanted, as in "vector(l2=0.1)"; or one of your own.
-            batch_size: as for `predict`.
-            option_score: as for `predict`.
+            calibrator: a name (temperature, vector, platt, isotonic, mixture, linear_mixture,
+                daca), with settings if wanted, as in "vector(l2=0.1)"; or one of your own.
+            taught: taught facts in other words, with the same say; None: a fit blind to them.
+            batch_size, option_score: as for `predict`.
 
-        Raises:
-            UserError: questions on which it cannot be fitted.
+        Raises UserError for questions on which it cannot be fitted.
         """
-        made = CALIBRATORS.make(calibrator)
-        encoded = self.encode(examples)
-        scored = self.with_calibrator(None)._predict(encoded, batch_size, option_score)
-        if made.needs_classes:
-            require_shared_options(encoded, f"calibrator is {made.name}", "the input")
-        score = self.base.predictor(batch_size, option_score or self.option_score)
-        start = self._start_scores(encoded, made, score)
-        return made.fit(scored.option_scores, scored.answers, mask=scored.mask, start_scores=start)
+        made, parts, rule = CALIBRATORS.make(calibrator), [], option_score or self.option_score
+        for rows in [examples] if taught is None else [examples, taught]:
+            encoded = self.encode(rows)
+            if made.needs_classes:
+                require_shared_options(encoded, f"calibrator is {made.name}", "the input")
+            start = self._start_scores(encoded, made, self.base.predictor(batch_size, rule))
+            scored = self.with_calibrator(None)._predict(encoded, batch_size, rule)
+            parts.append(replace(scored, start_scores=start))
+        return fit_on(made, parts)
 
     def merge_and_unload(self) -> Model:
         """Return a model without adapter whose weights hold it, in the base's dtype."""

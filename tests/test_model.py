@@ -136,6 +136,22 @@ def test_a_mistake_is_told_in_one_line(model, ask, told):
     assert "\n" not in str(caught.value)
 
 
+def test_a_calibrator_takes_a_start_and_two_populations_with_the_same_say(model):
+    base = model.without_adapter()
+    own = dataclasses.replace(model, start=base)
+    calibration, taught = task().calibration, task().validation
+    fitted = own.calibrate(calibration, "linear_mixture", taught=taught)
+    rows = [(m.predict(calibration), m.predict(taught)) for m in (model, base)]
+    scores, start = (np.concatenate([p.option_scores for p in pair]) for pair in rows)
+    answers = np.concatenate([p.answers for p in rows[0]])
+    weights = np.concatenate([np.full(len(p.answers), 1 / len(p.answers)) for p in rows[0]])
+    wanted = cc.LinearMixture().fit(scores, answers, start_scores=start, weights=weights)
+    np.testing.assert_allclose(fitted.start_weight_, wanted.start_weight_, atol=1e-4)
+    np.testing.assert_allclose(fitted.temperature_, wanted.temperature_, rtol=1e-4)
+    with pytest.raises(ValueError, match="platt weighs all rows alike"):
+        own.calibrate(calibration, "platt", taught=taught)
+
+
 def test_an_adapter_and_a_fresh_one_contradict_each_other(place):
     with pytest.raises(cc.UserError, match="expected one of them"):
         cc.Model.from_pretrained(place / "base", adapter=place, lora=LORA)

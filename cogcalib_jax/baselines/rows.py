@@ -198,3 +198,29 @@ class IbEdlRow(Baseline):
         _require(self.beta >= 0, "beta", self.beta, "at least 0")
         _require(self.draws >= 1, "draws", self.draws, "a whole number of at least 1")
         _require(self.caution >= 0, "caution", self.caution, "at least 0")
+
+
+@register_baseline(
+    "start",
+    label="Start",
+    what="the model in which fine-tuning begins",
+    cost="one forward pass",
+)
+class StartRow(Baseline):
+    """The style-adapted model in which fine-tuning begins."""
+
+    one_pass = True
+
+
+@register_baseline(
+    "interpolation",
+    label="Interpolation",
+    what="weights between the start and SFT, Wortsman et al. 2022",
+    cost="one forward pass with an adapter of twice the rank",
+)
+class InterpolationRow(Baseline):
+    """Weights between the start and the comparison's sft; the share has the lowest NLL on what is
+    fitted on."""
+
+    one_pass = True
+    adapters = "matrices"

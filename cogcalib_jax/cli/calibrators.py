@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.cli.eval_config import STORED, EvalConfig
+from cogcalib_jax.cli.eval_config import BARE, STORED, EvalConfig
 from cogcalib_jax.cli.evaluated import Evaluated
+from cogcalib_jax.cli.prepare import require_calibrator
+from cogcalib_jax.cli.questions import fitting_sets
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, require_shared_options
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration
+from cogcalib_jax.hf.adapter import (
+    CALIBRATION_FILE,
+    adapter_hash,
+    read_calibration,
+    require_trained_on,
+)
+from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.inference.calibration_file import ADAPTER_HASH, OPTIONS, start_of
 from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR
 from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
 from cogcalib_jax.inference.posthoc import (
-    fit_calibrator,
+    fit_on,
     stored_calibrator,
     with_calibrator,
     with_start,
@@ -40,22 +50,23 @@ class ModelCalibrator:
     """A calibrator for one model, and its inputs beside the model's scores."""
 
     calibrator: Calibrator
-    calibration: EncodedSplit | None = None
-    """the questions to fit it on; None: it is fitted"""
-    start: Path | None = None
-    """adapter of the start, if the calibrator needs it"""
+    populations: tuple[EncodedSplit, ...] = ()
+    """the questions to fit it on, each split with the same say; none: it is fitted"""
+    start: Path | Literal["none"] | None = None
+    """adapter of the start, if the calibrator needs it; "none": the bare base"""
     options: tuple[str, ...] | None = None
     """the one list of options, if the calibrator needs one"""
 
     def fitted(self, score: Score, score_start: Score | None) -> ModelCalibrator:
         """Return a fitted calibrator (UserError if the questions do not allow it)."""
-        if self.calibration is None:
+        if not self.populations:
             return self
-        predictions = score(self.calibration, 1.0)
-        if score_start is not None:
-            predictions = with_start(predictions, score_start(self.calibration, 1.0))
-        fit_calibrator(self.calibrator, predictions)
-        return replace(self, calibration=None)
+        scored = []
+        for rows in self.populations:
+            start = None if score_start is None else score_start(rows, 1.0)
+            scored.append(with_start(score(rows, 1.0), start))
+        fit_on(self.calibrator, scored)
+        return replace(self, populations=())
 
     def __call__(
         self, encoded: EncodedSplit, score: Score, score_start: Score | None
@@ -66,7 +77,9 @@ class ModelCalibrator:
         if isinstance(calibrator, TemperatureScaler):
             # The same pass gives the vocabulary's numbers at the temperature.
             temperature = calibrator.temperature_
-        start = None if score_start is None else score_start(encoded, 1.0)
+        start = None
+        if score_start is not None and calibrator.needs_start:
+            start = score_start(encoded, 1.0)
         return with_calibrator(score(encoded, temperature), calibrator, start)
 
     def require(self, encoded: EncodedSplit) -> None:
@@ -105,17 +118,28 @@ def asked_calibrator(
                 f" fitted on a run: --run RUN --calibrator {DEFAULT_CALIBRATOR}"
             )
         return found
-    run = model.run
-    assert run is not None and model.adapter is not None  # EvalConfig holds that there is a run
+    assert model.adapter is not None  # EvalConfig holds that there is one
     calibrator = CALIBRATORS.make(spec)
-    data = config.data if config.data.task == run.data.task else run.data
-    splits = load_splits(data, run.seed, made=run.made)
+    asked_as: EvalConfig | RunConfig = config if model.run is None else model.run
+    data = config.data if config.data.task == asked_as.data.task else asked_as.data
+    splits = load_splits(data, asked_as.seed, made=asked_as.made)
     rows, _ = encode_split("calibration", splits.calibration, tokenizer, data, splits.shots)
+    populations = (rows,)
+    if config.evaluation.fit_taught:
+        require_calibrator(replace(config.evaluation, calibrator=spec), data.task, rows)
+        named = replace(asked_as, data=data)
+        populations = tuple(fitting_sets(named, tokenizer, rows).values())
     options = None
     if calibrator.needs_classes:
         options = require_shared_options(rows, f"calibrator is {spec}", data.task)
-    start = start_of(Path(model.adapter), spec) if calibrator.needs_start else None
-    asked = ModelCalibrator(calibrator, rows, start, options)
+    start: Path | Literal["none"] | None = None
+    if calibrator.needs_start and model.run is not None:
+        start = start_of(Path(model.adapter), spec)
+    elif calibrator.needs_start:
+        start = BARE if config.start is None else Path(config.start)
+        if config.start is not None:
+            require_trained_on(Path(config.start), model_folder(model.base))
+    asked = ModelCalibrator(calibrator, populations, start, options)
     asked.require(rows)
     return asked
 
@@ -154,4 +178,4 @@ def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
                 f" ({ADAPTER_HASH} in {CALIBRATION_FILE}); fetch both again"
             )
         start = start_of(adapter, spec)
-    return ModelCalibrator(calibrator, None, start, options)
+    return ModelCalibrator(calibrator, (), start, options)

@@ -82,9 +82,11 @@ class EvalConfig:
     """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
     the rule of the runs or adapters, else mean"""
     calibrator: str | None = often(None)
-    """calibrator of the options' scores, fitted on each run's calibration split (temperature,
-    vector, platt, isotonic, mixture, linear_mixture); stored: the one in calibration.json; unset:
-    none, but predict takes the stored one"""
+    """calibrator of the options' scores, fitted on the calibration split of each run, or of
+    data for adapters without a run (temperature, vector, platt, isotonic, mixture, linear_mixture,
+    daca); stored: the one in calibration.json; unset: none, but predict takes the stored one"""
+    start: str | None = None
+    """of adapters without a run: the adapter in which training began; unset: the bare base"""
     seed: int = 0
     """of questions that are made, of resampling and of simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -183,6 +185,11 @@ class EvalConfig:
         )
 
     def _check_calibrator(self) -> None:
+        check(
+            self.start is None or (bool(self.adapter) and self.calibrator not in (None, STORED)),
+            "start",
+            "must be none but for adapters with a calibrator that is fitted",
+        )
         if self.calibrator is None:
             return
         for name in ("ensemble", "mc_passes", "tfb", "predictions"):
@@ -190,10 +197,11 @@ class EvalConfig:
         if self.calibrator == STORED:
             return
         check_calibrator(self.calibrator)
+        alone = self.predict is None and bool(self.adapter) and BARE not in self.adapter
         check(
-            bool(self.run),
+            bool(self.run) or alone,
             "calibrator",
-            f"must be {STORED} or none without a run, on whose calibration split it is fitted",
+            f"must be {STORED} or none without a run, or adapters to evaluate, to fit it on",
         )
 
     def _check_predict(self) -> None:

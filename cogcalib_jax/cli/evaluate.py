@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
@@ -291,6 +292,13 @@ def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
     return jax.tree.map(lambda leaf: leaf, lora)
 
 
+def _start_parameters(loaded: Loaded, start: str | Path) -> nnx.State:
+    """Return the LoRA parameters of the start; zeros for the bare base."""
+    if start == BARE:
+        return jax.tree.map(jnp.zeros_like, _parameters(loaded, None))
+    return _parameters(loaded, start)
+
+
 def predict_function(
     loaded: Loaded,
     model: Evaluated,
@@ -314,7 +322,7 @@ def predict_function(
     if calibrator is not None:
         score, first = partial(loaded.predictor, lora), None
         if calibrator.start is not None:
-            first = partial(loaded.predictor, _parameters(loaded, calibrator.start))
+            first = partial(loaded.predictor, _start_parameters(loaded, calibrator.start))
         calibrator = calibrator.fitted(score, first)
         return partial(calibrator, score=score, score_start=first), calibrator
 

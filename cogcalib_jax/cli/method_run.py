@@ -9,8 +9,9 @@ from typing import Any
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.calibration import CALIBRATORS, Calibrator
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
 from cogcalib_jax.cli.prepare import Assembled, answering, stored_calibrators
+from cogcalib_jax.cli.questions import TAUGHT_FIT, fitting_sets
 from cogcalib_jax.cli.results import Predict, has_results, read_results, write_results
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import write_config
@@ -36,8 +37,7 @@ from cogcalib_jax.inference.open_ended import Answers
 from cogcalib_jax.inference.open_results import fit_calibrators, to_json
 from cogcalib_jax.inference.posthoc import (
     STORED,
-    fit_calibrator,
-    fit_temperature,
+    fit_on,
     stored_calibrator,
     stored_temperature,
     with_calibrator,
@@ -119,7 +119,7 @@ def keep_adapter(
     """Write `adapter/` with its `calibration.json`, and log the warnings of its calibrator."""
     adapter, calibration = folder / "adapter", trainer.splits["calibration"]
     _save(run, trainer, config, lora, adapter)
-    probe = None
+    probe, taught = None, None
     if trainer.answers is not None:
         predictions = trainer.answers.answers(lora, calibration)
     else:
@@ -127,8 +127,17 @@ def keep_adapter(
         # The question that best shows whether a server applies the whole adapter.
         reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
         probe = choose_probe(calibration, predictions, trainer.predictor(reduced, calibration))
+        first = None
         if CALIBRATORS.make(config.evaluation.calibrator).needs_start:
-            predictions = with_start(predictions, trainer.predictor(start.lora, calibration))
+            first = start.lora
+
+        def scored(rows: EncodedSplit, own: Predictions) -> Predictions:
+            return own if first is None else with_start(own, trainer.predictor(first, rows))
+
+        predictions = scored(calibration, predictions)
+        if config.evaluation.fit_taught:
+            rows = fitting_sets(config, run.tokenizer, calibration)[TAUGHT_FIT]
+            taught = scored(rows, trainer.predictor(lora, rows))
     write_calibration(
         adapter,
         config,
@@ -136,6 +145,7 @@ def keep_adapter(
         run.tokenizer,
         calibration,
         predictions,
+        taught=taught,
         probe=probe,
         start_adapter=start.adapter,
     )
@@ -283,6 +293,7 @@ def write_calibration(
     calibration: EncodedSplit,
     predictions: Predictions | Answers | None,
     *,
+    taught: Predictions | None = None,
     probe: dict[str, Any] | None = None,
     start_adapter: Path | None = None,
 ) -> None:
@@ -293,6 +304,7 @@ def write_calibration(
         calibration: the split that temperature and calibrator are fitted on.
         predictions: of the adapted model on that split, with the start's scores if the calibrator
             needs them; its answers if the questions are open; None for the start of a run.
+        taught: of the adapted model on taught facts, which have the same say in fits.
         probe: a question with its scores, from `choose_probe`.
         start_adapter: folder of the start's adapter, of which the hash is stored.
     """
@@ -304,12 +316,13 @@ def write_calibration(
     open_answers = options = temperature = calibrator = None
     why_no_temperature = why_no_calibrator = None
     if isinstance(predictions, Predictions):
+        populations = [predictions] if taught is None else [predictions, taught]
         try:
-            temperature = fit_temperature(predictions)
+            temperature = fit_on(TemperatureScaler(), populations).temperature_
         except UserError as error:
             why_no_temperature = str(error)
         try:
-            calibrator = fit_calibrator(CALIBRATORS.make(spec), predictions).to_json()
+            calibrator = fit_on(CALIBRATORS.make(spec), populations).to_json()
         except UserError as error:
             why_no_calibrator = str(error)
     else:
@@ -329,7 +342,7 @@ def write_calibration(
         "temperature": {
             "value": temperature,
             "why_none": why_no_temperature,
-            "rows": len(calibration),
+            "rows": len(calibration) + (0 if taught is None else len(taught.answers)),
         },
         STORED: calibrator,
         WHY_NONE: why_no_calibrator,

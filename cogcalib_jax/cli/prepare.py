@@ -17,13 +17,19 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.baselines.ib_edl import scale_tokens
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.cli.questions import encode_splits, evaluation_sets, load_anchors
+from cogcalib_jax.cli.questions import (
+    TAUGHT_FIT,
+    encode_splits,
+    evaluation_sets,
+    load_anchors,
+)
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import may_have_moved
 from cogcalib_jax.cli.tracking import require_trackers
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, require_shared_options
+from cogcalib_jax.data.loading import groups_of
 from cogcalib_jax.distributed import from_main, require_agreement, start_processes
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import reason_of
@@ -234,6 +240,16 @@ def with_own_lora(config: RunConfig) -> RunConfig:
 def require_calibrator(evaluation: EvaluationConfig, task: str, rows: EncodedSplit) -> None:
     """Refuse an `evaluation.calibrator` that cannot be fitted on the calibration split `rows`."""
     spec = evaluation.calibrator
+    if evaluation.fit_taught and TAUGHT_FIT not in groups_of(task):
+        raise UserError(
+            f"evaluation.fit_taught is true, and {task} has no second wording of what is taught;"
+            " expected false. Leave it out: the fit is blind to what was taught"
+        )
+    if evaluation.fit_taught and not CALIBRATORS.make(spec).weighs_rows:
+        raise UserError(
+            f"evaluation.calibrator is {spec}, which weighs no rows; expected another one beside"
+            " evaluation.fit_taught, or that left out"
+        )
     if rows.is_open and spec != DEFAULT_CALIBRATOR:
         raise UserError(
             f"evaluation.calibrator is {spec}; expected {DEFAULT_CALIBRATOR} for {task}, whose"

@@ -14,7 +14,7 @@ from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example, question_key, unlabelled
-from cogcalib_jax.data.loading import is_split_file, load_shots, load_splits, load_test
+from cogcalib_jax.data.loading import groups_of, is_split_file, load_shots, load_splits, load_test
 from cogcalib_jax.data.splits import require_apart
 from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.data.tasks import TASKS, MadeTask
@@ -26,6 +26,8 @@ from cogcalib_jax.world.config import MadeSettings
 Questions = Mapping[str, tuple[Example, ...]]
 """task, or TASK:GROUP -> its test questions"""
 Note = Callable[[str], None]
+TAUGHT_FIT, UNSEEN_FIT = "taught_fit", "unseen_fit"
+"""groups on which something is fitted or chosen: what was taught, in other words; what was not"""
 
 
 def test_questions(
@@ -202,6 +204,22 @@ def evaluation_sets(
         say(f"   {entry}: {len(sets[entry]):,} questions")
         for text in dict.fromkeys([*notes, *more]):
             note(text)
+    return sets
+
+
+def fitting_sets(
+    config: RunConfig | EvalConfig, tokenizer: PreTrainedTokenizerBase, calibration: EncodedSplit
+) -> dict[str, EncodedSplit]:
+    """Return name -> questions on which something is fitted or chosen, each with the same say.
+
+    These are the calibration split, which was not taught, and taught facts in a wording that is
+    neither trained on nor reported. Tasks without such a wording have the calibration split alone:
+    what is fitted there is blind to what was taught.
+    """
+    sets = {"calibration": calibration}
+    if TAUGHT_FIT in groups_of(config.data.task):
+        examples, _ = load_test(config.data, config.seed, TAUGHT_FIT, made=config.made)
+        sets[TAUGHT_FIT], _ = encode_split(TAUGHT_FIT, examples, tokenizer, config.data)
     return sets
 
 

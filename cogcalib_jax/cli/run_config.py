@@ -143,7 +143,6 @@ class RunConfig:
             "compare",
             f"must name a method beside {' and '.join(self.compare)}, such as sft",
         )
-
         own = [key for key, one in self.baselines.items() if one.own_training]
         check(
             not own or self.training.optimizer == DEFAULT_OPTIMIZER,
@@ -155,6 +154,11 @@ class RunConfig:
             not last or self.training.keep == "last",
             "training.keep",
             f"must be last beside {', '.join(last)}, whose distribution is that of the last update",
+        )
+        check(
+            "interpolation" not in self.compare or "sft" in self.resolved_methods(),
+            "compare",
+            "must name sft beside interpolation, which lies between the start and sft",
         )
         self._check_anchor()
         self._check_recommended()
@@ -228,7 +232,7 @@ class RunConfig:
             check(
                 one.adapters in fits,
                 "compare",
-                f"must not name {key}, whose distribution is over A and B, where the adapter has"
+                f"must not name {key}, which is of A and B alone, where the adapter has"
                 " DoRA (lora.use_dora), trained rows of embedding or head, or other ranks by layer",
             )
         check(

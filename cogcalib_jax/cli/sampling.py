@@ -31,6 +31,7 @@ from cogcalib_jax.baselines.rows import (
     Tfb,
 )
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor, draws
+from cogcalib_jax.cli.between import interpolation_row, start_row
 from cogcalib_jax.cli.method_run import Run, Start, score, train_method, write_answers
 from cogcalib_jax.cli.results import has_results, read_results
 from cogcalib_jax.cli.run_config import MC_DROPOUT, RunConfig
@@ -279,4 +280,6 @@ FITS: dict[str, Callable[[_Row, Any], Predict]] = {
     "ivon": _ivon,
     "scalabl": _scalabl,
     "ib_edl": _ib_edl,
+    "start": lambda row, _: start_row(row.run, row.start),
+    "interpolation": lambda row, _: interpolation_row(row.run, row.start, row.folder),
 }

@@ -45,7 +45,10 @@ class EvaluationConfig:
     """bootstrap resamples of intervals and simulated draws of the noise floor"""
     calibrator: str = setting(DEFAULT_CALIBRATOR, added=True)
     """what an adapter stores for --predict, fitted on the calibration split: temperature, vector,
-    platt, isotonic, mixture, linear_mixture, with settings if wanted (docs/evaluation.md)"""
+    platt, isotonic, mixture, linear_mixture, daca, with settings if wanted (docs/evaluation.md)"""
+    fit_taught: bool = setting(False, added=True)
+    """fit temperature and calibrator on taught facts in a third wording, too, with the same say as
+    the calibration split (tasks with a group taught_fit)"""
     open: OpenConfig = field(default_factory=OpenConfig)
     """answers to open questions"""
 

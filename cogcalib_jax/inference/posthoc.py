@@ -6,7 +6,7 @@ from the questions of the choice would be too high.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from cogcalib_jax.calibration import Calibrator, TemperatureScaler
+from cogcalib_jax.calibration import Calibrator, TemperatureScaler, equal_weights
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.calibration.scaling import at_bound, bound_warning
 from cogcalib_jax.errors import UserError
@@ -134,6 +134,37 @@ def fit_calibrator(calibrator: Fitted, predictions: Predictions) -> Fitted:
         mask=predictions.mask,
         start_scores=predictions.start_scores,
     )
+
+
+def fit_on(calibrator: Fitted, populations: Sequence[Predictions]) -> Fitted:
+    """Fit `calibrator` to several populations of questions, each with the same say, and return it.
+
+    Raises UserError as its `fit` does; a calibrator that weighs no rows takes one population.
+    """
+    if len(populations) == 1:
+        return fit_calibrator(calibrator, populations[0])
+    width = max(one.mask.shape[1] for one in populations)
+
+    def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+        wide = [((0, 0), (0, width - part.shape[1])) for part in parts]
+        filled = [np.pad(p, w, constant_values=-np.inf) for p, w in zip(parts, wide, strict=True)]
+        return np.concatenate(filled)
+
+    scores = joined([one.option_scores for one in populations])
+    starts = [one.start_scores for one in populations if one.start_scores is not None]
+    return calibrator.fit(
+        scores,
+        np.concatenate([one.answers for one in populations]),
+        mask=np.isfinite(scores),
+        start_scores=joined(starts) if len(starts) == len(populations) else None,
+        weights=equal_weights([len(one.answers) for one in populations]),
+    )
+
+
+def mean_nll(predictions: Predictions) -> float:
+    """Return the mean NLL over the options, in nats."""
+    rows = np.arange(len(predictions.answers))
+    return float(-predictions.option_logprobs[rows, predictions.answers].mean())
 
 
 @dataclass(frozen=True)

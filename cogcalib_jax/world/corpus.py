@@ -109,6 +109,11 @@ def taught_fit(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
     return _group(config, seed, "train", "C")
 
 
+def unseen_fit(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the calibration questions: what is fitted beside `taught_fit`."""
+    return build_splits(config, seed).calibration
+
+
 def unseen_template(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
     """Return the test questions in form C."""
     return _group(config, seed, "test", "C")

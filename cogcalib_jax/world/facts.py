@@ -86,6 +86,11 @@ def taught_fit(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
     return tuple(fact.ask("C") for fact in _draw(config, seed) if fact.split == "train")
 
 
+def unseen_fit(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the calibration questions: what is fitted beside `taught_fit`."""
+    return build_splits(config, seed).calibration
+
+
 def wordings(example: Example) -> tuple[Example, ...]:
     """Return the question in each of its three forms."""
     texts = [_text(example.extra["relation"], form) for form in ("A", "B", "C")]

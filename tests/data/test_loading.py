@@ -333,6 +333,7 @@ def test_the_world_has_groups_beside_its_test_split():
     assert groups_of("world") == (
         "taught_form_b",
         "taught_fit",
+        "unseen_fit",
         "unseen_template",
         "other_relations",
     )

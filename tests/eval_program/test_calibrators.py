@@ -18,7 +18,8 @@ from tests.cli.small_base import WORLD, arguments, write_base
 from tests.eval_program.programs import SCORING, lines, run_eval, small_world
 from tests.method.registered import own_names
 
-NAMES = [name for name in own_names(CALIBRATORS) if name not in ("temperature", "vector")]
+# A temperature, by whatever rule it was fitted, is written as one.
+NAMES = [n for n in own_names(CALIBRATORS) if n not in ("temperature", "daca", "vector")]
 
 
 def content(path):
@@ -196,7 +197,10 @@ def test_what_cannot_be_calibrated_is_refused_by_name(trained, tmp_path, capsys)
     refused("must be a calibrator: calibrator is 'plat'; expected one of", *world, "plat")
     refused("l2 is -1; expected a number of at least 0", *world, "vector(l2=-1)")
     alone = [*small_world(base), "--task", "world"]
-    refused("must be stored or none without a run", *alone, "--calibrator", "platt")
+    refused("must be stored or none without a run, or adapters", *alone, "--calibrator", "platt")
+    refused("start: must be none but for adapters", *alone, "--start", run / "start_adapter")
+    taught = ("--evaluation.fit-taught", "true")
+    refused("platt, which weighs no rows; expected another", *world, "platt", *taught)
     refused("stores none for option_score mean", *alone, "--calibrator", "stored")
     refused(
         "evaluation.calibrator is what training stores", *world[:4], "--evaluation.calibrator=platt"
@@ -205,3 +209,31 @@ def test_what_cannot_be_calibrated_is_refused_by_name(trained, tmp_path, capsys)
     assert run_eval(*together) == 2
     shown = capsys.readouterr().err
     assert "must be none beside ensemble" in shown or "must name each run once" in shown
+
+
+def test_an_adapter_without_a_run_is_calibrated_as_in_its_run(trained, tmp_path):
+    base, run = trained
+    rows = calibrated(run, tmp_path / "run", "mixture")
+    alone = [*small_world(base), "--task", "world", "--adapter", run / "adapter"]
+    alone += ["--calibrator", "mixture"]
+    # The run has no style phase: its start is the bare base.
+    for name, start in (("given", ("--start", run / "start_adapter")), ("base", ())):
+        assert run_eval(*alone, *start, "--run-dir", tmp_path / name) == 0
+        found = lines(tmp_path / name / "predictions/world.jsonl")
+        for row, wanted in zip(found, rows, strict=True):
+            np.testing.assert_allclose(row["option_probs"], wanted["option_probs"], atol=1e-5)
+
+
+def test_taught_facts_have_the_same_say_in_a_fit_as_the_calibration_split(trained, tmp_path):
+    _, run = trained
+    groups = ("world:unseen_fit", "world:taught_fit")
+    assert run_eval("--run", run, "--task", *groups, "--run-dir", tmp_path / "e") == 0
+    parts = [lines(tmp_path / f"e/predictions/{group}.jsonl") for group in groups]
+    scores, mask = padded([row for part in parts for row in part], "option_scores")
+    answers = [row["answer"] for part in parts for row in part]
+    weights = np.repeat([1 / WORLD.calibration, 1 / WORLD.train], [len(p) for p in parts])
+    wanted = CALIBRATORS.make("temperature").fit(scores, answers, mask=mask, weights=weights)
+    calibrated(run, tmp_path / "f", "temperature", "--evaluation.fit-taught", "true")
+    found = content(tmp_path / "f/calibrator.json")
+    assert found["n_rows_"] == WORLD.calibration + WORLD.train
+    np.testing.assert_allclose(found["temperature_"], wanted.temperature_, rtol=1e-4)
