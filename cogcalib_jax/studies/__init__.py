@@ -16,9 +16,12 @@ from cogcalib_jax.files import command_line
 
 COMMANDS = {
     "tune": "choose term, gate, weight and epochs on validation questions",
+    "frontier": "the suite world_frontier: what was taught against all else",
     "detector": "measure how long the gate's NLL detects what the base knows",
 }
 SUITES = "suites/"
+FRONTIER = "world_frontier"
+"""the suite behind the word frontier"""
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +39,8 @@ def main(argv: list[str]) -> None:
             " `cogcalib study --help` lists the suites"
         )
     enable_compile_cache()
+    if argv[0] == "frontier":
+        argv = [FRONTIER, *argv[1:]]
     if argv[0] in COMMANDS:
         getattr(import_module(f"cogcalib_jax.studies.{argv[0]}"), argv[0])(argv[1:])
     else:

@@ -44,6 +44,7 @@ from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.report.text import count
 from cogcalib_jax.settings import Role, by_path, places, style_identity
 from cogcalib_jax.studies import study_command
+from cogcalib_jax.studies.frontier_report import write_frontier
 from cogcalib_jax.studies.suite_report import write_results
 from cogcalib_jax.studies.suite_results import Condition, Study
 
@@ -77,6 +78,9 @@ class SuiteConfig:
     """methods whose conditions are compared with the first one"""
     followed: tuple[str, ...] = ()
     """methods whose accuracy and confidence over training are shown; none: every loss"""
+    frontier: bool = False
+    """whether to draw what was taught against all else, too (studies/frontier.py); its cells need
+    also=TASK:taught_fit,TASK:unseen_fit"""
     folder: str | None = None
     """folder of the cells and results; unset: runs/suites/NAME after the suite's file"""
     out: str | None = None
@@ -169,9 +173,13 @@ def run_suite(file: str, argv: Sequence[str]) -> None:
         failed=tuple(cell.title for cell in failed),
     )
     text = write_results(study)
+    if config.frontier:
+        text = write_frontier(study)
     if config.out is not None:
         write_whole(Path(config.out), f"    {command}\n\n{text}")
     print(plain_text(text))
+    if config.frontier:
+        print(f"Frontier: {folder / 'frontier.md'}, {folder / 'plots' / 'frontier.png'}")
     print(f"Tables: {folder / 'results.md'}, {folder / 'results.csv'}, {folder / 'results.jsonl'}")
     print(f"Report: {folder / 'report.html'}")
     if failed:
