@@ -23,7 +23,7 @@ from cogcalib_jax.model import Model
 from cogcalib_jax.settings import identity
 from cogcalib_jax.training.callbacks import Callback, StartInfo, announced
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
-from cogcalib_jax.training.config import CheckpointConfig, TrainingConfig
+from cogcalib_jax.training.config import DEFAULT_OPTIMIZER, CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
 from cogcalib_jax.training.finetune import finetune as run_method
 from cogcalib_jax.training.optimizers import variant_of
@@ -102,6 +102,12 @@ def finetune(
         raise UserError(
             "model has no adapter; expected one to train. Load it with"
             " Model.from_pretrained(..., lora=LoraConfig())"
+        )
+    if training.optimizer != DEFAULT_OPTIMIZER and "plain" not in model.lora_config.distributions:
+        raise UserError(
+            f"training.optimizer is {training.optimizer}; expected {DEFAULT_OPTIMIZER} for an"
+            " adapter with DoRA, trained rows of embedding or head, or other ranks by layer. Leave"
+            " it out"
         )
     rule = option_score or model.option_score
     check_mesh(model.mesh, training, evaluation)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -182,6 +183,13 @@ def test_what_does_not_fit_is_refused_before_training(place, model, change, told
         )
     with pytest.raises(cc.UserError, match=told):
         cc.finetune(model, task(), **({"method": "sft"} | change))
+
+
+def test_an_optimizer_that_draws_parameters_is_refused_where_there_is_more_than_a_and_b(place):
+    lora = replace(LORA, use_dora=True)
+    model = cc.Model.from_pretrained(place / "base", lora=lora, mesh=ONE)
+    with pytest.raises(cc.UserError, match="training.optimizer is ivon; expected adamw"):
+        cc.finetune(model, task(), METHOD, training=replace(TRAINING, optimizer="ivon"))
 
 
 def test_a_model_without_adapter_cannot_be_trained(place):
