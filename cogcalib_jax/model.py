@@ -44,7 +44,7 @@ from cogcalib_jax.inference.option_score import (
 from cogcalib_jax.inference.posthoc import STORED, fit_on
 from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
-from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig, Quantise
 from cogcalib_jax.models.decoder import Remat
 from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.parameters import merge_lora
@@ -99,6 +99,7 @@ class Model:
         mesh: MeshConfig | Mesh | None = None,
         remat: Remat = "none",
         attention: str = "xla",
+        quantise: Quantise = "none",
         seed: int = 0,
     ) -> Model:
         """Load a model in Hugging Face layout.
@@ -112,14 +113,14 @@ class Model:
                 instructions for it if the checkpoint is stored so; otherwise float32.
             mesh: how devices share the work; None: by examples.
             remat: what the backward pass computes again to save memory (docs/scaling.md).
-            attention: "xla", "cudnn" or "splash".
+            attention, quantise: "xla", "cudnn", "splash"; "none", "int8", "nf4" (docs/models.md).
             seed: decides the first values of a fresh adapter.
 
         Raises:
             UserError: files that are missing, damaged or of an unknown family; an adapter of
                 another base.
         """
-        settings = ModelConfig(str(name_or_path), dtype, remat, attention)
+        settings = ModelConfig(str(name_or_path), dtype, remat, attention, quantise)
         if adapter is not None and lora is not None:
             raise UserError(
                 f"lora is given beside adapter = {adapter}; expected one of them. Leave lora out:"
@@ -150,7 +151,7 @@ class Model:
         Args:
             folder: of one method, such as runs/NAME-N/cols.
             base: where the base is now; None: where it was.
-            settings: dtype, mesh, remat and attention, as for `from_pretrained`.
+            settings: as for `from_pretrained`; quantise is the run's if left out.
 
         Raises:
             UserError: a folder that is no finished run; as `from_pretrained`.
@@ -158,6 +159,7 @@ class Model:
         folder = Path(folder)
         run = read_stored_run(folder)
         place, adapter = run.base() if base is None else base, folder / "adapter"
+        settings = {"quantise": run.model.quantise} | settings
         model = cls.from_pretrained(place, adapter=adapter, **settings)
         if model.calibrator is None or not model.calibrator.needs_start:
             return model
@@ -243,8 +245,7 @@ class Model:
         encoded, notes = encode_split(
             name, examples, self.tokenizer, asked.data, asked.shots, asked.template
         )
-        context = check_context(self.config.max_position_embeddings, [encoded], 0)
-        for note in (*notes, *context):
+        for note in (*notes, *check_context(self.config.max_position_embeddings, [encoded], 0)):
             show_note(note)
         return encoded
 
@@ -305,7 +306,7 @@ class Model:
             if calibrator is not None:
                 start = self._start_scores(encoded, calibrator, score)
                 predictions = replace(predictions, calibrator=calibrator, start_scores=start)
-        return replace(predictions, encoded=encoded)
+        return replace(predictions, encoded=encoded, quantise=self.base.split.quantise)
 
     def _start_scores(
         self, encoded: EncodedSplit, calibrator: Calibrator, score: Callable[..., Predictions]
@@ -364,7 +365,7 @@ class Model:
         settings = OpenConfig(max_new_tokens=max_new_tokens, samples=samples, p_true=p_true)
         evaluation = EvaluationConfig(batch_size=batch_size, open=settings)
         write = self.base.open_predictor(examples.prompting.data, evaluation)
-        return write(self.lora, encoded, seed=seed)
+        return replace(write(self.lora, encoded, seed=seed), quantise=self.base.split.quantise)
 
     def generate(
         self,
@@ -426,7 +427,7 @@ class Model:
         return fit_on(made, parts)
 
     def merge_and_unload(self) -> Model:
-        """Return a model without adapter whose weights hold it, in the base's dtype."""
+        """Return a model without adapter whose weights hold it; refuses a quantised base."""
         self._require_one_adapter("merge_and_unload")
         decoder = merge_lora(self.base.split.merge(self.lora))
         base, lora = split_base(self.base.name, decoder, self.tokenizer)
@@ -437,7 +438,7 @@ class Model:
         without adapter, the weights and the tokenizer in Hugging Face layout.
 
         Raises:
-            UserError: a folder that cannot be written.
+            UserError: a folder that cannot be written; a quantised base without adapter.
         """
         self._require_one_adapter("save_pretrained")
         folder = Path(folder)

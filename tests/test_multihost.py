@@ -106,6 +106,29 @@ def test_two_processes_make_the_run_of_one(alone, pair):
             }
 
 
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one_on_a_quantised_base(tmp_path, cache):
+    """Each process quantises its own blocks: four along the width, one a device."""
+    base = write_base(tmp_path / "base", hidden_size=256)
+    options = ("--model.quantise", "nf4", "--training.epochs", "1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    with quick_compilation(cache):
+        assert run_main(train.main, command(base, one, *options)) == 0
+    plan = {"commands": [["train", *command(base, two, *options)]]}
+    for process in together(tmp_path / "pair", cache, plan):
+        assert process.returncode == 0, process.stderr[-4000:]
+    for phase in ("style", "finetune", "validation"):
+        ours, theirs = lines(two, phase=phase), lines(one, phase=phase)
+        assert len(ours) == len(theirs) > 0
+        for our, their in zip(ours, theirs, strict=True):
+            assert our["step"] == their["step"]
+            losses = [{k: x[k] for k in ("loss", "nll") if k in x} for x in (our, their)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-5), phase
+    ours, theirs = (load_file(d / "adapter/adapter_model.safetensors") for d in (two, one))
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], atol=1e-5, err_msg=name)
+
+
 def test_the_adapter_is_gathered_whole(alone, pair):
     ours, theirs = (
         load_file(d / "adapter/adapter_model.safetensors") for d in (pair.folder, alone)

@@ -103,6 +103,7 @@ def measure(config: LoadBenchConfig) -> dict[str, Any]:
         "devices": last.devices,
         "device": last.device_kind,
         "dtype": last.dtype,
+        "quantise": config.model.quantise,
         "mesh": to_dict(config.mesh),
         "cpus": cpu_count(),
         "seconds": seconds,
@@ -140,7 +141,9 @@ def _load(config: LoadBenchConfig) -> Load:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     start = time.perf_counter()
-    decoder = load_decoder(config.model.path, dtype=dtype, mesh=mesh)
+    decoder = load_decoder(
+        config.model.path, dtype=dtype, mesh=mesh, quantise=config.model.quantise
+    )
     leaves = jax.block_until_ready(jax.tree.leaves(nnx.state(decoder)))
     seconds = time.perf_counter() - start
     shards = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards]
@@ -177,11 +180,12 @@ def table(figures: dict[str, Any]) -> Table:
         mb("bound_bytes"),
     )
     verdict = "within" if figures["within_bound"] else "ABOVE"
+    held = figures["dtype"] if figures["quantise"] == "none" else figures["quantise"]
     times = ", ".join(f"{seconds:.2f}" for seconds in figures["seconds_each"])
     note = "\n".join(
         [
             f"{figures['model']}: {figures['file_bytes'] / 1e9:.2f} GB in {figures['shards']}"
-            f" file(s), read as {figures['dtype']} onto {figures['devices']} x"
+            f" file(s), read as {held} onto {figures['devices']} x"
             f" {figures['device']} ({mesh}); {figures['cpus']} CPU cores.",
             f"Seconds of each load, in order: {times}; the median stands above, with the highest"
             " peak.",

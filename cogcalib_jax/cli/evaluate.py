@@ -163,6 +163,7 @@ def _evaluate_group(
             model=model.words,
             by=config.by,
             weights=model.weights(),
+            quantise=config.model.quantise,
             started=lambda task: say(f"   {task}"),
         )
 

@@ -281,6 +281,7 @@ def score(
             run.command,
             model=f"{folder.name} on {run.base}",
             vocabulary=vocabulary,
+            quantise=config.model.quantise,
         )
     return read_results(folder)
 
@@ -311,7 +312,8 @@ def write_calibration(
     spec, is_open = config.evaluation.calibrator, calibration.is_open
     rule = None if is_open else config.option_score
     asked = how_asked(
-        adapter, base, config.lora, config.data, calibration.template, tokenizer, rule
+        *(adapter, base, config.lora, config.data, calibration.template, tokenizer, rule),
+        config.model.quantise,
     )
     open_answers = options = temperature = calibrator = None
     why_no_temperature = why_no_calibrator = None

@@ -93,7 +93,12 @@ class Outline:
         require_cut(self.config, mesh)
         stored = None if self.place is None else stored_dtype(self.place)
         graphdef, abstract = abstract_decoder(
-            self.config, lora, config.jax_dtype(mesh, stored), mesh, attention=config.attention
+            self.config,
+            lora,
+            config.jax_dtype(mesh, stored),
+            mesh,
+            attention=config.attention,
+            quantise=config.quantise,
         )
         adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
         return FrozenModel(graphdef, frozen), adapter

@@ -37,9 +37,10 @@ from cogcalib_jax.inference.evaluate import (
 )
 from cogcalib_jax.inference.open_ended import OpenPredictions
 from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_predictions
-from cogcalib_jax.inference.predictions import Predictions, write_predictions
+from cogcalib_jax.inference.predictions import Predictions, held_as, write_predictions
 from cogcalib_jax.inference.scored_rows import ConfidenceRows, read_scored
 from cogcalib_jax.metrics import summarize
+from cogcalib_jax.models.config import Quantise
 from cogcalib_jax.training.config import require_same_identity
 from cogcalib_jax.training.step_log import listed
 
@@ -62,6 +63,7 @@ def write_results(
     by: Sequence[str] = (),
     weights: Mapping[str, str | None] | None = None,
     vocabulary: bool = True,
+    quantise: Quantise = "none",
     started: Callable[[str], None] = lambda task: None,
 ) -> None:
     """Score every set of test questions, and write predictions/TASK.jsonl and eval.json.
@@ -75,6 +77,7 @@ def write_results(
         by: fields whose values get numbers of their own.
         weights: hashes of the model's files, which are stored.
         vocabulary: whether `predict` gives probabilities over the whole vocabulary.
+        quantise: the form in which the model's base is held, which is stored.
         started: gets the name of each task before it is scored.
 
     Raises:
@@ -88,11 +91,13 @@ def write_results(
         started(task)
         predictions = predict(encoded)
         require_numbers(predictions, encoded, model)
+        predictions = replace(predictions, quantise=quantise)
         results[task] = _score(folder, task, encoded, predictions, config, seed, by, vocabulary)
         made_from = {"data_hash": {name: hashes[name] for name in results}, "weights": weights}
         write_json(folder / PARTIAL, results | {"provenance": made_from})
     (protocol,) = {encoded.protocol for encoded in sets.values()}
     made = provenance(seed, hashes, protocol) | ({"weights": dict(weights)} if weights else {})
+    made |= held_as(quantise)
     write_json(folder / FILE, results | {"provenance": made | {"command": command}})
     main_only((folder / PARTIAL).unlink)(missing_ok=True)
 

@@ -37,9 +37,12 @@ from cogcalib_jax.models.families import tensor_names
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import against_base, map_parameters
 from cogcalib_jax.models.placement import PREFIXES
+from cogcalib_jax.models.quantised import quantisation
 from cogcalib_jax.sharding import fetch
 
 CALIBRATION_FILE = "calibration.json"
+QUANTISE = "quantise"
+"""the entry of `base` in that file that says how the base was held in training; absent: whole"""
 HASH_OF = (
     "SHA-256 over all tensors in the order of their names: a JSON line [name, dtype, shape], then"
     " the bytes of the first row (of a vector: all)"
@@ -135,6 +138,18 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
         return leaf.replace(read_parameter(parts, target, path[0] == "layers"))
 
     nnx.update(decoder, against_base(decoder, map_parameters(read, state), stored=True))
+    trained, held = trained_on_quantised(folder), quantisation(nnx.state(decoder))
+    if trained is not None and trained != held:
+        show_note(
+            f"{folder}: was trained on a base with model.quantise {trained}, which is {held} here:"
+            " predictions and their calibration differ from those of training"
+        )
+
+
+def trained_on_quantised(adapter: Path) -> str | None:
+    """Return `model.quantise` of the run that trained an adapter; None for other tools' ones."""
+    stored = read_calibration(adapter)
+    return None if stored is None else stored["base"].get(QUANTISE, "none")
 
 
 def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:

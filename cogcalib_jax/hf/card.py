@@ -19,7 +19,7 @@ from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, reason_of, write_whole
-from cogcalib_jax.hf.adapter import read_calibration
+from cogcalib_jax.hf.adapter import QUANTISE, read_calibration
 from cogcalib_jax.hf.download import model_folder, public_name
 from cogcalib_jax.models.config import LoraConfig
 
@@ -80,6 +80,7 @@ def write_card(
     base_name, base = str(base_name), model_folder(base_name)
     asked = read_calibration(adapter) or {} if asked is None else asked
     facts = _base_facts(base_name, base, lora)
+    facts |= _held((asked.get("base") or {}).get(QUANTISE))
     if run is not None:
         facts |= _training_facts(run) | _updates(run)
     sections = [
@@ -106,6 +107,7 @@ def model_card(
     argv: Sequence[str],
     *,
     untied: bool = False,
+    quantise: str | None = None,
 ) -> str:
     """Return the text of a merged model's card.
 
@@ -116,11 +118,13 @@ def model_card(
         lora: the adapter's form.
         argv: the merge's arguments.
         untied: whether the merge gave the head a tensor of its own.
+        quantise: how the base was held while the adapter was trained, if that is known.
 
     Raises:
         UserError: damaged files.
     """
     facts = _base_facts(base_name, base, lora) | ({"Head": UNTIED} if untied else {})
+    facts |= _held(quantise)
     if run is None:
         facts["Data, method, threshold"] = "unknown: merged from an adapter without its run"
     else:
@@ -176,6 +180,14 @@ def _base_facts(base_name: str, base: Path, lora: LoraConfig) -> dict[str, str]:
         + ", ".join(lora.target_modules)
         + (" (by layer: see adapter_config.json)" if lora.placement else ""),
     }
+
+
+def _held(quantise: str | None) -> dict[str, str]:
+    """Return what a card says of a base that was quantised for training."""
+    if quantise in (None, "none"):
+        return {}
+    words = f"held in {quantise} (`model.quantise`); with whole weights the numbers differ"
+    return {"Base in training": words}
 
 
 def _hub_id(base_name: str) -> str | None:

@@ -37,6 +37,7 @@ from cogcalib_jax.hf.adapter import (
     read_calibration,
     require_same_base,
     require_trained_on,
+    trained_on_quantised,
 )
 from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
 from cogcalib_jax.hf.card import model_card
@@ -135,9 +136,16 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
         rows = read_config(base).vocab_size
         for note in own_tokenizer(base, adapter, load_tokenizer(base), rows)[1]:
             show_note(note)
+    trained = trained_on_quantised(adapter)
+    if trained not in (None, "none"):
+        show_note(
+            f"{adapter} was trained on a base with model.quantise {trained}; it is merged into the"
+            f" base's own weights, so that predictions and their calibration differ from those of"
+            " training"
+        )
     tensors, deltas = _open(base, adapter, lora)
     untied = _unties(tensors, deltas)
-    card = model_card(run, base_name, base, lora, argv, untied=untied)
+    card = model_card(run, base_name, base, lora, argv, untied=untied, quantise=trained)
     out = Path(config.out)
     with whole_folder(out) as building:
         (building / "README.md").write_text(card, encoding="utf-8")

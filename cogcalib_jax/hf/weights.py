@@ -33,7 +33,7 @@ from cogcalib_jax.hf.safetensors import (
     open_folder,
     write_folder,
 )
-from cogcalib_jax.models.config import DecoderConfig, LoraConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, Quantise
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.families import from_hf, tensor_names, to_hf
 from cogcalib_jax.models.parameters import Path as ParameterPath
@@ -42,14 +42,27 @@ from cogcalib_jax.models.parameters import (
     map_parameters,
     random_lora,
     require_cut,
+    require_whole,
 )
+from cogcalib_jax.models.quantised import SCALES, quantise_rows
 from cogcalib_jax.sharding import fetch
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers of old checkpoints, which the decoder computes.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+# Last parts of names that only quantised checkpoints have.
+QUANTISED_BY = {
+    "qweight": "GPTQ or AWQ",
+    "absmax": "bitsandbytes in 4 bits",
+    "SCB": "bitsandbytes in 8 bits",
+    "weight_scale_inv": "FP8",
+    "weight_scale": "FP8 or compressed-tensors",
+    "weight_packed": "compressed-tensors",
+}
 # Bytes of a file that are read at a time.
 READ_BYTES = 16_000_000
+# Numbers that are read at a time to be quantised: their copies fit a processor's cache.
+QUANTISED_NUMBERS = 2**18
 # The default of transformers.
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -80,11 +93,12 @@ def load_decoder(
     seed: int = 0,
     remat: Remat = "none",
     attention: str = "xla",
+    quantise: Quantise = "none",
 ) -> Decoder:
     """Return a decoder with the weights of a checkpoint, spread over `mesh`.
 
     Weights may be stored as bfloat16, float16 or float32. Each device gets the slices that it
-    holds, read from the files as it needs them.
+    holds, read from the files as it needs them, and quantised some rows at a time.
 
     Args:
         name: a local folder or Hub id.
@@ -94,6 +108,7 @@ def load_decoder(
         seed: of the LoRA parameters, which begin as PEFT's do.
         remat: what the backward pass computes again; see `ModelConfig`.
         attention: the kernel; see `ModelConfig`.
+        quantise: the form of the blocks' projections; see `ModelConfig`.
 
     Raises:
         UserError: tensors that are missing, unexpected or of another shape, all in one message; a
@@ -102,13 +117,29 @@ def load_decoder(
     config = read_config(name)
     require_cut(config, mesh)
     folder = model_folder(name)
+    _, stored = abstract_decoder(config, None, jnp.dtype(dtype), mesh)
+    tensors = open_weights(folder, stored, config)
     graphdef, abstract = abstract_decoder(
-        config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention
+        config,
+        lora,
+        jnp.dtype(dtype),
+        mesh,
+        remat=remat,
+        attention=attention,
+        quantise=quantise,
     )
     base = nnx.filter_state(abstract, nnx.Not(nnx.LoRAParam))
-    tensors = open_weights(folder, base, config)
+    values = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(base)}
+    made: dict[ParameterPath, jax.Array] = {}
 
     def read(path: ParameterPath, leaf: nnx.Variable) -> nnx.Variable:
+        pair = [(*path[:-1], name) for name in ("weight", SCALES)]
+        if path in made:
+            return leaf.replace(made.pop(path))
+        if path in pair and pair[1] in values:
+            parts = [tensors[stored_name(n, tensors)] for n in tensor_names(pair[0], config)]
+            made.update(zip(pair, read_quantised(parts, *map(values.get, pair)), strict=True))
+            return leaf.replace(made.pop(path))
         target = leaf.get_value()
         if is_expert(path):
             layers = stored_experts(path, target.shape[1:], config, tensors)
@@ -139,7 +170,36 @@ def read_parameter(parts: list[Tensor], target: jax.ShapeDtypeStruct, stacked: b
             _fill(rows, part, index[1:] if stacked else index)
         return out.view(np.uint16) if in_bits else out
 
-    return _from_slices(target, read)
+    (array,) = _from_slices([target], lambda index: [read(index)])
+    return array
+
+
+def read_quantised(
+    parts: list[Tensor], codes: jax.ShapeDtypeStruct, scales: jax.ShapeDtypeStruct
+) -> list[jax.Array]:
+    """Return the codes and scales of a stack of weights, quantised some rows at a time.
+
+    Args:
+        parts: the tensor of each layer.
+        codes: shape, dtype and sharding of the codes; the dtype says how weights are quantised.
+        scales: of the scales, cut as the codes are.
+    """
+    in_a_byte = scales.shape[-2] // codes.shape[-2]
+    step = max(2, QUANTISED_NUMBERS // codes.shape[-1] // 2 * 2)
+
+    def read(index: tuple[slice, ...]) -> list[np.ndarray]:
+        _, rows, columns = index
+        out = [np.empty(x.sharding.shard_shape(x.shape), x.dtype) for x in (codes, scales)]
+        first, end = in_a_byte * (rows.start or 0), out[1].shape[1]
+        for layer, part in enumerate(parts):
+            for row in range(0, end, step):
+                stop = min(row + step, end)
+                weight = part.read((slice(first + row, first + stop), columns))
+                here = slice(row // in_a_byte, stop // in_a_byte)
+                out[0][layer, here], out[1][layer, row:stop] = quantise_rows(weight, codes.dtype)
+        return out
+
+    return _from_slices([codes, scales], read)
 
 
 def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
@@ -157,23 +217,28 @@ def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
 
 
 def _from_slices(
-    target: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
-) -> jax.Array:
-    """Return a global array with the shards `read(index)`; equal slices are read once.
+    targets: list[jax.ShapeDtypeStruct],
+    read: Callable[[tuple[slice, ...]], list[np.ndarray]],
+) -> list[jax.Array]:
+    """Return global arrays, cut alike, with the shards `read(index)`; equal slices are read once.
 
-    One slice is on the host at a time. `jax.make_array_from_callback` reads all slices before it
-    moves the first, so that a stack of layers is held twice (measured on a checkpoint of 1 GB:
-    1.15 GB instead of 1.06).
+    `index` is of the first array. One slice is on the host at a time.
+    `jax.make_array_from_callback` reads all slices before it moves the first, so that a stack of
+    layers is held twice (measured on a checkpoint of 1 GB: 1.15 GB instead of 1.06).
     """
-    indices = target.sharding.addressable_devices_indices_map(target.shape)
+    first = targets[0]
+    indices = first.sharding.addressable_devices_indices_map(first.shape)
     holders: dict[tuple, list[jax.Device]] = {}
     for device, index in indices.items():
         holders.setdefault(tuple((part.start, part.stop) for part in index), []).append(device)
-    shards = []
+    shards: list[list[jax.Array]] = [[] for _ in targets]
     for devices in holders.values():
-        part = read(indices[devices[0]])
-        shards += jax.block_until_ready([jax.device_put(part, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, shards)
+        for made, part in zip(shards, read(indices[devices[0]]), strict=True):
+            made += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+    return [
+        jax.make_array_from_single_device_arrays(target.shape, target.sharding, made)
+        for target, made in zip(targets, shards, strict=True)
+    ]
 
 
 def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
@@ -183,6 +248,7 @@ def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[s
     does. A head that is stored beside the embedding it is tied to is read and compared.
     """
     tensors, tied = open_folder(folder), config.tie_word_embeddings
+    _require_whole_weights(folder, tensors)
     if tied and HEAD in tensors and EMBEDDING not in tensors:
         # Some checkpoints store a tied weight under the head's name alone.
         tensors[EMBEDDING] = tensors.pop(HEAD)
@@ -235,6 +301,18 @@ def _stored_shapes(
     return {stored_name(name, present): shape for name, shape in shapes.items()} | experts
 
 
+def _require_whole_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors of a quantised checkpoint whose config.json does not say what it is."""
+    for name in tensors:
+        method = QUANTISED_BY.get(name.rpartition(".")[2])
+        if method is not None:
+            raise UserError(
+                f"{folder}: holds {name}, so its weights are quantised ({method}); expected"
+                " float32, bfloat16 or float16. Use the checkpoint that it was made from, and"
+                " --model.quantise nf4 or int8"
+            )
+
+
 def tensor_shapes(state: nnx.State, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in a checkpoint of these parameters, by name."""
     return {
@@ -263,8 +341,9 @@ def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
 def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write config.json and the weights without LoRA in Hugging Face layout, in their dtype.
 
-    folder: new or empty; it appears whole or not at all.
+    folder: new or empty; it appears whole or not at all. Raises UserError for a quantised base.
     """
+    require_whole(decoder)
     config = decoder.config
     with whole_folder(Path(folder)) as building:
         raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}

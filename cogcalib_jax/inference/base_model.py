@@ -92,7 +92,7 @@ class BaseModel:
         template = prompting.with_options(self.tokenizer)
         stored = how_asked(
             *(folder, self.name, decoder.lora, prompting.data, template),
-            *(self.tokenizer, option_score),
+            *(self.tokenizer, option_score, self.split.quantise),
         )
         write_json(folder / CALIBRATION_FILE, stored | fitted)
         write_card(folder, self.name, decoder.lora)
@@ -151,11 +151,13 @@ def load_on_mesh(
         seed=seed,
         remat=settings.remat,
         attention=settings.attention,
+        quantise=settings.quantise,
     )
     device, kernel = mesh.devices.flat[0].device_kind, attention_words(settings.attention)
     shape = mesh_words(mesh.devices.shape)
-    say(f"   {device}, mesh {shape}, {dtype.name}, attention {kernel}")
-    for note in placement_notes(decoder.config, mesh):
+    held = "" if settings.quantise == "none" else f", base held in {settings.quantise}"
+    say(f"   {device}, mesh {shape}, {dtype.name}{held}, attention {kernel}")
+    for note in placement_notes(decoder.config, mesh, settings.quantise):
         say(f"   {note}")
     if adapter is not None:
         load_adapter(adapter, decoder)

@@ -23,6 +23,7 @@ from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     HASH_OF,
+    QUANTISE,
     adapter_hash,
     base_hash,
     read_calibration,
@@ -33,7 +34,7 @@ from cogcalib_jax.inference.evaluate import VERSIONED
 from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import STORED
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.models.config import LoraConfig
+from cogcalib_jax.models.config import LoraConfig, Quantise
 from cogcalib_jax.models.parameters import map_parameters
 
 # Entries that belong to the calibrator.
@@ -57,6 +58,7 @@ def how_asked(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     option_score: OptionScore | None,
+    quantise: Quantise,
 ) -> dict[str, Any]:
     """Return the entries about prompt, scoring rule, adapter and base.
 
@@ -68,6 +70,7 @@ def how_asked(
         template: of every prompt, solved questions included.
         tokenizer: that the questions are read with.
         option_score: the rule by which options are scored; None for open questions.
+        quantise: the form in which the base is held; entered only if it is one.
     """
     prefix = None if option_score is None else pmi_prefix(template, tokenizer)
     return {
@@ -86,6 +89,7 @@ def how_asked(
             "name": public_name(base),
             "hash": base_hash(model_folder(base)),
             "hash_of": HASH_OF,
+            **({} if quantise == "none" else {QUANTISE: quantise}),
         },
         "versions": {name: version(name) for name in VERSIONED},
     }

@@ -28,6 +28,7 @@ from cogcalib_jax.data.prompts import PROMPTS, chat_template
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.models.config import Quantise
 from cogcalib_jax.models.generate import Generated, SamplingConfig, generate
 from cogcalib_jax.models.parameters import FrozenModel
 
@@ -71,6 +72,8 @@ class OpenPredictions:
     """[n] int"""
     notes: tuple[str, ...] = ()
     """what was left out and why, a line each"""
+    quantise: Quantise = "none"
+    """the form in which the model's base was held"""
 
 
 class OpenPredictor:

@@ -15,7 +15,7 @@ from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
-from cogcalib_jax.inference.predictions import row_identity, write_rows
+from cogcalib_jax.inference.predictions import held_as, row_identity, write_rows
 from cogcalib_jax.metrics import bootstrap_intervals, summarize_confidence
 
 # Confidences of open answers beside the raw ones, each of the calibrator of that name.
@@ -165,6 +165,7 @@ def open_prediction_rows(
                 "reference": e.completions[e.answer],
                 "reference_ids": list(e.completion_ids[e.answer]),
                 "reference_nll": float(-predictions.reference_logprobs[i]),
+                **held_as(predictions.quantise),
                 **row_identity(e.example),
             }
         )

@@ -16,6 +16,7 @@ from cogcalib_jax.data.example import HASH, Encoded, EncodedSplit, Example, ques
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.inference.option_score import OptionScore, score_options
+from cogcalib_jax.models.config import Quantise
 
 UNKNOWN = -1
 """in the place of an answer that nobody knows"""
@@ -60,6 +61,8 @@ class Predictions:
     """[n, k] float64: `option_scores` of the start, for a calibrator that mixes it in"""
     encoded: EncodedSplit | None = None
     """the questions, where they are known"""
+    quantise: Quantise = "none"
+    """the form in which the model's base was held"""
 
     def __post_init__(self) -> None:
         if self.calibrator is not None and self.temperature != 1.0:
@@ -208,6 +211,7 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
                 "scoring": predictions.scoring,
                 "temperature": predictions.temperature,
                 **calibrator,
+                **held_as(predictions.quantise),
                 "option_probs": option_probs.tolist(),
                 "nll": float(-np.log(max(option_probs[e.answer], np.finfo(float).tiny))),
                 "confidence": float(option_probs[best]),
@@ -216,6 +220,11 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
             }
         )
     return rows
+
+
+def held_as(quantise: Quantise) -> dict[str, str]:
+    """Return what a prediction row says of its model's base; nothing of one that is whole."""
+    return {} if quantise == "none" else {"quantise": quantise}
 
 
 def row_identity(example: Example) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import jax.numpy as jnp
     from jax.sharding import Mesh
 
+Quantise = Literal["none", "int8", "nf4"]
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -241,6 +242,8 @@ class ModelConfig:
     """what the backward pass computes again to save memory: nothing, layers, all but products"""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     """attention kernel: xla everywhere, cudnn on NVIDIA GPUs, splash on TPUs; refused elsewhere"""
+    quantise: Quantise = often("none", added=True)
+    """hold the blocks' projections in 8 or 4 bits (QLoRA), quantised while they are loaded"""
 
     def __post_init__(self) -> None:
         check(self.path != "", "path", "must be a Hub id or a folder")

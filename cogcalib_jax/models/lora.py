@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from cogcalib_jax.models.config import LoraConfig, UncertainLora
+from cogcalib_jax.models.config import LoraConfig, Quantise, UncertainLora
 from cogcalib_jax.models.product import from_bits, product, to_bits
+from cogcalib_jax.models.quantised import parameter_shapes, quantised_product
 
 # First standard deviations of A lie between half of this squared and this squared (BLoB, eps).
 FIRST_ROOT = 0.05
@@ -33,7 +34,8 @@ class Linear(nnx.Module):
     lora_A_root, like lora_A; of a head with trained rows lora_rows `[rows, in]`, what these have
     more than the weight's. `stack` is the axis of layers that a scan runs along. The adapter is
     computed in float32, and begins as in PEFT: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5),
-    B zero. `weight=False` leaves the weight out, for a head that shares the embedding.
+    B zero. `weight=False` leaves the weight out, for a head that shares the embedding. A quantised
+    weight holds codes, and has `scales`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Linear(nnx.Module):
         # Each attribute is set once: NNX then fixes whether it holds data.
         shape = (*stack, out_features, in_features)
         self.weight = normal_param(shape, initializer_range, dtype, rngs) if weight else None
+        self.scales: nnx.Param | None = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(shape[:-1], dtype)) if bias else None
         self.lora_A = None if lora is None else _lora_a(stack, ranks, in_features, rngs)
         self.lora_B = None if lora is None else _lora_b(stack, max(ranks), out_features)
@@ -77,7 +80,10 @@ class Linear(nnx.Module):
         dropout_key: None: without dropout, and with A's mean.
         """
         weight = self.weight[...]
-        y = product(x, weight)
+        if self.scales is None:
+            y = product(x, weight)
+        else:
+            y = quantised_product(x, weight, self.scales[...])
         scale = self.scale if self.layer_scale is None else self.layer_scale[...]
         update = None
         if self.lora_A is not None:
@@ -101,6 +107,12 @@ class Linear(nnx.Module):
         if isinstance(self.scale, float):
             return self.scale
         return np.asarray(self.scale, np.float32).reshape(-1, *[1] * (axes - 1))
+
+    def quantise(self, kind: Quantise) -> None:
+        """Give the layer room for a quantised weight, whose values are not set (`quantised.py`)."""
+        codes, scales = parameter_shapes(kind, self.weight.shape)
+        self.weight = nnx.Param(jnp.zeros(codes.shape, codes.dtype))
+        self.scales = nnx.Param(jnp.zeros(scales.shape, scales.dtype))
 
     def lora_input(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         """Return A x after dropout, `[..., rank]` float32."""

@@ -5,6 +5,7 @@ Shardings are known before arrays are made, so that no parameter exists on one d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,10 +15,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.config import DecoderConfig, LoraConfig, UncertainLora
+from cogcalib_jax.models.config import (
+    LAYER_PROJECTIONS,
+    DecoderConfig,
+    LoraConfig,
+    Quantise,
+    UncertainLora,
+)
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.lora import Linear, gain, row_index, row_norms
 from cogcalib_jax.models.product import from_bits, to_bits
+from cogcalib_jax.models.quantised import BLOCK, SCALES, parts, quantisation
 from cogcalib_jax.sharding import named_sharding, nearest_mesh
 
 # (out, in) axes of each projection's weight; the adapter's A shares the second, B the first.
@@ -50,6 +58,7 @@ def logical_axes(path: Path) -> tuple[str | None, ...]:
     out_axis, in_axis = PROJECTION_AXES[module]
     axes = {
         "weight": (out_axis, in_axis),
+        SCALES: (out_axis, in_axis),
         "bias": (out_axis,),
         "lora_A": ("rank", in_axis),
         ROOT: ("rank", in_axis),
@@ -61,13 +70,13 @@ def logical_axes(path: Path) -> tuple[str | None, ...]:
 
 
 def parameter_sharding(
-    config: DecoderConfig, mesh: Mesh, path: Path, shape: tuple[int, ...]
+    config: DecoderConfig, mesh: Mesh, path: Path, value: jax.ShapeDtypeStruct
 ) -> NamedSharding:
-    """Return the sharding of one parameter, with cuts between heads alone."""
+    """Return the sharding of one parameter, with cuts between heads and blocks alone."""
     axes = logical_axes(path)
     heads = {"heads": config.num_heads, "kv_heads": config.kv_heads}
-    units = [heads.get(axis, size) for axis, size in zip(axes, shape, strict=True)]
-    return named_sharding(mesh, axes, units)
+    sizes = zip(axes, parts(path[-1], value), strict=True)
+    return named_sharding(mesh, axes, [math.gcd(heads.get(axis, n), n) for axis, n in sizes])
 
 
 def abstract_decoder(
@@ -78,14 +87,27 @@ def abstract_decoder(
     *,
     remat: Remat = "none",
     attention: str = "xla",
+    quantise: Quantise = "none",
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return a decoder's structure, and a ShapeDtypeStruct with sharding for each parameter.
 
-    Nothing is allocated, and the devices of `mesh` need not exist.
+    Nothing is allocated, and the devices of `mesh` need not exist. `quantise` is for the
+    projections of the blocks; embedding, head, norms and biases stay in `dtype`. Raises UserError
+    for a quantised mixture of experts, or DoRA on a quantised base.
     """
+    if quantise != "none" and config.experts is not None:
+        raise UserError(
+            f"model.quantise is {quantise}; expected none for {config.model_type}, whose experts"
+            " cannot be held so yet. Leave it out, or spread the model (mesh.expert, mesh.fsdp)"
+        )
+    if quantise != "none" and lora is not None and lora.use_dora:
+        raise UserError(
+            f"model.quantise is {quantise}; expected none beside DoRA, which needs the lengths of"
+            " whole weights. Use lora.use_dora false, or an adapter without it"
+        )
 
     def build() -> Decoder:
-        return Decoder(
+        decoder = Decoder(
             config,
             lora=lora,
             dtype=dtype,
@@ -94,12 +116,16 @@ def abstract_decoder(
             attention=attention,
             mesh=mesh,
         )
+        for path, module in nnx.iter_modules(decoder.layers):
+            if quantise != "none" and path[-1:] and path[-1] in LAYER_PROJECTIONS:
+                module.quantise(quantise)
+        return decoder
 
     graphdef, state = nnx.split(nnx.eval_shape(build))
 
     def place(path: Path, leaf: nnx.Variable) -> nnx.Variable:
         shape = leaf.get_value()
-        sharding = parameter_sharding(config, mesh, path, shape.shape)
+        sharding = parameter_sharding(config, mesh, path, shape)
         return leaf.replace(jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding))
 
     return graphdef, map_parameters(place, state)
@@ -180,10 +206,12 @@ def merge_lora(decoder: Decoder) -> Decoder:
     """Return a decoder without LoRA layers whose weights are W + scale B A, in W's dtype, with
     DoRA's lengths of rows.
 
-    The product is taken in float32. A head that shares the embedding gets its own weights.
+    The product is taken in float32. A head that shares the embedding gets its own weights. Raises
+    UserError for a quantised base.
     """
     if decoder.lora is None:
         return decoder
+    require_whole(decoder)
     config = decoder.config
     embedding, head = decoder.embed_tokens, decoder.lm_head
     own_table = embedding.row_ids == () or head.row_ids is not None
@@ -257,6 +285,16 @@ def against_base(decoder: Decoder, lora: nnx.State, *, stored: bool) -> nnx.Stat
     return map_parameters(one, lora)
 
 
+def require_whole(decoder: Decoder) -> None:
+    """Refuse a decoder with a quantised base, whose weights cannot be written or changed."""
+    kind = quantisation(nnx.state(decoder))
+    if kind != "none":
+        raise UserError(
+            f"model.quantise is {kind}; expected none to merge or to write weights. Save the"
+            " adapter, and merge it into the unquantised base with cogcalib merge"
+        )
+
+
 def _like(
     decoder: Decoder, config: DecoderConfig, lora: LoraConfig | None
 ) -> tuple[nnx.GraphDef, nnx.State]:
@@ -267,6 +305,7 @@ def _like(
         decoder.mesh,
         remat=decoder.remat,
         attention=decoder.layers.self_attn.attention,
+        quantise=quantisation(nnx.state(decoder)),
     )
 
 
@@ -296,6 +335,11 @@ class FrozenModel:
 
     graphdef: nnx.GraphDef
     frozen: nnx.State
+
+    @property
+    def quantise(self) -> Quantise:
+        """The form in which the base is held."""
+        return quantisation(self.frozen)
 
     def merge(self, lora: nnx.State) -> Decoder:
         """Return the decoder with these LoRA parameters."""
@@ -339,10 +383,16 @@ def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
             )
 
 
-def placement_notes(config: DecoderConfig, mesh: Mesh) -> list[str]:
+def placement_notes(config: DecoderConfig, mesh: Mesh, quantise: Quantise = "none") -> list[str]:
     """Return notes on the output head on `mesh`, and on axes that every device holds whole."""
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     notes = []
+    for axis, size in (("fsdp", config.hidden_size), ("tensor", config.intermediate_size)):
+        if quantise != "none" and size % (BLOCK * mesh.shape[axis]) and mesh.shape[axis] > 1:
+            notes.append(
+                f"quantised weights: {size:,} columns cannot be cut over {axis}"
+                f" {mesh.shape[axis]} between blocks of {BLOCK}; every device holds all of them"
+            )
     if tensor > 1 and config.vocab_size % tensor == 0:
         notes.append(
             f"head: vocabulary cut over tensor {tensor}; of its logits only statistics of rows"

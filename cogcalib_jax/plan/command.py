@@ -254,6 +254,7 @@ def _compile(
         "dtype": config.dtype,
         "remat": config.model.remat,
         "attention": config.model.attention,
+        "quantise": config.model.quantise,
     }
     step = compile_step(
         decoder,
@@ -361,6 +362,7 @@ def describe(decoder: DecoderConfig, tried: list[Attempt]) -> dict[str, Any]:
         "method": config.planned_method.label,
         "mesh": dict(asked.mesh.shape),
         "dtype": config.dtype.name,
+        "quantise": config.model.quantise,
         "remat": config.model.remat,
         "attention": config.model.attention,
         "batch": {
@@ -414,9 +416,11 @@ def table(figures: dict[str, Any]) -> Table:
 def _notes(figures: dict[str, Any]) -> list[str]:
     batch, flops = figures["batch"], figures["flops"]
     mesh = mesh_words(list(figures["mesh"].values()))
+    kind = figures["quantise"]
+    held = figures["dtype"] + ("" if kind == "none" else f", base held in {kind}")
     notes = [
         f"{figures['model']} ({figures['parameters'] / 1e9:.2f} billion parameters) on"
-        f" {figures['topology']}, mesh {mesh}; {figures['method']}, {figures['dtype']}, remat"
+        f" {figures['topology']}, mesh {mesh}; {figures['method']}, {held}, remat"
         f" {figures['remat']}, attention {figures['attention']}.",
         f"An update: {batch['examples']} examples of {batch['tokens']} tokens,"
         f" {batch['answer_tokens']} scored, in {batch['accumulation']} micro-batch(es). Compiled in"

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.forward import CHUNK
 from cogcalib_jax.method.config import LossConfig, MethodConfig
-from cogcalib_jax.models.config import DecoderConfig, LoraConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig, Quantise
 from cogcalib_jax.models.decoder import Decoder, Remat
 from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
 from cogcalib_jax.sharding import batch_parts, named_sharding
@@ -94,6 +94,7 @@ def compile_step(
     dtype: jnp.dtype,
     remat: Remat = "none",
     attention: str = "xla",
+    quantise: Quantise = "none",
     variant: Variant = PLAIN,
 ) -> CompiledStep:
     """Compile one update of `method` for `mesh`; `variant` keeps the form of LoRA's parameters.
@@ -105,7 +106,7 @@ def compile_step(
     """
     require_cut(config, mesh)
     graphdef, abstract = abstract_decoder(
-        config, lora, dtype, mesh, remat=remat, attention=attention
+        config, lora, dtype, mesh, remat=remat, attention=attention, quantise=quantise
     )
     adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -227,6 +228,8 @@ class Memory(NamedTuple):
     """frozen weights, in the model's dtype"""
     gathered: int
     """weights that fsdp spreads, while they are needed whole: a layer and the tables"""
+    dequantised: int
+    """a layer's weights in the model's dtype, if they are held quantised"""
     adapter: int
     """LoRA parameters with gradient and moments, float32"""
     stored: int
@@ -247,6 +250,7 @@ def update_memory(
     classes: int,
     remat: Remat = "none",
     attention: str = "xla",
+    quantise: Quantise = "none",
 ) -> Memory:
     """Return the bytes of one update on each device of `mesh`, without compiling it.
 
@@ -258,9 +262,13 @@ def update_memory(
         shape: one micro-batch, padded.
         classes: logits formed at a scored position.
     """
-    _, abstract = abstract_decoder(config, lora, dtype, mesh)
+    _, abstract = abstract_decoder(config, lora, dtype, mesh, quantise=quantise)
     adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
-    gathered = 0
+    gathered = dequantised = 0
+    if quantise != "none":
+        _, whole = abstract_decoder(config, None, dtype, mesh)
+        layers = jax.tree.leaves(whole["layers"])
+        dequantised = sum(_local_bytes(x, but="fsdp") for x in layers) // config.num_layers
     if mesh.shape["fsdp"] > 1:
         for path, leaf in nnx.to_flat_state(frozen):
             layers = config.num_layers if path[0] == "layers" else 1
@@ -276,6 +284,7 @@ def update_memory(
     return Memory(
         base=sum(map(_local_bytes, jax.tree.leaves(frozen))),
         gathered=gathered,
+        dequantised=dequantised,
         adapter=ADAPTER_COPIES * sum(map(_local_bytes, jax.tree.leaves(adapter))),
         stored=stored,
         # Measured with 6 layers in float32 on a CPU: 1.08 of the compiler's own figure without

@@ -50,6 +50,22 @@ def test_a_sharded_checkpoint_is_loaded_within_its_bound(checkpoint, tmp_path, c
     assert "onto 8 x cpu (fsdp 4 x tensor 2)" in out and "own shards plus the largest" in out
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_checkpoint_takes_no_more_than_itself_and_a_tensor(checkpoint, tmp_path, kind):
+    file = tmp_path / "load.json"
+    options = f"--simulated-devices 8 --mesh.fsdp 4 --mesh.tensor 2 --model.quantise {kind}"
+    command = ["load", "--model.path", str(checkpoint), *options.split(), "--json", str(file)]
+    assert run_main(bench.main, [*command, "--model.dtype", "bfloat16", "--repeats", "1"]) == 0
+    figures = json.loads(file.read_text())
+    tables = 2 * 2 * 1024 * 512
+    numbers = (MATRICES - tables) // 2
+    codes = numbers if kind == "int8" else numbers // 2
+    held = codes + 4 * numbers // 64 + tables + NORMS
+    assert held <= figures["shard_bytes"] <= held + 7 * NORMS
+    # As above, some MB are not the loader's.
+    assert figures["peak_host_bytes"] < figures["shard_bytes"] + 5 * LARGEST
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -49,8 +49,8 @@ BOTH = """
     world.seed
     facts.train facts.test facts.validation facts.calibration
     facts.style facts.anchor facts.relations facts.seed
-    model.dtype model.remat model.attention lora.r lora.lora_alpha lora.target_modules
-    lora.lora_dropout
+    model.dtype model.remat model.attention model.quantise
+    lora.r lora.lora_alpha lora.target_modules lora.lora_dropout
     loss.space loss.tokens loss.correct loss.lm_weight
     training.epochs training.max_steps training.batch_size training.accumulation
     training.learning_rate training.warmup_fraction training.weight_decay training.clip_norm

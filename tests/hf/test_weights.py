@@ -77,6 +77,25 @@ def test_each_device_reads_only_its_own_slices(folder, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("tensor", "method"),
+    [
+        ("qweight", "GPTQ or AWQ"),
+        ("weight.absmax", "bitsandbytes in 4 bits"),
+        ("SCB", "bitsandbytes in 8 bits"),
+        ("weight_scale_inv", "FP8"),
+        ("weight_packed", "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_are_refused_by_name_without_a_word_in_config_json(
+    folder, tensor, method
+):
+    name = f"model.layers.0.mlp.up_proj.{tensor}"
+    change(folder, {name: np.ones(4, np.int32)})
+    with pytest.raises(UserError, match=rf"holds {name}, .* quantised \({method}\); expected"):
+        load_decoder(folder, mesh=one_device())
+
+
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32])
 @pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
 def test_any_stored_dtype_becomes_the_dtype_asked_for(folder, stored, wanted):

@@ -29,7 +29,7 @@ LORA = LoraConfig(r=4, target_modules=("q_proj", "v_proj"))
 SHAPE = BatchShape(examples=16, tokens=64)
 
 
-def both(mesh, remat):
+def both(mesh, remat, quantise="none"):
     estimated = update_memory(
         CONFIG,
         mesh,
@@ -38,6 +38,7 @@ def both(mesh, remat):
         dtype=jnp.dtype(jnp.float32),
         classes=CONFIG.vocab_size,
         remat=remat,
+        quantise=quantise,
     )
     compiled = compile_step(
         CONFIG,
@@ -49,16 +50,24 @@ def both(mesh, remat):
         shape=SHAPE,
         dtype=jnp.dtype(jnp.float32),
         remat=remat,
+        quantise=quantise,
     )
     return estimated, compiled.program.memory_analysis()
 
 
 @pytest.mark.parametrize(
-    "remat", ["none", *(pytest.param(r, marks=pytest.mark.slow) for r in ("layer", "dots"))]
+    ("remat", "quantise"),
+    [
+        ("none", "none"),
+        *(
+            pytest.param(remat, kind, marks=pytest.mark.slow)
+            for remat, kind in (("layer", "none"), ("dots", "none"), ("layer", "nf4"))
+        ),
+    ],
 )
-def test_an_update_takes_what_was_estimated(remat):
-    estimated, measured = both(one_device(), remat)
-    activations = estimated.stored + estimated.working + estimated.logits
+def test_an_update_takes_what_was_estimated(remat, quantise):
+    estimated, measured = both(one_device(), remat, quantise)
+    activations = estimated.stored + estimated.working + estimated.logits + estimated.dequantised
     assert activations == pytest.approx(measured.temp_size_in_bytes, rel=FACTOR - 1)
     # The step is given weights, adapter, two moments and a batch; the gradient is its own.
     given = estimated.base + estimated.adapter * 3 / 4
@@ -76,6 +85,19 @@ def test_a_mesh_divides_it():
     assert measured.temp_size_in_bytes / 2 < working < 2 * measured.temp_size_in_bytes
 
 
+def test_a_quantised_base_by_hand():
+    """Half a byte a number, and a float32 scale for each row of 64, of which `down` has 3 a row."""
+    shape = BatchShape(4, 64, answer_tokens=50)
+    settings = {"lora": LORA, "shape": shape, "dtype": jnp.dtype(jnp.float32), "classes": 1000}
+    whole = update_memory(CONFIG, one_device(), **settings)
+    held = update_memory(CONFIG, one_device(), quantise="nf4", **settings)
+    numbers = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 176 * 64
+    scales = 64 + 32 + 32 + 64 + 176 + 176 + 3 * 64
+    assert whole.base - held.base == 6 * (4 * numbers - numbers // 2 - 4 * scales)
+    assert held.dequantised == 4 * (numbers + 2 * 64)
+    assert whole._replace(base=0) == held._replace(base=0, dequantised=0)
+
+
 def test_parts_by_hand():
     """Weights: 6 layers of q and o 64 x 64, k and v 32 x 64, three of 176 x 64, two norms of 64;
     two tables of 1,000 x 64 and a norm. Adapter: A and B of q and v, four times."""
@@ -90,5 +112,5 @@ def test_parts_by_hand():
     layer = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 176 * 64 + 2 * 64
     assert memory.base == 4 * (6 * layer + 2 * 1000 * 64 + 64)
     assert memory.adapter == 4 * 6 * 4 * 4 * ((64 + 64) + (64 + 32))
-    assert memory.gathered == 0
+    assert memory.gathered == memory.dequantised == 0
     assert memory.logits == 2 * 4 * 128 * 1000

@@ -111,9 +111,7 @@ class Family:
     def read_config(self, model_type: str, raw: Mapping[str, Any]) -> DecoderConfig:
         """Return the architecture that config.json describes; raises UserError."""
         if _quant_method(raw) not in (None, self.packed):
-            raise UserError(
-                "quantised weights are not supported; use the model's bfloat16 checkpoint"
-            )
+            _refuse_quantised(raw)
         known = {**self.defaults, **raw}
         missing = [key for key in REQUIRED if known.get(key) is None]
         if missing:
@@ -181,9 +179,30 @@ def require_whole(raw: Mapping[str, Any], *names: str) -> None:
             )
 
 
-def _quant_method(raw: Mapping[str, Any]) -> Any:
-    quantised = raw.get("quantization_config")
-    return quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised or None
+def _quantised(raw: Mapping[str, Any]) -> Any:
+    return raw.get("quantization_config") or raw.get("compression_config")
+
+
+def _quant_method(raw: Mapping[str, Any]) -> str | None:
+    """The method by which the checkpoint's weights are quantised; None: they are not."""
+    found = _quantised(raw)
+    if not found:
+        return None
+    return str((found.get("quant_method") if isinstance(found, dict) else None) or "?")
+
+
+def _refuse_quantised(raw: Mapping[str, Any]) -> None:
+    """Refuse weights that another tool has quantised, and name its method."""
+    found, method = _quantised(raw), _quant_method(raw)
+    for bits in (4, 8):
+        if isinstance(found, dict) and found.get(f"load_in_{bits}bit"):
+            method = f"bitsandbytes in {bits} bits"
+    method = "a method without a name" if method == "?" else method
+    raise UserError(
+        f"quantization_config says that the weights are quantised by {method:.40}; expected"
+        " float32, bfloat16 or float16. Use the checkpoint that it was made from, and"
+        " --model.quantise nf4 or int8"
+    )
 
 
 def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
