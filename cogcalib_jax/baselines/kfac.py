@@ -35,7 +35,7 @@ from scipy.optimize import brentq
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.forward import row_stats, scored_hidden, tree_scores
-from cogcalib_jax.models.config import ATTENTION_PROJECTIONS, LAYER_PROJECTIONS
+from cogcalib_jax.models.config import ATTENTION_PROJECTIONS
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Linear
 
@@ -113,7 +113,7 @@ def adapter_flows(
         `[batch, options]` (of no meaning where there is no option), and for each LoRA matrix,
         called "q_proj.lora_A", its flow.
     """
-    adapted = [name for name in LAYER_PROJECTIONS if name in decoder.lora.modules]
+    adapted = [name for name in decoder.config.adapted(decoder.lora) if name != HEAD]
     tapped = nnx.merge(*nnx.split(decoder))
     for name in adapted:
         parent = _parent(tapped, name)

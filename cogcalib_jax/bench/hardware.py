@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
+from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 
 GB, GIB, TERA = 10**9, 2**30, 10**12
 _GOOGLE, _NVIDIA = "https://cloud.google.com/tpu/docs/", "https://www.nvidia.com/en-us/data-center/"
@@ -166,9 +166,16 @@ def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     if experts is not None:
         inner *= experts.per_token
     heads, kv_heads = (n * config.head_dim for n in (config.num_heads, config.kv_heads))
-    shapes = [
-        *((heads, width), (kv_heads, width), (kv_heads, width), (width, heads)),
-        *((inner, width), (inner, width), (width, inner)),
-    ]
+    shapes = {
+        "q_proj": (heads, width),
+        "k_proj": (kv_heads, width),
+        "v_proj": (kv_heads, width),
+        "o_proj": (width, heads),
+        "gate_proj": (inner, width),
+        "up_proj": (inner, width),
+        "down_proj": (width, inner),
+        "qkv_proj": (heads + 2 * kv_heads, width),
+        "gate_up_proj": (2 * inner, width),
+    }
     router = {} if experts is None else {"router": (experts.number, width)}
-    return dict(zip(LAYER_PROJECTIONS, shapes, strict=True)) | router
+    return {name: shapes[name] for name in config.projections} | router

@@ -52,6 +52,7 @@ from cogcalib_jax.models.parameters import (
     FrozenModel,
     abstract_decoder,
     require_cut,
+    require_projections,
     split_model,
 )
 from cogcalib_jax.settings import identity, to_dict
@@ -182,6 +183,8 @@ def prepare(
     require_agreement("data", lambda: hashes)
     sets = evaluation_sets(config, base.tokenizer, splits["test"], note)
     require_calibrator(config.evaluation, config.data.task, splits["calibration"])
+    if config.adapter is None:
+        require_projections(base.config, config.lora)
     context = base.config.max_position_embeddings
     notes = check_compatible(
         splits,

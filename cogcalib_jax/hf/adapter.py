@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.families import tensor_names
 from cogcalib_jax.models.parameters import Path as ParameterPath
 from cogcalib_jax.models.parameters import against_base, map_parameters
-from cogcalib_jax.models.placement import PREFIXES
+from cogcalib_jax.models.placement import PREFIXES, text_placement
 from cogcalib_jax.models.quantised import quantisation
 from cogcalib_jax.sharding import fetch
 
@@ -68,6 +69,8 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
         base_name: Hub id or folder of the base, for readers of the file.
     """
     lora, alpha = decoder.lora, decoder.lora.lora_alpha
+    if decoder.config.part_of is not None and lora.placement is None:
+        lora = replace(lora, placement=text_placement(decoder.config.adapted(lora)))
     raw = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -75,7 +78,7 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
         "r": lora.r,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": lora.lora_dropout,
-        **placement_settings(lora),
+        **placement_settings(lora, decoder.config.adapted(lora)),
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
         "bias": "none",
@@ -91,6 +94,11 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
             part = np.ascontiguousarray(array[tuple(map(slice, shape))])
             tensors[stored_name(placed_name(name, lora), lora)] = part
     _write(Path(folder), raw, tensors)
+
+
+def _form(decoder: Decoder, lora: LoraConfig) -> dict[str, Any]:
+    """What an adapter must share with others to take their place in this model."""
+    return lora.form | {"target_modules": tuple(sorted(decoder.config.adapted(lora)))}
 
 
 @main_only
@@ -112,12 +120,13 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
     stored, built = read_lora_config(folder), decoder.lora
     if built is None:
         raise UserError(f"{folder}: an adapter needs a model with LoRA layers; give its LoraConfig")
+    form = _form(decoder, built)
     different = [
         "its modules, ranks or alphas by layer are others than the model's"
         if name == "placement"
-        else f"{name} is {theirs} but the model has {built.form[name]}"
-        for name, theirs in stored.form.items()
-        if theirs != built.form[name]
+        else f"{name} is {theirs} but the model has {form[name]}"
+        for name, theirs in _form(decoder, stored).items()
+        if theirs != form[name]
     ]
     if different:
         raise UserError(f"{folder}: {'; '.join(different)}; use the adapter's own settings")

@@ -16,7 +16,7 @@ from cogcalib_jax.models.config import (
     LORA_TARGETS,
     LoraConfig,
 )
-from cogcalib_jax.models.placement import PREFIXES, Names, Placement, matches
+from cogcalib_jax.models.placement import PREFIXES, Names, Placement, matches, text_placement
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -77,7 +77,7 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
             target_modules=targets,
             use_rslora=raw.get("use_rslora") is True,
             use_dora=raw.get("use_dora") is True,
-            placement=None if _is_plain(placement) else placement,
+            placement=None if _is_plain(placement, targets) else placement,
             **numbers,
         )
     except FieldError as error:
@@ -127,11 +127,14 @@ def own_name(name: str) -> tuple[str, str]:
     return name, "model."
 
 
-def placement_settings(lora: LoraConfig) -> dict[str, Any]:
-    """Return the entries of adapter_config.json that say where the adapter is."""
+def placement_settings(lora: LoraConfig, modules: list[str]) -> dict[str, Any]:
+    """Return the entries of adapter_config.json that say where the adapter is.
+
+    modules: those of the model that have one, as `DecoderConfig.adapted` returns them.
+    """
     where = lora.placement
     if where is None:
-        return {"target_modules": [name for name in LORA_TARGETS if name in lora.modules]}
+        return {"target_modules": modules}
 
     def names(value: Names) -> Any:
         return value if isinstance(value, str) else list(value)
@@ -328,8 +331,10 @@ def _projections(placement: Placement, layers: set[int]) -> tuple[str, ...]:
     return tuple(known) or tuple(sorted(set(unknown)))
 
 
-def _is_plain(placement: Placement) -> bool:
-    """Return whether all layers of any decoder have the same adapter."""
+def _is_plain(placement: Placement, targets: tuple[str, ...]) -> bool:
+    """Return whether all layers of any decoder, or text half, have the same adapter."""
+    if placement == text_placement(targets):
+        return True
     names = placement.target_modules
     if isinstance(names, str):
         bare = names.lower() == ALL_LINEAR

@@ -43,21 +43,24 @@ from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
 from cogcalib_jax.hf.card import model_card
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.experts import PACKED
-from cogcalib_jax.hf.safetensors import DTYPES, Tensor, write_folder
+from cogcalib_jax.hf.safetensors import DTYPES, Tensor, open_folder, write_folder
 from cogcalib_jax.hf.tokenizer import (
     combined_files,
     load_tokenizer,
     own_tokenizer,
     tokenizer_key,
 )
-from cogcalib_jax.hf.weights import EMBEDDING, HEAD, open_weights, read_config
+from cogcalib_jax.hf.weights import EMBEDDING, HEAD, REST, open_weights, read_config
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.sharding import make_mesh
 
 # Files of the base that are copied, beside those of its tokenizer.
-COPIED = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+COPIED = (
+    *("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def merge(config: MergeConfig, argv: list[str]) -> Path:
             _copy(file, building / file.name)
         _write_calibration(adapter, building)
         merged = merged_tensors(tensors, deltas, config.dtype)
+        if read_config(base).part_of is not None:
+            merged = _with_rest(base, tensors, merged, config.dtype)
         write_folder(building, merged, max_shard_bytes=round(config.max_shard_gb * 1e9))
     return out
 
@@ -289,6 +294,21 @@ def merged_tensors(
         yield name, converted
 
 
+def _with_rest(
+    base: Path,
+    tensors: dict[str, Tensor],
+    merged: Iterator[tuple[str, np.ndarray]],
+    dtype: str,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of a merged text half by their names in the base, then the base's rest."""
+    own = {name: tensor.name for name, tensor in tensors.items()}
+    prefix = "language_model." if own[EMBEDDING].startswith("language_model.") else ""
+    for name, array in merged:
+        yield own.get(name, prefix + name), array
+    rest = {name: part for name, part in open_folder(base).items() if REST.match(name)}
+    yield from merged_tensors(rest, {}, dtype)
+
+
 def _write_config(
     base: Path, building: Path, dtype: str, tensors: dict[str, Tensor], untied: bool
 ) -> None:
@@ -298,10 +318,13 @@ def _write_config(
     # transformers 4 wrote torch_dtype; later versions read both.
     key = "torch_dtype" if "torch_dtype" in raw else "dtype"
     raw[key] = DTYPES[tensors[EMBEDDING].dtype].name if dtype == "auto" else dtype
+    text = raw.get("text_config", {})
     if untied:
         raw["tie_word_embeddings"] = False
-    text = json.dumps(raw, indent=2) + "\n"
-    (building / "config.json").write_text(text, encoding="utf-8")
+        text |= {"tie_word_embeddings": False} if text else {}
+    text |= {name: raw[key] for name in ("torch_dtype", "dtype") if name in text}
+    written = json.dumps(raw, indent=2) + "\n"
+    (building / "config.json").write_text(written, encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:

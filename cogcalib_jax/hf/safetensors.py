@@ -80,6 +80,14 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
     )
 
 
+def tensor_list(folder: Path) -> list[str]:
+    """Return the names of a checkpoint's tensors, as its one file or its index lists them; none if
+    there is neither, as in a folder without weights."""
+    if (folder / SINGLE_FILE).is_file():
+        return list(read_header(folder / SINGLE_FILE))
+    return list(_weight_map(folder / INDEX_FILE)) if (folder / INDEX_FILE).is_file() else []
+
+
 def _require_no_shards(folder: Path) -> None:
     """Refuse a folder with shards but without their index, and name what is missing."""
     found = {path.name: SHARD.fullmatch(path.name) for path in folder.iterdir()}
@@ -111,13 +119,18 @@ def read_header(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_index(index: Path) -> dict[str, Tensor]:
+def _weight_map(index: Path) -> dict[str, str]:
     placed = read_object(index, "").get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
         raise UserError(
             f"{index}: no index of shards (weight_map must name the file of every tensor); fetch"
             " the file again"
         )
+    return placed
+
+
+def _read_index(index: Path) -> dict[str, Tensor]:
+    placed = _weight_map(index)
     files = sorted(set(placed.values()))
     outside = [name for name in files if not is_plain_name(name)]
     if outside:

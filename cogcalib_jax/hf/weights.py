@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import read_object, whole_folder
+from cogcalib_jax.hf.adapter_config import own_name
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.experts import (
     PACKED,
@@ -31,6 +33,7 @@ from cogcalib_jax.hf.safetensors import (
     Tensor,
     first_of,
     open_folder,
+    tensor_list,
     write_folder,
 )
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, Quantise
@@ -47,6 +50,8 @@ from cogcalib_jax.models.parameters import (
 from cogcalib_jax.models.quantised import SCALES, quantise_rows
 from cogcalib_jax.sharding import fetch
 
+# Parts of a multimodal model beside its text half.
+REST = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers of old checkpoints, which the decoder computes.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -80,8 +85,14 @@ def read_config(name: str | Path) -> DecoderConfig:
     Raises UserError for a file that is absent or no JSON object, an unsupported architecture, or
     values that make no model.
     """
-    path = model_folder(name, weights=False) / "config.json"
-    return from_hf(read_object(path, "a model's folder holds its config.json"), str(path))
+    folder = model_folder(name, weights=False)
+    path = folder / "config.json"
+    config = from_hf(read_object(path, "a model's folder holds its config.json"), str(path))
+    if config.part_of is None:
+        return config
+    # transformers 5 says for these that the head is the embedding, and looks at the weights.
+    stored = {own_name(name)[0] for name in tensor_list(folder)}
+    return replace(config, tie_word_embeddings=HEAD not in stored) if stored else config
 
 
 def load_decoder(
@@ -241,13 +252,21 @@ def _from_slices(
     ]
 
 
+def open_base(folder: Path, config: DecoderConfig) -> dict[str, Tensor]:
+    """Return the tensors in `folder`, those of a text half under the names that it has alone."""
+    tensors = open_folder(folder)
+    if config.part_of is None:
+        return tensors
+    return {own_name(name)[0]: tensor for name, tensor in tensors.items() if not REST.match(name)}
+
+
 def open_weights(folder: Path, base: nnx.State, config: DecoderConfig) -> dict[str, Tensor]:
     """Return the tensors in `folder` that make up `base`, by name; only headers are read.
 
     base: parameters without LoRA, arrays or ShapeDtypeStructs. Raises UserError as `load_decoder`
     does. A head that is stored beside the embedding it is tied to is read and compared.
     """
-    tensors, tied = open_folder(folder), config.tie_word_embeddings
+    tensors, tied = open_base(folder, config), config.tie_word_embeddings
     _require_whole_weights(folder, tensors)
     if tied and HEAD in tensors and EMBEDDING not in tensors:
         # Some checkpoints store a tied weight under the head's name alone.
@@ -339,12 +358,13 @@ def _require_tied(folder: Path, embedding: Tensor, head: Tensor) -> None:
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write config.json and the weights without LoRA in Hugging Face layout, in their dtype.
+    """Write config.json and the weights without LoRA in Hugging Face layout, in their dtype; a text
+    half as a model of its own.
 
     folder: new or empty; it appears whole or not at all. Raises UserError for a quantised base.
     """
     require_whole(decoder)
-    config = decoder.config
+    config = replace(decoder.config, part_of=None)
     with whole_folder(Path(folder)) as building:
         raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}
         text = json.dumps(raw, indent=2) + "\n"

@@ -20,7 +20,7 @@ from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter, require_trai
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.tokenizer import copy_tokenizer, load_base_tokenizer
-from cogcalib_jax.hf.weights import load_decoder, stored_dtype
+from cogcalib_jax.hf.weights import load_decoder, read_config, stored_dtype
 from cogcalib_jax.inference.calibration_file import fitted_elsewhere, how_asked
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import write_json
@@ -30,7 +30,7 @@ from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.parameters import FrozenModel, placement_notes
+from cogcalib_jax.models.parameters import FrozenModel, placement_notes, require_projections
 from cogcalib_jax.sharding import mesh_words
 
 
@@ -143,6 +143,8 @@ def load_on_mesh(
     dtype = settings.jax_dtype(mesh, stored_dtype(base))
     if adapter is not None:
         require_trained_on(Path(adapter), model_folder(base), base)
+    elif lora is not None:
+        require_projections(read_config(base), lora)
     decoder = load_decoder(
         base,
         lora=lora,

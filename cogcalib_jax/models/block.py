@@ -66,6 +66,8 @@ class TokenContext(NamedTuple):
     """`[1|batch, time, pairs]` float32, with a leading axis of rotations where layers differ"""
     sin: jax.Array
     """like cos"""
+    query_scale: jax.Array | None
+    """`[1|batch, time, 1, 1]` float32, factor of rotated queries; None: 1"""
     lengths: jax.Array | None
     """int32 `[batch]` for right-padded rows"""
     branches: tuple[jax.Array, ...] = ()
@@ -148,9 +150,12 @@ class Attention(Projections):
         width, heads = config.hidden_size, config.num_heads * config.head_dim
         kv_heads = config.kv_heads * config.head_dim
         rest = (lora, dtype, rngs)
-        self.q_proj = self.make("q_proj", config, heads, width, config.qkv_bias, *rest)
-        self.k_proj = self.make("k_proj", config, kv_heads, width, config.qkv_bias, *rest)
-        self.v_proj = self.make("v_proj", config, kv_heads, width, config.qkv_bias, *rest)
+        shapes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        if config.fused:
+            shapes = {"qkv_proj": heads + 2 * kv_heads}
+        for name, out in shapes.items():
+            setattr(self, name, self.make(name, config, out, width, config.qkv_bias, *rest))
+        self.ends = (heads, heads + kv_heads) if config.fused else None
         self.o_proj = self.make("o_proj", config, width, heads, config.out_bias, *rest)
         self.qk_norm = config.qk_norm
         widths = {"head": (config.head_dim,) * 2, "projection": (heads, kv_heads)}
@@ -177,7 +182,11 @@ class Attention(Projections):
         key: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
         """x `[batch, time, hidden]`; window: see `visible`, None: causality alone."""
-        q, k, v = (self.project(name, x, key) for name in ("q_proj", "k_proj", "v_proj"))
+        if self.ends is None:
+            parts = [self.project(name, x, key) for name in ("q_proj", "k_proj", "v_proj")]
+        else:
+            parts = jnp.split(self.project("qkv_proj", x, key), self.ends, axis=-1)
+        q, k, v = parts
         if self.qk_norm == "projection":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (flat.reshape(*flat.shape[:2], -1, self.head_dim) for flat in (q, k, v))
@@ -185,6 +194,8 @@ class Attention(Projections):
             q, k = self.q_norm(q), self.k_norm(k)
         q = rotate(q, context.cos, context.sin)
         k = rotate(k, context.cos, context.sin)
+        if context.query_scale is not None:
+            q = q * context.query_scale.astype(q.dtype)
 
         if cache is not None:
             cache = cache.write(layer, context.positions, k, v)
@@ -234,13 +245,20 @@ class MLP(Projections):
     ):
         width, inner = config.hidden_size, config.intermediate_size
         rest = (config.mlp_bias, lora, dtype, rngs)
-        self.gate_proj = self.make("gate_proj", config, inner, width, *rest)
-        self.up_proj = self.make("up_proj", config, inner, width, *rest)
+        self.fused = config.fused
+        shapes = (
+            {"gate_up_proj": 2 * inner} if self.fused else {"gate_proj": inner, "up_proj": inner}
+        )
+        for name, out in shapes.items():
+            setattr(self, name, self.make(name, config, out, width, *rest))
         self.down_proj = self.make("down_proj", config, width, inner, *rest)
         self.activation = config.activation
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        gate, up = self.project("gate_proj", x, key), self.project("up_proj", x, key)
+        if self.fused:
+            gate, up = jnp.split(self.project("gate_up_proj", x, key), 2, axis=-1)
+        else:
+            gate, up = (self.project(name, x, key) for name in ("gate_proj", "up_proj"))
         return self.project("down_proj", _gated(self.activation, gate, up), key)
 
 

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 Quantise = Literal["none", "int8", "nf4"]
-RopeType = Literal["default", "linear", "llama3", "yarn"]
-ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
-ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+RopeType = Literal["default", "linear", "llama3", "yarn", "longrope"]
+ROPE_TYPES: tuple[str, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-LAYER_PROJECTIONS = ATTENTION_PROJECTIONS + MLP_PROJECTIONS
+SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP_PROJECTIONS)
+FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
+# The place of a name here decides its stream of dropout.
+LAYER_PROJECTIONS = (*SEPARATE, "qkv_proj", "gate_up_proj")
 ALL_LINEAR = "all-linear"
 LARGEST_RANK = 2**16
 SCALES = (
@@ -37,11 +40,12 @@ class RopeConfig:
     theta: float = 10000.0
     """base of the geometric series of wavelengths"""
     type: RopeType = "default"
-    """default, linear (positions divided), llama3 (long wavelengths divided), yarn"""
+    """default, linear (positions divided), llama3 (long wavelengths divided), yarn, longrope (each
+    wavelength multiplied by a factor of its own)"""
     factor: float = 1.0
     """the ratio of the new context to the original one"""
     original_max_position_embeddings: int | None = None
-    """context length of pretraining (llama3, yarn)"""
+    """context length of pretraining (llama3, yarn, longrope; query_beta)"""
     low_freq_factor: float = 1.0
     """llama3: wavelengths beyond original length / this are divided by `factor`"""
     high_freq_factor: float = 4.0
@@ -51,19 +55,36 @@ class RopeConfig:
     beta_slow: float = 1.0
     """yarn: dimensions that turn less often than this are divided by `factor`"""
     attention_factor: float | None = None
-    """yarn: scale of cosine and sine; unset: 0.1 ln(factor) + 1 (Peng et al. 2023)"""
+    """scale of cosine and sine; unset: for yarn 0.1 ln(factor) + 1 (Peng et al. 2023), for longrope
+    sqrt(1 + ln(factor) / ln(original length)) (Ding et al. 2024)"""
     truncate: bool = True
     """yarn: whether the ends of the ramp are rounded outwards to whole dimensions"""
+    short_factor: tuple[float, ...] = ()
+    """longrope: for each pair the divisor of its frequency in texts up to the original length"""
+    long_factor: tuple[float, ...] = ()
+    """longrope: the same in longer texts"""
+    fraction: float = 1.0
+    """share of each head's dimensions that is rotated, from the first on"""
+    query_beta: float = 0.0
+    """rotated queries are multiplied by 1 + this * ln(1 + floor(position / original length))"""
 
     def __post_init__(self) -> None:
         check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
         check(0 < self.theta < math.inf, "theta", "must be positive and finite")
         check(1 <= self.factor < math.inf, "factor", "must be at least 1 and finite")
         check(
-            self.type not in ("llama3", "yarn") or self.original_max_position_embeddings,
+            (self.type in ("default", "linear") and not self.query_beta)
+            or self.original_max_position_embeddings,
             "original_max_position_embeddings",
             f"must be given for rope type {self.type}",
         )
+        check(0 < self.fraction <= 1, "fraction", "must be above 0 and at most 1")
+        check(0 <= self.query_beta < math.inf, "query_beta", "must be at least 0 and finite")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            fit = bool(factors) == (self.type == "longrope")
+            fit = fit and all(0 < factor < math.inf for factor in factors)
+            check(fit, name, "must hold positive and finite numbers, for longrope alone")
         check(
             self.type != "llama3" or self.high_freq_factor > self.low_freq_factor,
             "high_freq_factor",
@@ -174,6 +195,13 @@ class DecoderConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     """token or tokens at which generation stops"""
 
+    part_of: str | None = None
+    """the `model_type` of the multimodal folder whose text half this is; it decides how files are
+    read, and no computation"""
+    fused: bool = False
+    """whether qkv_proj is stored in place of q_proj, k_proj and v_proj, one above the other, and
+    gate_up_proj in place of gate_proj and up_proj"""
+
     def __post_init__(self) -> None:
         for name in (
             "vocab_size",
@@ -215,6 +243,35 @@ class DecoderConfig:
             f"must hold an index from -1 to {len(self.ropes) - 1} for each of the"
             f" {self.num_layers} layers",
         )
+        for rope in self.ropes:
+            check(rope.fraction == self.ropes[0].fraction, "ropes", "must rotate the same fraction")
+            pairs = (int(self.head_dim * rope.fraction) + 1) // 2
+            for name in ("short_factor", "long_factor"):
+                check(
+                    len(getattr(rope, name)) in (0, pairs),
+                    name,
+                    f"must hold a number for each of the {pairs} rotated pairs",
+                )
+            check(
+                not rope.query_beta or len(self.ropes) == 1,
+                "query_beta",
+                "must be 0 where layers have several RoPEs",
+            )
+
+    @property
+    def switches_at(self) -> int | None:
+        """The length beyond which a text has other RoPEs (longrope); None: there is none."""
+        lengths = [r.original_max_position_embeddings for r in self.ropes if r.type == "longrope"]
+        return min(lengths, default=None)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The names of a layer's projections."""
+        return FUSED if self.fused else SEPARATE
+
+    def adapted(self, lora: LoraConfig) -> list[str]:
+        """Return the projections, and lm_head, on which an adapter of this form is."""
+        return [name for name in (*self.projections, "lm_head") if name in lora.modules]
 
     @property
     def mlp_width(self) -> int:
@@ -290,7 +347,7 @@ class LoraConfig:
     lora_alpha: float = setting(16.0, of_adapter=True)
     """the update is scaled by lora_alpha / r"""
     target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"), of_adapter=True)
-    """projections with an adapter; all-linear means the seven of every layer, without lm_head"""
+    """projections with an adapter; all-linear means all of every layer, without lm_head"""
     lora_dropout: float = 0.0
     """share of A's inputs that is dropped while training"""
     use_rslora: bool = setting(False, of_adapter=True, added=True)

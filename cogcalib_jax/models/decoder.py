@@ -28,7 +28,7 @@ from cogcalib_jax.models.lora import (
     with_layer_scales,
 )
 from cogcalib_jax.models.product import from_bits, to_bits
-from cogcalib_jax.models.rope import layer_rotations
+from cogcalib_jax.models.rope import layer_rotations, query_scale
 from cogcalib_jax.sharding import named_sharding
 
 # The backward pass finds everything stored, the input of each block, or products with weights.
@@ -124,8 +124,8 @@ class Decoder(nnx.Module):
 
         Args:
             input_ids: int32 `[batch, time]`, right-padded; tokens never see padding behind them.
-            lengths: int32 `[batch]`, numbers of real tokens, for kernels that skip padding; hidden
-                states at padding are undefined then.
+            lengths: int32 `[batch]`, numbers of real tokens, for kernels that skip padding, and for
+                longrope; hidden states at padding are undefined then. None: all are real.
             dropout_key: of LoRA's dropout; None: no dropout.
         """
         positions = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None]
@@ -140,7 +140,8 @@ class Decoder(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Return hidden states `[batch, time, hidden]` of rows in which several texts share a
-        beginning. A token has the hidden state that it has in its own text.
+        beginning. A token has the hidden state that it has in its own text. With longrope the
+        longest text of a row decides for all of them.
 
         Args:
             input_ids: int32 `[batch, time]`.
@@ -151,11 +152,20 @@ class Decoder(nnx.Module):
         return self._run(input_ids, positions, None, dropout_key, branches=branches)[0]
 
     def cached_hidden_states(
-        self, input_ids: jax.Array, positions: jax.Array, cache: KVCache
+        self,
+        input_ids: jax.Array,
+        positions: jax.Array,
+        cache: KVCache,
+        *,
+        ends: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Return hidden states `[batch, time, hidden]` of tokens at `positions` `[batch, time]`,
-        which see the cache up to their positions, and the cache with these tokens."""
-        return self._run(input_ids, positions, cache, None)
+        which see the cache up to their positions, and the cache with these tokens.
+
+        ends: int32 `[batch]`, how many positions each text may come to have, for longrope; None:
+        those that it has now.
+        """
+        return self._run(input_ids, positions, cache, None, ends=ends)
 
     def empty_cache(self, batch: int, positions: int) -> KVCache:
         """Return a cache for `batch` rows of up to `positions` tokens."""
@@ -207,8 +217,15 @@ class Decoder(nnx.Module):
         *,
         lengths: jax.Array | None = None,
         branches: tuple[jax.Array, ...] = (),
+        ends: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
+        seen = input_ids.shape[1] if cache is None else cache.keys.shape[2]
+        if c.switches_at is None or seen <= c.switches_at:
+            ends = None
+        elif ends is None:
+            last = positions.max(axis=-1) + 1 if lengths is None else lengths
+            ends = jnp.broadcast_to(last, input_ids.shape[:1])
         table = self._table(self.embed_tokens)
         x = from_bits(to_bits(table)[input_ids]) if self.in_bits else table[input_ids]
         if self.embed_tokens.lora_rows is not None:
@@ -217,8 +234,9 @@ class Decoder(nnx.Module):
         x = self._constrain(x.astype(self.activation_dtype), ("batch", None, None))
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, self.dtype).astype(x.dtype)
-        cos, sin, rotations = layer_rotations(c, positions)
-        context = TokenContext(positions, cos, sin, lengths, branches)
+        cos, sin, rotations = layer_rotations(c, positions, ends)
+        scale = query_scale(c.ropes[0], positions)
+        context = TokenContext(positions, cos, sin, scale, lengths, branches)
         graphdef, stacked = nnx.split(with_layer_scales(self.layers))
 
         def block(carry, layer_input):

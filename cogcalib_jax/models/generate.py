@@ -83,6 +83,7 @@ def generate(
     if min(len(prompt) for prompt in prompts) == 0:
         raise UserError("generate: a prompt has no tokens; begin it with the model's BOS token")
     require_room(decoder.config.max_position_embeddings, longest, sampling.max_new_tokens)
+    _require_one_rope(decoder.config.switches_at, prompts, sampling.max_new_tokens)
     rows, time = pad_to or _padded(decoder, len(prompts), longest)
     ids = np.zeros((rows, time), np.int32)
     lengths = np.zeros(rows, np.int32)
@@ -121,6 +122,19 @@ def require_room(context: int, prompt: int, new: int) -> None:
             f"generate: a prompt of {prompt} tokens and {new} new ones exceed the model's context"
             f" of {context}; shorten the prompt or max_new_tokens"
         )
+
+
+def _require_one_rope(switch: int | None, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Refuse a text that might grow beyond the `switch` of longrope: transformers reads all of it
+    again there."""
+    for prompt in prompts:
+        # The last token that is chosen is not read.
+        if switch is not None and len(prompt) <= switch < len(prompt) + new - 1:
+            raise UserError(
+                f"generate: a prompt of {len(prompt)} tokens and {new} new ones exceed the"
+                f" {switch} tokens beyond which this model has another RoPE; expected both on one"
+                " side. Shorten the prompt or max_new_tokens"
+            )
 
 
 def _padded(decoder: Decoder, prompts: int, longest: int) -> tuple[int, int]:
@@ -191,7 +205,9 @@ def _generate(
         stopped = now.stopped | ends[token]
         # Padding in the cache behind a prompt is overwritten before it is seen.
         positions = jnp.minimum(lengths + now.step, time + max_new_tokens - 1)[:, None]
-        hidden, cache = decoder.cached_hidden_states(token[:, None], positions, now.cache)
+        hidden, cache = decoder.cached_hidden_states(
+            token[:, None], positions, now.cache, ends=reach
+        )
         return _Progress(
             now.step + 1,
             decoder.logits(hidden[:, 0]),
@@ -203,8 +219,10 @@ def _generate(
         )
 
     cache = decoder.empty_cache(rows, time + max_new_tokens)
+    # For longrope: `generate` refuses texts that might grow beyond its switch.
+    reach = lengths + max_new_tokens - 1
     positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32), (rows, time))
-    hidden, cache = decoder.cached_hidden_states(ids, positions, cache)
+    hidden, cache = decoder.cached_hidden_states(ids, positions, cache, ends=reach)
     last = jnp.maximum(lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     end = jax.lax.while_loop(

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import (
+    ALL_LINEAR,
     LAYER_PROJECTIONS,
     DecoderConfig,
     LoraConfig,
@@ -38,6 +39,9 @@ PROJECTION_AXES: dict[str, tuple[str | None, str]] = {
     "up_proj": ("mlp", "embed"),
     "down_proj": ("embed", "mlp"),
     "router": (None, "embed"),
+    # A cut of these would not fall between the matrices that they are made of.
+    "qkv_proj": (None, "embed"),
+    "gate_up_proj": (None, "embed"),
     "embed_tokens": ("vocab", "embed"),
     "lm_head": ("vocab", "embed"),
 }
@@ -360,8 +364,14 @@ def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
 
     Attention heads and the MLP must divide by `tensor`, the width by `fsdp`, and experts by
     `expert`; otherwise every device would compute or store all of them. Key-value heads and the
-    vocabulary may stay whole (see `placement_notes`).
+    vocabulary may stay whole (see `placement_notes`). Fused projections cannot be cut over
+    `tensor`.
     """
+    if config.fused and mesh.shape["tensor"] > 1:
+        raise UserError(
+            f"mesh.tensor is {mesh.shape['tensor']}; expected 1 for {config.model_type}, whose"
+            " fused projections (qkv_proj, gate_up_proj) cannot be cut. Use mesh.fsdp"
+        )
     experts = (config.experts.number, "experts") if config.experts else (1, "MLP, without experts,")
     cuts = (
         ("tensor", "attention heads", config.num_heads),
@@ -381,6 +391,18 @@ def require_cut(config: DecoderConfig, mesh: Mesh) -> None:
                 f"mesh.{axis} = {mesh.shape[axis]}: cannot cut the model's {units:,} {what} evenly;"
                 f" the nearest mesh that works: {nearest_mesh(mesh.size, wanted, works)}"
             )
+
+
+def require_projections(config: DecoderConfig, lora: LoraConfig) -> None:
+    """Refuse targets of a fresh adapter that the model does not have; raises UserError."""
+    known = {*config.projections, "lm_head", ALL_LINEAR}
+    absent = [name for name in lora.target_modules if name not in known]
+    if absent:
+        raise UserError(
+            f"lora.target_modules is {','.join(lora.target_modules)}; expected some of"
+            f" {', '.join((*config.projections, 'lm_head'))}, or {ALL_LINEAR}: {config.model_type}"
+            f" has no {', '.join(absent)}. Choose among them"
+        )
 
 
 def placement_notes(config: DecoderConfig, mesh: Mesh, quantise: Quantise = "none") -> list[str]:

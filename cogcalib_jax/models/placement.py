@@ -78,6 +78,17 @@ class Placement:
         )
 
 
+def text_placement(targets: Iterable[str]) -> Placement | None:
+    """Return the placement of an adapter on these projections, and lm_head, of every layer of a
+    text half, whose vision tower may have projections of these names; None without any layer."""
+    prefix = "model.language_model."
+    inner = sorted(set(targets) - {"lm_head"})
+    if not inner:
+        return None
+    names = rf"{re.escape(prefix)}layers\.\d+\.\w+\.({'|'.join(inner)})"
+    return Placement(names + ("|lm_head" if "lm_head" in targets else ""), prefix=prefix)
+
+
 def matches(module: str, names: Names) -> bool:
     """Return whether a regular expression matches the whole name, or names hold it or an end of
     it."""

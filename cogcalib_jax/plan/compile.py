@@ -24,7 +24,12 @@ from cogcalib_jax.inference.forward import CHUNK
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, Quantise
 from cogcalib_jax.models.decoder import Decoder, Remat
-from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, require_cut
+from cogcalib_jax.models.parameters import (
+    FrozenModel,
+    abstract_decoder,
+    require_cut,
+    require_projections,
+)
 from cogcalib_jax.sharding import batch_parts, named_sharding
 from cogcalib_jax.training.step import TrainState, jit_train_step, make_train_step, state_shardings
 from cogcalib_jax.training.variant import PLAIN, Variant
@@ -105,6 +110,7 @@ def compile_step(
         OutOfMemory: the compiler refuses the step.
     """
     require_cut(config, mesh)
+    require_projections(config, lora)
     graphdef, abstract = abstract_decoder(
         config, lora, dtype, mesh, remat=remat, attention=attention, quantise=quantise
     )

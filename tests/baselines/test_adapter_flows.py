@@ -72,8 +72,9 @@ def jacobians(decoder, batch):
         (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean"), TINY),
         (ALL, one_batch(ROWS), CAPPED),
         (ALL, make_trees(SEVERAL, range(5), 6, (40,), "mean"), CAPPED),
+        pytest.param(ALL, one_batch(ROWS), replace(TINY, fused=True), marks=pytest.mark.slow),
     ],
-    ids=["q, v, head", "everywhere", "several tokens", "capped", "capped, several tokens"],
+    ids=["q, v, head", "everywhere", "several tokens", "capped", "capped, several tokens", "fused"],
 )
 def test_their_product_is_the_jacobian_of_the_option_scores(lora, batch, config):
     decoder = tiny_decoder(lora=lora, config=config)

@@ -34,6 +34,8 @@ _LLAMA3_ROPE = {
 # At base 10,000 the bounds of the ramp lie between pairs, so that rounding them shows.
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 
+_LONGROPE = {"short_factor": [1.0, 2.0, 4.0], "long_factor": [1.0, 3.0, 9.0]}
+
 # name -> the contents of config.json. Windows are short, so that they matter within the few tokens
 # the tests read.
 FAMILIES: dict[str, dict] = {
@@ -173,17 +175,71 @@ FAMILIES |= {
     },
 }
 
+FAMILIES |= {
+    # The second layer has a window in place of RoPE.
+    "smollm3": _SMALL
+    | {
+        "model_type": "smollm3",
+        "tie_word_embeddings": True,
+        "no_rope_layer_interval": 2,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+    },
+    "phi4": _SMALL | {"model_type": "phi3", "sliding_window": 5, "rope_theta": 250000.0},
+    # Three of four pairs are rotated, in the text's first 4,096 tokens by the short factors.
+    "phi4_mini": _SMALL
+    | {
+        "model_type": "phi3",
+        "tie_word_embeddings": True,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", **_LONGROPE},
+    },
+    # All texts of the tests are longer than two tokens, so that the long factors hold.
+    "phi3_long": _SMALL
+    | {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 2,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 1.5,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.0, 1.5, 3.0, 6.0],
+        },
+    },
+    # Queries are scaled from the eighth token on.
+    "ministral3": _SMALL
+    | {
+        "model_type": "ministral3",
+        "head_dim": 16,
+        "sliding_window": 11,
+        "rope_parameters": {
+            "type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.6,
+        },
+    },
+}
+
 LORA_RANK = 2
 LORA_ALPHA = 6.0
-# Attention behind norm and rotation, MLP, head: three of the eight keep the files small and the
-# tests quick; tests/parity takes all.
-LORA_TARGETS = ("k_proj", "down_proj", "lm_head")
+# Attention behind norm and rotation, MLP, head: three of the projections keep the files small and
+# the tests quick; tests/parity takes all. A model has k_proj or qkv_proj.
+LORA_TARGETS = ("k_proj", "qkv_proj", "down_proj", "lm_head")
 
 
 def lora_targets(raw: dict, names: tuple[str, ...] = LORA_TARGETS) -> tuple[str, ...]:
-    """Those of `names` that may have an adapter: experts are frozen."""
+    """Those of `names` that the model has and that may have an adapter: experts are frozen."""
+    absent = ("qkv_proj", "gate_up_proj")
+    if raw["model_type"] == "phi3":
+        absent = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     inside = ("gate_proj", "up_proj", "down_proj") if "num_experts_per_tok" in raw else ()
-    return tuple(name for name in names if name not in inside)
+    return tuple(name for name in names if name not in absent + inside)
 
 
 TOKENS = np.random.RandomState(0).randint(0, 64, (2, 24))

@@ -70,9 +70,9 @@ def test_logits_and_lora_gradients_equal_torch(family, mesh, tmp_path):
         np.testing.assert_allclose(ours[key], stored[name], atol=1e-4 * largest, rtol=0)
 
 
-# What no flag is: sizes, ids, and what does not show in float32 logits.
+# What no flag is: sizes, ids, names, and what does not show in float32 logits.
 NO_FLAGS = {"rms_norm_eps", "wide_norms", "tie_word_embeddings", "max_position_embeddings"}
-NO_FLAGS |= {"initializer_range", "bos_token_id", "eos_token_id"}
+NO_FLAGS |= {"initializer_range", "bos_token_id", "eos_token_id", "fused"}
 NO_FLAGS |= {"experts"}  # without them it has no weights; see tests/parity/test_experts_parity.py
 
 
@@ -105,6 +105,28 @@ def switched(decoder, **change):
         return leaf.replace(here[*path[:-2], others.get(path[-2], path[-2]), path[-1]])
 
     return nnx.merge(graphdef, map_parameters(same, abstract))
+
+
+# Parts of one RoPE, each switched off.
+ROPES = {
+    "phi4_mini": [
+        {"type": "default", "short_factor": (), "long_factor": ()},
+        {"attention_factor": 1.0},
+        {"fraction": 1.0, "short_factor": (1.0, 2.0, 4.0, 4.0), "long_factor": (1.0,) * 4},
+    ],
+    "phi3_long": [{"long_factor": (1.0,) * 4}, {"attention_factor": 1.0}],
+    "ministral3": [{"query_beta": 0.0}],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "off"), [(f, off) for f in ROPES for off in ROPES[f]])
+def test_every_part_of_a_rope_shows(family, off, mesh, tmp_path):
+    folder, _, stored = checkpoint(family, tmp_path)
+    decoder = load_decoder(folder, mesh=mesh)
+    (rope,) = decoder.config.ropes
+    _, logits = forward(switched(decoder, ropes=(replace(rope, **off),)), TOKENS.astype(np.int32))
+    assert np.abs(logits[:, ::3] - stored["logits"]).max() > 1e-2
 
 
 @pytest.mark.slow

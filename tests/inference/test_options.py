@@ -21,7 +21,7 @@ from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, VOCAB, option_logprob, questions, tiny_decoder
-from tests.models.small import OTHER, SMALL, one_device
+from tests.models.small import FUSED, OTHER, SMALL, one_device
 
 ROWS = questions(14, tokens=4)
 # Three worked examples before every question, longer than the windows below.
@@ -42,6 +42,10 @@ MODELS = {
         replace(
             TINY, ropes=(RopeConfig(type="yarn", factor=4.0, original_max_position_embeddings=8),)
         ),
+        EVERYWHERE,
+    ),
+    "fused, half of each head rotated, queries scaled": (
+        replace(FUSED, vocab_size=VOCAB),
         EVERYWHERE,
     ),
     "RoPE in one layer": (

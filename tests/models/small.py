@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.models.config import DecoderConfig
+from cogcalib_jax.models.config import DecoderConfig, RopeConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, map_parameters
@@ -48,6 +48,16 @@ OTHER = replace(
     residual_scale=0.7,
     logits_divisor=1.3,
     final_softcap=2.0,
+)
+
+
+# Fused projections, RoPE on half of each head, and queries that grow with their position.
+FUSED = replace(
+    SMALL,
+    qkv_bias=False,
+    qk_norm="none",
+    fused=True,
+    ropes=(RopeConfig(fraction=0.5, query_beta=0.5, original_max_position_embeddings=4),),
 )
 
 

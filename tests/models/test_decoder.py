@@ -13,6 +13,7 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import abstract_decoder, logical_axes, random_decoder
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.models.small import (
+    FUSED,
     OTHER,
     QUICK,
     SMALL,
@@ -66,6 +67,36 @@ def test_loss_and_lora_gradients_do_not_depend_on_the_mesh(mesh, expected):
     jax.tree.map(
         lambda ours, one: np.testing.assert_allclose(ours, one, atol=1e-5), gradient, expected[1]
     )
+
+
+def test_fused_projections_are_cut_over_fsdp():
+    expected = loss_and_gradient(small_decoder(FUSED, lora=EVERYWHERE), tokens(8))
+    spread = small_decoder(FUSED, lora=EVERYWHERE, mesh=make_mesh(MeshConfig(2, 4, 1)))
+    loss, gradient = loss_and_gradient(spread, tokens(8))
+    assert loss == pytest.approx(expected[0], abs=1e-5)
+    jax.tree.map(
+        lambda ours, one: np.testing.assert_allclose(ours, one, atol=1e-5), gradient, expected[1]
+    )
+
+
+def test_longrope_takes_the_factors_of_each_texts_own_length():
+    short, long = (1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 9.0, 27.0)
+
+    def model(*factors):
+        rope = RopeConfig(
+            type="longrope",
+            factor=2.0,
+            original_max_position_embeddings=7,
+            short_factor=factors[0],
+            long_factor=factors[1],
+        )
+        return small_decoder(replace(SMALL, ropes=(rope,)))
+
+    ids = tokens(2, 12)
+    ours, _ = forward(model(short, long), ids, lengths=jnp.array([7, 8]))
+    for row, (factors, length) in enumerate(((short, 7), (long, 8))):
+        alone, _ = forward(model(factors, factors), ids[row : row + 1, :length])
+        np.testing.assert_allclose(ours[row, :length], alone[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["layer", "dots"])

@@ -9,6 +9,7 @@ from flax import nnx
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.models import generate as module
+from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.generate import SamplingConfig, generate, keep_top_p
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
@@ -34,7 +35,8 @@ def without_cache(decoder, prompt, steps):
     for _ in range(steps):
         padded = np.zeros((1, 24), np.int32)
         padded[0, : len(ids)] = ids
-        row = np.asarray(forward(decoder, padded)[1][0, len(ids) - 1], np.float64)
+        lengths = np.array([len(ids)], np.int32)
+        row = np.asarray(forward(decoder, padded, lengths=lengths)[1][0, len(ids) - 1], np.float64)
         row -= np.log(np.exp(row - row.max()).sum()) + row.max()
         ids.append(int(row.argmax()))
         logprobs.append(row.max())
@@ -117,6 +119,22 @@ def test_padding_changes_nothing_and_lets_calls_share_a_compilation(decoder, gen
     assert module._generate._cache_size() == compiled
     assert [one.tokens for one in padded[0]] == [one.tokens for one in generated]
     assert padded[1][0].tokens == generated[0].tokens
+
+
+def test_a_text_that_would_cross_to_another_rope_is_refused():
+    rope = RopeConfig(
+        type="longrope",
+        original_max_position_embeddings=9,
+        short_factor=(1.0,) * 4,
+        long_factor=(4.0,) * 4,
+    )
+    model = small_decoder(replace(ENDLESS, ropes=(rope,)))
+    with pytest.raises(UserError, match="prompt of 7 tokens and 4 new ones exceed the 9 tokens"):
+        generate(model, PROMPTS, SamplingConfig(4))
+    long = [9] * 10
+    for prompt, steps in ((PROMPTS[0], 3), (long, 4)):
+        (one,) = generate(model, [prompt], SamplingConfig(steps))
+        assert list(one.tokens) == without_cache(model, prompt, steps)[0]
 
 
 def test_sampling_with_a_tiny_nucleus_is_greedy(decoder, generated):

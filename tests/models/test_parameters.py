@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.models.parameters import placement_notes, require_cut
+from cogcalib_jax.models.lora import LoraConfig
+from cogcalib_jax.models.parameters import placement_notes, require_cut, require_projections
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.models.small import SMALL
 
@@ -29,6 +30,22 @@ def mesh(data=1, fsdp=1, tensor=1):
 def test_what_cannot_be_cut_is_refused_with_the_nearest_mesh_that_works(shape, reason, nearest):
     with pytest.raises(UserError, match=f"{reason} .*--mesh.{nearest}$"):
         require_cut(MODEL, mesh(*shape))
+
+
+def test_fused_projections_are_cut_over_fsdp_alone():
+    fused = replace(MODEL, fused=True)
+    require_cut(fused, mesh(fsdp=8))
+    with pytest.raises(UserError, match=r"^mesh.tensor is 2; expected 1 .*\(qkv_proj"):
+        require_cut(fused, mesh(tensor=2))
+
+
+@pytest.mark.parametrize(("fused", "target"), [(True, "q_proj"), (False, "qkv_proj")])
+def test_targets_of_an_adapter_are_projections_of_the_model(fused, target):
+    config = replace(MODEL, fused=fused)
+    require_projections(config, LoraConfig(target_modules=("all-linear", "lm_head")))
+    require_projections(config, LoraConfig(target_modules=config.projections))
+    with pytest.raises(UserError, match=f"^lora.target_modules is {target}; .* has no {target}"):
+        require_projections(config, LoraConfig(target_modules=(target,)))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)])

@@ -53,6 +53,7 @@ def flags(raw: dict) -> str:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     layout = "rope_parameters" if "rope_parameters" in raw else "rope_scaling" if rope else ""
+    fraction = raw.get("partial_rotary_factor", 1)
     heads, kv_heads = raw["num_attention_heads"], raw["num_key_value_heads"]
     config = from_hf(raw, "config.json")
     scales = {name: getattr(config, name) for name in SCALES}
@@ -64,6 +65,10 @@ def flags(raw: dict) -> str:
         f"head_dim {raw['head_dim']}" if "head_dim" in raw else "",
         f"window {raw['sliding_window']}" if raw.get("sliding_window") else "",
         f"from layer {raw['max_window_layers']} on" if "max_window_layers" in raw else "",
+        f"RoPE on {fraction:g} of a head" if fraction != 1 else "",
+        "fused projections" if raw["model_type"] == "phi3" else "",
+        "RoPE in some layers" if raw["model_type"] == "smollm3" else "",
+        "scaled queries" if raw["model_type"] == "ministral3" else "",
         "QKV bias" if raw["model_type"] == "qwen2" else "",
         "" if config.qk_norm == "none" else f"QK-norm of each {config.qk_norm}",
         "" if config.norms == "pre" else f"norms {config.norms}",

@@ -20,6 +20,12 @@ from tests.golden.make_golden import torch_model  # noqa: E402
 from tests.models.small import SMALL, one_device  # noqa: E402
 from tests.parity import measures  # noqa: E402
 
+# Further flags of a family that another model stands for.
+FURTHER = ("phi4", "phi3_long")
+PARAMS = [
+    pytest.param(name, marks=pytest.mark.slow if name in FURTHER else ()) for name in FAMILIES
+]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -30,7 +36,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=PARAMS)
 def family(request, tmp_path_factory):
     """(contents of config.json, torch model, folder that transformers saved it to)."""
     raw = FAMILIES[request.param]

@@ -247,7 +247,7 @@ WEIGHT_FILES = [
     Case("a vocabulary of 10 to the 12", config(vocab_size=10**12)),
     Case("a billion layers", config(num_hidden_layers=10**9)),
     Case("a width beyond 64 bits", config(hidden_size=10**30)),
-    Case("RoPE of another type", config(rope_scaling={"rope_type": "longrope", "factor": 2.0})),
+    Case("RoPE of another type", config(rope_scaling={"rope_type": "dynamic", "factor": 2.0})),
     Case("RoPE parameters that are a list", config(rope_scaling=[1, 2])),
     Case("RoPE with a base in words", config(rope_theta="large", rope_scaling=None)),
     Case("no weights", file(WEIGHTS, None)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cogcalib_jax.errors import UserError
@@ -12,29 +13,37 @@ from cogcalib_jax.models.families import (
     gpt_oss,
     granite,
     llama,
+    ministral3,
     mistral,
+    mistral3,
     mixtral,
     olmo2,
     olmo3,
+    phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    smollm3,
 )
-from cogcalib_jax.models.families.base import Family
+from cogcalib_jax.models.families.base import Family, TextHalf
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, Family | TextHalf] = {
     "gemma2": gemma2.FAMILY,
     "gemma3_text": gemma3.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
     "granite": granite.FAMILY,
     "llama": llama.FAMILY,
+    "ministral3": ministral3.FAMILY,
     "mistral": mistral.FAMILY,
+    "mistral3": mistral3.FAMILY,
     "mixtral": mixtral.FAMILY,
     "olmo2": olmo2.FAMILY,
     "olmo3": olmo3.FAMILY,
+    "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "qwen3_moe": qwen3_moe.FAMILY,
+    "smollm3": smollm3.FAMILY,
 }
 """by the `model_type` of config.json"""
 
@@ -71,10 +80,11 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
     """Return the contents of a config.json for `config`.
 
     Written with `rope_theta` and `rope_scaling`, which transformers 4 and 5 and the tools built on
-    them all read. Raises ValueError for flags that the family's config.json has no key for.
+    them all read; for a text half as of a model of its own. Raises ValueError for flags that the
+    family's config.json has no key for.
     """
     raw = FAMILIES[config.model_type].write_config(config)
-    if from_hf(raw, "config.json") != config:
+    if from_hf(raw, "config.json") != replace(config, part_of=None):
         raise ValueError(f"a {config.model_type} config.json cannot say {config}")
     return raw
 

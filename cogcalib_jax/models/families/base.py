@@ -7,7 +7,7 @@ refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cogcalib_jax.errors import UserError
@@ -55,13 +55,14 @@ ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 MOST_LAYERS = 10_000
 LARGEST_SIZE = 2**31 - 1
 NUMBERS = (
-    *("rms_norm_eps", "initializer_range", "rope_theta"),
-    *("attn_logit_softcapping", "final_logit_softcapping"),
+    *("rms_norm_eps", "initializer_range", "rope_theta", "partial_rotary_factor"),
+    *("original_max_position_embeddings", "attn_logit_softcapping", "final_logit_softcapping"),
     *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
 )
 ROPE_NUMBERS = (
     *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor"),
     *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+    *("partial_rotary_factor", "llama_4_scaling_beta"),
 )
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 OWN_FILE = "Use the model's own config.json"
@@ -205,6 +206,33 @@ def _refuse_quantised(raw: Mapping[str, Any]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class TextHalf:
+    """Multimodal models of one `model_type`, of which the language model alone is read."""
+
+    models: str
+    """the models, for messages"""
+    families: Mapping[str, Family]
+    """the families of the language model, by the `model_type` of `text_config`; the first is meant
+    where it has none"""
+
+    def read_config(self, model_type: str, raw: Mapping[str, Any]) -> DecoderConfig:
+        """Return the language model that config.json describes; raises UserError."""
+        text = raw.get("text_config")
+        if not isinstance(text, dict):
+            raise UserError(f"text_config is {text!r:.40}; expected a JSON object. {OWN_FILE}")
+        kind = text.get("model_type", next(iter(self.families)))
+        if not isinstance(kind, str) or kind not in self.families:
+            raise UserError(
+                f"text_config.model_type is {kind!r:.40}; expected {' or '.join(self.families)}."
+                " Use a model with one of them"
+            )
+        shared = ("quantization_config", "tie_word_embeddings")
+        known = {key: raw[key] for key in shared if raw.get(key) is not None} | text
+        read = self.families[kind].read_config(kind, known)
+        return replace(read, part_of=model_type)
+
+
 def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
     """Return the sliding window of each layer, 0 for full attention, from `layer_types`."""
     if not isinstance(kinds, list):
@@ -225,13 +253,70 @@ def layer_types(config: DecoderConfig) -> list[str]:
     return ["sliding_attention" if w else "full_attention" for w in config.sliding_windows]
 
 
-def read_rope(known: Mapping[str, Any], kind: str | None = None) -> RopeConfig:
+def read_rope(
+    known: Mapping[str, Any], kind: str | None = None, *, partial: bool = False
+) -> RopeConfig:
     """Return the RoPE of both layouts: `rope_theta` beside `rope_scaling`, and `rope_parameters`
     of transformers 5.
 
     kind: the `layer_types` whose RoPE it is, if the family allows one for each; it may stand below
     this name in `rope_parameters`.
+    partial: whether the family may rotate a fraction of each head.
     """
+    rope = rope_of(known, kind)
+    for name in ROPE_NUMBERS:
+        _require_number(rope.get(name), name)
+    fractions = [settings.get("partial_rotary_factor") for settings in (rope, known)]
+    if not partial and any(fraction not in (None, 1.0) for fraction in fractions):
+        raise UserError(
+            "partial_rotary_factor is not 1; expected 1, or none. Use a model that has none"
+        )
+    form = rope.get("rope_type", rope.get("type", "default"))
+    if form not in ROPE_TYPES:
+        raise UserError(
+            f"RoPE type is {form!r}; expected one of {', '.join(ROPE_TYPES)}. Use a model with one"
+            " of them"
+        )
+    read: dict[str, Any] = {
+        "theta": rope.get("rope_theta") or known.get("rope_theta") or 10000.0,
+        "type": form,
+        "fraction": next((x for x in fractions if x is not None), 1.0),
+    }
+    if form == "linear":
+        read["factor"] = _required(rope, "factor")
+    if form in ("default", "linear"):
+        return RopeConfig(**read)
+    length = (
+        known.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings")
+        or known["max_position_embeddings"]
+    )
+    read["original_max_position_embeddings"] = length
+    if form == "llama3":
+        for key in ("factor", "low_freq_factor", "high_freq_factor"):
+            read[key] = _required(rope, key)
+        return RopeConfig(**read)
+    factor = rope.get("factor") or known["max_position_embeddings"] / length
+    scale, mscale, all_dim = (
+        rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim")
+    )
+    if form == "longrope":
+        pairs = {key: _read_factors(rope, key) for key in ("short_factor", "long_factor")}
+        return RopeConfig(**read, **pairs, factor=max(1.0, factor), attention_factor=scale)
+    if scale is None and mscale and all_dim:
+        scale = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
+    return RopeConfig(
+        **read,
+        factor=factor,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        attention_factor=scale,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def rope_of(known: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """Return the parameters of RoPE in config.json, those of `kind` as in `read_rope`."""
     rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
     if kind is not None and isinstance(rope, dict):
         rope = rope.get(kind, rope)
@@ -241,54 +326,16 @@ def read_rope(known: Mapping[str, Any], kind: str | None = None) -> RopeConfig:
         raise UserError(
             "each layer type has its own RoPE; expected one for all layers. Use a model with one"
         )
-    for name in ROPE_NUMBERS:
-        _require_number(rope.get(name), name)
-    for settings in (known, rope):
-        if settings.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-            raise UserError(
-                "partial_rotary_factor is not 1; expected 1, or none. Use a model that has none"
-            )
-    form = rope.get("rope_type", rope.get("type", "default"))
-    if form not in ROPE_TYPES:
-        raise UserError(
-            f"RoPE type is {form!r}; expected one of {', '.join(ROPE_TYPES)}. Use a model with one"
-            " of them"
-        )
-    theta = rope.get("rope_theta") or known.get("rope_theta") or 10000.0
-    if form == "default":
-        return RopeConfig(theta=theta)
-    if form == "linear":
-        return RopeConfig(theta=theta, type=form, factor=_required(rope, "factor"))
-    length = (
-        known.get("original_max_position_embeddings")
-        or rope.get("original_max_position_embeddings")
-        or known["max_position_embeddings"]
-    )
-    if form == "llama3":
-        return RopeConfig(
-            theta=theta,
-            type=form,
-            factor=_required(rope, "factor"),
-            original_max_position_embeddings=length,
-            low_freq_factor=_required(rope, "low_freq_factor"),
-            high_freq_factor=_required(rope, "high_freq_factor"),
-        )
-    factor = rope.get("factor") or known["max_position_embeddings"] / length
-    scale, mscale, all_dim = (
-        rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim")
-    )
-    if scale is None and mscale and all_dim:
-        scale = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
-    return RopeConfig(
-        theta=theta,
-        type=form,
-        factor=factor,
-        original_max_position_embeddings=length,
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        attention_factor=scale,
-        truncate=rope.get("truncate", True),
-    )
+    return rope
+
+
+def _read_factors(rope: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    factors = _required(rope, key)
+    if not isinstance(factors, list):
+        raise UserError(f"{key} is {factors!r:.40}; expected a list of numbers. {OWN_FILE}")
+    for factor in factors:
+        _require_number(factor, key)
+    return tuple(factors)
 
 
 def read_layer_ropes(known: Mapping[str, Any], kinds: list[str], theta: float) -> dict[str, Any]:
@@ -323,9 +370,19 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
             *("factor", "original_max_position_embeddings"),
             *("beta_fast", "beta_slow", "truncate", "attention_factor"),
         ),
+        "longrope": (
+            *("factor", "original_max_position_embeddings", "attention_factor"),
+            *("short_factor", "long_factor"),
+        ),
     }[rope.type]
     values = {key: getattr(rope, key) for key in keys}
-    written = {key: value for key, value in values.items() if value is not None}
+    written = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value is not None
+    }
+    if rope.fraction != 1:
+        written["partial_rotary_factor"] = rope.fraction
     return {"rope_theta": rope.theta, "rope_type": rope.type, **written}
 
 
