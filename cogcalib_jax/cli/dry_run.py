@@ -120,7 +120,8 @@ def _held(config: RunConfig) -> str:
     """The words on which methods are held on anchors, and how long they are trained."""
     held, anchor = [key for key in config.resolved_methods() if config.holds(key)], config.anchor
     words = "" if anchor.methods is None else f", for {', '.join(held) or 'no method'}"
-    return words if anchor.epochs is None else f"{words}, which takes {anchor.epochs:g} epochs"
+    own = ", ".join(f"{name} {value:g}" for name, value in anchor.of_training.items())
+    return f"{words}, with {own}" if own else words
 
 
 def _show_updates(report: Report, run: Prepared) -> None:

@@ -312,10 +312,10 @@ class RunConfig:
         """
         held = self.holds(folder or method.label)
         training, anchor = self.training, self.anchor
-        if held and anchor.epochs is not None:
-            training = replace(training, epochs=anchor.epochs)
+        if held:
+            training = replace(training, **anchor.of_training)
         if self.anchored:
-            given = replace(anchor, methods=None, epochs=None)
+            given = replace(anchor, methods=None, epochs=None, learning_rate=None)
             anchor = given if held else AnchorConfig(methods=())
         return replace(
             self,

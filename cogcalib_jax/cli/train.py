@@ -122,13 +122,13 @@ def _train_and_score(run: Run, style: Path | None) -> None:
 def held_trainer(run: Run, key: str) -> Trainer:
     """Return the run's trainer for the method of folder `key`: with anchors, or without."""
     trainer, config = run.trainer, run.config
-    trainable, epochs = trainer.trainable, config.anchor.epochs
+    trainable, own = trainer.trainable, config.anchor.of_training
     if not config.holds(key):
         return replace(trainer, trainable=replace(trainable, anchors=None))
-    if epochs is None:
+    if not own:
         return trainer
     # Style adaptation, over by now, stays as long as it was.
-    training = replace(trainable.training, epochs=epochs, style_steps=trainer.style_steps)
+    training = replace(trainable.training, style_steps=trainer.style_steps, **own)
     return replace(trainer, trainable=replace(trainable, training=training))
 
 

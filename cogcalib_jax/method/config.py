@@ -344,6 +344,8 @@ class AnchorConfig:
     """folders of the methods of a comparison that are held; unset: all; []: none"""
     epochs: float | None = setting(None, added=True)
     """training.epochs of the held methods, which bear more passes; unset: as many as the others"""
+    learning_rate: float | None = setting(None, added=True)
+    """training.learning_rate of the held methods; unset: that of the others"""
     rows_per_step: int = 8
     """questions per update, over all devices and micro-batches"""
     term: str = ANCHOR_TERM
@@ -374,12 +376,23 @@ class AnchorConfig:
             "epochs",
             "must be a number above 0 and at most a million, or unset",
         )
+        check(
+            self.learning_rate is None or 0 < self.learning_rate <= 1e6,
+            "learning_rate",
+            "must be a number above 0 and at most a million, or unset",
+        )
         check(self.carve is None or self.carve >= 1, "carve", "must be at least 1, or unset")
         check(
             None in (self.path, self.carve),
             "carve",
             "must be unset beside anchor.path, which names the questions",
         )
+
+    @property
+    def of_training(self) -> dict[str, float]:
+        """Name -> value of the settings of training that the held methods have for themselves."""
+        given = {"epochs": self.epochs, "learning_rate": self.learning_rate}
+        return {name: value for name, value in given.items() if value is not None}
 
     def changed(self) -> dict[str, Any]:
         """Return name -> default of the fields that say something about anchors."""

@@ -187,9 +187,11 @@ def test_a_run_without_them_is_identified_as_before_there_were_any(base, tmp_pat
     assert held == identified("--anchor.path", "b.csv")["anchor"]
 
 
+@pytest.mark.slow
 def test_a_comparison_holds_and_recommends_the_methods_that_it_names(base, tmp_path):
     run = tmp_path / "run"
     options = ("--world.anchor", "12", "--anchor.methods", "[kl]", "--anchor.epochs", "3")
+    options += ("--anchor.learning-rate", "0.02")
     named = ("--compare", "sft,kl=0", "--recommended", "kl_temperature")
     argv = arguments(base, run, *options, *named)
     assert run_main(train.main, argv) == 0
@@ -218,6 +220,9 @@ def test_a_comparison_holds_and_recommends_the_methods_that_it_names(base, tmp_p
         argv = ["--config", str(run / key / "config.yaml")]
         config = load_config(RunConfig, argv, prog="", description="").config
         assert (config.anchor, config.holds(key)) == (alone, key == "kl")
+        rates = {"sft": (2, 0.01), "kl": (3, 0.02)}
+        assert (config.training.epochs, config.training.learning_rate) == rates[key]
+    assert max(line["lr"] for line in held) > 1.5 * max(line["lr"] for line in plain)
 
 
 @pytest.mark.parametrize(

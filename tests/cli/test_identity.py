@@ -28,8 +28,8 @@ NEITHER = """
 # anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """
     compare ensemble_members also option_score
-    recommended anchor.path anchor.carve anchor.methods anchor.epochs anchor.rows_per_step
-    anchor.term anchor.weight evaluation.calibrator
+    recommended anchor.path anchor.carve anchor.methods anchor.epochs
+    anchor.learning_rate anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
     training.schedule training.refit_every training.validate_every training.keep
