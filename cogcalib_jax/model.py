@@ -156,8 +156,7 @@ class Model:
         Raises:
             UserError: a folder that is no finished run; as `from_pretrained`.
         """
-        folder = Path(folder)
-        run = read_stored_run(folder)
+        run = read_stored_run(folder := Path(folder))
         place, adapter = run.base() if base is None else base, folder / "adapter"
         settings = {"quantise": run.model.quantise} | settings
         model = cls.from_pretrained(place, adapter=adapter, **settings)
