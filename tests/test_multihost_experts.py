@@ -16,14 +16,14 @@ from tests.training.small_trainer import lines
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one(tmp_path):
     """Of the two axes with two devices each one lies between processes, the other within them."""
-    experts = ExpertsConfig(number=4, per_token=2, width=24)
+    experts = ExpertsConfig(number=4, per_token=2, width=48)
     base = write_base(tmp_path / "base", model_type="mixtral", experts=experts, num_layers=2)
     cache, runs = tmp_path / "cache", [tmp_path / "alone", tmp_path / "pair"]
-    mesh = ("--mesh.fsdp", "2", "--mesh.expert", "2", "--mesh.data", "1")
+    shared = ("--method.name", "cols", "--lora.target-modules", "q_proj,v_proj,lm_head")
+    mesh = ("--mesh.data", "1", "--mesh.expert", "2", "--mesh.fsdp")
     with quick_compilation(cache):
-        alone = arguments(base, runs[0], "--method.name", "cols", "--mesh.data", "1")
-        assert run_main(train.main, [*alone, "--mesh.fsdp", "4", "--mesh.expert", "2"]) == 0
-    command = arguments(base, runs[1], "--method.name", "cols", *mesh)
+        assert run_main(train.main, arguments(base, runs[0], *shared, *mesh, "4")) == 0
+    command = arguments(base, runs[1], *shared, *mesh, "2")
     for process in together(tmp_path / "plan", cache, {"commands": [["train", *command]]}):
         assert process.returncode == 0, process.stderr[-4000:]
         assert "expert 2" in process.stderr or "==" not in process.stderr

@@ -26,6 +26,8 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj")
 LAYER_PROJECTIONS = (*SEPARATE, "qkv_proj", "gate_up_proj")
 ALL_LINEAR = "all-linear"
 LARGEST_RANK = 2**16
+# No model comes near this. A larger number comes from a damaged file.
+MOST_EXPERTS = 1_000_000
 SCALES = (
     *("attention_scale", "attention_softcap", "embed_scale", "residual_scale"),
     *("logits_divisor", "final_softcap"),
@@ -227,6 +229,11 @@ class DecoderConfig:
             self.experts is None or self.activation == "silu",
             "activation",
             f"is {self.activation}; experts are computed with silu alone",
+        )
+        check(
+            self.experts is None or self.num_layers * self.experts.number <= MOST_EXPERTS,
+            "experts",
+            f"must be at most {MOST_EXPERTS:,} in all layers together",
         )
         windows = self.sliding_windows or (0,) * self.num_layers
         object.__setattr__(self, "sliding_windows", tuple(windows))

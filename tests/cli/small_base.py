@@ -1,6 +1,5 @@
 """A base for runs: random weights over a small world's words, in Hugging Face layout."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,22 @@ WORLD = WorldConfig(entities=32, train=24, test=16, validation=12, calibration=4
 
 def write_base(folder: Path, **changes: Any) -> Path:
     """changes: fields of the DecoderConfig."""
-    config = DecoderConfig(
-        model_type="llama",
-        vocab_size=build_tokenizer(WORLD).get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=1,
-        num_heads=4,
-        kv_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    sizes = {
+        "model_type": "llama",
+        "vocab_size": build_tokenizer(WORLD).get_vocab_size(),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 1,
+        "num_heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = DecoderConfig(**sizes | changes)
     folder.mkdir(parents=True, exist_ok=True)
-    save_decoder(small_decoder(replace(config, **changes)), folder)
+    save_decoder(small_decoder(config), folder)
     save_tokenizer(WORLD, folder, 64)
     return folder
 

@@ -128,6 +128,7 @@ def test_missing_experts_are_named_as_the_checkpoint_would(tmp_path):
         ("qwen3_moe", {"num_experts_per_tok": 7}, "per_token: must be at most .* experts .6."),
         ("qwen3_moe", {"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'; expected true or"),
         ("mixtral", {"hidden_act": "gelu_pytorch_tanh"}, "activation: is gelu_tanh; experts are"),
+        ("mixtral", {"num_local_experts": 10**9}, "experts: must be at most 1,000,000 in all"),
         ("mixtral", {"num_local_experts": 2.5}, "num_local_experts is 2.5; expected a whole"),
         ("mixtral", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights are"),
         ("gpt_oss", {"quantization_config": {"quant_method": "awq"}}, "quantised weights are"),

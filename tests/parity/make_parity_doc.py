@@ -77,6 +77,10 @@ def flags(raw: dict) -> str:
         "" if len(config.ropes) == 1 else "a RoPE for each layer type",
         "attention bias" if raw.get("attention_bias") else "",
         "MLP bias" if raw.get("mlp_bias") else "",
+        f"{config.experts.number} experts, {config.experts.per_token} a token"
+        if config.experts
+        else "",
+        "attention sinks" if config.sinks else "",
     ]
     return ", ".join(word for word in said if word)
 
