@@ -63,8 +63,12 @@ def test_stretching_keeps_fast_pairs_and_divides_slow_ones(kind):
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"type": "longrope"}, "type"),
+        ({"type": "dynamic"}, "type"),
         ({"theta": 0.0}, "theta"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"query_beta": -1.0}, "query_beta"),
+        ({"query_beta": 1.0}, "original_max_position_embeddings"),
+        ({"type": "longrope", "original_max_position_embeddings": 8}, "short_factor"),
         ({"type": "linear", "factor": 0.5}, "factor"),
         ({"type": "llama3", "factor": 8.0}, "original_max_position_embeddings"),
         (
