@@ -210,6 +210,7 @@ class StartRow(Baseline):
     """The style-adapted model in which fine-tuning begins."""
 
     one_pass = True
+    adapters = "any"
 
 
 @register_baseline(
