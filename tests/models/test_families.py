@@ -162,6 +162,9 @@ def test_a_text_half_is_read_and_written_as_a_model_of_its_own():
     alone = from_hf(MODELS["ministral3"], "config.json")
     assert (half.part_of, half) == ("mistral3", replace(alone, part_of="mistral3"))
     assert to_hf(half) == to_hf(alone)
+    # Gemma 3's ends of text stand beside text_config.
+    raw = {"model_type": "gemma3", "text_config": GEMMA, "eos_token_id": [1, 6]}
+    assert from_hf(raw, "config.json").eos_token_ids == (1, 6)
 
 
 @pytest.mark.parametrize(

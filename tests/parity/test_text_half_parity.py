@@ -14,8 +14,9 @@ from peft import PeftModel, get_peft_model  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3Config,
     Mistral3Config,
-    Mistral3ForConditionalGeneration,
 )
 
 from cogcalib_jax.hf import merge  # noqa: E402
@@ -36,24 +37,34 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-# Ministral 3 3B has a tied head, Mistral Small has not.
-HALVES = {"ministral3": True, "mistral_v0.3": False}
+SIGLIP = VISION | {"model_type": "siglip_vision_model"}
+# Gemma 3 4B and Ministral 3 3B have a tied head, Mistral Small has not.
+HALVES = {
+    "gemma3": (Gemma3Config, SIGLIP, {"mm_tokens_per_image": 4, "tie_word_embeddings": True}),
+    "ministral3": (Mistral3Config, VISION, {"tie_word_embeddings": True}),
+    "mistral_v0.3": (Mistral3Config, VISION, {"tie_word_embeddings": False}),
+}
 
 
-def whole_model(text, tied):
-    raw = FAMILIES[text] | {"tie_word_embeddings": tied}
-    config = Mistral3Config(text_config=raw, vision_config=VISION, tie_word_embeddings=tied)
-    model = Mistral3ForConditionalGeneration(config).eval()
+def whole_model(text):
+    config, vision, more = HALVES[text]
+    raw = FAMILIES[text] | {"tie_word_embeddings": more["tie_word_embeddings"]}
+    config = config(text_config=raw, vision_config=vision, **more)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(weight(name, tuple(parameter.shape))))
     return model
 
 
+def read_back(folder, kind=AutoModelForImageTextToText):
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
 @pytest.fixture(scope="module", params=HALVES)
 def saved(request, tmp_path_factory):
     """(transformers' model, its folder)."""
-    model = whole_model(request.param, HALVES[request.param])
+    model = whole_model(request.param)
     folder = tmp_path_factory.mktemp("whole")
     model.save_pretrained(folder)
     return model, folder
@@ -87,7 +98,7 @@ def test_names_of_transformers_5_mean_the_same(saved, tmp_path):
 def test_a_saved_text_half_is_a_model_of_its_own(saved, tmp_path):
     model, folder = saved
     save_decoder(load_decoder(folder, mesh=one_device()), tmp_path / "half")
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    back = read_back(tmp_path / "half", AutoModelForCausalLM)
     assert np.abs(torch_logits(back) - torch_logits(model)).max() < 1e-5
 
 
@@ -96,7 +107,7 @@ def test_an_adapter_and_its_merge_fit_the_whole_model(saved, tmp_path):
     """PEFT's adapter on the language model is read; what we write loads in PEFT; the merged folder
     holds the vision tower as it was."""
     model, folder = saved
-    whole = Mistral3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    whole = read_back(folder)
     names = [name for name, _ in whole.named_modules() if "language_model.layers" in name]
     names = [name for name in names if name.endswith(("q_proj", "down_proj"))]
     adapted = get_peft_model(whole, PeftConfig(r=2, lora_alpha=6, target_modules=names))
@@ -116,7 +127,7 @@ def test_an_adapter_and_its_merge_fit_the_whole_model(saved, tmp_path):
     save_adapter(tmp_path / "ours", decoder, "BASE")
     again = load_decoder(folder, lora=read_lora_config(tmp_path / "ours"), mesh=one_device())
     load_adapter(tmp_path / "ours", again)
-    fresh = Mistral3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    fresh = read_back(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # such as that of missing tensors
         back = PeftModel.from_pretrained(fresh, tmp_path / "ours")
@@ -127,11 +138,12 @@ def test_an_adapter_and_its_merge_fit_the_whole_model(saved, tmp_path):
     merge.main(
         ["--model.path", str(folder), "--adapter", str(tmp_path / "ours"), "--out", str(out)]
     )
-    merged = Mistral3ForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+    merged = read_back(out)
     assert np.abs(torch_logits(merged) - expected).max() < 1e-4
     before, after = (load_file(path / "model.safetensors") for path in (folder, out))
     assert before.keys() == after.keys()
     for name in before:
         if "language_model" not in name:
             np.testing.assert_array_equal(after[name], before[name])
-    assert json.loads((out / "config.json").read_text())["model_type"] == "mistral3"
+    kinds = [json.loads((path / "config.json").read_text())["model_type"] for path in (folder, out)]
+    assert kinds[0] == kinds[1]

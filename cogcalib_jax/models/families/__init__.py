@@ -29,6 +29,7 @@ from cogcalib_jax.models.families.base import Family, TextHalf
 
 FAMILIES: dict[str, Family | TextHalf] = {
     "gemma2": gemma2.FAMILY,
+    "gemma3": gemma3.TEXT_HALF,
     "gemma3_text": gemma3.FAMILY,
     "gpt_oss": gpt_oss.FAMILY,
     "granite": granite.FAMILY,

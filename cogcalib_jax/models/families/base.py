@@ -227,8 +227,13 @@ class TextHalf:
                 f"text_config.model_type is {kind!r:.40}; expected {' or '.join(self.families)}."
                 " Use a model with one of them"
             )
-        shared = ("quantization_config", "tie_word_embeddings")
-        known = {key: raw[key] for key in shared if raw.get(key) is not None} | text
+
+        def beside(*keys: str) -> dict[str, Any]:
+            return {key: raw[key] for key in keys if raw.get(key) is not None}
+
+        # The ends of a chat's turns stand beside text_config, whatever is below it.
+        known = beside("quantization_config", "tie_word_embeddings") | text
+        known |= beside("bos_token_id", "eos_token_id")
         read = self.families[kind].read_config(kind, known)
         return replace(read, part_of=model_type)
 

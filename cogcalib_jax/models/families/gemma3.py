@@ -1,4 +1,4 @@
-"""Gemma 3, the text models."""
+"""Gemma 3: the text models, and the text half of those that see images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import gemma2
 from cogcalib_jax.models.families.base import (
     Family,
+    TextHalf,
     pattern,
     read_layer_ropes,
     require_whole,
@@ -63,3 +64,4 @@ FAMILY = Family(
     write=write,
     activation_key=gemma2.ACTIVATION,
 )
+TEXT_HALF = TextHalf(models="the text half of Gemma 3", families={"gemma3_text": FAMILY})
