@@ -32,6 +32,7 @@ NOT_STYLE = """
     anchor.learning_rate anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
+    training.optimizer evaluation.fit_taught
     training.schedule training.refit_every training.validate_every training.keep
     training.probe_rows composition.known_share composition.by
     evaluation.batch_size evaluation.mc_passes evaluation.members_at_once evaluation.bins
@@ -51,6 +52,7 @@ BOTH = """
     facts.style facts.anchor facts.relations facts.seed
     model.dtype model.remat model.attention model.quantise
     lora.r lora.lora_alpha lora.target_modules lora.lora_dropout
+    lora.use_rslora lora.use_dora
     loss.space loss.tokens loss.correct loss.lm_weight
     training.epochs training.max_steps training.batch_size training.accumulation
     training.learning_rate training.warmup_fraction training.weight_decay training.clip_norm
