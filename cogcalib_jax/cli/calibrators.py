@@ -138,7 +138,7 @@ def asked_calibrator(
     elif calibrator.needs_start:
         start = BARE if config.start is None else Path(config.start)
         if config.start is not None:
-            require_trained_on(Path(config.start), model_folder(model.base))
+            require_trained_on(Path(config.start), model_folder(model.base), str(model.base))
     asked = ModelCalibrator(calibrator, populations, start, options)
     asked.require(rows)
     return asked

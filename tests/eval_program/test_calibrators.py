@@ -198,7 +198,7 @@ def test_what_cannot_be_calibrated_is_refused_by_name(trained, tmp_path, capsys)
     refused("l2 is -1; expected a number of at least 0", *world, "vector(l2=-1)")
     alone = [*small_world(base), "--task", "world"]
     refused("must be stored or none without a run, or adapters", *alone, "--calibrator", "platt")
-    refused("start: must be none but for adapters", *alone, "--start", run / "start_adapter")
+    refused("must be none but for adapters", *alone, "--start", run / "start_adapter")
     taught = ("--evaluation.fit-taught", "true")
     refused("platt, which weighs no rows; expected another", *world, "platt", *taught)
     refused("stores none for option_score mean", *alone, "--calibrator", "stored")

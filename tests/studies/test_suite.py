@@ -257,7 +257,7 @@ def test_a_suite_is_found_by_name_wherever_one_works(tmp_path, monkeypatch, caps
         (["tuna"], "did you mean tune"),
         (["xyz"], "expected a file or one of obqa_deletion, "),
         (["none.yaml"], "none.yaml: cannot be read"),
-        ([], "no study is named; expected a suite or one of tune, detector"),
+        ([], "no study is named; expected a suite or one of tune, frontier, detector"),
         (["--seeds", "0"], "no study is named"),
     ],
 )

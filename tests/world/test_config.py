@@ -11,7 +11,9 @@ from cogcalib_jax.settings import to_dict, with_new_names
 from cogcalib_jax.training.storage import StoredRun
 from cogcalib_jax.world.config import WorldConfig
 
-STORED = {"seed": 3, "data": {"task": "world", "world": to_dict(WorldConfig(entities=1300))}}
+# Runs of then had no anchors of their own.
+OLD_WORLD = {k: v for k, v in to_dict(WorldConfig(entities=1300)).items() if k != "anchor"}
+STORED = {"seed": 3, "data": {"task": "world", "world": OLD_WORLD}}
 
 
 def load(*argv, cls=RunConfig):
