@@ -56,6 +56,7 @@ def finetuning(run):
     return [line for line in lines if line["phase"] == "finetune"]
 
 
+@pytest.mark.slow
 def test_a_run_is_held_on_them_and_resumed_only_with_them(base, others, tmp_path, capsys):
     run, file = tmp_path / "run", write(tmp_path / "anchors.jsonl", others[:6])
     assert run_main(train.main, command(base, run, file)) == 0

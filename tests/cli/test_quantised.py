@@ -38,6 +38,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "predictions/world.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_config_adapter_card_results_and_predictions_say_how_the_base_was_held(run):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["quantise"] == "nf4"
     stored = json.loads((run / "adapter/calibration.json").read_text())

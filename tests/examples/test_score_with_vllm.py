@@ -215,5 +215,5 @@ def test_an_example_with_one_adapter_refuses_a_mixture_before_the_work(letters, 
     file = letters.folder / "merged" / "calibration.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"calibrator": {"calibrator": "mixture"}}))
-    with pytest.raises(SystemExit, match="calibrator is mixture; expected temperature, daca, vector"):
+    with pytest.raises(SystemExit, match="calibrator is mixture; expected temperature, daca"):
         score_with_vllm.main(words)

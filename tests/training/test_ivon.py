@@ -131,6 +131,7 @@ def test_eight_devices_make_the_same_draws_and_updates():
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_a_resumed_run_draws_and_ends_as_if_it_had_not_stopped(tmp_path):
     made = trainer(replace(TRAINING, optimizer=SPEC))
     made = replace(made, trainable=replace(made.trainable, variant=variant_of(SPEC)))
