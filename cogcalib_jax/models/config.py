@@ -74,6 +74,7 @@ class RopeConfig:
         check(self.type in ROPE_TYPES, "type", f"must be one of {', '.join(ROPE_TYPES)}")
         check(0 < self.theta < math.inf, "theta", "must be positive and finite")
         check(1 <= self.factor < math.inf, "factor", "must be at least 1 and finite")
+        check(0 <= self.query_beta < math.inf, "query_beta", "must be at least 0 and finite")
         check(
             (self.type in ("default", "linear") and not self.query_beta)
             or self.original_max_position_embeddings,
@@ -81,7 +82,6 @@ class RopeConfig:
             f"must be given for rope type {self.type}",
         )
         check(0 < self.fraction <= 1, "fraction", "must be above 0 and at most 1")
-        check(0 <= self.query_beta < math.inf, "query_beta", "must be at least 0 and finite")
         for name in ("short_factor", "long_factor"):
             factors = getattr(self, name)
             fit = bool(factors) == (self.type == "longrope")
