@@ -220,7 +220,7 @@ class RunConfig:
 
     @property
     def anchored(self) -> bool:
-        """Whether the run has questions without answers."""
+        """Return whether the run has questions without answers."""
         anchor = self.anchor
         return bool(anchor.path is not None or anchor.carve or self._made_anchors)
 

@@ -97,7 +97,7 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
 
 
 def _form(decoder: Decoder, lora: LoraConfig) -> dict[str, Any]:
-    """What an adapter must share with others to take their place in this model."""
+    """Return the settings that adapters must share to take each other's place in this model."""
     return lora.form | {"target_modules": tuple(sorted(decoder.config.adapted(lora)))}
 
 

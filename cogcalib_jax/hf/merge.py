@@ -101,7 +101,7 @@ class MergeConfig:
 
 
 class Delta(NamedTuple):
-    """What an adapter changes in one weight."""
+    """The change that an adapter makes to one weight."""
 
     parts: dict[str, Tensor]
     """lora_A `[rank, in]`, lora_B `[out, rank]`, with DoRA lora_magnitude, the lengths of rows

@@ -409,7 +409,7 @@ class LoraConfig:
 
     @property
     def kind(self) -> str:
-        """What the adapter is called in text."""
+        """Return the name of the kind of adapter, for text."""
         return ("rs" if self.use_rslora else "") + ("DoRA" if self.use_dora else "LoRA")
 
     @property
@@ -423,7 +423,7 @@ class LoraConfig:
 
     @property
     def form(self) -> dict[str, Any]:
-        """What two adapters must share to be exchanged in a model: all but the dropout."""
+        """Return the settings that two adapters must share to be exchanged in a model."""
         names = ("r", "lora_alpha", "use_rslora", "use_dora", "placement")
         return {name: getattr(self, name) for name in names} | {
             "target_modules": tuple(sorted(self.modules))

@@ -109,7 +109,7 @@ class Decoder(nnx.Module):
 
     @property
     def in_bits(self) -> bool:
-        """Whether the weights of the layers are held as bits (`product`)."""
+        """Return whether the weights of the layers are held as bits (`product`)."""
         return self.activation_dtype != self.dtype
 
     def hidden_states(

@@ -1,4 +1,4 @@
-"""What another way of training changes in an update: parameters, draws, loss, optimizer."""
+"""The parts of an update that another way of training changes: form, draws, loss, optimizer."""
 
 from __future__ import annotations
 
