@@ -1,4 +1,4 @@
-"""What quantising the world's base does to its answers, before and after fine-tuning.
+"""Measure how quantising the world's base changes its answers, before and after fine-tuning.
 
     python -m benchmarks.quantised_bases --out runs/quantised.jsonl --seeds 0,100,101
 
