@@ -23,11 +23,7 @@ from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.posthoc import fit_on, mean_nll
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.models.parameters import (
-    FrozenModel,
-    abstract_decoder,
-    random_lora,
-)
+from cogcalib_jax.models.parameters import FrozenModel, abstract_decoder, random_lora
 
 Predict = Callable[[EncodedSplit], Predictions]
 PATH = "path"
@@ -81,6 +77,7 @@ def _predictor(run: Run, adapter: Path) -> Predict:
         decoder.dtype,
         run.assembled.mesh,
         attention=config.model.attention,
+        quantise=run.assembled.model.quantise,
     )
     model = FrozenModel(graphdef, run.assembled.model.frozen)
     wide = model.merge(random_lora(decoder.config, lora, abstract, 0))
