@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cogcalib_jax.bench.timing import interleave, median, paired_ratio
+from cogcalib_jax.bench.command import interleave, median, paired_ratio
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig

@@ -21,8 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from cogcalib_jax import preemption
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, leave_to_jax, requested
 from cogcalib_jax.machines import DistributedConfig
 
 Arguments = ParamSpec("Arguments")
@@ -59,7 +58,7 @@ def start_processes(config: DistributedConfig) -> None:
             f"distributed.auto is true; expected a cluster that names the processes ({error}). Give"
             " distributed.coordinator, .processes and .process, or leave it out"
         ) from error
-    preemption.leave_to_jax(signal.SIGTERM)
+    leave_to_jax(signal.SIGTERM)
 
 
 def is_one_of_several() -> bool:
@@ -143,15 +142,15 @@ def stops_after_update() -> bool:
     All processes call this after every update. Several stop together a second or so later.
     """
     if not is_one_of_several():
-        return preemption.requested() is not None
-    if preemption.requested():  # Ctrl-C, of which JAX's service knows nothing
+        return requested() is not None
+    if requested():  # Ctrl-C, of which JAX's service knows nothing
         signal.raise_signal(signal.SIGTERM)
     return multihost_utils.reached_preemption_sync_point(next(_updates))
 
 
 def stops_after_phase() -> bool:
     """Return whether Ctrl-C reached any process; all call this at the end of a phase."""
-    asked = preemption.requested() is not None
+    asked = requested() is not None
     if not is_one_of_several():
         return asked
     return bool(multihost_utils.process_allgather(np.bool_(asked)).any())

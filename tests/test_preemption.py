@@ -7,9 +7,16 @@ import threading
 
 import pytest
 
-from cogcalib_jax import preemption
-from cogcalib_jax.errors import INTERRUPTED, PREEMPTED, run_main
-from cogcalib_jax.preemption import Interrupted, Preempted, held_back, listening
+from cogcalib_jax.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    Interrupted,
+    Preempted,
+    held_back,
+    listening,
+    requested,
+    run_main,
+)
 
 
 def terminate():
@@ -33,10 +40,10 @@ def test_a_block_that_holds_it_back_is_finished_first():
                 terminate()
                 done.append("inner")
             done.append("outer")
-            assert preemption.requested()
+            assert requested()
         raise AssertionError
     assert done == ["inner", "outer"]
-    assert not preemption.requested()
+    assert not requested()
 
 
 def test_ctrl_c_waits_likewise_and_is_a_keyboard_interrupt():
@@ -119,7 +126,7 @@ def test_a_second_one_kills(name):
     program = (
         "import signal\n"
         "from cogcalib_jax.errors import run_main\n"
-        "from cogcalib_jax.preemption import held_back\n"
+        "from cogcalib_jax.errors import held_back\n"
         "def main(argv):\n"
         "    with held_back():\n"
         f"        signal.raise_signal(signal.{name})\n"

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.bench.command import Phases, cpu_count, memory_note, run_benchmark
+from cogcalib_jax.bench.command import Phases, cpu_count, median, memory_note, run_benchmark
 from cogcalib_jax.bench.hardware import forward_flops
-from cogcalib_jax.bench.timing import median
 from cogcalib_jax.cli.prepare import assemble_model, base_path
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say

@@ -21,12 +21,14 @@ from flax import nnx
 from cogcalib_jax.bench.command import (
     Phases,
     cpu_count,
+    interleave,
+    median,
     memory_note,
+    paired_ratio,
     peak_host_bytes,
     run_benchmark,
 )
 from cogcalib_jax.bench.hardware import Peak, peak_flops, update_flops
-from cogcalib_jax.bench.timing import interleave, median, paired_ratio
 from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig, check_entries
 from cogcalib_jax.console import say

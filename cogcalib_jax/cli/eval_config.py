@@ -29,7 +29,7 @@ from cogcalib_jax.inference.option_score import (
 )
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.models.config import ModelConfig
-from cogcalib_jax.report.names import REFERENCES, best_epoch_of, is_tempered, tempered
+from cogcalib_jax.report.text import REFERENCES, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.settings import get, identity, marked_paths, often, setting, to_dict
 from cogcalib_jax.training.config import require_same_identity
 from cogcalib_jax.world.config import FactsConfig, MadeSettings, WorldConfig

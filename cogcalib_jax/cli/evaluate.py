@@ -16,12 +16,6 @@ from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.baselines.tfb import FILE as TFB_FILE
 from cogcalib_jax.baselines.tfb import Fitted, fit, parse
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.cli.calibrators import (
-    CALIBRATOR_FILE,
-    ModelCalibrator,
-    asked_calibrator,
-    calibrator_words,
-)
 from cogcalib_jax.cli.eval_config import (
     BARE,
     EvalConfig,
@@ -29,7 +23,15 @@ from cogcalib_jax.cli.eval_config import (
     require_same_evaluation,
     settled_option_score,
 )
-from cogcalib_jax.cli.evaluated import Evaluated, by_base, evaluated_models
+from cogcalib_jax.cli.evaluated import (
+    CALIBRATOR_FILE,
+    Evaluated,
+    ModelCalibrator,
+    asked_calibrator,
+    by_base,
+    calibrator_words,
+    evaluated_models,
+)
 from cogcalib_jax.cli.prepare import (
     NO_CALIBRATORS,
     answering,
@@ -74,9 +76,8 @@ from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
-from cogcalib_jax.report.names import best_epoch_of, long_name
 from cogcalib_jax.report.report import write_evaluation_report
-from cogcalib_jax.report.text import TEXT_WIDTH, count
+from cogcalib_jax.report.text import TEXT_WIDTH, best_epoch_of, count, long_name
 from cogcalib_jax.settings import with_places_of
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_context

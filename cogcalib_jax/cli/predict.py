@@ -13,15 +13,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
-from cogcalib_jax.cli.calibrators import (
+from cogcalib_jax.cli.eval_config import EvalConfig, settled_option_score
+from cogcalib_jax.cli.evaluate import load, predict_function
+from cogcalib_jax.cli.evaluated import (
     ModelCalibrator,
     asked_calibrator,
     calibrator_words,
+    evaluated_models,
     stored_for,
 )
-from cogcalib_jax.cli.eval_config import EvalConfig, settled_option_score
-from cogcalib_jax.cli.evaluate import load, predict_function
-from cogcalib_jax.cli.evaluated import evaluated_models
 from cogcalib_jax.cli.results import Predict, require_numbers
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.encoding import encode_split

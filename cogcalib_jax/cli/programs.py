@@ -10,10 +10,10 @@ from collections.abc import Callable
 from importlib import import_module
 
 from cogcalib_jax.cli.eval_config import load_evaluation
-from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.cli.run_config import PROGRAM, load_training
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.compile_cache import HELP, enable_compile_cache
+from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset
 from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.files import program_words
 
@@ -74,10 +74,10 @@ BENCHMARKS = {
 def train(argv: list[str]) -> None:
     """Train and evaluate what `argv` asks for, write the report and print its text."""
     config, name = load_training(
-        with_preset_file(argv),
+        argv,
         prog=PROGRAM,
         description=TRAIN,
-        default_preset=find_preset(DEFAULT),
+        default_preset=find_preset(DEFAULT_PRESET),
     )
     from cogcalib_jax.cli.dry_run import dry_run_training
     from cogcalib_jax.cli.run_folder import resumable
@@ -98,7 +98,7 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate, answer or score what `argv` asks for, and print the numbers."""
-    config = load_evaluation(with_preset_file(argv), prog="eval.py", description=EVAL)
+    config = load_evaluation(argv, prog="eval.py", description=EVAL)
     from cogcalib_jax.cli.dry_run import dry_run_evaluation
     from cogcalib_jax.cli.evaluate import evaluate_run, evaluation_text
     from cogcalib_jax.cli.predict import answer_questions
@@ -165,5 +165,5 @@ def plan(argv: list[str]) -> None:
 def _measure(name: str, argv: list[str]) -> None:
     module = import_module(f"cogcalib_jax.{BENCHMARKS[name]}")
     function: Callable[..., str] = getattr(module, f"bench_{name}")
-    default = {} if name == "load" else {"default_preset": find_preset(DEFAULT)}
-    print(plain_text(function(with_preset_file(argv), **default)))
+    default = {} if name == "load" else {"default_preset": find_preset(DEFAULT_PRESET)}
+    print(plain_text(function(argv, **default)))

@@ -28,7 +28,7 @@ from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOpti
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
-from cogcalib_jax.report.names import tempered
+from cogcalib_jax.report.text import tempered
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
 from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import (

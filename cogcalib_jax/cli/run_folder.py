@@ -24,7 +24,7 @@ from cogcalib_jax.configlib.loading import Loaded
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, main_only
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import Interrupted, Preempted, UserError
 from cogcalib_jax.files import (
     SUFFIX,
     command_line,
@@ -39,7 +39,6 @@ from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.preemption import Interrupted, Preempted
 from cogcalib_jax.settings import Role, by_path
 from cogcalib_jax.training.manifest import MANIFEST, DamageError, read_manifest
 

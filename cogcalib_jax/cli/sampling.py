@@ -31,8 +31,8 @@ from cogcalib_jax.baselines.rows import (
     Tfb,
 )
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor, draws
-from cogcalib_jax.cli.between import interpolation_row, start_row
 from cogcalib_jax.cli.method_run import Run, Start, score, train_method, write_answers
+from cogcalib_jax.cli.references import interpolation_row, start_row
 from cogcalib_jax.cli.results import has_results, read_results
 from cogcalib_jax.cli.run_config import MC_DROPOUT, RunConfig
 from cogcalib_jax.cli.run_folder import write_config

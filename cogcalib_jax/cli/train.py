@@ -49,13 +49,13 @@ from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import choose_option_score
 from cogcalib_jax.metrics.significance import paired_difference
 from cogcalib_jax.report.load_run import TEMPERED
-from cogcalib_jax.report.names import BASE, COMMONEST, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.report.recommendation import (
     RECOMMENDED_FILE,
     THE_RUN,
     VALIDATION_FILE,
     read_validation_nll,
 )
+from cogcalib_jax.report.text import BASE, COMMONEST, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.settings import style_identity, with_places_of
 from cogcalib_jax.training.composition import compose
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, style_phase

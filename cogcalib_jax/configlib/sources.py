@@ -15,11 +15,13 @@ from typing import Any, get_origin
 
 import yaml
 
+import cogcalib_jax
 from cogcalib_jax.configlib.values import Refused, allowed, plain, require_text, show
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.settings import fields, get, leaves, put, renamed, renamed_from, was_section
 
 SOURCE = "command line"
+DEFAULT_PRESET = "world"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,45 @@ class Given:
 
 Tree = dict[str, Any]
 """field name -> Given, or a Tree for a section"""
+
+
+def preset_folder() -> Path:
+    """Return the folder of the presets: in an installed package, or in a checkout beside it."""
+    package = Path(cogcalib_jax.__file__).parent
+    installed = package / "presets"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def preset_names(below: str = "") -> list[str]:
+    """Return the names of the presets `below` a folder, such as "world", "suites/world_quick"."""
+    folder = preset_folder() / below
+    found = folder.rglob("*.yaml")
+    return sorted(str(file.relative_to(folder).with_suffix("").as_posix()) for file in found)
+
+
+def find_preset(
+    word: str, below: str = "", *, what: str = "config", others: Sequence[str] = ()
+) -> str:
+    """Return the file that `word` names: a file as it stands, or a preset by its name.
+
+    Args:
+        below: the folder of the presets that are meant.
+        what: they are called so in the error.
+        others: words that the error may suggest, too.
+
+    Raises:
+        UserError: neither.
+    """
+    if Path(word).is_file():
+        return word
+    name, names = word.removeprefix(below).removesuffix(".yaml"), preset_names(below)
+    if name in names:
+        return str(preset_folder() / below / f"{name}.yaml")
+    if Path(word).suffix or "/" in word:
+        return word  # meant as a file: whoever reads it says why it cannot
+    near = difflib.get_close_matches(name, [*names, *others], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected a file or one of {', '.join(names)}"
+    raise UserError(f"{SOURCE}: {what} is {word!r}; {hint}")
 
 
 def read_file(path: str) -> str:
@@ -187,7 +228,7 @@ class Arguments:
     words: dict[str, str]
     """dotted path -> its word; of an option that is given twice the last word"""
     preset: str | None
-    """the file given with --config"""
+    """the file that --config names"""
     wants_help: bool
     wants_everything: bool = False
     """whether the help shows every field"""
@@ -202,7 +243,7 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
     the items of a list with commas or spaces between.
 
     Raises:
-        UserError: an argument that is no option of `cls`, or lacks its value.
+        UserError: an argument that is no option of `cls`, or lacks its value; no such preset.
     """
     kinds = dict(leaves(cls))
     words: dict[str, str] = {}
@@ -252,7 +293,7 @@ def split_arguments(cls: type, argv: Sequence[str]) -> Arguments:
                 require_text(word)  # a run's folder may be called after it
             except Refused as refused:
                 raise UserError(f"{SOURCE}: config = {show(word)}: must be {refused}") from refused
-            preset = word
+            preset = find_preset(word)
             continue
         word = new.value(word) if new else word
         before = old_names.get(path, path)

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 
 from cogcalib_jax.bench.command import run_benchmark
 from cogcalib_jax.bench.hardware import update_flops
-from cogcalib_jax.cli.presets import preset_folder
 from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
+from cogcalib_jax.configlib.sources import preset_folder
 from cogcalib_jax.console import say
 from cogcalib_jax.errors import UserError, check
 from cogcalib_jax.hf.weights import read_config

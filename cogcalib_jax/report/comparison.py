@@ -21,7 +21,6 @@ from cogcalib_jax.report.load_run import (
     task_file,
     weights_of,
 )
-from cogcalib_jax.report.names import REFERENCES, is_tempered, short_name
 from cogcalib_jax.report.tables import (
     FLOOR_HEADER,
     Metrics,
@@ -34,7 +33,14 @@ from cogcalib_jax.report.tables import (
     floor_cell,
     vocabulary_table,
 )
-from cogcalib_jax.report.text import count, is_at_chance, questions
+from cogcalib_jax.report.text import (
+    REFERENCES,
+    count,
+    is_at_chance,
+    is_tempered,
+    questions,
+    short_name,
+)
 from cogcalib_jax.report.verdict import (
     LEVEL,
     Comparison,

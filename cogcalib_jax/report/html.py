@@ -1,4 +1,4 @@
-"""report.html: one file that needs no network, from tables, figures and sentences.
+"""report.html: one file that needs no network, from tables, figures, sentences and questions.
 
 Every text that enters the page is escaped, and the home folder and the user's name are left out:
 pages are shown to others.
@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cogcalib_jax.files import without_person
-from cogcalib_jax.report.questions import Questions
+from cogcalib_jax.report.load_run import Run
 from cogcalib_jax.report.tables import Table
+from cogcalib_jax.report.text import COMMONEST, REFERENCES, count, percent, short_name
 
 PIXELS_A_POINT = 110 / 72
 """of a figure on the page"""
@@ -184,3 +186,63 @@ def _csv_link(table: Table) -> Markup:
     writer.writerow(" ".join(cell.split()) for cell in table.header)
     writer.writerows([" ".join(cell.split()) for cell in row] for row in table.rows)
     return Markup("data:text/csv;charset=utf-8," + quote(without_person(text.getvalue())))
+
+
+MOST = 2000
+"""questions on a page"""
+MISTAKES = 20
+"""rows of a table that needs no script"""
+LONGEST = 600
+"""characters of a question"""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions as the page's script reads them, and as tables without it."""
+
+    data: Mapping[str, Any]
+    """`questions`: id, text and right answer of each; `answers`: method -> [given, right,
+    confidence] of each"""
+    surest_mistakes: Mapping[str, Table]
+    """method -> its wrong answers, the surest first"""
+    note: str
+
+
+def browse_questions(run: Run, task: str) -> Questions:
+    """Return the questions of a task; of more than `MOST`, those with the surest mistakes."""
+    first = run.methods[0].predictions[task]
+    predictions = {
+        short_name(m.key): m.predictions[task]
+        for m in sorted(run.methods, key=lambda m: m.key in REFERENCES)
+        if m.key != COMMONEST and m.predictions[task].ids == first.ids
+    }
+    mistakes = {name: np.where(p.correct, -1.0, p.confidence) for name, p in predictions.items()}
+    n = len(first.ids)
+    worst = np.max(list(mistakes.values()), axis=0)
+    shown = np.sort(np.argsort(-worst, kind="stable")[:MOST])
+    asked = [
+        {"id": first.ids[i], "text": first.texts[i][:LONGEST], "answer": first.expected[i]}
+        for i in shown
+    ]
+    answers = {
+        name: [[p.given[i], bool(p.correct[i]), round(float(p.confidence[i]), 4)] for i in shown]
+        for name, p in predictions.items()
+    }
+    tables = {}
+    for name, p in predictions.items():
+        surest = np.argsort(-mistakes[name], kind="stable")[:MISTAKES]
+        rows = tuple(
+            (p.ids[i], p.texts[i][:LONGEST], p.given[i], p.expected[i], percent(p.confidence[i]))
+            for i in surest
+            if not p.correct[i]
+        )
+        if rows:
+            header = ("id", "question", "answer given", "right answer", "confidence")
+            tables[name] = Table(header, rows, "")
+    note = ""
+    if n > MOST:
+        note = (
+            f"{count(MOST, 'question')} of {n:,} are on this page: those that some method got most"
+            f" surely wrong. predictions/{task}.jsonl has them all."
+        )
+    return Questions({"questions": asked, "answers": answers}, tables, note)

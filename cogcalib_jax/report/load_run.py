@@ -18,7 +18,7 @@ from cogcalib_jax.files import reason_of
 from cogcalib_jax.inference.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row
-from cogcalib_jax.report.names import tempered
+from cogcalib_jax.report.text import tempered
 
 # What is looked up in lines of metrics.jsonl, by their phase, and of dynamics.jsonl.
 STEP_FIELDS = {

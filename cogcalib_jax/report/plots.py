@@ -39,8 +39,17 @@ from cogcalib_jax.report.canvas import (
 )
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import REFERENCES, Look, is_tempered, looks, short_name
-from cogcalib_jax.report.text import coverage_text, histogram_text, percent, reliability_text
+from cogcalib_jax.report.text import (
+    REFERENCES,
+    Look,
+    coverage_text,
+    histogram_text,
+    is_tempered,
+    looks,
+    percent,
+    reliability_text,
+    short_name,
+)
 from cogcalib_jax.report.verdict import TEMPERED_SFT
 
 RIGHT = "#009E73"

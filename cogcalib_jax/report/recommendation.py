@@ -14,16 +14,20 @@ import numpy as np
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import (
+from cogcalib_jax.report.text import (
     BASE,
     COMMONEST,
     REFERENCES,
+    TEXT_WIDTH,
     best_epoch_of,
+    count,
+    is_at_chance,
     is_tempered,
+    percent,
+    questions,
     short_name,
     tempered,
 )
-from cogcalib_jax.report.text import TEXT_WIDTH, count, is_at_chance, percent, questions
 from cogcalib_jax.report.verdict import LEVEL
 
 BASE_FILE = "base.json"

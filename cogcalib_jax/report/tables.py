@@ -10,8 +10,14 @@ import numpy as np
 
 from cogcalib_jax.baselines.registry import split_folder
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.report.names import COMMONEST, REFERENCES, credits, is_tempered, short_name
-from cogcalib_jax.report.text import scoring_notes
+from cogcalib_jax.report.text import (
+    COMMONEST,
+    REFERENCES,
+    credits,
+    is_tempered,
+    scoring_notes,
+    short_name,
+)
 
 Metrics = Mapping[str, Any]
 """The numbers of one task in eval.json."""

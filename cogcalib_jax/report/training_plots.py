@@ -28,11 +28,10 @@ from cogcalib_jax.report.canvas import (
 )
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
-from cogcalib_jax.report.names import Look, is_sampled, looks, short_name
 from cogcalib_jax.report.plots import save_picture, wilson
 from cogcalib_jax.report.recommendation import read_base
 from cogcalib_jax.report.tables import Table
-from cogcalib_jax.report.text import dynamics_text, gate_text
+from cogcalib_jax.report.text import Look, dynamics_text, gate_text, is_sampled, looks, short_name
 
 KNOWN = "#0072B2"
 UNKNOWN = "#D55E00"

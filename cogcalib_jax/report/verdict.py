@@ -21,21 +21,23 @@ from cogcalib_jax.metrics.significance import (
     resamples_for,
 )
 from cogcalib_jax.report.load_run import Predictions
-from cogcalib_jax.report.names import (
+from cogcalib_jax.report.tables import Table
+from cogcalib_jax.report.text import (
     COMMONEST,
     DERIVED,
     REFERENCES,
     costs_more,
+    count,
     gate_label,
+    is_at_chance,
     is_gated,
     is_sampled,
     is_tempered,
+    questions,
     short_name,
     split_key,
     term_label,
 )
-from cogcalib_jax.report.tables import Table
-from cogcalib_jax.report.text import count, is_at_chance, questions
 
 LEVEL = 0.05
 # `compare` takes more if the family is so large that no p-value could pass Holm's correction.

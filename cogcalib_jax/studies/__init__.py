@@ -5,12 +5,10 @@ This is the top room: it may import every other, and none imports it. `main` is 
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
-from pathlib import Path
 
-from cogcalib_jax.cli.presets import preset_folder, preset_names
 from cogcalib_jax.compile_cache import enable_compile_cache
+from cogcalib_jax.configlib.sources import find_preset, preset_names
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line
 
@@ -44,7 +42,8 @@ def main(argv: list[str]) -> None:
     if argv[0] in COMMANDS:
         getattr(import_module(f"cogcalib_jax.studies.{argv[0]}"), argv[0])(argv[1:])
     else:
-        import_module("cogcalib_jax.studies.suite").run_suite(find_suite(argv[0]), argv)
+        suite = find_preset(argv[0], SUITES, what="study", others=list(COMMANDS))
+        import_module("cogcalib_jax.studies.suite").run_suite(suite, argv)
 
 
 def study_command(*argv: str) -> str:
@@ -52,32 +51,9 @@ def study_command(*argv: str) -> str:
     return command_line("cogcalib", "study", *argv)
 
 
-def find_suite(word: str) -> str:
-    """Return the file that `word` names: a file as it stands, or a suite of ours by its name.
-
-    Raises:
-        UserError: neither.
-    """
-    if Path(word).is_file():
-        return word
-    name = word.removeprefix(SUITES).removesuffix(".yaml")
-    names = _suite_names()
-    if name in names:
-        return str(preset_folder() / SUITES / f"{name}.yaml")
-    if Path(word).suffix or "/" in word:
-        return word  # meant as a file: the reader says why it cannot be read
-    near = difflib.get_close_matches(name, [*names, *COMMANDS], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected a file or one of {', '.join(names)}"
-    raise UserError(f"command line: study is {word!r}; {hint}")
-
-
-def _suite_names() -> list[str]:
-    return [name.removeprefix(SUITES) for name in preset_names() if name.startswith(SUITES)]
-
-
 def _help() -> str:
     commands = "\n".join(f"  {name:10}{summary}" for name, summary in COMMANDS.items())
-    suites = "\n".join(f"  {name}" for name in _suite_names())
+    suites = "\n".join(f"  {name}" for name in preset_names(SUITES))
     return (
         "usage: cogcalib study SUITE [OPTIONS]\n"
         f"       cogcalib study {{{','.join(COMMANDS)}}} [OPTIONS]\n\n"

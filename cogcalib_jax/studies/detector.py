@@ -20,11 +20,11 @@ from flax import nnx
 
 from cogcalib_jax.baselines.registry import BASELINES, is_baseline
 from cogcalib_jax.cli.method_run import Run
-from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import require_folder, require_writable, resumable
 from cogcalib_jax.cli.train import open_run
 from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset
 from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError, check, plain_text
@@ -102,10 +102,10 @@ def detector(argv: list[str]) -> None:
     """
     loaded = load_config(
         DetectorConfig,
-        with_preset_file(argv),
+        argv,
         prog=study_command("detector"),
         description=__doc__,
-        default_preset=find_preset(DEFAULT),
+        default_preset=find_preset(DEFAULT_PRESET),
     )
     config, preset = loaded.config, loaded.preset
     folder = Path(config.folder) if config.folder else Path("runs") / f"detector-{preset.stem}"

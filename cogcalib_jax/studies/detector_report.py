@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cogcalib_jax import metrics
 from cogcalib_jax.files import write_whole
@@ -22,11 +25,22 @@ from cogcalib_jax.metrics.significance import (
     holm,
     paired_difference,
 )
-from cogcalib_jax.report.canvas import project_style, save
-from cogcalib_jax.report.names import short_name
+from cogcalib_jax.report.canvas import (
+    INK,
+    MUTED,
+    headline,
+    light_grid,
+    new_figure,
+    percent_axis,
+    place_axes,
+    project_style,
+    save,
+)
 from cogcalib_jax.report.tables import Table, as_markdown
-from cogcalib_jax.report.text import count
-from cogcalib_jax.studies.plots import Course, Curves, auroc_figure, roc_figure
+from cogcalib_jax.report.text import count, short_name
+from cogcalib_jax.report.training_plots import KNOWN as KNOWN_COLOR
+from cogcalib_jax.report.training_plots import UNKNOWN as UNKNOWN_COLOR
+from cogcalib_jax.report.training_plots import steps_axis, style_patch
 from cogcalib_jax.studies.slick import KNOWN, UNKNOWN
 
 LABELS = "labels.jsonl"
@@ -51,6 +65,11 @@ TARGET_WORDS = {
 LEVEL = 0.05
 GRID = np.linspace(0, 1, 201)
 """false positive rates at which the seeds' curves are averaged"""
+TIMES = (("at the start", "#56B4E9"), ("at the end", "#7A1E5C"))
+DASHED = (0, (4, 2))
+DOTTED = (0, (1, 1.5))
+KINDS = (("#7A1E5C", "-"), ("#009E73", DASHED))
+"""colour and line of the questions trained on, and of the others"""
 TITLE = "NLL as a detector of knowledge"
 NOT_STATED = (
     " The rows do not record how often the base read a fact, as only the world's do: nothing is"
@@ -279,60 +298,147 @@ def _pictures(folder: Path, method: str, seeds: Seeds) -> str:
     stated = exposures_stated(seeds)
     targets = (EXPOSURES if stated else START, SLICK)
     known = "stated often" if stated else "right at the start"
-    panels = [c for t in targets for d in DATA_WORDS if (c := _curves(seeds, d, t)) is not None]
-    courses = [_course(seeds, data, (*targets, NOW)) for data in DATA_WORDS]
     shown = ""
     with project_style():
-        if panels:
-            save(roc_figure(panels, name), folder / "plots" / f"roc_{method}.png")
+        curves = roc_figure(seeds, targets, name)
+        if curves is not None:
+            save(curves, folder / "plots" / f"roc_{method}.png")
             shown += f"\n![ROC curves of -NLL, {name}](plots/roc_{method}.png)\n"
-        save(auroc_figure(courses, name, known), folder / "plots" / f"auroc_{method}.png")
+        course = auroc_figure(seeds, (*targets, NOW), name, known)
+        save(course, folder / "plots" / f"auroc_{method}.png")
     alt = f"AUROC of -NLL and share called known over updates, {name}"
     return f"{shown}\n![{alt}](plots/auroc_{method}.png)\n"
 
 
-def _curves(seeds: Seeds, data: str, target: str) -> Curves | None:
-    """The curves at the start and at the end; None if one of them is undefined in a seed."""
-    curves, points, areas = [], [], []
-    for at in (0, -1):
-        pairs = pairs_of(seeds, data, target, at)
-        if pairs is None:
-            return None
-        rocs = [metrics.roc(*pair) for pair in pairs]
-        curves.append(np.array([np.interp(GRID, roc.fpr, roc.tpr) for roc in rocs]))
-        areas.append(float(np.mean([auroc_of(pair) for pair in pairs])))
-        rates = []
-        for kinds, (_, truth) in zip(seeds.values(), pairs, strict=True):
-            called = kinds[data].moments[at].called
-            rates.append((called[~truth].mean(), called[truth].mean()))
-        points.append(np.mean(rates, 0))
-    return Curves(
-        title=f"{TARGET_WORDS[target]}, {DATA_WORDS[data]}",
-        fpr=GRID,
-        tpr=np.array(curves),
-        threshold=np.array(points),
-        auroc=tuple(areas),
+def roc_figure(seeds: Seeds, targets: Sequence[str], method: str) -> Figure | None:
+    """Draw ROC curves in two columns: the questions trained on, and the others.
+
+    Pairs of target and questions are left out if their AUROC is undefined in a seed; None if all
+    are.
+    """
+    panels = [
+        (f"{TARGET_WORDS[target]}, {words}", data, both)
+        for target in targets
+        for data, words in DATA_WORDS.items()
+        if all(both := [pairs_of(seeds, data, target, at) for at in (0, -1)])
+    ]
+    if not panels:
+        return None
+    rows = -(-len(panels) // 2)
+    side, gap = 3.25, 0.95
+    figure = new_figure(2 * (side + gap) + 0.3, rows * (side + gap) + 0.85)
+    headline(
+        figure,
+        f"{method}: NLL as a detector of knowledge, before and after fine-tuning",
+        "Lines: mean of seeds; bands: all of them. Dots: the threshold fitted at that moment.",
     )
+    for i, (title, data, both) in enumerate(panels):
+        row, column = divmod(i, 2)
+        axes = place_axes(
+            figure, 0.75 + column * (side + gap), 1.15 + row * (side + gap), side, side
+        )
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        for at, pairs, (when, color) in zip((0, -1), both, TIMES, strict=True):
+            rocs = [metrics.roc(*pair) for pair in pairs]
+            tpr = np.array([np.interp(GRID, roc.fpr, roc.tpr) for roc in rocs])
+            axes.fill_between(GRID, tpr.min(0), tpr.max(0), color=color, alpha=0.22, linewidth=0)
+            label = f"{when}: AUROC {np.mean([auroc_of(pair) for pair in pairs]):.3f}"
+            axes.plot(GRID, tpr.mean(0), color=color, linewidth=2, label=label)
+            rates = []
+            for kinds, (_, truth) in zip(seeds.values(), pairs, strict=True):
+                called = kinds[data].moments[at].called
+                rates.append((called[~truth].mean(), called[truth].mean()))
+            point = np.mean(rates, 0)
+            axes.plot(*point, "o", color=color, markersize=8, markeredgecolor="white", zorder=4)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_title(title, fontweight="bold")
+        axes.set_xlabel("unknown called known (%)")
+        axes.set_ylabel("known called known (%)")
+        axes.legend(loc="lower right")
+        for axis in (axes.xaxis, axes.yaxis):
+            percent_axis(axis)
+        light_grid(axes)
+    return figure
 
 
-def _course(seeds: Seeds, data: str, targets: Sequence[str]) -> Course:
-    watched = [kinds[data] for kinds in seeds.values()]
-
-    def area(pair: Pair | None) -> float:
-        value = None if pair is None else auroc_of(pair)
-        return np.nan if value is None else value
-
-    return Course(
-        name=DATA_WORDS[data],
-        steps=np.array([moment.step for moment in watched[0].moments]),
-        auroc={
-            TARGET_WORDS[target]: np.array(
-                [[area(one.target(target, moment)) for moment in one.moments] for one in watched]
-            )
-            for target in targets
-        },
-        called=np.array([one.rates for one in watched]),
+def auroc_figure(seeds: Seeds, targets: Sequence[str], method: str, known: str) -> Figure:
+    """Draw AUROC over updates, a panel for each target; below, the share called known."""
+    groups = (
+        (KNOWN_COLOR, "-", f"of the known ({known})"),
+        (UNKNOWN_COLOR, "-", "of the unknown"),
+        (INK, DOTTED, "of all"),
     )
+    across, height = 3.55, 2.6
+    figure = new_figure(across * len(targets) + 0.75, 2 * height + 2.3)
+    headline(
+        figure,
+        f"{method}: NLL as a detector of knowledge during fine-tuning",
+        "Lines: mean of seeds; bands: all of them. Higher AUROC is better; 0.5 is chance.",
+    )
+    watched = {data: [kinds[data] for kinds in seeds.values()] for data in DATA_WORDS}
+    steps = {
+        data: np.array([moment.step for moment in one[0].moments]) for data, one in watched.items()
+    }
+    areas = {
+        (target, data): _areas(one, target) for target in targets for data, one in watched.items()
+    }
+    every = np.concatenate([area.ravel() for area in areas.values()])
+    lowest = min(every[~np.isnan(every)], default=0.5)
+    first = steps[TRAINED]
+    for i, target in enumerate(targets):
+        axes = place_axes(figure, 0.75 + across * i, 1.1, across - 0.55, height)
+        for data, (color, line) in zip(watched, KINDS, strict=True):
+            _with_band(axes, steps[data], areas[target, data], color, line)
+        axes.set_ylim(min(0.5, np.floor(10 * lowest) / 10), 1.005)
+        axes.set_title(TARGET_WORDS[target], fontweight="bold")
+        if i == 0:
+            axes.set_ylabel("AUROC of -NLL")
+        steps_axis(axes, int(first[-1]), int(first[0]))
+    for i, (data, words) in enumerate(DATA_WORDS.items()):
+        axes = place_axes(figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2)
+        called = np.array([one.rates for one in watched[data]])  # [seeds, moments, 3]
+        for k, (color, line, _) in enumerate(groups):
+            _with_band(axes, steps[data], called[:, :, k], color, line)
+        axes.set_ylim(0, 1.01)
+        percent_axis(axes.yaxis)
+        axes.set_title(f"Called known, {words}", fontweight="bold")
+        if i == 0:
+            axes.set_ylabel("called known (%)")
+        axes.set_xlabel("update")
+        steps_axis(axes, int(steps[data][-1]), int(steps[data][0]))
+    kinds = [
+        (*look, f"questions {words}")
+        for look, words in zip(KINDS, DATA_WORDS.values(), strict=True)
+    ]
+    handles = [
+        Line2D([], [], color=color, linestyle=line, linewidth=2, label=label)
+        for color, line, label in (*kinds, *groups)
+    ]
+    width, tall = figure.get_size_inches()
+    figure.legend(
+        handles=[*handles, style_patch()],
+        loc="upper left",
+        bbox_to_anchor=((0.75 + across * len(watched)) / width, 1 - (1.95 + height) / tall),
+        borderaxespad=0,
+        labelspacing=0.8,
+    )
+    return figure
+
+
+def _areas(watched: Sequence[Watched], target: str) -> np.ndarray:
+    """Return AUROCs `[seeds, moments]`, NaN if undefined."""
+    pairs = [[one.target(target, moment) for moment in one.moments] for one in watched]
+    # None becomes NaN.
+    return np.array([[pair and auroc_of(pair) for pair in seed] for seed in pairs], float)
+
+
+def _with_band(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, line: object) -> None:
+    """Draw `[seeds, moments]` without the moments that are undefined in a seed."""
+    defined = ~np.isnan(values).any(0)
+    steps, values = steps[defined], values[:, defined]
+    if values.size:
+        axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0)
+        axes.plot(steps, values.mean(0), color=color, linewidth=2, linestyle=line)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -23,12 +23,12 @@ from cogcalib_jax.calibration import (
     equal_weights,
 )
 from cogcalib_jax.calibration.scaling import softmax
-from cogcalib_jax.cli.between import PATH
 from cogcalib_jax.cli.questions import TAUGHT_FIT, UNSEEN_FIT
+from cogcalib_jax.cli.references import PATH
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import brier_per_row, ece, nll_per_row, top_label
 from cogcalib_jax.report.load_run import Run, task_file
-from cogcalib_jax.report.names import REFERENCES, is_gated, is_tempered, short_name, tempered
+from cogcalib_jax.report.text import REFERENCES, is_gated, is_tempered, short_name, tempered
 from cogcalib_jax.studies.suite_results import Condition, Study
 
 TAUGHT, UNSEEN, RETAINED = "taught", "unseen", "retained"

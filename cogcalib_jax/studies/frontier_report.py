@@ -27,9 +27,8 @@ from cogcalib_jax.report.canvas import (
     project_style,
     save,
 )
-from cogcalib_jax.report.names import looks
 from cogcalib_jax.report.tables import Table, as_markdown, cell
-from cogcalib_jax.report.text import count
+from cogcalib_jax.report.text import count, looks
 from cogcalib_jax.studies.frontier import (
     NUMBERS,
     OWN,

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 
 from cogcalib_jax.cli.prepare import with_own_lora
-from cogcalib_jax.cli.presets import with_preset_file
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import (
     holding_locks,
@@ -34,14 +33,12 @@ from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import SOURCE
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import progress_bar, say
-from cogcalib_jax.errors import FieldError, UserError, check, plain_text
+from cogcalib_jax.errors import FieldError, Preempted, UserError, check, plain_text
 from cogcalib_jax.files import without_person, write_whole
-from cogcalib_jax.preemption import Preempted
 from cogcalib_jax.report.load_run import read_run
-from cogcalib_jax.report.names import DERIVED, REFERENCES
 from cogcalib_jax.report.report import write_report
 from cogcalib_jax.report.tables import Table, as_text
-from cogcalib_jax.report.text import count
+from cogcalib_jax.report.text import DERIVED, REFERENCES, count
 from cogcalib_jax.settings import Role, by_path, places, style_identity
 from cogcalib_jax.studies import study_command
 from cogcalib_jax.studies.frontier_report import write_frontier
@@ -259,7 +256,7 @@ def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
 
 def _run_config(argv: Sequence[str], cell: str) -> RunConfig:
     try:
-        config = load_config(RunConfig, with_preset_file(argv), prog="", description="").config
+        config = load_config(RunConfig, argv, prog="", description="").config
         refuse_choice_of_rule(config.option_score, "a suite")
         return config
     except UserError as error:

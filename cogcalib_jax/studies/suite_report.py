@@ -1,32 +1,43 @@
-"""Files of a suite: results.jsonl, results.csv, results.md, plots/ and report.html."""
+"""Files of a suite: results.jsonl, .csv and .md, plots/ with its figures, and report.html."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cogcalib_jax.files import whole_file, write_whole
-from cogcalib_jax.report.canvas import project_style, save
+from cogcalib_jax.report.canvas import (
+    BAND,
+    INK,
+    MUTED,
+    headline,
+    light_grid,
+    new_figure,
+    percent_axis,
+    place_axes,
+    project_style,
+    save,
+)
 from cogcalib_jax.report.html import Making, Picture, Section, Source, page
 from cogcalib_jax.report.load_run import Run
-from cogcalib_jax.report.names import looks, short_name
 from cogcalib_jax.report.report import commands_of, plain
-from cogcalib_jax.report.tables import Table
-from cogcalib_jax.report.text import count, dynamics_text
-from cogcalib_jax.report.training_plots import dynamics_figure
-from cogcalib_jax.studies.plots import (
-    RatioCurve,
-    SeedDots,
-    dots_figure,
-    dots_text,
-    ratio_figure,
-    ratio_text,
+from cogcalib_jax.report.tables import Metrics, Table
+from cogcalib_jax.report.text import Look, count, dynamics_text, looks, percent, short_name
+from cogcalib_jax.report.training_plots import (
+    dynamics_figure,
 )
 from cogcalib_jax.studies.suite_results import (
     Condition,
@@ -43,6 +54,9 @@ from cogcalib_jax.studies.suite_results import (
 
 RESULTS = "results.jsonl"
 SUITE = "the study itself"
+COLUMNS = 3
+FLOOR = "floor: a calibrated model's ECE, up to its 95th percentile"
+DASHED = (0, (4, 2))
 SHARE = "composition.known_share"
 NOT_OF_A_CURVE = (SHARE, "compare")
 """settings that conditions on one curve may differ in"""
@@ -236,3 +250,182 @@ def _dots(study: Study, task: str) -> list[SeedDots]:
         for condition in study.conditions
         if (seeds := seeds_of(condition, method, task))
     ]
+
+
+@dataclass(frozen=True)
+class SeedDots:
+    """One method under one condition: a dot for each seed."""
+
+    method: str
+    condition: str
+    look: Look
+    runs: Sequence[Metrics]
+    """[seeds]"""
+
+
+@dataclass(frozen=True)
+class RatioCurve:
+    """One method over the share of known rows among its fine-tuning rows: a dot for each run."""
+
+    name: str
+    look: Look
+    share: np.ndarray
+    """[runs] share of known rows"""
+    runs: Sequence[Metrics]
+
+
+def numbers(runs: Sequence[Metrics], name: str) -> np.ndarray:
+    """Return one number of eval.json, or `mean` or `p95` of its ECE's noise floor, `[runs]`."""
+    floor = name in ("mean", "p95")
+    return np.array([(run["ece_noise_floor"] if floor else run)[name] for run in runs])
+
+
+def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
+    """Draw a line for each method and condition: a dot for each seed, a bar at their mean."""
+    names = list(dict.fromkeys(row.method for row in rows))
+    several = len({row.condition for row in rows}) > 1
+    line, gap, height = 0.27, (0.38 if several else 0.0), 0.0
+    places = []
+    for i, row in enumerate(rows):
+        height += line + (gap if i == 0 or row.method != rows[i - 1].method else 0)
+        places.append(height)
+    labels = [row.condition if several else row.method for row in rows]
+    left = min(0.4 + 0.085 * max(len(label) for label in (*labels, *names)), 4.2)
+    across = (10.85 - left - 0.2) / 3
+    top, first = 0.95, line * (0.8 if several else 0.5)
+    tall = height + line / 2 - first
+    figure = new_figure(10.85, top + tall + 1.05)
+    headline(
+        figure,
+        "Every seed: ECE, NLL and accuracy",
+        f"Answers to {task}. Dots: seeds; bars: their mean. Lower ECE and NLL are better.",
+    )
+    panels = {"ece": "ECE", "nll": "NLL (nats)", "accuracy": "accuracy (%)"}
+    for column, (name, title) in enumerate(panels.items()):
+        axes = place_axes(figure, left + across * column, top, across - 0.25, tall)
+        for row, place in zip(rows, places, strict=True):
+            dots = numbers(row.runs, name)
+            if column == 0:
+                floor = numbers(row.runs, "p95").mean()
+                axes.barh(place, floor, line * 0.95, color=BAND, zorder=1)
+            axes.plot(dots, np.full(len(dots), place), "o", color=row.look.color, markersize=5,
+                      alpha=0.65, markeredgewidth=0, zorder=3)  # fmt: skip
+            axes.plot(dots.mean(), place, "|", color=INK, markersize=12, markeredgewidth=1.8,
+                      zorder=4)  # fmt: skip
+        axes.set_ylim(first + tall, first)  # inches downwards
+        axes.set_yticks(places, labels if column == 0 else [""] * len(labels))
+        if column == 0:
+            axes.set_xlim(left=0)
+        if name == "accuracy":
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(title)
+        light_grid(axes)
+    if several:
+        for name in names:
+            place = next(p for p, row in zip(places, rows, strict=True) if row.method == name)
+            above = top + place - first - line - 0.03
+            figure.text(0.12 / 10.85, 1 - above / figure.get_figheight(), name,
+                        fontweight="bold", va="center")  # fmt: skip
+    figure.legend(handles=[Patch(facecolor=BAND, label=FLOOR)], loc="lower center")
+    return figure
+
+
+def dots_text(rows: Sequence[SeedDots], task: str) -> str:
+    """Return the picture's numbers in words: a sentence for each line."""
+    parts = []
+    for row in rows:
+        ece, floor, nll, accuracy = (
+            numbers(row.runs, name).mean() for name in ("ece", "p95", "nll", "accuracy")
+        )
+        parts.append(
+            f"{row.method}, {row.condition}: ECE {ece:.3f} (95th percentile of the floor"
+            f" {floor:.3f}), NLL {nll:.3f} nats, accuracy {percent(accuracy)},"
+            f" {count(len(row.runs), 'seed')}."
+        )
+    opening = f"ECE, NLL and accuracy on {task} of every seed; in numbers, the means."
+    return " ".join([opening, *parts])
+
+
+def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
+    """Draw ECE, and accuracy beside mean confidence, over the known share: a column a method."""
+    columns = min(len(curves), COLUMNS)
+    rows = math.ceil(len(curves) / columns)
+    across, height = (3.45 if len(curves) > 1 else 6.3), 2.05
+    down = 2 * height + 1.5
+    figure = new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.95)
+    headline(
+        figure,
+        "Does known data make the model overconfident?",
+        f"Fine-tuned on equally many questions; answers to {task}. Dots: seeds; lines: means.",
+    )
+    highest = 1.1 * max(numbers(c.runs, name).max() for c in curves for name in ("ece", "p95"))
+    for i, curve in enumerate(curves):
+        row, column = divmod(i, columns)
+        left, top = 0.8 + across * column, 1.1 + down * row
+        upper = place_axes(figure, left, top, across - 0.5, height)
+        lower = place_axes(figure, left, top + height + 0.25, across - 0.5, height)
+        _ratio_panels(upper, lower, curve, highest)
+        if column == 0:
+            upper.set_ylabel("ECE")
+            lower.set_ylabel("accuracy, confidence (%)")
+    dot = {"color": INK, "marker": "o", "markersize": 4}
+    handles = [
+        Line2D([], [], label="ECE, accuracy", **dot),
+        Line2D([], [], label="mean confidence", markerfacecolor="white", linestyle=DASHED, **dot),
+        Patch(facecolor=BAND, label=FLOOR),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=3 if columns > 1 else 2)
+    return figure
+
+
+def _ratio_panels(upper: Axes, lower: Axes, curve: RatioCurve, highest: float) -> None:
+    shares = np.unique(curve.share)
+
+    def means(name: str) -> np.ndarray:
+        values = numbers(curve.runs, name)
+        return np.array([values[curve.share == share].mean() for share in shares])
+
+    upper.fill_between(shares, means("p95"), color=BAND, linewidth=0, zorder=1)
+    upper.plot(shares, means("mean"), color=MUTED, linewidth=1, zorder=2)
+    lines = (
+        (upper, "ece", "-", curve.look.color),
+        (lower, "accuracy", "-", curve.look.color),
+        (lower, "confidence", DASHED, "white"),
+    )
+    for axes, name, style, inside in lines:
+        axes.plot(shares, means(name), color=curve.look.color, linewidth=2, linestyle=style,
+                  zorder=3)  # fmt: skip
+        dots = numbers(curve.runs, name)
+        axes.plot(curve.share, dots, "o", markersize=4.5, markerfacecolor=inside,
+                  markeredgecolor=curve.look.color, alpha=0.8, zorder=4)  # fmt: skip
+    lower.fill_between(shares, means("accuracy"), means("confidence"),
+                       color=curve.look.color, alpha=0.12, linewidth=0)  # fmt: skip
+    upper.set_title(curve.name, fontweight="bold")
+    upper.set_ylim(0, highest)
+    upper.tick_params(labelbottom=False)
+    lower.set_ylim(0, 1)
+    percent_axis(lower.yaxis)
+    lower.set_xlabel("known (% of the fine-tuning questions)")
+    for axes in (upper, lower):
+        axes.set_xlim(shares[0] - 0.04, shares[-1] + 0.04)
+        axes.set_xticks(shares)
+        percent_axis(axes.xaxis)
+        light_grid(axes)
+
+
+def ratio_text(curves: Sequence[RatioCurve], task: str) -> str:
+    """Return the curves' numbers in words: a sentence for each method and known share."""
+    parts = []
+    for curve in curves:
+        for share in np.unique(curve.share):
+            ece, floor, confidence, accuracy = (
+                numbers(curve.runs, name)[curve.share == share].mean()
+                for name in ("ece", "mean", "confidence", "accuracy")
+            )
+            parts.append(
+                f"{curve.name}, {100 * share:.0f} % known: ECE {ece:.3f} (floor {floor:.3f}), mean"
+                f" confidence {percent(confidence)}, accuracy {percent(accuracy)}."
+            )
+    opening = f"ECE, mean confidence and accuracy on {task} over the known share; means of seeds."
+    return " ".join([opening, *parts])

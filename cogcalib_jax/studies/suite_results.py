@@ -17,9 +17,8 @@ import numpy as np
 from cogcalib_jax.metrics.significance import student_t
 from cogcalib_jax.report.comparison import Findings, findings
 from cogcalib_jax.report.load_run import Method, Predictions, Run
-from cogcalib_jax.report.names import credits, is_sampled, short_name
 from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, floor_cell
-from cogcalib_jax.report.text import count
+from cogcalib_jax.report.text import count, credits, is_sampled, short_name
 from cogcalib_jax.report.training_plots import DATA_WORDS
 from cogcalib_jax.report.verdict import compare, difference_table
 

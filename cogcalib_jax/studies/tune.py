@@ -3,8 +3,10 @@
     cogcalib study tune --config world --seeds 0,1,2
 
 Every candidate is trained from the same style-adapted start. Plain fine-tuning is a candidate like
-all others, also stopped at its best validation epoch and with a fitted temperature. Recommended is
-the simplest candidate that cannot be told from the best, and a preset that trains it is written.
+all others, also stopped at its best validation epoch and with a fitted temperature. Among those
+whose accuracy is within one point of plain fine-tuning's, the lowest validation NLL leads.
+Recommended is the simplest one that cannot be told from the leader, and a preset that trains it is
+written.
 
 The answers of a candidate are kept in the folder as soon as it is trained. The same command
 continues after any interruption, and may then ask for more.
@@ -18,11 +20,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import numpy as np
 
 from cogcalib_jax.cli.prepare import with_own_lora
-from cogcalib_jax.cli.presets import DEFAULT, find_preset, with_preset_file
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
 from cogcalib_jax.cli.run_folder import (
     holding_locks,
@@ -35,6 +38,7 @@ from cogcalib_jax.cli.run_folder import (
 from cogcalib_jax.cli.stored import CONFIG_FILE, read_config
 from cogcalib_jax.cli.train import composed, open_run
 from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import say
 from cogcalib_jax.data.tasks.fields import as_json
@@ -42,18 +46,11 @@ from cogcalib_jax.errors import FieldError, UserError, check, plain_text
 from cogcalib_jax.files import reason_of, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import GATES, TERMS, MethodConfig
-from cogcalib_jax.report.tables import Table, as_text
+from cogcalib_jax.metrics import ece
+from cogcalib_jax.metrics.significance import FEWEST_SEEDS, holm, paired_difference, resamples_for
+from cogcalib_jax.report.tables import Table, as_markdown, as_text, cell
 from cogcalib_jax.settings import Role, style_identity
 from cogcalib_jax.studies import study_command
-from cogcalib_jax.studies.recommend import (
-    BEST_EPOCH,
-    SFT,
-    TEMPERATURE,
-    Candidate,
-    Found,
-    numbers_of,
-    recommend,
-)
 from cogcalib_jax.studies.suite import as_run, share_compiled_steps
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.validation import Belief, options_belief
@@ -167,10 +164,10 @@ def tune(argv: list[str]) -> None:
     """Try all candidates that are missing, write results and preset, and print them."""
     loaded = load_config(
         TuneConfig,
-        with_preset_file(argv),
+        argv,
         prog=study_command("tune"),
         description=__doc__,
-        default_preset=find_preset(DEFAULT),
+        default_preset=find_preset(DEFAULT_PRESET),
     )
     refuse_meaningless(loaded, REFUSED, "tuning")
     config, name = loaded.config, loaded.preset.stem
@@ -307,3 +304,111 @@ def _read_trial(trial: Trial) -> list[tuple[Candidate, Belief]]:
             method = None if name in (BEST_EPOCH, TEMPERATURE) else trial.method(entry)
             results.append((Candidate(name, trial.config.training.epochs, method), belief))
     return results
+
+
+ACCURACY_MARGIN = 0.01
+LEVEL = 0.05
+RESAMPLES = 2000
+SFT, BEST_EPOCH, TEMPERATURE = "sft", "sft, best epoch", "sft + temperature"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to fine-tune that could be recommended."""
+
+    name: str
+    epochs: float
+    method: MethodConfig | None
+    """resolved; None for those derived from plain fine-tuning"""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.epochs:g} epochs"
+
+    @property
+    def simplicity(self) -> tuple[int, float]:
+        """A sort key: nothing added, best epoch, temperature, all rows, a gate; then length."""
+        order = {SFT: 0, BEST_EPOCH: 1, TEMPERATURE: 2}
+        if self.name in order:
+            return order[self.name], self.epochs
+        return (3 if self.method.gate == "all" else 4), self.epochs
+
+
+Found = dict[Candidate, list[Belief]]
+"""Candidate -> its answers to the validation questions, one for each seed."""
+
+
+def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
+    """Return the recommended candidate, and a table and sentences in Markdown.
+
+    Candidates that lack a seed (a temperature that could not be fitted) are left out.
+    """
+    whole = {c: beliefs for c, beliefs in found.items() if len(beliefs) == seeds}
+    plain = max((c for c in whole if c.name == SFT), key=lambda c: c.epochs)
+    floor = _average(whole[plain], "correct") - ACCURACY_MARGIN
+    kept = [c for c in whole if _average(whole[c], "correct") >= floor]
+    leader = min(kept, key=lambda c: _average(whole[c], "nll"))
+    others = [c for c in kept if c != leader]
+    differences = {
+        c: paired_difference(
+            [b.nll for b in whole[c]],
+            [b.nll for b in whole[leader]],
+            statistic="mean",
+            resamples=max(RESAMPLES, resamples_for(len(others), LEVEL)),
+        )
+        for c in others
+    }
+    adjusted = dict(zip(others, holm([d.p_value for d in differences.values()]), strict=True))
+    tied = [leader, *(c for c in others if adjusted[c] > LEVEL)]
+    chosen = min(tied, key=lambda c: (c.simplicity, _average(whole[c], "nll")))
+    rows = []
+    for c in sorted(whole, key=lambda c: _average(whole[c], "nll")):
+        numbers = [numbers_of(belief) for belief in whole[c]]
+        against = "leads" if c == leader else "accuracy too low"
+        if c in differences:
+            d = differences[c]
+            against = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+            against += "" if adjusted[c] <= LEVEL else " (not beyond noise)"
+        cells = [cell([n[key] for n in numbers]) for key in ("accuracy", "nll", "ece")]
+        rows.append((c.label, *cells, against))
+    n = len(whole[plain][0].nll)
+    note = (
+        f"Validation, {n:,} questions in each of {seeds} seed(s). Beyond noise: p at most {LEVEL}"
+        f" after Holm's correction over {len(others)} comparisons with the leader. The best epoch"
+        " was chosen on these same questions, so its numbers are optimistic."
+    )
+    if seeds < FEWEST_SEEDS:
+        note += " With so few seeds, intervals hold the noise of questions and little of training."
+    header = ("candidate", "accuracy", "NLL (nats)", "ECE", "NLL minus the leader's")
+    return chosen, "\n\n".join(
+        [as_markdown(Table(header, tuple(rows), note)), _sentence(chosen, leader, plain, n, seeds)]
+    )
+
+
+def _sentence(chosen: Candidate, leader: Candidate, plain: Candidate, n: int, seeds: int) -> str:
+    if chosen == plain:
+        return (
+            f"No difference detectable at this n ({n:,} questions, {seeds} seed(s)): no candidate"
+            f" is better than {plain.label} beyond noise. Recommended: {plain.label}."
+        )
+    if chosen == leader:
+        return f"Recommended: {chosen.label}, the lowest validation NLL."
+    return (
+        f"Recommended: {chosen.label}, the simplest that cannot be told from the lowest validation"
+        f" NLL ({leader.label})."
+    )
+
+
+def _average(beliefs: Sequence[Belief], field: str) -> float:
+    return mean(float(getattr(belief, field).mean()) for belief in beliefs)
+
+
+def numbers_of(belief: Belief) -> dict[str, Any]:
+    """Return the numbers of one candidate with one seed."""
+    return {
+        "n": len(belief.nll),
+        "accuracy": float(np.mean(belief.correct)),
+        "nll": float(np.mean(belief.nll)),
+        "ece": ece(belief.confidence, belief.correct),
+        "confidence": float(np.mean(belief.confidence)),
+    }

@@ -21,8 +21,8 @@ from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
 from cogcalib_jax.distributed import is_one_of_several, stops_after_phase, stops_after_update
+from cogcalib_jax.errors import Preempted, held_back, requested
 from cogcalib_jax.method.config import MethodConfig, Space
-from cogcalib_jax.preemption import Preempted, held_back, requested
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
 from cogcalib_jax.training.journal import Journal

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import train
-from cogcalib_jax.cli.between import SHARES
+from cogcalib_jax.cli.references import SHARES
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from tests.cli.small_base import WORLD, arguments, write_base

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.cli.calibrators import ModelCalibrator, stored_for
+from cogcalib_jax.cli.evaluated import ModelCalibrator, stored_for
 from cogcalib_jax.cli.prepare import require_calibrator
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError

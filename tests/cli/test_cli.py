@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from cogcalib_jax.cli import COMMANDS, load, main
-from cogcalib_jax.cli.presets import find_preset, preset_folder, preset_names, with_preset_file
 from cogcalib_jax.cli.programs import predict, score
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.configlib.sources import (
+    find_preset,
+    preset_folder,
+    preset_names,
+    split_arguments,
+)
 from cogcalib_jax.errors import UserError, run_main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,11 +67,8 @@ def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     # A file of one's own comes first.
     Path("world").write_text("seed: 3\n")
     assert find_preset("world") == "world"
-    assert with_preset_file(["--seed", "1", "--config=own_questions"]) == [
-        "--seed",
-        "1",
-        f"--config={REPOSITORY / 'configs' / 'own_questions.yaml'}",
-    ]
+    given = split_arguments(RunConfig, ["--seed", "1", "--config=own_questions"])
+    assert given.preset == str(REPOSITORY / "configs" / "own_questions.yaml")
 
 
 def test_the_help_of_training_is_short_and_all_of_it_is_one_word_away(capsys, monkeypatch):

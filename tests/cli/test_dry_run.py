@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 import eval as eval_program
 import train
-from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.sources import find_preset
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import safetensors as safetensors_files

@@ -10,7 +10,7 @@ from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.models.placement import Placement
-from cogcalib_jax.report.names import short_name
+from cogcalib_jax.report.text import short_name
 from cogcalib_jax.settings import identity
 
 

@@ -19,9 +19,8 @@ from cogcalib_jax.cli.run_folder import (
     take_up,
 )
 from cogcalib_jax.cli.stored import resume_command, stored_config
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import Preempted, UserError
 from cogcalib_jax.files import whole_folder
-from cogcalib_jax.preemption import Preempted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLDER = (

@@ -13,7 +13,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.method.config import MethodConfig, parse_entry
 from cogcalib_jax.method.terms import TERMS, Term, register_term
 from cogcalib_jax.registry import Registry, split_outside
-from cogcalib_jax.report.names import long_name, short_name
+from cogcalib_jax.report.text import long_name, short_name
 from cogcalib_jax.studies.tune import TuneConfig
 from tests.method.make_tables import DOCUMENTS, with_tables
 

@@ -4,10 +4,10 @@ import json
 from contextlib import chdir
 from pathlib import Path
 
-from cogcalib_jax.cli.presets import find_preset
 from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
 from cogcalib_jax.cli.run_folder import write_config
 from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.configlib.sources import find_preset
 from cogcalib_jax.hf.adapter import save_adapter
 from cogcalib_jax.hf.weights import read_config
 from cogcalib_jax.models.lora import LoraConfig

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.cli.calibrators import stored_for
 from cogcalib_jax.cli.eval_config import load_evaluation
+from cogcalib_jax.cli.evaluated import stored_for
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import from_yaml, load_config
 from cogcalib_jax.data.config import DataConfig

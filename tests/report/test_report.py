@@ -16,10 +16,10 @@ import pytest
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.report.comparison import findings
+from cogcalib_jax.report.html import browse_questions
 from cogcalib_jax.report.load_run import read_run
-from cogcalib_jax.report.names import short_name
-from cogcalib_jax.report.questions import browse_questions
 from cogcalib_jax.report.report import write_evaluation_report, write_report
+from cogcalib_jax.report.text import short_name
 from tests.report.synthetic import (
     option_probs,
     write_comparison,
@@ -312,7 +312,7 @@ def test_questions_of_a_page_cannot_end_their_element(tmp_path):
 
 def test_a_large_page_keeps_the_surest_mistakes_and_says_so(tmp_path, monkeypatch):
     run = single_run(tmp_path / "run")
-    monkeypatch.setattr("cogcalib_jax.report.questions.MOST", 10)
+    monkeypatch.setattr("cogcalib_jax.report.html.MOST", 10)
     found = browse_questions(read_run(run), "world")
     assert len(found.data["questions"]) == 10
     assert found.note.startswith("10 questions of 60 are on this page")

@@ -10,7 +10,6 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import summarize_confidence
 from cogcalib_jax.report.comparison import results_text
 from cogcalib_jax.report.load_run import read_predictions
-from cogcalib_jax.report.names import is_gated, long_name, looks, short_name
 from cogcalib_jax.report.tables import (
     CONFIDENCES,
     as_markdown,
@@ -19,7 +18,7 @@ from cogcalib_jax.report.tables import (
     confidence_table,
     vocabulary_table,
 )
-from cogcalib_jax.report.text import TEXT_WIDTH
+from cogcalib_jax.report.text import TEXT_WIDTH, is_gated, long_name, looks, short_name
 
 
 def metrics(ece: float = 0.1594, **changed) -> dict:

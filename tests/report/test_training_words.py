@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.report.load_run import Method, Predictions, Run
-from cogcalib_jax.report.report import write_report
-from cogcalib_jax.report.training_words import training_notes
+from cogcalib_jax.report.report import training_notes, write_report
 from tests.report.synthetic import write_comparison
 
 STYLE_END = 10

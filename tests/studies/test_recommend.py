@@ -3,7 +3,7 @@
 import numpy as np
 
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.studies.recommend import BEST_EPOCH, SFT, TEMPERATURE, Candidate, recommend
+from cogcalib_jax.studies.tune import BEST_EPOCH, SFT, TEMPERATURE, Candidate, recommend
 from cogcalib_jax.training.validation import Belief
 
 N, SEEDS = 400, 3

@@ -9,8 +9,7 @@ import yaml
 
 from cogcalib_jax.cli.run_folder import resumable, write_config
 from cogcalib_jax.configlib.loading import load_config
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.preemption import Preempted
+from cogcalib_jax.errors import Preempted, UserError
 from cogcalib_jax.studies import main, suite
 from cogcalib_jax.studies.suite import SuiteConfig, cells, listing, parse_condition, run_cells
 from tests.cli.small_base import arguments, write_base

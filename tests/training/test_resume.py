@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import Preempted, UserError, listening
 from cogcalib_jax.method.config import MethodConfig
-from cogcalib_jax.preemption import Preempted, listening
 from cogcalib_jax.training import finetune as finetune_module
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.checkpoint import Checkpoints
