@@ -172,8 +172,8 @@ def product_flops(jaxpr: core.Jaxpr, copies: int = 1) -> tuple[float, bool]:
     """Return the operations of a traced program's matrix products, and whether it has kernels.
 
     XLA's `cost_analysis` counts the body of a loop once; here it counts as often as it runs. The
-    count agrees within 0.06 % with that of programs from a TPU's compiler (docs/scaling.md). What
-    several devices compute alike, such as a vocabulary that `tensor` cannot cut, counts once.
+    count agrees within 0.06 % with that of a TPU's compiler (docs/results/plans.md). What several
+    devices compute alike, such as a vocabulary that `tensor` cannot cut, counts once.
 
     copies: devices among which the rows of a ragged product are divided: each has room for all.
     """

@@ -119,7 +119,7 @@ def test_the_step_of_llama3_8b_compiles_for_eight_devices(quick):
     assert weights < memory.argument_size_in_bytes < 1.02 * weights
     # LoRA and its moments are updated where they lie: only a handful of scalars are new.
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1024
-    # As a TPU's compiler made it for 64 examples on v5e:4x4: docs/scaling.md.
+    # As a TPU's compiler made it for 64 examples on v5e:4x4: docs/results/plans.md.
     assert 8 * compiled.product_flops == pytest.approx(7.547e14, rel=0.002)
     assert not compiled.kernels
 
