@@ -50,8 +50,15 @@ class Shape:
         return OPEN if self.kind == "Open questions" else EXPECTED
 
     def shown(self) -> str:
-        """Return the file's first row, and the header of a table, as Markdown."""
+        """Return the file's first row, and the header of a table, as Markdown.
+
+        Shapes of choices and answers show only what differs from the first row of their table.
+        """
         lines = self.example or str(self.content)
+        if self.kind in ("Choices", "Answers"):
+            row = json.loads(lines.splitlines()[0])
+            other = {k: v for k, v in row.items() if repr(v) != repr(FIRST.get(k))}
+            lines = json.dumps(other)[1:-1] if other else lines
         rows = 2 if self.name.removesuffix(".gz").endswith((".csv", ".tsv")) else 1
         shown = [line.replace("\t", "⇥").replace("|", "\\|") for line in lines.splitlines()[:rows]]
         return "<br>".join(f"`{line}`" for line in shown)
@@ -145,20 +152,26 @@ WHERE = {"question": "Where?", "answer": "Oslo"}
 KEY = {"columns": ("question=stem", "choices=x+y+z", "answer=key")}
 
 SHAPES = [
-    Shape("Files", "JSON lines", PLAIN),
-    Shape("Files", "the same under its other name", PLAIN, "train.ndjson"),
-    Shape("Files", "a JSON array", json.dumps([FIRST, SECOND]), "train.json"),
-    Shape("Files", "JSON with one object a line", PLAIN, "train.json"),
+    Shape("Files", "JSON lines (`.jsonl`)", PLAIN),
+    Shape("Files", "JSON lines (`.ndjson`)", PLAIN, "train.ndjson", example="the same lines"),
+    Shape(
+        "Files",
+        "a JSON array (`.json`)",
+        json.dumps([FIRST, SECOND]),
+        "train.json",
+        example="[ROW, ROW]",
+    ),
+    Shape("Files", "JSON lines (`.json`)", PLAIN, "train.json", example="the same lines"),
     Shape("Files", "CSV; every value is a text, an empty cell is none", table(), "train.csv"),
     Shape("Files", "CSV with semicolons or tabs (the header tells)", table(";"), "train.csv"),
     Shape("Files", "TSV", table("\t"), "train.tsv"),
     Shape("Files", "Parquet", parquet(FIRST, SECOND), "train.parquet", example="the same columns"),
     Shape(
         "Files",
-        "a text format with gzip",
+        "a text format with gzip (`.csv.gz`)",
         gzip.compress(table().encode(), mtime=0),
         "train.csv.gz",
-        example=table(),
+        example="the same, compressed",
     ),
     Shape("Choices", "a list of texts", PLAIN),
     Shape("Choices", "under another usual name", choices(options=(PLANETS, OTHERS))),
