@@ -2,7 +2,7 @@
 
 Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?", EMNLP 2024
 (arXiv 2405.05904): section 3, figure 2a, and appendix C for the estimate of P_Correct. It is for
-analysis; no loss and no gate uses it. docs/studies.md says what differs from the paper.
+analysis; no loss and no gate uses it. What differs from the paper: docs/results/world_detector.md.
 """
 
 from __future__ import annotations
