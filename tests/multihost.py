@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
 from tests.conftest import REPOSITORY
+from tests.training.small_trainer import lines
 
 # A busy machine compiles slowly; a process that hangs would do so for ever.
 PATIENCE = 900
@@ -64,3 +69,26 @@ def together(
         subprocess.CompletedProcess(process.args, process.returncode, *texts)
         for process, texts in zip(started, told, strict=True)
     ]
+
+
+def assert_same_run(ours: Path, theirs: Path, phases: tuple[str, ...]) -> None:
+    """Hold the lines of `phases` and the adapter of two run folders equal, to 1e-5."""
+    for phase in phases:
+        pairs = lines(ours, phase=phase), lines(theirs, phase=phase)
+        assert len(pairs[0]) == len(pairs[1]) > 0
+        for our, their in zip(*pairs, strict=True):
+            assert our.keys() == their.keys()
+            numbers = [key for key in our if isinstance(our[key], float)]
+            for key in numbers:
+                # A gradient went through all layers, and two processes sum it in another order:
+                # 1.4e-5 on one kind of CPU, below 1e-5 on another.
+                rel = 1e-4 if key == "grad_norm" else 1e-5
+                wanted = pytest.approx(their[key], rel=rel, abs=1e-5)
+                assert our[key] == wanted, (phase, key)
+            assert {k: our[k] for k in our.keys() - numbers} == {
+                k: their[k] for k in their.keys() - numbers
+            }
+    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (ours, theirs))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(tensor, two[name], atol=1e-5, err_msg=name)

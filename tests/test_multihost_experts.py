@@ -1,16 +1,13 @@
 """A mixture of experts in two processes with two devices each: the run of one process."""
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.config import ExpertsConfig
 from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
-from tests.multihost import together
-from tests.training.small_trainer import lines
+from tests.multihost import assert_same_run, together
 
 
 @pytest.mark.slow
@@ -27,14 +24,4 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     for process in together(tmp_path / "plan", cache, {"commands": [["train", *command]]}):
         assert process.returncode == 0, process.stderr[-4000:]
         assert "expert 2" in process.stderr or "==" not in process.stderr
-    for phase in ("style", "finetune", "validation"):
-        one, two = (lines(run, phase=phase) for run in runs)
-        assert len(one) == len(two) > 0
-        for key in {"loss", "ce", "nll", "accuracy", "threshold"} & one[0].keys():
-            np.testing.assert_allclose(
-                [line[key] for line in two], [line[key] for line in one], rtol=1e-5, atol=1e-5
-            )
-    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        np.testing.assert_allclose(two[name], tensor, atol=1e-5, err_msg=name)
+    assert_same_run(runs[1], runs[0], ("style", "finetune", "validation"))

@@ -111,7 +111,9 @@ def compare(raw: dict, base: Path, folder: Path, settings: dict[str, Any], seed:
     before = our_logits(decoder)
     peft_steps(theirs)
     decoder = our_steps(decoder)
-    assert far(before, our_logits(decoder)) > 1e-3, "did not train"
+    moved = far(before, our_logits(decoder))
+    # One module of one layer moves the logits by as little as 2.6e-4; the tolerance is 1e-5.
+    assert moved > 1e-4, f"hardly trained: {moved}"
     found = far(our_logits(decoder), peft_logits(theirs))
     assert found < 1e-5, f"trained: {found}"
 

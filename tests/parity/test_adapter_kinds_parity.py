@@ -112,7 +112,11 @@ def random_settings(seed: int) -> dict[str, Any]:
             rng.integers(2)
         ]
     if maybe():
-        settings["rank_pattern"] = {rng.choice(picked): 5, r"layers\.2\..*": 3}
+        # The first pattern that matches counts, and PEFT sorts them when it saves: it cannot load
+        # what it wrote if patterns that overlap were given in another order.
+        settings["rank_pattern"] = dict(
+            sorted({rng.choice(picked): 5, r"layers\.2\..*": 3}.items())
+        )
     if maybe():
         settings["alpha_pattern"] = {r"(layers\.0\..*|lm_head)": 3.5}
     head = "lm_head" in settings["target_modules"]
