@@ -23,13 +23,13 @@ import numpy as np
 import optax
 
 from cogcalib_jax.bench.command import interleave, median, paired_ratio
+from cogcalib_jax.bench.compile import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import random_decoder, split_model
-from cogcalib_jax.plan.compile import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.step import init_state
 

@@ -1,5 +1,5 @@
-"""Measurements of this machine: training steps, evaluation, loading.
+"""Measurements of this machine, and a step compiled for accelerators that are not here.
 
-The programs load `train_step`, `evaluation` and `loading` by name; `timing` and `hardware` may be
-imported by the rooms above.
+The programs load `train_step`, `evaluation`, `loading` and `plan` by name. `compile` makes a step
+from shapes alone.
 """

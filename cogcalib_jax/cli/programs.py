@@ -67,7 +67,7 @@ BENCHMARKS = {
     "train": "bench.train_step",
     "eval": "bench.evaluation",
     "load": "bench.loading",
-    "plan": "plan.command",
+    "plan": "bench.plan",
 }
 
 

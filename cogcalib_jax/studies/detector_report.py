@@ -41,7 +41,6 @@ from cogcalib_jax.report.text import count, short_name
 from cogcalib_jax.report.training_plots import KNOWN as KNOWN_COLOR
 from cogcalib_jax.report.training_plots import UNKNOWN as UNKNOWN_COLOR
 from cogcalib_jax.report.training_plots import steps_axis, style_patch
-from cogcalib_jax.studies.slick import KNOWN, UNKNOWN
 
 LABELS = "labels.jsonl"
 """what the base knows of the questions, one file a seed"""
@@ -54,6 +53,10 @@ RESULTS = "results.jsonl"
 TRAINED, HELD_OUT = "train", "held-out"
 DATA_WORDS = {TRAINED: "trained on", HELD_OUT: "not trained on"}
 
+UNKNOWN = "Unknown"
+KNOWN = ("HighlyKnown", "MaybeKnown", "WeaklyKnown")
+CATEGORIES = (*KNOWN, UNKNOWN)
+"""of SliCK"""
 EXPOSURES, START, SLICK, NOW = "exposures", "right at the start", "SliCK", "right now"
 TARGET_WORDS = {
     EXPOSURES: "known by exposure",
@@ -102,7 +105,7 @@ class Watched:
     known: np.ndarray | None
     """[rows] bool by exposure; None if the rows do not record it"""
     slick: np.ndarray
-    """[rows] of `slick.CATEGORIES`"""
+    """[rows] of `CATEGORIES`"""
     moments: tuple[Moment, ...]
 
     def target(self, name: str, moment: Moment) -> Pair | None:

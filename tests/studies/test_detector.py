@@ -15,6 +15,7 @@ from cogcalib_jax.studies import detector as detector_module
 from cogcalib_jax.studies import main
 from cogcalib_jax.studies.detector import scores
 from cogcalib_jax.studies.detector_report import (
+    CATEGORIES,
     EXPOSURES,
     HELD_OUT,
     LABELS,
@@ -24,13 +25,13 @@ from cogcalib_jax.studies.detector_report import (
     SLICK,
     START,
     TRAINED,
+    UNKNOWN,
     auroc_of,
     auroc_table,
     read_watched,
     tidy_rows,
     write_results,
 )
-from cogcalib_jax.studies.slick import CATEGORIES, UNKNOWN
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.journal import Journal
 from tests.cli.small_base import arguments, write_base

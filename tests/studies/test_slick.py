@@ -18,17 +18,17 @@ from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
 from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.parameters import split_model
-from cogcalib_jax.studies import slick as knownness
-from cogcalib_jax.studies.slick import (
+from cogcalib_jax.studies import detector as knownness
+from cogcalib_jax.studies.detector import (
     SAMPLES,
     SHOTS,
     TEMPERATURE,
-    UNKNOWN,
     SlickScorer,
     prompts_of,
     slick_categories,
     would_be_sampled,
 )
+from cogcalib_jax.studies.detector_report import UNKNOWN
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, build_world, wordings
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import pytest
 
+from cogcalib_jax.bench.compile import BatchShape, compile_step, update_memory
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.lora import LoraConfig
-from cogcalib_jax.plan.compile import BatchShape, compile_step, update_memory
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.step import make_optimizer

@@ -20,7 +20,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogcalib_jax.bench.command import run_benchmark
-from cogcalib_jax.bench.hardware import update_flops
+from cogcalib_jax.bench.compile import (
+    BatchShape,
+    CompiledStep,
+    OutOfMemory,
+    compile_step,
+    update_memory,
+)
+from cogcalib_jax.bench.hardware import Topology, find_topology, next_larger, update_flops
 from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
 from cogcalib_jax.configlib.sources import preset_folder
 from cogcalib_jax.console import say
@@ -31,14 +38,6 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.parameters import abstract_decoder
-from cogcalib_jax.plan.compile import (
-    BatchShape,
-    CompiledStep,
-    OutOfMemory,
-    compile_step,
-    update_memory,
-)
-from cogcalib_jax.plan.topology import Topology, find_topology, next_larger
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role
 from cogcalib_jax.sharding import MESH_AXES, batch_parts, make_mesh, mesh_words

@@ -294,7 +294,7 @@ def update_memory(
         adapter=ADAPTER_COPIES * sum(map(_local_bytes, jax.tree.leaves(adapter))),
         stored=stored,
         # Measured with 6 layers in float32 on a CPU: 1.08 of the compiler's own figure without
-        # remat, .82 with "layer" and 1.08 with "dots"; see tests/plan/test_memory.py.
+        # remat, .82 with "layer" and 1.08 with "dots"; see tests/bench/test_memory.py.
         working=whole // config.num_layers,
         logits=2 * 4 * positions * (classes // tensor if is_cut else classes),
     )

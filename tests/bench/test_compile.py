@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from jax.experimental import pallas
 
+from cogcalib_jax.bench.compile import BatchShape, abstract_batch, compile_step, product_flops
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.models.families import from_hf
 from cogcalib_jax.models.parameters import split_model
-from cogcalib_jax.plan.compile import BatchShape, abstract_batch, compile_step, product_flops
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.step import (

@@ -10,12 +10,10 @@ import pytest
 
 import bench
 import cogcalib_jax
-from cogcalib_jax.bench.hardware import update_flops
-from cogcalib_jax.configlib.loading import load_config
-from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.models.families import to_hf
-from cogcalib_jax.plan import command as planning
-from cogcalib_jax.plan.command import (
+from cogcalib_jax.bench import plan as planning
+from cogcalib_jax.bench.compile import OutOfMemory
+from cogcalib_jax.bench.hardware import find_topology, next_larger, update_flops
+from cogcalib_jax.bench.plan import (
     PlanConfig,
     architecture,
     changes_that_save,
@@ -24,8 +22,9 @@ from cogcalib_jax.plan.command import (
     spread_mesh,
     table,
 )
-from cogcalib_jax.plan.compile import OutOfMemory
-from cogcalib_jax.plan.topology import find_topology, next_larger
+from cogcalib_jax.configlib.loading import load_config
+from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.models.families import to_hf
 from cogcalib_jax.report.tables import as_text
 from cogcalib_jax.sharding import make_mesh
 from tests.inference.quick import quick_compilation
