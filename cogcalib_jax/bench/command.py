@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import refuse_meaningless, require_writable
 from cogcalib_jax.configlib.loading import Loaded, load_config
+from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset
 from cogcalib_jax.files import command_line, program_words
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.report.tables import Table, as_text
@@ -34,24 +36,25 @@ def run_benchmark(
     table: Callable[[dict[str, Any]], Table],
     *,
     description: str,
-    refused: Mapping[Role, str],
-    default_preset: Path | None = None,
+    refused: Mapping[Role, str] | None = None,
     settle: Callable[[Loaded[Any]], Any] = lambda loaded: loaded.config,
 ) -> str:
     """Run the command `bench.py NAME`: measure, write `--json` and return the table as text.
 
     Args:
+        config_class: of a run, it starts from the default preset.
         refused: roles of options that mean nothing here, each with what to write instead.
         settle: the config to measure, from the one that was loaded.
     """
+    of_a_run = issubclass(config_class, RunConfig)
     loaded = load_config(
         config_class,
         argv,
         prog=f"bench.py {name}",
         description=description,
-        default_preset=default_preset,
+        default_preset=find_preset(DEFAULT_PRESET) if of_a_run else None,
     )
-    refuse_meaningless(loaded, refused, "a benchmark")
+    refuse_meaningless(loaded, refused or {}, "a benchmark")
     config = settle(loaded)
     file = config.json
     if file is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,17 +52,10 @@ class EvalBenchConfig(RunConfig):
         check(self.repeats >= 1, "repeats", "must be an integer of at least 1")
 
 
-def bench_eval(argv: list[str], default_preset: Path) -> str:
+def bench_eval(argv: list[str]) -> str:
     """Run the command `eval` and return its table."""
     return run_benchmark(
-        "eval",
-        EvalBenchConfig,
-        argv,
-        measure,
-        table,
-        description=__doc__,
-        refused=REFUSED,
-        default_preset=default_preset,
+        "eval", EvalBenchConfig, argv, measure, table, description=__doc__, refused=REFUSED
     )
 
 

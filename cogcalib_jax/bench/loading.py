@@ -76,9 +76,7 @@ class Load(NamedTuple):
 
 def bench_load(argv: list[str]) -> str:
     """Run the command `load` and return its table."""
-    return run_benchmark(
-        "load", LoadBenchConfig, argv, measure, table, description=__doc__, refused={}
-    )
+    return run_benchmark("load", LoadBenchConfig, argv, measure, table, description=__doc__)
 
 
 def measure(config: LoadBenchConfig) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Attempt(NamedTuple):
     """of compiling"""
 
 
-def bench_plan(argv: list[str], default_preset: Path) -> str:
+def bench_plan(argv: list[str]) -> str:
     """Run the command `plan` and return its table."""
     return run_benchmark(
         "plan",
@@ -140,7 +140,6 @@ def bench_plan(argv: list[str], default_preset: Path) -> str:
         table,
         description=__doc__,
         refused=REFUSED,
-        default_preset=default_preset,
         settle=settle_comparison,
     )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -80,17 +79,10 @@ class TrainBenchConfig(RunConfig):
         return RunConfig(**values | {"compare": (BASE, *others), "also": ()})
 
 
-def bench_train(argv: list[str], default_preset: Path) -> str:
+def bench_train(argv: list[str]) -> str:
     """Run the command `train` and return its table."""
     return run_benchmark(
-        "train",
-        TrainBenchConfig,
-        argv,
-        measure,
-        table,
-        description=__doc__,
-        refused=REFUSED,
-        default_preset=default_preset,
+        "train", TrainBenchConfig, argv, measure, table, description=__doc__, refused=REFUSED
     )
 
 

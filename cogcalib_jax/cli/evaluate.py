@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -64,17 +64,15 @@ from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import read_object
-from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter
+from cogcalib_jax.hf.adapter import CALIBRATION_FILE
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
-from cogcalib_jax.inference.base_model import load_on_mesh
+from cogcalib_jax.inference.base_model import BaseModel, load_on_mesh, split_base
 from cogcalib_jax.inference.evaluate import data_hash, question_fields, require_fields, write_json
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
+from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.models.decoder import Decoder
-from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.comparison import COMPARISON, results_text, write_comparison
 from cogcalib_jax.report.report import write_evaluation_report
 from cogcalib_jax.report.text import TEXT_WIDTH, best_epoch_of, count, long_name
@@ -238,16 +236,36 @@ def _is_done(folder: Path, model: Evaluated, sets: Mapping[tuple[str, str], Sets
 class Loaded:
     """A base on its devices, for adapters of one rank and one set of targets."""
 
-    decoder: Decoder
+    config: EvalConfig
+    rule: OptionScore
+    base: BaseModel
     predictor: Predictor
     answers: OpenPredictor | None
     """the predictor of open questions, if there are any"""
-    seed: int
-    noisy: Callable[[nnx.State, EncodedSplit], Fitted] | None
-    """fits TFB to LoRA parameters on anchors, if the evaluation asks for it"""
-    sampled: DropoutPredictor | None
-    """the predictor with dropout, if the evaluation averages passes"""
-    together: EnsemblePredictor
+
+    @cached_property
+    def sampled(self) -> DropoutPredictor:
+        """The predictor with dropout, which averages passes."""
+        passes = replace(self.config.evaluation, mc_passes=self.config.mc_passes)
+        return DropoutPredictor(self.base.split, self.base.mesh, passes, self.rule)
+
+    @cached_property
+    def together(self) -> EnsemblePredictor:
+        """The predictor that averages several adapters."""
+        evaluation = self.config.evaluation
+        return EnsemblePredictor(self.base.split, self.base.mesh, evaluation, self.rule)
+
+    def parameters(self, adapter: str | Path | None) -> nnx.State:
+        """Return the LoRA parameters of `adapter`; of the bare base there are none."""
+        if adapter is None:
+            return nnx.state(self.base.decoder, nnx.LoRAParam)
+        return self.base.read_adapter(adapter)
+
+    def start_parameters(self, start: str | Path) -> nnx.State:
+        """Return the LoRA parameters of the start; zeros for the bare base."""
+        if start == BARE:
+            return jax.tree.map(jnp.zeros_like, self.parameters(None))
+        return self.parameters(start)
 
 
 def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
@@ -256,49 +274,15 @@ def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -
     require_prefix(rule, sets)
     mesh, settings = make_mesh(config.mesh), replace(config.model, path=str(model.base))
     decoder = load_on_mesh(settings, mesh, model.lora, None, config.seed)
-    graphdef, _, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-    split = FrozenModel(graphdef, frozen)
-    predictor = Predictor(split, mesh, config.evaluation, rule)
+    tokenizer = load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None)
+    base, _ = split_base(str(model.base), decoder, tokenizer)
+    predictor = Predictor(base.split, mesh, config.evaluation, rule)
     context = decoder.config.max_position_embeddings
     for text in check_context(context, sets, config.evaluation.open.max_new_tokens):
         show_note(text)
-    answers = open_predictor(
-        split,
-        predictor.scored_by(DEFAULT_OPTION_SCORE),
-        config.evaluation,
-        config.data,
-        load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None),
-        sets,
-    )
-    sampled = None
-    if config.mc_passes is not None:
-        passes = replace(config.evaluation, mc_passes=config.mc_passes)
-        sampled = DropoutPredictor(split, mesh, passes, rule)
-    together = EnsemblePredictor(split, mesh, config.evaluation, rule)
-    noisy = None
-    if config.tfb is not None:
-        settings = parse(config.tfb)
-
-        def noisy(lora: nnx.State, anchors: EncodedSplit) -> Fitted:
-            evaluation, seed = config.evaluation, config.seed
-            return fit(settings, split, lora, mesh, anchors, evaluation, rule, seed)
-
-    return Loaded(decoder, predictor, answers, config.seed, noisy, sampled, together)
-
-
-def _parameters(loaded: Loaded, adapter: str | Path | None) -> nnx.State:
-    """Return a copy of the LoRA parameters of `adapter`; of the bare base there are none."""
-    if adapter is not None:
-        load_adapter(adapter, loaded.decoder)
-    _, lora, _ = nnx.split(loaded.decoder, nnx.LoRAParam, ...)
-    return jax.tree.map(lambda leaf: leaf, lora)
-
-
-def _start_parameters(loaded: Loaded, start: str | Path) -> nnx.State:
-    """Return the LoRA parameters of the start; zeros for the bare base."""
-    if start == BARE:
-        return jax.tree.map(jnp.zeros_like, _parameters(loaded, None))
-    return _parameters(loaded, start)
+    scorer = predictor.scored_by(DEFAULT_OPTION_SCORE)
+    parts = (base.split, scorer, config.evaluation, config.data, tokenizer)
+    return Loaded(config, rule, base, predictor, open_predictor(*parts, sets))
 
 
 def predict_function(
@@ -311,27 +295,29 @@ def predict_function(
 
     anchors: of TFB.
     """
+    config, base = loaded.config, loaded.base
     if model.members:
-        members = [_parameters(loaded, one.adapter) for one in model.members]
+        members = [loaded.parameters(one.adapter) for one in model.members]
         return partial(loaded.together, members), None
-    lora, open_maps = _parameters(loaded, model.adapter), NO_CALIBRATORS
+    lora, open_maps = loaded.parameters(model.adapter), NO_CALIBRATORS
     if model.adapter is not None:
         open_maps = stored_calibrators(Path(model.adapter))
-    if loaded.noisy is not None and anchors is not None:
-        return loaded.noisy(lora, anchors), None
-    if loaded.sampled is not None:
-        return partial(loaded.sampled, lora, seed=loaded.seed), None
+    if config.tfb is not None and anchors is not None:
+        settings = (parse(config.tfb), base.split, lora, base.mesh, anchors, config.evaluation)
+        return fit(*settings, loaded.rule, config.seed), None
+    if config.mc_passes is not None:
+        return partial(loaded.sampled, lora, seed=config.seed), None
     if calibrator is not None:
         score, first = partial(loaded.predictor, lora), None
         if calibrator.start is not None:
-            first = partial(loaded.predictor, _start_parameters(loaded, calibrator.start))
+            first = partial(loaded.predictor, loaded.start_parameters(calibrator.start))
         calibrator = calibrator.fitted(score, first)
         return partial(calibrator, score=score, score_start=first), calibrator
 
     def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
         if encoded.is_open:
             assert loaded.answers is not None  # `load` was told of these questions
-            return answering(loaded.answers, lora, loaded.seed, lambda: open_maps)(encoded)
+            return answering(loaded.answers, lora, config.seed, lambda: open_maps)(encoded)
         return loaded.predictor(lora, encoded)
 
     return predict, None

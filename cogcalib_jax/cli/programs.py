@@ -6,7 +6,6 @@ JAX; benchmarks are loaded by name, for they lie above this room.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 
 from cogcalib_jax.cli.eval_config import load_evaluation
@@ -164,6 +163,4 @@ def plan(argv: list[str]) -> None:
 
 def _measure(name: str, argv: list[str]) -> None:
     module = import_module(f"cogcalib_jax.{BENCHMARKS[name]}")
-    function: Callable[..., str] = getattr(module, f"bench_{name}")
-    default = {} if name == "load" else {"default_preset": find_preset(DEFAULT_PRESET)}
-    print(plain_text(function(argv, **default)))
+    print(plain_text(getattr(module, f"bench_{name}")(argv)))

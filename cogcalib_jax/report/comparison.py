@@ -22,15 +22,14 @@ from cogcalib_jax.report.load_run import (
     weights_of,
 )
 from cogcalib_jax.report.tables import (
-    FLOOR_HEADER,
     Metrics,
     Table,
     as_markdown,
     as_text,
-    cell,
+    cells,
     comparison_table,
     confidence_table,
-    floor_cell,
+    titles,
     vocabulary_table,
 )
 from cogcalib_jax.report.text import (
@@ -213,24 +212,18 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
         (
             f"{value}: {short_name(name)}" if several else value,
             f"{m['n']:,}",
-            cell([m["accuracy"]], percent=True),
-            cell([m["confidence"]], percent=True),
-            f"{cell([m['ece']])} ({floor_cell([m])})",
+            *cells([m], ("accuracy", "confidence", "ece")),
             beyond.get((value, name), "small"),
-            cell([m["nll"]]),
-            cell([m["brier"]]),
+            *cells([m], ("nll", "brier")),
         )
         for (value, name), m in lines.items()
     )
     header = (
         f"{field}: model" if several else field,
         "n",
-        "accuracy",
-        "mean\nconfidence",
-        FLOOR_HEADER,
+        *titles(("accuracy", "confidence", "ece")),
         "beyond\nits floor",
-        "NLL\n(nats)",
-        "Brier",
+        *titles(("nll", "brier")),
     )
     notes = []
     if large:

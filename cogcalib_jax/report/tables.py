@@ -22,6 +22,18 @@ from cogcalib_jax.report.text import (
 Metrics = Mapping[str, Any]
 """The numbers of one task in eval.json."""
 FLOOR_HEADER = "ECE\n(floor: mean / 95 %)"
+# Columns of tables that hold no intervals: key in eval.json -> title.
+TITLES = {
+    "accuracy": "accuracy",
+    "confidence": "mean\nconfidence",
+    "ece": FLOOR_HEADER,
+    "brier": "Brier",
+    "nll": "NLL\n(nats)",
+    "auroc": "AUROC",
+    "coverage_at_90": "answered at\n90 % accuracy",
+}
+SHARES = ("accuracy", "confidence", "coverage_at_90")
+"""those that are percentages"""
 CONFIDENCES = {
     "sequence": "probability",
     "length_normalised": "length-normalised",
@@ -214,26 +226,10 @@ def vocabulary_table(results: Mapping[str, Metrics]) -> Table | None:
     known = {key: metrics["vocab"] for key, metrics in results.items() if metrics["vocab"]}
     if not known:
         return None
-    rows = []
-    for key, vocab in known.items():
-        rows.append(
-            (
-                short_name(key),
-                f"{cell([vocab['ece']])} ({floor_cell([vocab])})",
-                *(cell([vocab[name]]) for name in ("brier", "nll", "auroc")),
-                cell([vocab["confidence"]], percent=True),
-            )
-        )
-    header = (
-        "method",
-        FLOOR_HEADER,
-        "Brier",
-        "NLL\n(nats)",
-        "AUROC",
-        "mean\nconfidence",
-    )
+    names = ("ece", "brier", "nll", "auroc", "confidence")
+    rows = tuple((short_name(key), *cells([vocab], names)) for key, vocab in known.items())
     note = 'Probability of an option over the whole vocabulary; any other token counts as "other".'
-    return Table(header, tuple(rows), note)
+    return Table(("method", *titles(names)), rows, note)
 
 
 def as_text(table: Table) -> str:
@@ -309,6 +305,19 @@ def cell(values: Sequence[float | None], percent: bool = False) -> str:
     return shown + unit
 
 
+def titles(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the titles of the columns `names`, keys of `TITLES`."""
+    return tuple(TITLES[name] for name in names)
+
+
+def cells(metrics: Sequence[Metrics], names: Sequence[str]) -> list[str]:
+    """Return the cells of the columns `names`; an ECE has its noise floor in brackets."""
+    shown = {name: cell([m[name] for m in metrics], name in SHARES) for name in names}
+    if "ece" in shown:
+        shown["ece"] += f" ({floor_cell(metrics)})"
+    return [shown[name] for name in names]
+
+
 def floor_cell(metrics: Sequence[Metrics]) -> str:
     """Return mean and 95th percentile of the noise floor, averaged over several."""
     floors = [m["ece_noise_floor"] for m in metrics]
@@ -322,27 +331,13 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
     """
     if not all("confidences" in metrics for metrics in results.values()):
         return None
-    rows = []
-    for key, metrics in results.items():
-        for name, m in metrics["confidences"].items():
-            rows.append(
-                (
-                    f"{short_name(key)}: {CONFIDENCES[name]}",
-                    cell([m["confidence"]], percent=True),
-                    f"{cell([m['ece']])} ({floor_cell([m])})",
-                    *(cell([m[score]]) for score in ("brier", "nll", "auroc")),
-                    cell([m["coverage_at_90"]], percent=True),
-                )
-            )
-    header = (
-        "confidence",
-        "mean",
-        FLOOR_HEADER,
-        "Brier",
-        "NLL\n(nats)",
-        "AUROC",
-        "answered at\n90 % accuracy",
+    names = ("confidence", "ece", "brier", "nll", "auroc", "coverage_at_90")
+    rows = tuple(
+        (f"{short_name(key)}: {CONFIDENCES[name]}", *cells([m], names))
+        for key, metrics in results.items()
+        for name, m in metrics["confidences"].items()
     )
+    header = ("confidence", "mean", *titles(names[1:]))
     notes = [
         "The answers are the same in all rows, and right if they match exactly. Probability: of the"
         " whole answer and its end.",
@@ -351,4 +346,4 @@ def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
     ]
     for key, metrics in results.items():
         notes += [f"{short_name(key)}: {note}." for note in metrics.get("notes", ())]
-    return Table(header, tuple(rows), "\n".join(notes))
+    return Table(header, rows, "\n".join(notes))

@@ -17,7 +17,7 @@ import numpy as np
 from cogcalib_jax.metrics.significance import student_t
 from cogcalib_jax.report.comparison import Findings, findings
 from cogcalib_jax.report.load_run import Method, Predictions, Run
-from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, floor_cell
+from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, cells, titles
 from cogcalib_jax.report.text import count, credits, is_sampled, short_name
 from cogcalib_jax.report.training_plots import DATA_WORDS
 from cogcalib_jax.report.verdict import compare, difference_table
@@ -180,39 +180,20 @@ def methods_of(conditions: Sequence[Condition]) -> tuple[str, ...]:
 
 def _side_by_side(study: Study, task: str) -> Table:
     """A line a method and condition: mean ± standard deviation over seeds."""
-    lines = []
-    for method in methods_of(study.conditions):
-        for condition in study.conditions:
-            seeds = seeds_of(condition, method, task)
-            if seeds:
-                lines.append(
-                    (
-                        short_name(method),
-                        condition.name,
-                        str(len(seeds)),
-                        cell([m["accuracy"] for m in seeds], percent=True),
-                        cell([m["confidence"] for m in seeds], percent=True),
-                        f"{cell([m['ece'] for m in seeds])} ({floor_cell(seeds)})",
-                        *(cell([m[name] for m in seeds]) for name in ("brier", "nll", "auroc")),
-                    )
-                )
-    header = (
-        "method",
-        "condition",
-        "seeds",
-        "accuracy",
-        "mean\nconfidence",
-        "ECE\n(floor: mean / 95 %)",
-        "Brier",
-        "NLL\n(nats)",
-        "AUROC",
+    names = ("accuracy", "confidence", "ece", "brier", "nll", "auroc")
+    lines = tuple(
+        (short_name(method), condition.name, str(len(seeds)), *cells(seeds, names))
+        for method in methods_of(study.conditions)
+        for condition in study.conditions
+        if (seeds := seeds_of(condition, method, task))
     )
+    header = ("method", "condition", "seeds", *titles(names))
     note = (
         "Mean ± standard deviation over seeds. Floor: the ECE that a calibrated model with these"
         " confidences would show by chance."
     )
     note = "\n".join([note, *(f"{credit}." for credit in credits(methods_of(study.conditions)))])
-    return Table(header, tuple(lines), note)
+    return Table(header, lines, note)
 
 
 def _against_first(study: Study, method: str, task: str) -> Table | None:
