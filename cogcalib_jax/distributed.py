@@ -116,6 +116,16 @@ def from_main(function: Callable[[], Result]) -> Result:
     return outcome["result"]
 
 
+def in_main(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Return `function` as one that the main process runs; all get its result (`from_main`)."""
+
+    @functools.wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return from_main(lambda: function(*args, **kwargs))
+
+    return run
+
+
 def require_agreement(what: str, value: Callable[[], Any]) -> None:
     """Refuse processes whose values differ; `value` returns JSON and is called only if there are
     several processes.

@@ -18,7 +18,7 @@ from cogcalib_jax.cli.run_folder import write_config
 from cogcalib_jax.cli.tracking import tracked
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.distributed import from_main, in_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration, save_adapter
 from cogcalib_jax.hf.card import write_card
@@ -149,7 +149,7 @@ def keep_adapter(
         probe=probe,
         start_adapter=start.adapter,
     )
-    for warning in from_main(lambda: _warnings(adapter)):
+    for warning in _warnings(adapter):
         warn(f"{folder.name}: {warning}")
     write_card(adapter, run.base, config.lora, run=folder)
 
@@ -161,6 +161,7 @@ def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapte
     main_only(copy_tokenizer)(run.base, config.adapter, adapter)
 
 
+@in_main
 def _warnings(adapter: Path) -> list[str]:
     """Return the warnings about the temperature and the calibrator of `calibration.json`."""
     found = [stored_temperature(adapter).warning]

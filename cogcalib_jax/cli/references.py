@@ -29,7 +29,7 @@ from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
-from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.distributed import from_main, in_main
 from cogcalib_jax.files import command_line
 from cogcalib_jax.hf.adapter import load_adapter
 from cogcalib_jax.hf.adapter_config import read_lora_config
@@ -207,8 +207,7 @@ def interpolation_row(run: Run, start: Start, folder: Path) -> Predict:
     tried, predicts = {}, {}
     for share in SHARES:
         place = folder / PATH / f"{share:g}"
-        if not from_main((place / "adapter").is_dir):
-            main_only(stack_adapters)(start.adapter, end, share, place / "adapter")
+        _stack(start.adapter, end, share, place / "adapter")
         predicts[share] = _predictor(run, place / "adapter")
         score(run, place, predicts[share])
         parts = [predicts[share](encoded) for encoded in sets.values()]
@@ -216,12 +215,18 @@ def interpolation_row(run: Run, start: Start, folder: Path) -> Predict:
         at = [replace(one, temperature=temperature) for one in parts]
         tried[share] = float(np.mean([mean_nll(one) for one in at]))
     chosen = min(tried, key=lambda share: tried[share])
-    if not from_main((folder / "adapter").is_dir):
-        main_only(stack_adapters)(start.adapter, end, chosen, folder / "adapter")
+    _stack(start.adapter, end, chosen, folder / "adapter")
     numbers = {f"{share:g}": value for share, value in tried.items()}
     write_json(folder / CHOICE, {"share": chosen, "fitted_on": list(sets), "nll": numbers})
     say(f"   {chosen:g} of sft, chosen on {' and '.join(sets)}")
     return predicts[chosen]
+
+
+@in_main
+def _stack(start: Path, end: Path, share: float, folder: Path) -> None:
+    """Write the adapter between two others, unless it is there."""
+    if not folder.is_dir():
+        stack_adapters(start, end, share, folder)
 
 
 def _predictor(run: Run, adapter: Path) -> Predict:

@@ -22,7 +22,7 @@ from cogcalib_jax.cli.run_folder import (
 )
 from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit, question_clusters
-from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.distributed import from_main, in_main, main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import is_plain_name, reason_of
 from cogcalib_jax.inference.config import EvaluationConfig
@@ -184,9 +184,9 @@ def _finished(
 ) -> dict[str, Any]:
     """Return task -> numbers of the finished tasks of an interrupted evaluation."""
     file = folder / PARTIAL
-    results = from_main(lambda: _read(file) if file.is_file() else {})
-    if not results:
+    if not from_main(file.is_file):
         return {}
+    results = _read(file)
     require_same_origin(folder, results.pop("provenance"), hashes, weights)
     return results
 
@@ -217,15 +217,16 @@ def has_results(folder: Path) -> bool:
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return task -> metrics of a finished evaluation."""
-    results = from_main(lambda: _read(folder / FILE))
+    results = _read(folder / FILE)
     return {task: metrics for task, metrics in results.items() if task != "provenance"}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Return the provenance of a finished evaluation."""
-    return from_main(lambda: _read(folder / FILE))["provenance"]
+    return _read(folder / FILE)["provenance"]
 
 
+@in_main
 def _read(file: Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))

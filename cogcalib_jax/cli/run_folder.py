@@ -23,7 +23,7 @@ from cogcalib_jax.cli.stored import (
 from cogcalib_jax.configlib.loading import Loaded
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import warn
-from cogcalib_jax.distributed import from_main, main_only
+from cogcalib_jax.distributed import from_main, in_main, main_only
 from cogcalib_jax.errors import Interrupted, Preempted, UserError
 from cogcalib_jax.files import (
     SUFFIX,
@@ -55,55 +55,46 @@ def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
     return Path(from_main(lambda: str(choose(run_dir, name, resume))))
 
 
+@in_main
 def make_folder(folder: Path) -> None:
     """Make a chosen folder and lock it.
 
     Raises:
         UserError: it cannot be written, or another process was faster.
     """
-
-    def make() -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be created ({error.strerror}); choose another"
-            ) from error
-        if _lock(folder):
-            require_empty(folder)
-
-    from_main(make)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be created ({error.strerror}); choose another"
+        ) from error
+    if _lock(folder):
+        require_empty(folder)
 
 
 _locks: dict[Path, int] = {}
 
 
+@in_main
 def lock_folder(folder: Path) -> None:
     """Lock a folder, which is made if it is missing (UserError if another process has it)."""
-
-    def lock() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-
-    from_main(lock)
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
 
 
+@in_main
 def take_up(folder: Path) -> None:
     """Lock the folder of a resumed run and remove half-written files of a killed process.
 
     Raises:
         UserError: another process works in it.
     """
-
-    def take() -> None:
-        _lock(folder)
-        for path in [*folder.rglob(f"*{SUFFIX}")]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-    from_main(take)
+    _lock(folder)
+    for path in [*folder.rglob(f"*{SUFFIX}")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> bool:
@@ -166,41 +157,35 @@ def write_config(folder: Path, config: Any) -> None:
     write_whole(folder / CONFIG_FILE, to_yaml(config))
 
 
+@in_main
 def original_command(folder: Path, program: str, argv: list[str]) -> str:
     """Return the command that started the run in `folder`, and keep it there for resumed runs.
 
     Call this before `write_config`.
     """
     file = folder / COMMAND_FILE
-
-    def kept() -> str:
-        if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
-            write_whole(file, command_line(*program_words(program), *argv) + "\n")
-        try:
-            return file.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}: {reason_of(error)}; remove it, and this command is kept in its place"
-            ) from error
-
-    return from_main(kept)
+    if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
+        write_whole(file, command_line(*program_words(program), *argv) + "\n")
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: {reason_of(error)}; remove it, and this command is kept in its place"
+        ) from error
 
 
+@in_main
 def hash_inputs(config: RunConfig, base: str | Path, data: Mapping[str, str]) -> dict[str, Any]:
     """Return the hashes of base, adapter and rows, as JSON.
 
     base: folder or Hub id, of which a thousandth of every tensor is read. data: split -> hash of
     its rows.
     """
-
-    def read() -> dict[str, Any]:
-        adapter = None
-        if config.adapter is not None:
-            weights = (Path(config.adapter) / WEIGHTS_FILE).read_bytes()
-            adapter = hashlib.sha256(weights).hexdigest()
-        return {"base": base_hash(model_folder(base)), "adapter": adapter, "data": dict(data)}
-
-    return from_main(read)
+    adapter = None
+    if config.adapter is not None:
+        weights = (Path(config.adapter) / WEIGHTS_FILE).read_bytes()
+        adapter = hashlib.sha256(weights).hexdigest()
+    return {"base": base_hash(model_folder(base)), "adapter": adapter, "data": dict(data)}
 
 
 def write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
@@ -213,7 +198,7 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
 
     Returns whether hashes were stored: runs of before `inputs.json` have them in checkpoints alone.
     """
-    stored = from_main(lambda: _stored(folder))
+    stored = _stored(folder)
     if stored is None:
         return False
     changed = [
@@ -238,6 +223,7 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
     )
 
 
+@in_main
 def _stored(folder: Path) -> dict[str, Any] | None:
     file = folder / INPUTS_FILE
     if file.is_file():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from cogcalib_jax.cli.sampling import sampling_rows
 from cogcalib_jax.cli.stored import CHOICE_FILE, CONFIG_FILE, read_choice, resume_command
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.distributed import from_main
+from cogcalib_jax.distributed import from_main, in_main
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_folder, write_whole
 from cogcalib_jax.inference.evaluate import write_json
@@ -81,7 +80,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     config = run.config
     look_at_base(run)
     if style is not None:
-        from_main(partial(_take_over, style, run.folder / "style"))
+        _take_over(style, run.folder / "style")
     say(f"== Style adaptation: {run.trainer.style_steps} updates of plain cross-entropy")
     lora = style_phase(
         run.trainer, run.assembled.lora, run.folder / "style", style_identity(config)
@@ -218,6 +217,7 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     )
 
 
+@in_main
 def _take_over(style: Path, folder: Path) -> None:
     """Copy the style phase of another run, unless this run has begun its own."""
     if style.is_dir() and not folder.exists():

@@ -86,22 +86,6 @@ class Answers:
         return np.rint(np.nan_to_num(self.bins.accuracy) * self.bins.count)
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """One line of the coverage plot."""
-
-    name: str
-    look: Look
-    share: np.ndarray
-    """[points] share of questions answered, the most confident first"""
-    accuracy: np.ndarray
-    """[points] accuracy of those answered"""
-    questions: int
-    """different questions in all"""
-    at_target: float
-    """largest share that keeps the target accuracy"""
-
-
 class Answered(Protocol):
     """Answers with a confidence each, such as `Predictions`."""
 
@@ -300,24 +284,31 @@ def _panel_title(axes: Axes, name: str, below: str) -> None:
               va="bottom", linespacing=1.35)  # fmt: skip
 
 
-def coverage_figure(lines: Sequence[Coverage], n: int, target: float) -> Figure:
+def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figure:
     """Draw the accuracy of the answers given if the least confident questions stay unanswered."""
     figure = new_figure(10.85, 4.7)
     axes = place_axes(figure, 0.75, 0.2, 6.7, 3.9)
     handles: list[Any] = []
-    for line in lines:
-        how: dict[str, Any] = {"color": line.look.color, "linestyle": line.look.line}
-        axes.plot(line.share, line.accuracy, linewidth=2, **how)
-        answered = np.maximum(line.share * line.questions, 1)
-        ends = wilson(line.accuracy * answered, answered)
-        axes.fill_between(line.share, *ends, color=line.look.color, alpha=0.08, linewidth=0)
-        few = 0 < line.at_target * n < FEWEST
-        at = f"fewer than {FEWEST} questions" if few else percent(line.at_target)
-        handles.append(Line2D([], [], linewidth=2.2, label=f"{line.name}: {at}", **how))
+    lowest = target - 0.1
+    for method, look in zip(methods, looks(m.key for m in methods).values(), strict=True):
+        p, at_target = method.predictions[task], method.metrics[task]["coverage_at_90"]
+        curve, n = risk_coverage(p.confidence, p.correct), len(p.ids)
+        shown = curve.coverage * n >= FEWEST
+        share, accuracy = curve.coverage[shown], 1 - curve.risk[shown]
+        lowest = min([lowest, *accuracy])
+        how: dict[str, Any] = {"color": look.color, "linestyle": look.line}
+        axes.plot(share, accuracy, linewidth=2, **how)
+        # Repeats of a question count as one.
+        answered = np.maximum(share * p.questions, 1)
+        ends = wilson(accuracy * answered, answered)
+        axes.fill_between(share, *ends, color=look.color, alpha=0.08, linewidth=0)
+        few = 0 < at_target * n < FEWEST
+        at = f"fewer than {FEWEST} questions" if few else percent(at_target)
+        label = f"{short_name(method.key)}: {at}"
+        handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
     axes.axhline(target, color=INK, linewidth=1)
     axes.text(0.99, target + 0.006, f"{target * 100:.0f} % accuracy", va="bottom", ha="right",
               color=INK, fontsize=9)  # fmt: skip
-    lowest = min([float(line.accuracy.min()) for line in lines if len(line.share)] + [target - 0.1])
     axes.set(xlim=(0, 1), ylim=(math.floor(lowest * 10) / 10, 1.005))
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
@@ -337,10 +328,8 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
     methods = _shown(run)
     style = looks(m.key for m in methods)
     results = {m.key: m.metrics[task] for m in methods}
-    n = results[methods[0].key]["n"]
     panels = [_panel(m, task, style[m.key], run.bins) for m in methods]
     means = {m.key: (p.sure_right, p.sure_wrong) for m, p in zip(methods, panels, strict=True)}
-    lines = [_coverage(m, task, style[m.key]) for m in methods]
     with project_style():
         return [
             save_picture(
@@ -367,7 +356,7 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
             save_picture(
                 run.folder,
                 f"coverage{suffix}",
-                coverage_figure(lines, n, TARGET),
+                coverage_figure(methods, task, TARGET),
                 "Accuracy if the least confident questions stay unanswered",
                 coverage_text(results, task),
                 f"Curves begin at {FEWEST} answers; bands: 95 % Wilson intervals. The share at"
@@ -436,18 +425,4 @@ def _answers(
         metrics=numbers,
         sure_right=mean(correct),
         sure_wrong=mean(~correct),
-    )
-
-
-def _coverage(method: Method, task: str, look: Look) -> Coverage:
-    p = method.predictions[task]
-    curve = risk_coverage(p.confidence, p.correct)
-    shown = curve.coverage * len(p.ids) >= FEWEST
-    return Coverage(
-        name=short_name(method.key),
-        look=look,
-        share=curve.coverage[shown],
-        accuracy=1 - curve.risk[shown],
-        questions=p.questions,
-        at_target=method.metrics[task]["coverage_at_90"],
     )

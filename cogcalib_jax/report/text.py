@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,24 +260,6 @@ def histogram_text(
 
 def _sure(confidence: float | None) -> str:
     return "" if confidence is None else f" with mean confidence {percent(confidence)}"
-
-
-def gate_text(
-    thresholds: Mapping[str, tuple[float, float]], shares: Mapping[str, tuple[float, float]]
-) -> str:
-    """Describe thresholds (nats) and known shares, each as method -> first and last value."""
-    parts = [
-        f"{short_name(key)}: threshold from {nats(first)} to {nats(last)}, known share from"
-        f" {percent(shares[key][0])} to {percent(shares[key][1])}."
-        for key, (first, last) in thresholds.items()
-    ]
-    opening = "Threshold, and share of the training examples that count as known, over steps."
-    return " ".join([opening, *parts])
-
-
-def nats(value: float) -> str:
-    """Return a loss in nats, or "undefined"."""
-    return "undefined" if math.isnan(value) else f"{value:.3f} nats"
 
 
 def coverage_text(results: Mapping[str, Mapping[str, Any]], task: str) -> str:

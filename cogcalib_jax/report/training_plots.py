@@ -31,7 +31,7 @@ from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.plots import save_picture, wilson
 from cogcalib_jax.report.recommendation import read_base
 from cogcalib_jax.report.tables import Table
-from cogcalib_jax.report.text import Look, dynamics_text, gate_text, is_sampled, looks, short_name
+from cogcalib_jax.report.text import Look, dynamics_text, is_sampled, looks, percent, short_name
 
 KNOWN = "#0072B2"
 UNKNOWN = "#D55E00"
@@ -270,7 +270,7 @@ def training_pictures(run: Run) -> list[Picture]:
                     "threshold",
                     gate_figure(list(gates.values()), last, run.style_end),
                     "Threshold of the gate, and share of known examples",
-                    gate_text(*_ends(gates)),
+                    gate_text(list(gates.values())),
                     "Known: an NLL at or below the threshold. The threshold is fitted on questions"
                     " that are not trained on; the share is of those that are, and grows as they"
                     " are memorised."
@@ -327,16 +327,21 @@ def _gate(method: Method, look: Look) -> Gate | None:
     return Gate(short_name(method.key), look, threshold, _blocks(updates, "known_fraction"))
 
 
-def _ends(
-    gates: Mapping[str, Gate],
-) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    """First and last value of threshold and known share, by method."""
+def gate_text(gates: Sequence[Gate]) -> str:
+    """Return the alternative text of thresholds and known shares."""
+    parts = []
+    for gate in gates:
+        first, last = (_nats(gate.threshold[i, 1]) for i in (0, -1))
+        least, most = (percent(gate.known[i, 1]) for i in (0, -1))
+        parts.append(
+            f"{gate.name}: threshold from {first} to {last}, known share from {least} to {most}."
+        )
+    opening = "Threshold, and share of the training examples that count as known, over steps."
+    return " ".join([opening, *parts])
 
-    def ends(values: np.ndarray) -> tuple[float, float]:
-        return float(values[0, 1]), float(values[-1, 1])
 
-    thresholds = {key: ends(gate.threshold) for key, gate in gates.items()}
-    return thresholds, {key: ends(gate.known) for key, gate in gates.items()}
+def _nats(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f} nats"
 
 
 def loss_text(losses: Sequence[Losses]) -> str:
