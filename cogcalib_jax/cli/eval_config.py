@@ -244,7 +244,7 @@ class EvalConfig:
             check(not getattr(self, name), name, f"must be none beside {beside}")
 
 
-def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) -> EvalConfig:
+def load_evaluation(argv: Sequence[str], *, prog: str, description: str) -> EvalConfig:
     """Return the config of `argv`, laid over the settings of the first run that it names.
 
     A comparison among the runs stands for its methods. If one task is named, it becomes
@@ -258,7 +258,7 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
     stored = stored_config(argv, EvalConfig)
     if stored:
         loaded = load_config(
-            EvalConfig, [*stored, *argv], prog=prog, description=description or ""
+            EvalConfig, [*stored, *argv], prog=prog, description=description
         ).config
         return replace(loaded, run=_all_folders(loaded.run, loaded.ensemble))
     given = given_values(EvalConfig, argv)
@@ -267,7 +267,7 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str | None) 
     start = _settings(names, next(iter(runs.values()))) if runs else None
     implied = _implied(given, start)
     loaded = load_config(
-        EvalConfig, [*implied, *argv], prog=prog, description=description or "", start=start
+        EvalConfig, [*implied, *argv], prog=prog, description=description, start=start
     )
     if "evaluation.calibrator" in loaded.explicit:
         raise UserError(

@@ -12,7 +12,6 @@ from cogcalib_jax.cli.eval_config import load_evaluation
 from cogcalib_jax.cli.run_config import PROGRAM, load_training
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.compile_cache import HELP, enable_compile_cache
-from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset
 from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.files import program_words
 
@@ -72,12 +71,7 @@ BENCHMARKS = {
 
 def train(argv: list[str]) -> None:
     """Train and evaluate what `argv` asks for, write the report and print its text."""
-    config, name = load_training(
-        argv,
-        prog=PROGRAM,
-        description=TRAIN,
-        default_preset=find_preset(DEFAULT_PRESET),
-    )
+    config, name = load_training(argv, TRAIN)
     from cogcalib_jax.cli.dry_run import dry_run_training
     from cogcalib_jax.cli.run_folder import resumable
     from cogcalib_jax.cli.train import train_run

@@ -19,7 +19,7 @@ from cogcalib_jax.baselines.registry import (
 )
 from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.configlib.loading import Loaded, load_config
-from cogcalib_jax.configlib.sources import split_arguments
+from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset, split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import FieldError, UserError, check
@@ -364,9 +364,7 @@ def check_entries(entries: tuple[str, ...], field: str, *, baselines: bool = Fal
     check(len(set(labels)) == len(labels), field, "must name each method once")
 
 
-def load_training(
-    argv: Sequence[str], *, prog: str, description: str | None, default_preset: Path
-) -> tuple[RunConfig, str]:
+def load_training(argv: Sequence[str], description: str) -> tuple[RunConfig, str]:
     """Return the config of `argv`, and the preset's name for a default run folder.
 
     A run that is resumed without `--config` takes its stored config, with options laid over it.
@@ -381,9 +379,9 @@ def load_training(
     loaded = load_config(
         RunConfig,
         [*stored, *argv],
-        prog=prog,
-        description=description or "",
-        default_preset=default_preset,
+        prog=PROGRAM,
+        description=description,
+        default_preset=find_preset(DEFAULT_PRESET),
     )
     _require_nothing_retyped(loaded)
     return settle_comparison(loaded), loaded.preset.stem

@@ -108,7 +108,7 @@ def sampling_rows(run: Run, start: Start, sft: FinetuneResult | None) -> dict[st
 
 
 def _mc_dropout(row: _Row, baseline: McDropout) -> Predict:
-    run, config, folder = row.run, row.config, row.folder
+    run, config = row.run, row.config
     dropout = config.lora.lora_dropout or MC_DROPOUT
     passes = config.evaluation.mc_passes
     say(f"== mc_dropout: sft with dropout {dropout:g}, {passes} passes a question")
@@ -119,12 +119,7 @@ def _mc_dropout(row: _Row, baseline: McDropout) -> Predict:
     if row.shared is not None and config.lora == run.config.lora:
         sft = row.shared.lora
     else:
-        trainable = replace(
-            run.trainer.trainable, model=model, dropout=True, identity=identity(config)
-        )
-        trainer = replace(run.trainer, trainable=trainable)
-        write_config(folder, config)
-        sft = train_method(run, trainer, config, row.start, folder).lora
+        sft = _train(row, config, model=model, dropout=True).lora
     predictor = DropoutPredictor(model, run.assembled.mesh, config.evaluation, config.option_score)
     return partial(predictor, sft, seed=config.seed)
 
@@ -237,7 +232,7 @@ def _ib_edl(row: _Row, baseline: IbEdlRow) -> Predict:
     say(f"== {row.folder.name}: an evidential loss over the options")
     tokens = scale_tokens(run.trainer.splits | run.sets, run.assembled.decoder.config.vocab_size)
     variant = IbEdl(tokens, baseline.beta, baseline.draws)
-    trained = _train(row, config, variant)
+    trained = _train(row, config, variant=variant, training=config.training)
     predictor = IbEdlPredictor(
         *(run.assembled.model, run.assembled.mesh, config.evaluation, variant, baseline.caution),
         option_score=config.option_score,
@@ -248,7 +243,7 @@ def _ib_edl(row: _Row, baseline: IbEdlRow) -> Predict:
 def _drawn(row: _Row, config: RunConfig, variant: Variant, mean: bool = False) -> Predict:
     """Train `variant` and average over draws of its distribution; mean: take its mean instead."""
     run, evaluation = row.run, config.evaluation
-    trained = _train(row, config, variant)
+    trained = _train(row, config, variant=variant, training=config.training)
     if mean:
         return partial(run.trainer.predictor, trained.lora)
     together = EnsemblePredictor(
@@ -258,13 +253,12 @@ def _drawn(row: _Row, config: RunConfig, variant: Variant, mean: bool = False) -
     return partial(together, members, over="posterior_samples")
 
 
-def _train(row: _Row, config: RunConfig, variant: Variant) -> FinetuneResult:
-    trainable = replace(
-        row.run.trainer.trainable,
-        training=config.training,
-        variant=variant,
-        identity=identity(config) | variant.identity(),
-    )
+def _train(row: _Row, config: RunConfig, **changes: Any) -> FinetuneResult:
+    """Fine-tune into the row's folder, with `changes` to what the phases of the run share."""
+    made = identity(config)
+    if "variant" in changes:
+        made |= changes["variant"].identity()
+    trainable = replace(row.run.trainer.trainable, identity=made, **changes)
     write_config(row.folder, config)
     trainer = replace(row.run.trainer, trainable=trainable)
     return train_method(row.run, trainer, config, row.start, row.folder)

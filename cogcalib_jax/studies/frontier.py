@@ -272,12 +272,12 @@ def _between(run: Run, start: Answers, end: Answers) -> Iterator[tuple[Row, Foun
     weighed = {w: loss for w in GRID if (loss := _fit_nll(mixed(start, end, w))) is not None}
     if weighed:
         chosen = min(weighed, key=lambda w: weighed[w])
-        row = Row(LINEAR, _with(labels, "calibration"), key="linear")
+        row = Row(LINEAR, _with_calibration(labels), key="linear")
         yield from _raw_and_tempered(row, mixed(start, end, chosen), run.bins)
     for name, calibrator in MIXTURES.items():
         made = fitted(CALIBRATORS.make(calibrator), end, start)
         if made is not None:
-            used = _with(labels, "calibration") if made.needs_labels else labels
+            used = _with_calibration(labels) if made.needs_labels else labels
             row = Row(name, used, key=calibrator, how=OWN)
             yield row, with_calibrator(made, end, start, run.bins)
 
@@ -296,7 +296,7 @@ def _raw_and_tempered(
     yield row, with_calibrator(None, answers, None, bins)
     temperature = fitted(TemperatureScaler(), answers, None) or stored
     if temperature is not None:
-        labels = _with(row.labels, "calibration")
+        labels = _with_calibration(row.labels)
         other = replace(row, labels=labels, how=TEMPERED, seeds={})
         yield other, with_calibrator(temperature, answers, None, bins)
 
@@ -329,10 +329,10 @@ def labels_of(run: Run, key: str) -> str:
     return ", ".join(used)
 
 
-def _with(labels: str, split: str) -> str:
-    """Return `labels` with one more split, in the usual order."""
+def _with_calibration(labels: str) -> str:
+    """Return `labels` with the calibration split, in the usual order."""
     order = ("style", "train", "calibration", "validation")
-    return ", ".join(name for name in order if name in labels or name == split)
+    return ", ".join(name for name in order if name in labels or name == "calibration")
 
 
 def _changed(study: Study, condition: Condition) -> list[tuple[str, str]]:
