@@ -25,7 +25,7 @@ from flax import nnx
 
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.files import whole_folder
-from cogcalib_jax.hf.safetensors import write_folder
+from cogcalib_jax.hf.files import write_folder
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import from_hf, tensor_names
 from cogcalib_jax.models.parameters import abstract_decoder

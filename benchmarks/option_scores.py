@@ -24,8 +24,8 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
+from cogcalib_jax.inference.config import OptionScore
 from cogcalib_jax.inference.evaluate import task_metrics
-from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.report.tables import Table, as_markdown

@@ -38,12 +38,12 @@ from .models.config import LoraConfig as LoraConfig
 from .report.plots import reliability_diagram as reliability_diagram
 from .training.callbacks import Callback as Callback
 from .training.callbacks import CheckpointInfo as CheckpointInfo
+from .training.callbacks import MlflowTracker as MlflowTracker
 from .training.callbacks import StartInfo as StartInfo
 from .training.callbacks import StepInfo as StepInfo
+from .training.callbacks import TensorBoardTracker as TensorBoardTracker
 from .training.callbacks import ThresholdInfo as ThresholdInfo
 from .training.callbacks import ValidationInfo as ValidationInfo
+from .training.callbacks import WandbTracker as WandbTracker
 from .training.config import CheckpointConfig as CheckpointConfig
 from .training.config import TrainingConfig as TrainingConfig
-from .training.trackers import MlflowTracker as MlflowTracker
-from .training.trackers import TensorBoardTracker as TensorBoardTracker
-from .training.trackers import WandbTracker as WandbTracker

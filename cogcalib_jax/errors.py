@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 REFUSED = 2
 # EX_TEMPFAIL of sysexits.h, "try again". A shell reports 143 for a program that SIGTERM killed,
@@ -48,6 +49,8 @@ _REFUSED = {
     errno.ENFILE: "close other programs",
     errno.EIO: "the device fails: choose another place",
 }
+DAMAGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""what reading raises where a file, or a template, holds other things than it should"""
 _MEMORY = (
     "lower --training.batch-size or --evaluation.batch-size, or spread the model over more devices"
     " (--mesh.fsdp); cogcalib plan shows what a step needs"
@@ -70,6 +73,12 @@ class FieldError(UserError):
         return f"{self.field}: {self.message}"
 
 
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names for a message, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def check(condition: bool, field: str, message: str) -> None:
     """Raise FieldError unless `condition` holds; for `__post_init__` of config dataclasses.
 
@@ -79,6 +88,15 @@ def check(condition: bool, field: str, message: str) -> None:
     """
     if not condition:
         raise FieldError(field, message)
+
+
+def check_counts(config: Any, *names: str, least: int = 1, unset: bool = False) -> None:
+    """Raise FieldError unless these fields are at least `least`; unset: None is allowed, too."""
+    for name in names:
+        value = getattr(config, name)
+        fits = unset if value is None else value >= least
+        message = f"must be an integer of at least {least}{', or unset' if unset else ''}"
+        check(fits, name, message)
 
 
 def refusal(error: OSError) -> str | None:

@@ -89,6 +89,11 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
 
 
+def put_json(path: Path, content: Any, **options: Any) -> None:
+    """Write JSON as text for people; options: those of `json.dumps`."""
+    path.write_text(json.dumps(content, indent=2, **options) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def with_path_in_errors(path: Path) -> Iterator[None]:
     """Add `path` to errors of the operating system within the block, as an OSError.

@@ -13,11 +13,10 @@ from cogcalib_jax.console import show_note
 from cogcalib_jax.data.task import Task
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import base_hash
-from cogcalib_jax.hf.download import model_folder
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.hf.files import model_folder
+from cogcalib_jax.inference.config import EvaluationConfig, OptionScore
 from cogcalib_jax.inference.evaluate import data_hash
 from cogcalib_jax.inference.open_ended import OpenPredictor
-from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.method.config import LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.model import Model
 from cogcalib_jax.settings import identity
@@ -26,9 +25,9 @@ from cogcalib_jax.training.compatible import check_compatible, check_mesh
 from cogcalib_jax.training.config import DEFAULT_OPTIMIZER, CheckpointConfig, TrainingConfig
 from cogcalib_jax.training.finetune import Trainer, make_trainer, style_phase
 from cogcalib_jax.training.finetune import finetune as run_method
-from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.state import Trainable
 from cogcalib_jax.training.storage import Files, Memory
+from cogcalib_jax.training.variant import variant_of
 
 Method = MethodConfig
 """a method, as the public API calls it"""

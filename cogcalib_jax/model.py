@@ -33,15 +33,15 @@ from cogcalib_jax.hf.adapter import read_calibration
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.inference.base_model import BaseModel, load_base_model, split_base
-from cogcalib_jax.inference.calibration_file import OPTIONS, start_of
-from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
-from cogcalib_jax.inference.open_ended import OpenPredictions
-from cogcalib_jax.inference.option_score import (
+from cogcalib_jax.inference.config import (
     DEFAULT_OPTION_SCORE,
+    EvaluationConfig,
+    OpenConfig,
     OptionScore,
     stored_option_score,
 )
-from cogcalib_jax.inference.posthoc import STORED, fit_on
+from cogcalib_jax.inference.open_ended import OpenPredictions
+from cogcalib_jax.inference.posthoc import OPTIONS, STORED, fit_on, start_of
 from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig, Quantise

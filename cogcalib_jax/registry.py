@@ -100,7 +100,7 @@ class Registry(Generic[T]):
             if "__dataclass_params__" not in vars(cls):
                 # Settings do not distinguish two fitted values, so these compare by identity.
                 cls = dataclass(frozen=not self.fitted, eq=not self.fitted)(cls)
-            _require_settings(cls, frozen=not self.fitted)
+            _requires(cls, frozen=not self.fitted)
             if not self.fitted:
                 # Imported here: reading names and specs needs no JAX.
                 import jax
@@ -197,6 +197,13 @@ class Registry(Generic[T]):
         return entry.name + (f"({', '.join(settings)})" if settings else "")
 
 
+def require(condition: bool, name: str, value: float | str, expected: str) -> None:
+    """Raise ValueError unless `condition` holds; for `check` of a registered class."""
+    if not condition:
+        shown = value if isinstance(value, str) else f"{value:g}"
+        raise ValueError(f"{name} is {shown}; expected {expected}")
+
+
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Return the name and the settings of "name(key=value, ...)".
 
@@ -231,7 +238,7 @@ def _place(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
 
 
-def _require_settings(cls: type, *, frozen: bool) -> None:
+def _requires(cls: type, *, frozen: bool) -> None:
     if cls.__dataclass_params__.frozen != frozen or any(
         _type_of(f) is None or not _has_default(f) for f in fields(cls)
     ):

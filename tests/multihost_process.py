@@ -29,7 +29,7 @@ from cogcalib_jax.distributed import (
     start_processes,
 )
 from cogcalib_jax.errors import UserError, run_main
-from cogcalib_jax.hf import safetensors as safetensors_files
+from cogcalib_jax.hf import files as model_files
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.sharding import MeshConfig, fetch, local_part, make_mesh, shard_batch
 from cogcalib_jax.training.checkpoint import leaf_checksums
@@ -54,7 +54,7 @@ def holds_its_own_rows(mesh_config: MeshConfig, mine: list[int]) -> None:
 
 def reads_its_own_slices(base: Path) -> None:
     sizes = {}
-    whole_read = safetensors_files.Tensor.read
+    whole_read = model_files.Tensor.read
 
     def counted(self, index=slice(None)):
         part = whole_read(self, index)
@@ -62,14 +62,14 @@ def reads_its_own_slices(base: Path) -> None:
         return part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(safetensors_files.Tensor, "read", counted)
+        patch.setattr(model_files.Tensor, "read", counted)
         decoder = load_decoder(base, mesh=make_mesh(MeshConfig(1, 4, 1)))
     matrices = {name: read for name, read in sizes.items() if "norm" not in name}
     assert matrices and all(2 * read == size for read, size in matrices.values()), matrices
     # What they hold together is the file.
     table = decoder.embed_tokens.weight[...]
     assert not table.is_fully_addressable
-    stored = safetensors_files.open_folder(base)["model.embed_tokens.weight"].read()
+    stored = model_files.open_folder(base)["model.embed_tokens.weight"].read()
     np.testing.assert_array_equal(fetch(table), stored)
     assert leaf_checksums(table) == leaf_checksums(jax.numpy.asarray(stored))
 
@@ -127,7 +127,7 @@ def die_before(process: int, update: int) -> None:
 
 def signal_after(process: int, update: int, name: str) -> None:
     """That process gets that signal, as its cluster would send it, while it makes that update."""
-    log = import_module("cogcalib_jax.training.step_log").StepLog
+    log = import_module("cogcalib_jax.training.log").StepLog
     updated = log.updated
 
     def signalled(self, step, *args):

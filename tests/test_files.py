@@ -74,7 +74,7 @@ def test_a_limit_of_the_operating_system_leaves_nothing_half_written(tmp_path):
         "import sys\nfrom pathlib import Path\n"
         "from cogcalib_jax.errors import run_main\n"
         "from cogcalib_jax.files import write_whole\n"
-        "from cogcalib_jax.training.journal import Journal\n"
+        "from cogcalib_jax.training.storage import Journal\n"
         "def main(argv):\n"
         "    if argv[0] == 'file':\n"
         "        write_whole(Path('a.json'), 'x' * 10_000)\n"

@@ -11,8 +11,8 @@ import eval as eval_program
 import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.weights import save_decoder
+from cogcalib_jax.inference.evaluate import Calibrators
 from cogcalib_jax.inference.open_ended import exact_match
-from cogcalib_jax.inference.open_results import from_json
 from tests.inference.open_rows import NAMES, VOCAB, save
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, tiny_decoder
@@ -112,7 +112,7 @@ def test_no_temperature_is_fitted_where_there_are_no_options(comparison):
 
 def test_the_adapter_carries_the_maps_that_its_numbers_used(comparison):
     stored = read(comparison / "cols" / "adapter" / "calibration.json")["open_answers"]
-    maps = from_json(stored["calibrators"]).maps
+    maps = Calibrators.from_json(stored["calibrators"]).maps
     assert list(maps) == ["platt", "isotonic"]
     for row in lines(comparison / "cols", "predictions/custom.jsonl"):
         logprob = np.log([row["confidences"]["sequence"]])

@@ -30,13 +30,11 @@ from cogcalib_jax.baselines.kfac import (
     curvature_block,
     flow_moments,
 )
-from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, tree_batches
+from cogcalib_jax.data.batching import Batch, scored_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.forward import row_stats
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.passes import SplitPass, watched
-from cogcalib_jax.inference.predict import option_tokens
+from cogcalib_jax.inference.predict import SplitPass, option_tokens, watched
 from cogcalib_jax.inference.predictions import Averaged, Predictions
 from cogcalib_jax.method.terms import mask_logits
 from cogcalib_jax.models.decoder import Decoder
@@ -267,9 +265,5 @@ def _batches(
     split = EncodedSplit.of(encoded)
     parts = batch_parts(mesh)
     size = -(-max(1, batch_size // split.options) // parts) * parts
-    single = split.single_token_options
-    lengths = split.lengths if single else split.tree_lengths
-    buckets = length_buckets(lengths, SHAPES, length_multiple(mesh))
-    if single:
-        return eval_batches(split, size, buckets)
-    return tree_batches(split, size, buckets, option_score)
+    rule = None if split.single_token_options else option_score
+    return scored_batches(split, size, rule, SHAPES, length_multiple(mesh))

@@ -9,19 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from cogcalib_jax.baselines.registry import BASELINES, Baseline
-from cogcalib_jax.training.optimizers import Ivon, IvonSettings
+from cogcalib_jax.registry import require
+from cogcalib_jax.training.variant import Ivon, IvonSettings
 
 register_baseline = BASELINES.register
-
-
-def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value}; expected {' or '.join(allowed)}")
-
-
-def _require(condition: bool, name: str, value: float, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value:g}; expected {expected}")
 
 
 @register_baseline(
@@ -106,15 +97,16 @@ class Tfb(Baseline):
     steps: int = 6
 
     def check(self) -> None:
-        _require_one_of("of", self.of, ("sft", "best_epoch"))
-        _require_one_of("layers", self.layers, ("all", "last"))
-        _require_one_of("criterion", self.criterion, tuple(TOLERANCES))
-        _require(self.tolerance >= 0, "tolerance", self.tolerance, "a number of at least 0")
+        require(self.of in ("sft", "best_epoch"), "of", self.of, "sft or best_epoch")
+        require(self.layers in ("all", "last"), "layers", self.layers, "all or last")
+        known = self.criterion in TOLERANCES
+        require(known, "criterion", self.criterion, " or ".join(TOLERANCES))
+        require(self.tolerance >= 0, "tolerance", self.tolerance, "a number of at least 0")
         share = self.criterion == "flips"
-        _require(not share or self.tolerance < 1, "tolerance", self.tolerance, "a share below 1")
-        _require(self.anchors >= 1, "anchors", self.anchors, "a whole number of at least 1")
-        _require(0 < self.low < self.high, "low", self.low, f"a number between 0 and {self.high:g}")
-        _require(self.steps >= 1, "steps", self.steps, "a whole number of at least 1")
+        require(not share or self.tolerance < 1, "tolerance", self.tolerance, "a share below 1")
+        require(self.anchors >= 1, "anchors", self.anchors, "a whole number of at least 1")
+        require(0 < self.low < self.high, "low", self.low, f"a number between 0 and {self.high:g}")
+        require(self.steps >= 1, "steps", self.steps, "a whole number of at least 1")
 
     @property
     def most(self) -> float:
@@ -140,7 +132,7 @@ class IvonRow(IvonSettings, Baseline):
 
     def check(self) -> None:
         IvonSettings.check(self)
-        _require_one_of("predict", self.predict, ("samples", "mean"))
+        require(self.predict in ("samples", "mean"), "predict", self.predict, "samples or mean")
 
     @property
     def optimizer(self) -> Ivon:
@@ -167,8 +159,8 @@ class ScalaBlRow(Baseline):
     own_training = True
 
     def check(self) -> None:
-        _require(self.rate >= 0, "rate", self.rate, "at least 0")
-        _require(self.deviation > 0, "deviation", self.deviation, "a number above 0")
+        require(self.rate >= 0, "rate", self.rate, "at least 0")
+        require(self.deviation > 0, "deviation", self.deviation, "a number above 0")
 
 
 @register_baseline(
@@ -195,16 +187,13 @@ class IbEdlRow(Baseline):
     one_pass = True
 
     def check(self) -> None:
-        _require(self.beta >= 0, "beta", self.beta, "at least 0")
-        _require(self.draws >= 1, "draws", self.draws, "a whole number of at least 1")
-        _require(self.caution >= 0, "caution", self.caution, "at least 0")
+        require(self.beta >= 0, "beta", self.beta, "at least 0")
+        require(self.draws >= 1, "draws", self.draws, "a whole number of at least 1")
+        require(self.caution >= 0, "caution", self.caution, "at least 0")
 
 
 @register_baseline(
-    "start",
-    label="Start",
-    what="the model in which fine-tuning begins",
-    cost="one forward pass",
+    "start", label="Start", what="the model in which fine-tuning begins", cost="one forward pass"
 )
 class StartRow(Baseline):
     """The style-adapted model in which fine-tuning begins."""

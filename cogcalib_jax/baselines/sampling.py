@@ -6,7 +6,7 @@ those over the options, and those over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,18 +16,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.data.example import Encoded
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, option_batches
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.forward import completion_logprob, option_logprobs, row_by_row
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.predict import (
-    option_characters,
-    option_scores,
+    SplitPass,
     option_tokens,
     packed_logprobs,
     packed_scores,
+    predictions_of,
     prior_scores,
+    watched,
 )
 from cogcalib_jax.inference.predictions import Averaged, Predictions
 from cogcalib_jax.models.parameters import FrozenModel
@@ -93,13 +93,28 @@ class DropoutPredictor:
         )
 
     def _one(self, lora: nnx.State, encoded: Sequence[Encoded], key: jax.Array) -> Predictions:
-        logprobs = option_scores(
-            encoded,
-            self._config.batch_size,
-            lambda batches: self._single(lora, batches, 1.0, key),
-            lambda batches: self._whole(lora, batches, 1.0, key),
-        )
-        return _predictions(logprobs, encoded, self._option_score)
+        # One question or option a row: in a packed row masks would depend on the others beside it.
+        split, size = EncodedSplit.of(encoded), self._config.batch_size
+        buckets = length_buckets(split.lengths)
+        exists = option_tokens(split) > 0
+        scores = np.full(exists.shape, np.nan)
+        if split.single_token_options:
+            batches = watched(eval_batches(split, size, buckets), len(split), len(split))
+            rows, values = self._single(lora, batches, 1.0, key)
+            scores[rows] = values
+        else:
+            options: list[np.ndarray] = []
+
+            def made() -> Iterator[Batch]:
+                for batch, option in option_batches(split, size, buckets):
+                    options.append(option[batch.weight > 0])
+                    yield batch
+
+            batches = watched(made(), len(split), int(exists.sum()))
+            rows, values = self._whole(lora, batches, 1.0, key)
+            scores[rows, np.concatenate(options)] = values
+        scores[~exists] = np.nan
+        return predictions_of(split, scores, self._option_score)
 
 
 class EnsemblePredictor:
@@ -122,10 +137,7 @@ class EnsemblePredictor:
         self._pass = SplitPass(model, mesh, packed_logprobs, members=True)
 
     def __call__(
-        self,
-        members: Sequence[nnx.State],
-        encoded: Sequence[Encoded],
-        over: Over = "members",
+        self, members: Sequence[nnx.State], encoded: Sequence[Encoded], over: Over = "members"
     ) -> Predictions:
         """The average over `members`: LoRA parameters of the same shapes, at least one; over: what
         they are called."""
@@ -151,9 +163,9 @@ class EnsemblePredictor:
         logprobs = score(encoded)
         priors = prior_scores(encoded, score) if self._option_score == "pmi" else None
         return [
-            _predictions(
-                logprobs[..., member],
+            predictions_of(
                 encoded,
+                logprobs[..., member],
                 self._option_score,
                 None if priors is None else priors[..., member],
             )
@@ -164,22 +176,6 @@ class EnsemblePredictor:
 def stack_members(members: Sequence[nnx.State]) -> nnx.State:
     """Return LoRA parameters of several adapters with a leading axis of members."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-
-
-def _predictions(
-    logprobs: np.ndarray,
-    encoded: Sequence[Encoded],
-    option_score: OptionScore,
-    priors: np.ndarray | None = None,
-) -> Predictions:
-    return Predictions(
-        logprobs=logprobs,
-        tokens=option_tokens(encoded),
-        answers=np.array([e.answer for e in encoded]),
-        option_score=option_score,
-        characters=option_characters(encoded),
-        priors=priors,
-    )
 
 
 def draws(draw: Callable[[jax.Array], nnx.State], seed: int, count: int) -> list[nnx.State]:

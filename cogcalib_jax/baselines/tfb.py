@@ -29,8 +29,7 @@ from cogcalib_jax.baselines.rows import Tfb
 from cogcalib_jax.baselines.sampling import DropoutPredictor
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.parameters import (
@@ -182,13 +181,6 @@ def parse(spec: str | Tfb) -> Tfb:
     return made
 
 
-def _require_options(anchors: EncodedSplit, option_score: OptionScore) -> None:
-    if anchors.is_open or not len(anchors):
-        raise UserError("tfb: anchors are open questions; expected questions with options")
-    if option_score == "pmi":
-        raise UserError("tfb: option_score pmi has no prior under noise; use mean, sum or chars")
-
-
 def fit(
     settings: Tfb,
     model: FrozenModel,
@@ -211,7 +203,10 @@ def fit(
     Raises:
         UserError: what it cannot be fitted to or on.
     """
-    _require_options(anchors, option_score)
+    if anchors.is_open or not anchors:
+        raise UserError("tfb: anchors are open questions; expected questions with options")
+    if option_score == "pmi":
+        raise UserError("tfb: option_score pmi has no prior under noise; use mean, sum or chars")
     order = np.random.default_rng([seed, STREAM]).permutation(len(anchors))
     chosen = EncodedSplit.of([anchors[i] for i in sorted(order[: settings.anchors])])
     answers = np.array([row.answer for row in chosen])

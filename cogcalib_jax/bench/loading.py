@@ -24,8 +24,7 @@ from flax import nnx
 
 from cogcalib_jax.bench.command import cpu_count, run_benchmark
 from cogcalib_jax.errors import UserError, check
-from cogcalib_jax.hf.download import model_folder, public_name
-from cogcalib_jax.hf.safetensors import DTYPES, open_folder
+from cogcalib_jax.hf.files import DTYPES, model_folder, open_folder, public_name
 from cogcalib_jax.hf.weights import load_decoder, stored_dtype
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import ModelConfig

@@ -41,8 +41,8 @@ from cogcalib_jax.models.parameters import abstract_decoder
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.settings import Role
 from cogcalib_jax.sharding import MESH_AXES, batch_parts, make_mesh, mesh_words
-from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.step import learning_rate_schedule, make_optimizer
+from cogcalib_jax.training.variant import variant_of
 from cogcalib_jax.world.base import base_architecture
 from cogcalib_jax.world.corpus import build_tokenizer
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, Example, question_clusters, repeats_note
-from cogcalib_jax.metrics.noise_floor import NARROW, expected_noise_floor
+from cogcalib_jax.metrics.bootstrap import NARROW, expected_noise_floor
 from cogcalib_jax.metrics.significance import (
     detectable_accuracy_difference,
     detectable_mean_difference,

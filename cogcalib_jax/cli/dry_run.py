@@ -49,7 +49,7 @@ from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.report.text import count
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_context
-from cogcalib_jax.training.composition import compose, known_to_the_world
+from cogcalib_jax.training.config import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses
 from cogcalib_jax.world.config import PretrainConfig
 

@@ -20,11 +20,12 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import FieldError, UserError, check
 from cogcalib_jax.files import refuse_external_links
-from cogcalib_jax.inference.config import EvaluationConfig, check_calibrator
-from cogcalib_jax.inference.option_score import (
+from cogcalib_jax.inference.config import (
     DEFAULT_OPTION_SCORE,
     ChosenOptionScore,
+    EvaluationConfig,
     OptionScore,
+    check_calibrator,
     stored_option_score,
 )
 from cogcalib_jax.machines import DistributedConfig, MeshConfig

@@ -67,9 +67,9 @@ from cogcalib_jax.files import read_object
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.inference.base_model import BaseModel, load_on_mesh, split_base
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.evaluate import data_hash, question_fields, require_fields, write_json
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.posthoc import stored_calibrator, stored_temperature
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions

@@ -30,13 +30,14 @@ from cogcalib_jax.hf.adapter import (
     require_trained_on,
 )
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE, read_lora_config
-from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.hf.tokenizer import tokenizer_key
-from cogcalib_jax.inference.calibration_file import ADAPTER_HASH, OPTIONS, start_of
-from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR
-from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, OptionScore, stored_option_score
 from cogcalib_jax.inference.posthoc import (
+    ADAPTER_HASH,
+    OPTIONS,
     fit_on,
+    start_of,
     stored_calibrator,
     with_calibrator,
     with_start,

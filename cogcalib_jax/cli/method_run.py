@@ -23,21 +23,18 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration, save_adapter
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.tokenizer import copy_tokenizer
-from cogcalib_jax.inference.calibration_file import (
+from cogcalib_jax.inference.evaluate import fit_calibrators, write_json
+from cogcalib_jax.inference.open_ended import Answers
+from cogcalib_jax.inference.posthoc import (
     OPTIONS,
     START,
     START_HASH,
+    STORED,
     WHY_NONE,
     choose_probe,
+    fit_on,
     how_asked,
     reduced_adapter,
-)
-from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.inference.open_ended import Answers
-from cogcalib_jax.inference.open_results import fit_calibrators, to_json
-from cogcalib_jax.inference.posthoc import (
-    STORED,
-    fit_on,
     stored_calibrator,
     stored_temperature,
     with_calibrator,
@@ -48,7 +45,7 @@ from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.report.text import count
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
-from cogcalib_jax.training.validation import Belief, options_belief
+from cogcalib_jax.training.log import Belief, options_belief
 
 NO_OPTIONS = (
     "open questions have no options, whose scores a temperature would divide; Platt scaling and the"
@@ -333,7 +330,7 @@ def write_calibration(
     if isinstance(predictions, Answers):
         open_answers = {
             "max_new_tokens": config.evaluation.open.max_new_tokens,
-            "calibrators": to_json(fit_calibrators(predictions)),
+            "calibrators": fit_calibrators(predictions).to_json(),
         }
     if not is_open and CALIBRATORS.make(spec).needs_classes:
         options = list(calibration[0].completions)

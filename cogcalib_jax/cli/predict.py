@@ -31,17 +31,15 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_file
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
-from cogcalib_jax.inference.calibration_file import WHY_NONE
-from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.config import OptionScore, stored_option_score
 from cogcalib_jax.inference.posthoc import (
-    ExpectedAccuracy,
-    cutoff_for,
-    expected_accuracy,
+    WHY_NONE,
     stored_calibrator,
     stored_temperature,
 )
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.metrics import top_label
+from cogcalib_jax.metrics.scores import ExpectedAccuracy, cutoff_for, expected_accuracy
 from cogcalib_jax.report.text import TEXT_WIDTH, count, percent
 
 

@@ -38,11 +38,9 @@ from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
 from cogcalib_jax.hf.weights import read_config, stored_dtype
 from cogcalib_jax.inference.base_model import load_on_mesh
-from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
-from cogcalib_jax.inference.evaluate import data_hash
+from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, DEFAULT_OPTION_SCORE, EvaluationConfig
+from cogcalib_jax.inference.evaluate import Calibrators, calibrated, data_hash
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
-from cogcalib_jax.inference.open_results import Calibrators, calibrated, from_json
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.machines import DistributedConfig
 from cogcalib_jax.method.config import MethodConfig
@@ -59,8 +57,8 @@ from cogcalib_jax.settings import identity, to_dict
 from cogcalib_jax.sharding import make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_context, check_mesh
 from cogcalib_jax.training.finetune import Trainer, make_trainer
-from cogcalib_jax.training.optimizers import variant_of
 from cogcalib_jax.training.state import AnchorRows, Trainable
+from cogcalib_jax.training.variant import variant_of
 from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids, ensure_base
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, tokenizer_in_memory
@@ -366,7 +364,7 @@ def stored_calibrators(adapter: Path) -> Calibrators:
     if answers is None:
         return NO_CALIBRATORS
     try:
-        return from_json(answers["calibrators"])
+        return Calibrators.from_json(answers["calibrators"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{adapter / CALIBRATION_FILE}: damaged ({reason_of(error)}); train again, or fetch it"

@@ -34,8 +34,7 @@ from cogcalib_jax.files import command_line
 from cogcalib_jax.hf.adapter import load_adapter
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.stacking import stack_adapters
-from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.inference.open_results import fit_calibrators
+from cogcalib_jax.inference.evaluate import fit_calibrators, write_json
 from cogcalib_jax.inference.posthoc import fit_on, mean_nll
 from cogcalib_jax.inference.predict import Predictor, commonest_answer, counted_by
 from cogcalib_jax.inference.predictions import Predictions
@@ -51,7 +50,7 @@ from cogcalib_jax.report.recommendation import (
 )
 from cogcalib_jax.report.text import BASE, COMMONEST
 from cogcalib_jax.settings import marked_paths
-from cogcalib_jax.training.validation import options_belief
+from cogcalib_jax.training.log import options_belief
 
 
 def look_at_base(run: Run) -> None:

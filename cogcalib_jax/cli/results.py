@@ -23,26 +23,27 @@ from cogcalib_jax.cli.run_folder import (
 from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit, question_clusters
 from cogcalib_jax.distributed import from_main, in_main, main_only
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, first_of
 from cogcalib_jax.files import is_plain_name, reason_of
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import (
+    MAIN,
     data_hash,
+    open_metrics,
     provenance,
     question_fields,
     require_fields,
     subgroups,
     task_metrics,
     write_json,
+    write_open_predictions,
 )
 from cogcalib_jax.inference.open_ended import OpenPredictions
-from cogcalib_jax.inference.open_results import MAIN, open_metrics, write_open_predictions
 from cogcalib_jax.inference.predictions import Predictions, held_as, write_predictions
 from cogcalib_jax.inference.scored_rows import ConfidenceRows, read_scored
 from cogcalib_jax.metrics import summarize
 from cogcalib_jax.models.config import Quantise
 from cogcalib_jax.training.config import require_same_identity
-from cogcalib_jax.training.step_log import listed
 
 FILE = "eval.json"
 PARTIAL = "eval.partial.json"
@@ -146,7 +147,7 @@ def require_numbers(
     if lost:
         raise UserError(
             f"{model}: gives no probabilities (not a number) for {len(lost)} of {len(encoded)}"
-            f" questions: {listed(lost)}; weights are damaged, or too large for --model.dtype:"
+            f" questions: {first_of(lost)}; weights are damaged, or too large for --model.dtype:"
             " fetch them again, or use float32"
         )
 

@@ -23,17 +23,21 @@ from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset, split_ar
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import FieldError, UserError, check
-from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, EvaluationConfig
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, ChosenOptionScore
+from cogcalib_jax.inference.config import (
+    DEFAULT_CALIBRATOR,
+    DEFAULT_OPTION_SCORE,
+    ChosenOptionScore,
+    EvaluationConfig,
+)
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.report.text import tempered
 from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
-from cogcalib_jax.training.composition import CompositionConfig
 from cogcalib_jax.training.config import (
     DEFAULT_OPTIMIZER,
     CheckpointConfig,
+    CompositionConfig,
     TrainingConfig,
     require_same_identity,
 )

@@ -37,10 +37,10 @@ from cogcalib_jax.files import (
 )
 from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
-from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.settings import Role, by_path
-from cogcalib_jax.training.manifest import MANIFEST, DamageError, read_manifest
+from cogcalib_jax.training.checkpoint import MANIFEST, DamageError, read_manifest
 
 # File systems that have no locks say so with one of these.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -16,7 +16,7 @@ from typing import Any
 from flax import nnx
 
 from cogcalib_jax.baselines import tfb
-from cogcalib_jax.baselines.ib_edl import IbEdlPredictor, scale_tokens
+from cogcalib_jax.baselines.ib_edl import IbEdl, IbEdlPredictor, scale_tokens
 from cogcalib_jax.baselines.kfac import NoPosterior
 from cogcalib_jax.baselines.laplace import LaplacePredictor, fit
 from cogcalib_jax.baselines.registry import BASELINES
@@ -31,6 +31,7 @@ from cogcalib_jax.baselines.rows import (
     Tfb,
 )
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor, draws
+from cogcalib_jax.baselines.variational import Prior, ScalaBl
 from cogcalib_jax.cli.method_run import Run, Start, score, train_method, write_answers
 from cogcalib_jax.cli.references import interpolation_row, start_row
 from cogcalib_jax.cli.results import has_results, read_results
@@ -49,12 +50,9 @@ from cogcalib_jax.models.parameters import (
 )
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.settings import identity, style_identity
-from cogcalib_jax.training.blob import Prior
 from cogcalib_jax.training.config import OPTIMIZERS
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
-from cogcalib_jax.training.ib_edl import IbEdl
-from cogcalib_jax.training.scalabl import ScalaBl
-from cogcalib_jax.training.validation import options_belief
+from cogcalib_jax.training.log import options_belief
 from cogcalib_jax.training.variant import Variant
 
 Predict = Callable[[EncodedSplit], Predictions]

@@ -12,7 +12,7 @@ from cogcalib_jax.configlib.loading import from_yaml
 from cogcalib_jax.configlib.sources import Arguments, split_arguments
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of, refuse_external_links
-from cogcalib_jax.inference.option_score import OptionScore, stored_option_score
+from cogcalib_jax.inference.config import OptionScore, stored_option_score
 from cogcalib_jax.settings import Role, marked_paths
 
 DEFAULT_ROOT = Path("runs")

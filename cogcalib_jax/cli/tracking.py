@@ -15,18 +15,19 @@ from typing import Any
 
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.distributed import is_main
-from cogcalib_jax.hf.download import public_name
+from cogcalib_jax.hf.files import public_name
 from cogcalib_jax.settings import identity
-from cogcalib_jax.training.callbacks import StartInfo, announced
-from cogcalib_jax.training.finetune import Trainer
-from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.step_log import step_info
-from cogcalib_jax.training.trackers import (
+from cogcalib_jax.training.callbacks import (
     MlflowTracker,
+    StartInfo,
     TensorBoardTracker,
     Tracker,
     WandbTracker,
+    announced,
 )
+from cogcalib_jax.training.finetune import Trainer
+from cogcalib_jax.training.log import step_info
+from cogcalib_jax.training.storage import Journal
 
 PROJECT = "cogcalib_jax"
 # Sections and fields that do not describe a method.

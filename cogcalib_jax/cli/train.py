@@ -43,8 +43,8 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, in_main
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import whole_folder, write_whole
+from cogcalib_jax.inference.config import OptionScore
 from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.inference.option_score import OptionScore
 from cogcalib_jax.inference.posthoc import choose_option_score
 from cogcalib_jax.metrics.significance import paired_difference
 from cogcalib_jax.report.load_run import TEMPERED
@@ -56,7 +56,7 @@ from cogcalib_jax.report.recommendation import (
 )
 from cogcalib_jax.report.text import BASE, COMMONEST, best_epoch_of, is_tempered, tempered
 from cogcalib_jax.settings import style_identity, with_places_of
-from cogcalib_jax.training.composition import compose
+from cogcalib_jax.training.config import compose
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, style_phase
 
 

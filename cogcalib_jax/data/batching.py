@@ -14,6 +14,7 @@ import numpy as np
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 
 Item = TypeVar("Item")
+MAX_BUCKETS = 12
 
 
 class StartBelief(NamedTuple):
@@ -132,6 +133,23 @@ def tree_batches(
         yield make_trees(split, rows, batch_size, buckets, option_score)
 
 
+def scored_batches(
+    encoded: Sequence[Encoded],
+    batch_size: int,
+    option_score: str | None,
+    max_buckets: int = MAX_BUCKETS,
+    multiple: int = 8,
+) -> Iterator[Batch]:
+    """Yield every row once: as a tree, whose options the rule `option_score` scores, or with its
+    right answer alone (None); other arguments as for `length_buckets`."""
+    split = EncodedSplit.of(encoded)
+    if option_score is None:
+        buckets = length_buckets(split.lengths, max_buckets, multiple)
+        return eval_batches(split, batch_size, buckets)
+    buckets = length_buckets(split.tree_lengths, max_buckets, multiple)
+    return tree_batches(split, batch_size, buckets, option_score)
+
+
 def _by_length(lengths: np.ndarray, batch_size: int) -> Iterator[list[int]]:
     """Yield indices in order of length (ties in order of index), in batches."""
     order = np.argsort(lengths, kind="stable")
@@ -149,15 +167,12 @@ def make_batch(
     """Return the batch of (row, option) picks, filled up with copies of the last one."""
     picks, weight = _filled(picks, batch_size)
     sequences = [split[row].prompt_ids + split[row].completion_ids[option] for row, option in picks]
-    lengths = np.array([len(ids) - 1 for ids in sequences], np.int32)
-
-    input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
+    input_ids, lengths = _inputs([ids[:-1] for ids in sequences], buckets)
     positions = np.zeros((batch_size, answer_axis), np.int32)
     targets = np.zeros((batch_size, answer_axis), np.int32)
     loss_mask = np.zeros((batch_size, answer_axis), np.float32)
     for i, ((row, option), ids) in enumerate(zip(picks, sequences, strict=True)):
         example = split[row]
-        input_ids[i, : lengths[i]] = ids[:-1]
         completion = example.completion_ids[option]
         n = len(completion)
         targets[i, :n] = completion
@@ -183,10 +198,7 @@ def make_questions(
 ) -> Batch:
     """Return the batch of `rows` without their answers, filled up with copies of the last one."""
     rows, weight = _filled(rows, batch_size)
-    lengths = prompt_lengths([split[row] for row in rows])
-    input_ids = np.zeros((batch_size, _bucket(int(lengths.max()), buckets)), np.int32)
-    for i, row in enumerate(rows):
-        input_ids[i, : lengths[i]] = split[row].prompt_ids
+    input_ids, lengths = _inputs([split[row].prompt_ids for row in rows], buckets)
     option_ids, option_mask = _options(split, rows)
     return Batch(
         input_ids=input_ids,
@@ -288,6 +300,15 @@ def _filled(items: Sequence[Item], size: int) -> tuple[list[Item], np.ndarray]:
     return [*items, *[items[-1]] * (size - len(items))], weight
 
 
+def _inputs(rows: Sequence[Sequence[int]], buckets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `input_ids` and `lengths` of a batch of `rows`."""
+    lengths = np.array([len(ids) for ids in rows], np.int32)
+    input_ids = np.zeros((len(rows), _bucket(int(lengths.max()), buckets)), np.int32)
+    for i, ids in enumerate(rows):
+        input_ids[i, : len(ids)] = ids
+    return input_ids, lengths
+
+
 def _options(split: EncodedSplit, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return `option_ids` and `option_mask` of a batch of `rows`."""
     shape = len(rows), split.options if split.single_token_options else 0
@@ -308,7 +329,7 @@ def _bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def length_buckets(
-    lengths: Sequence[int] | np.ndarray, max_buckets: int = 12, multiple: int = 8
+    lengths: Sequence[int] | np.ndarray, max_buckets: int = MAX_BUCKETS, multiple: int = 8
 ) -> tuple[int, ...]:
     """Return the increasing padded lengths that waste the fewest tokens.
 

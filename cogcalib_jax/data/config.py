@@ -7,8 +7,8 @@ from typing import Literal
 
 from cogcalib_jax.data.prompts import CLEAN, PROMPTS, PROTOCOLS
 from cogcalib_jax.data.tasks import TASKS, MadeTask
-from cogcalib_jax.data.tasks.answers import Way
 from cogcalib_jax.data.tasks.columns import parse_columns
+from cogcalib_jax.data.tasks.fields import Way
 from cogcalib_jax.errors import FieldError, check
 from cogcalib_jax.settings import often, setting
 
@@ -70,9 +70,7 @@ class DataConfig:
             for name in LIMITS:
                 own = f"{task.section}.{name.removesuffix('_rows')}"
                 check(
-                    getattr(self, name) is None,
-                    name,
-                    f"must be none: task {self.task} has {own}",
+                    getattr(self, name) is None, name, f"must be none: task {self.task} has {own}"
                 )
         elif task.hub is None:
             check(self.path is not None, "path", f"must name a file or folder for task {self.task}")

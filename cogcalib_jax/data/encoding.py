@@ -165,11 +165,6 @@ def encode_split(
     return split, tuple(notes)
 
 
-def single_token_options(encoded: Sequence[Encoded]) -> bool:
-    """Return whether every option is one token, different for every option of a row."""
-    return EncodedSplit.of(encoded).single_token_options
-
-
 class _Ids(NamedTuple):
     """Token ids of a prompt, and of the prompt with each completion."""
 

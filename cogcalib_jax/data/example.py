@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from cogcalib_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cogcalib_jax.data.prompts import Template
+
+Kept = TypeVar("Kept")
 
 HASH = "question_hash"
 """the field of a prediction row that `question_hash` fills"""
@@ -102,12 +104,35 @@ class Encoded:
         return tuple(len(text.strip()) for text in self.completions)
 
 
-class EncodedSplit(tuple[Encoded, ...]):
+class KeptTuple(tuple[Kept, ...]):
+    """A tuple whose slices keep the attributes that `kept` names."""
+
+    kept: ClassVar[tuple[str, ...]]
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Kept: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Kept | Self:
+        found = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return found
+        part = type(self)(found)
+        for name in self.kept:
+            setattr(part, name, getattr(self, name))
+        return part
+
+
+class EncodedSplit(KeptTuple[Encoded]):
     """A tuple of encoded rows that caches the facts about all rows that shapes of batches need.
 
     Shapes depend on the split and not on the rows drawn, so a split compiles once per padded
     length. A slice is a split with the same prompts.
     """
+
+    kept = ("template", "pmi_prefix_ids", "protocol")
 
     template: Template | None = None
     """the template of its prompts, set by `encode_split`"""
@@ -123,21 +148,6 @@ class EncodedSplit(tuple[Encoded, ...]):
     def of(cls, rows: Iterable[Encoded]) -> EncodedSplit:
         """Return `rows` as a split; a split is returned as it is."""
         return rows if isinstance(rows, cls) else cls(rows)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Encoded: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> EncodedSplit: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Encoded | EncodedSplit:
-        found = super().__getitem__(index)
-        if not isinstance(index, slice):
-            return found
-        part = EncodedSplit(found)
-        part.template, part.protocol = self.template, self.protocol
-        part.pmi_prefix_ids = self.pmi_prefix_ids
-        return part
 
     @cached_property
     def lengths(self) -> np.ndarray:

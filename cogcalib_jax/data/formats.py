@@ -10,6 +10,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,14 +166,6 @@ def _array(file: Path, text: str) -> Iterator[Row]:
         ) from error
 
 
-def _read_csv(file: Path, data: bytes) -> FileRows:
-    return _read_table(file, data, ",")
-
-
-def _read_tsv(file: Path, data: bytes) -> FileRows:
-    return _read_table(file, data, "\t")
-
-
 def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
     """Read a table of texts with a header. No cell is taken for a number; an empty one is None."""
     text = _text(file, data)
@@ -292,8 +285,8 @@ _READERS: dict[str, Callable[[Path, bytes], FileRows]] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_table, usual=","),
+    ".tsv": partial(_read_table, usual="\t"),
 }
 FORMATS = (*_READERS, ".parquet")
 """suffixes of the files that can be read"""

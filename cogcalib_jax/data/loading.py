@@ -24,7 +24,7 @@ from cogcalib_jax.data.splits import Official, draw_shots, limit_test, make_spli
 from cogcalib_jax.data.tasks import TASKS, MadeTask, RowTask
 from cogcalib_jax.data.tasks.custom import Reader, settle
 from cogcalib_jax.data.tasks.fields import check, near_misses, right_choice_repeats
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, first_of
 
 # Names that a line about files and columns shows.
 _MOST = 12
@@ -169,9 +169,9 @@ def read_line(
     if reader is not None:
         parts += reader.notes
         if reader.unread:
-            parts.append(f"columns not used: {_listed(reader.unread)}")
+            parts.append(f"columns not used: {first_of(reader.unread, _MOST)}")
     if unread:
-        parts.append(f"files not read: {_listed(unread)}")
+        parts.append(f"files not read: {first_of(unread, _MOST)}")
     return "; ".join(parts)
 
 
@@ -366,10 +366,7 @@ def _examples(
 
 
 def _read_line(
-    config: DataConfig,
-    stored: Mapping[str, Stored],
-    rows: Sequence[Example],
-    reader: Reader | None,
+    config: DataConfig, stored: Mapping[str, Stored], rows: Sequence[Example], reader: Reader | None
 ) -> str:
     """Return a line about the files that were read; empty for rows of the Hub."""
     if config.path is None:
@@ -387,8 +384,3 @@ def _shown_files(name: str, files: Sequence[Path]) -> str:
     shown = first if len(files) == 1 else f"{first} to {files[-1].name}"
     # The split is named only if the file's name does not begin with it.
     return f"{shown} as {name}" if name and not first.casefold().startswith(name) else shown
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST
-    return ", ".join(names[:_MOST]) + (f" and {more} more" if more > 0 else "")

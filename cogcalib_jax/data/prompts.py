@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Encoded, Example
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import DAMAGED, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 # Templates of reasoning models open an empty thought instead of waiting for one; those of Llama 3
 # write this date, their own default, instead of today's, so that prompts do not change overnight.
 _SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-# A template is a program: it may add values that are no text, divide by zero, count too far or
-# call itself for ever. ValueError also: several templates, and none that is the default.
-_TEMPLATE_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 _PROBES = (
     ("Which colour has it?\nA. red\nB. blue\nAnswer:", "Xylophone"),
     ("Who wrote the book", "Zebra"),
@@ -398,7 +388,9 @@ def _rendered(
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=question is not None, **_SETTINGS
         )
-    except (*_TEMPLATE_ERRORS, TemplateError) as error:
+    # A template is a program: it may add values that are no text, divide by zero, count too far or
+    # call itself for ever. ValueError also: several templates, and none that is the default.
+    except (*DAMAGED, TemplateError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise _refusal(tokenizer, f"cannot write a conversation ({reason})") from error
 

@@ -178,7 +178,8 @@ def _deal_shots(
     They come off the end of the deck, so that calibration and validation rows, which come off its
     front, stay the same for any number of them.
     """
-    deck = _shuffled(_components(train), config.split_seed, stream=0)
+    components = _components(train)
+    deck = [components[i] for i in _rng(config.split_seed, 0).permutation(len(components))]
     if config.few_shot > len(deck):
         raise UserError(
             f"task {config.task}: data.few_shot = {config.few_shot}, and the training split has"
@@ -326,10 +327,6 @@ def _deal(
         else:
             rest.append(component)
     return taken, rest
-
-
-def _shuffled(components: list[list[int]], seed: int, stream: int) -> list[list[int]]:
-    return [components[i] for i in _rng(seed, stream).permutation(len(components))]
 
 
 def _limit(

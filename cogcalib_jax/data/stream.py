@@ -40,20 +40,34 @@ Result = TypeVar("Result")
 class _Endless:
     """Row numbers of batches, one permutation of a split after the other."""
 
-    def __init__(self, rows: int, seed: int, batch_size: int):
-        if not rows:
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        lengths: np.ndarray,
+        seed: int,
+        batch_size: int,
+        option_score: str | None,
+    ):
+        """lengths: of the rows without their other options; others as for `TrainStream`."""
+        if not encoded:
             raise ValueError("a training batch needs at least one row")
-        self._count, self._seed, self._size = rows, seed, batch_size
+        self._split = EncodedSplit.of(encoded)
+        self._seed, self._size, self._option_score = seed, batch_size, option_score
+        self._lengths = self._split.tree_lengths if option_score is not None else lengths
         self._orders: dict[int, np.ndarray] = {}
 
     def rows(self, step: int) -> list[int]:
         """Return the row numbers of the batch of `step`."""
-        n = self._count
+        n = len(self._split)
         first = step * self._size
         return [
             int(self._order(position // n)[position % n])
             for position in range(first, first + self._size)
         ]
+
+    def real_tokens(self, step: int) -> int:
+        """Return the tokens of the batch of `step` without padding."""
+        return int(self._lengths[self.rows(step)].sum())
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the row numbers `[rows]` of an epoch."""
@@ -97,12 +111,8 @@ class TrainStream(_Endless):
             option_score: the rule that scores options, for rows with all their options; None: rows
                 with the right answer alone.
         """
-        super().__init__(len(encoded), seed, batch_size)
-        self._split = EncodedSplit.of(encoded)
-        self._option_score = option_score
-        answers = [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in self._split]
-        whole = option_score is not None
-        self._lengths = self._split.tree_lengths if whole else np.array(answers, np.int32)
+        answers = [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in encoded]
+        super().__init__(encoded, np.array(answers, np.int32), seed, batch_size, option_score)
         for window in (0, *WINDOWS):
             self._window = window // batch_size * batch_size
             self._orders.clear()
@@ -114,10 +124,6 @@ class TrainStream(_Endless):
         """Return the padded length of the batch of `step`."""
         longest = int(self._lengths[self.rows(step)].max())
         return min(bucket for bucket in self.buckets if bucket >= longest)
-
-    def real_tokens(self, step: int) -> int:
-        """Return the tokens of the batch of `step` without padding."""
-        return int(self._lengths[self.rows(step)].sum())
 
     def batch(self, step: int, part: Sequence[int] | None = None) -> Batch:
         """Return the batch of `step`, or the rows of it at the positions `part`, for one host."""
@@ -187,16 +193,8 @@ class AnchorStream(_Endless):
         option_score: str | None = None,
     ):
         """Choose the padded length; arguments as for `TrainStream`."""
-        super().__init__(len(encoded), seed, batch_size)
-        self._split = EncodedSplit.of(encoded)
-        self._option_score = option_score
-        whole = option_score is not None
-        self._lengths = self._split.tree_lengths if whole else prompt_lengths(self._split)
+        super().__init__(encoded, prompt_lengths(encoded), seed, batch_size, option_score)
         (self.padded_length,) = length_buckets(self._lengths, 1, multiple)
-
-    def real_tokens(self, step: int) -> int:
-        """Return the tokens of the questions of `step` without padding."""
-        return int(self._lengths[self.rows(step)].sum())
 
     def batch(self, step: int, part: Sequence[int]) -> Batch:
         """Return the questions of `step` at the positions `part`."""
@@ -211,7 +209,7 @@ class AnchorStream(_Endless):
     def _arranged(self, epoch: int) -> np.ndarray:
         # The last number makes this order differ from that of as many training rows.
         entropy = np.random.SeedSequence([self._seed, epoch, 1])
-        return np.random.Generator(np.random.Philox(entropy)).permutation(self._count)
+        return np.random.Generator(np.random.Philox(entropy)).permutation(len(self._split))
 
 
 def prefetch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, SupportsIndex, overload
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import template_of
-from cogcalib_jax.data.example import BadRow, Example
+from cogcalib_jax.data.example import BadRow, Example, KeptTuple
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.loading import load_splits, read_line
 from cogcalib_jax.data.prompts import Template
@@ -75,9 +75,10 @@ def stored_prompting(calibration: Mapping[str, Any]) -> Prompting:
     return Prompting(data, template=Template(**pieces))
 
 
-class Examples(tuple[Example, ...]):
+class Examples(KeptTuple[Example]):
     """Questions of one split with their prompting; a slice keeps it."""
 
+    kept = ("split", "prompting")
     split: str
     prompting: Prompting
 
@@ -87,18 +88,6 @@ class Examples(tuple[Example, ...]):
         made = cls(rows)
         made.split, made.prompting = split, prompting
         return made
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Examples: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Example | Examples:
-        found = super().__getitem__(index)
-        if isinstance(index, slice):
-            return Examples.of(found, self.split, self.prompting)
-        return found
 
 
 @dataclass(frozen=True)
@@ -155,18 +144,17 @@ class Task:
             for split, source in given.items()
             if source is not None
         }
-        named = () if columns is None else tuple(_column(*item) for item in columns.items())
-        config = _config("custom", IN_MEMORY, prompt, seed, columns=named or None, **settings)
+        named = [
+            f"{field}={names if isinstance(names, str) else '+'.join(names)}"
+            for field, names in (columns or {}).items()
+        ]
+        own = tuple(named) or None
+        config = _config("custom", IN_MEMORY, prompt, seed, columns=own, **settings)
         return _task(name, config, prompt, seed, stored)
 
     @classmethod
     def from_path(
-        cls,
-        path: str | Path,
-        *,
-        prompt: str | Template = "auto",
-        seed: int = 0,
-        **settings: Any,
+        cls, path: str | Path, *, prompt: str | Template = "auto", seed: int = 0, **settings: Any
     ) -> Task:
         """Split the rows of a file, or of a folder with train, validation and test files.
 
@@ -298,10 +286,6 @@ def _content(row: Any) -> Mapping[str, Any] | BadRow:
 def _plain(value: Any) -> Any:
     """Return arrays and NumPy scalars of Parquet and pandas as Python values."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _column(field: str, names: str | Sequence[str]) -> str:
-    return f"{field}={names if isinstance(names, str) else '+'.join(names)}"
 
 
 def _config(

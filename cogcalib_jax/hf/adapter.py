@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from cogcalib_jax.console import show_note
 from cogcalib_jax.distributed import main_only
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, first_of
 from cogcalib_jax.files import read_object, whole_folder
 from cogcalib_jax.hf.adapter_config import (
     CONFIG_FILE,
@@ -28,9 +27,10 @@ from cogcalib_jax.hf.adapter_config import (
     adapter_tensors,
     own_name,
     placement_settings,
+    put_adapter,
     read_lora_config,
 )
-from cogcalib_jax.hf.safetensors import DTYPES, Padded, Tensor, first_of, open_folder
+from cogcalib_jax.hf.files import DTYPES, Padded, Tensor, open_folder
 from cogcalib_jax.hf.weights import host_tensors, read_parameter, tensor_shapes
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -104,9 +104,7 @@ def _form(decoder: Decoder, lora: LoraConfig) -> dict[str, Any]:
 @main_only
 def _write(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     with whole_folder(folder, replace=True) as building:
-        text = json.dumps(raw, indent=2) + "\n"
-        (building / CONFIG_FILE).write_text(text, encoding="utf-8")
-        save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+        put_adapter(building, raw, tensors)
 
 
 def load_adapter(folder: str | Path, decoder: Decoder) -> None:
@@ -256,10 +254,7 @@ def placed_name(name: str, lora: LoraConfig) -> str:
 
 
 def _require_match(
-    file: Path,
-    tensors: dict[str, Tensor],
-    wanted: dict[str, tuple[int, ...]],
-    form: LoraConfig,
+    file: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], form: LoraConfig
 ) -> None:
     kinds = {
         "missing": [stored_name(name, form) for name in wanted if name not in tensors],

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from cogcalib_jax.errors import FieldError, UserError
-from cogcalib_jax.files import read_object, refuse_external_links
-from cogcalib_jax.hf.safetensors import Tensor, read_header
+from cogcalib_jax.files import put_json, read_object, refuse_external_links
+from cogcalib_jax.hf.files import Tensor, read_header
 from cogcalib_jax.models.config import (
     ALL_LINEAR,
     LARGEST_RANK,
@@ -127,6 +130,12 @@ def own_name(name: str) -> tuple[str, str]:
     return name, "model."
 
 
+def put_adapter(folder: Path, raw: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Write the two files of an adapter."""
+    put_json(folder / CONFIG_FILE, raw)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
 def placement_settings(lora: LoraConfig, modules: list[str]) -> dict[str, Any]:
     """Return the entries of adapter_config.json that say where the adapter is.
 
@@ -178,9 +187,7 @@ def _require_supported(raw: dict[str, Any], path: Path, tensors: dict[str, Tenso
         )
     for key in ("use_rslora", "use_dora"):
         if not isinstance(raw.get(key) or False, bool):
-            raise UserError(
-                f"{path}: {key} is {raw[key]!r:.40}; expected true or false. Fetch the file again"
-            )
+            raise _wrong(path, key, raw[key], "true or false")
     for key, meaning in REFUSED.items():
         if raw.get(key):
             # What acts on some tokens alone cannot be merged.
@@ -194,6 +201,11 @@ def _require_supported(raw: dict[str, Any], path: Path, tensors: dict[str, Tenso
         )
 
 
+def _wrong(path: Path, key: str, value: Any, expected: str) -> UserError:
+    """Return the error for a value of another kind than PEFT writes."""
+    return UserError(f"{path}: {key} is {value!r:.40}; expected {expected}. Fetch the file again")
+
+
 def _require_number(value: Any, name: str, path: Path, *, whole: bool) -> None:
     kinds, wanted = (int, "a whole number") if whole else (int | float, "a number")
     if isinstance(value, bool) or not isinstance(value, kinds):
@@ -204,23 +216,14 @@ def _read_placement(raw: dict[str, Any], path: Path, prefix: str) -> Placement:
     layers = raw.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers or []
     if not isinstance(layers, list) or not all(isinstance(i, int) for i in layers):
-        raise UserError(
-            f"{path}: layers_to_transform is {layers!r:.40}; expected whole numbers. Fetch the file"
-            " again"
-        )
+        raise _wrong(path, "layers_to_transform", layers, "whole numbers")
     pattern = raw.get("layers_pattern") or []
     ranks = _read_patterns(raw, "rank_pattern", path, whole=True)
     if not all(1 <= rank <= LARGEST_RANK for _, rank in ranks):
-        raise UserError(
-            f"{path}: rank_pattern is {dict(ranks)!r:.40}; expected ranks from 1 to {LARGEST_RANK}."
-            " Fetch the file again"
-        )
+        raise _wrong(path, "rank_pattern", dict(ranks), f"ranks from 1 to {LARGEST_RANK}")
     alphas = _read_patterns(raw, "alpha_pattern", path, whole=False)
     if not all(alpha > 0 for _, alpha in alphas):
-        raise UserError(
-            f"{path}: alpha_pattern is {dict(alphas)!r:.40}; expected positive numbers. Fetch the"
-            " file again"
-        )
+        raise _wrong(path, "alpha_pattern", dict(alphas), "positive numbers")
     placement = Placement(
         target_modules=_read_names(raw.get("target_modules"), "target_modules", path),
         exclude_modules=_read_names(raw.get("exclude_modules") or [], "exclude_modules", path),
@@ -249,10 +252,7 @@ def _read_names(value: Any, key: str, path: Path) -> Names:
         _require_regex(value, key, path)
         return value
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise UserError(
-            f"{path}: {key} is {value!r:.40}; expected names or a regular expression. Fetch the"
-            " file again"
-        )
+        raise _wrong(path, key, value, "names or a regular expression")
     return tuple(value)
 
 
@@ -275,9 +275,7 @@ def _read_token_ids(raw: dict[str, Any], path: Path) -> tuple[tuple[str, tuple[i
         isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
         for ids in by_table.values()
     ):
-        raise UserError(
-            f"{path}: {key} is {value!r:.40}; expected lists of token ids. Fetch the file again"
-        )
+        raise _wrong(path, key, value, "lists of token ids")
     names = _read_tables(list(by_table), key, path)
     if any(len(set(ids)) < len(ids) for ids in by_table.values()) or set(names) & set(
         raw.get("modules_to_save") or []
@@ -291,9 +289,7 @@ def _read_patterns(
 ) -> tuple[tuple[str, Any], ...]:
     patterns = raw.get(key) or {}
     if not isinstance(patterns, dict):
-        raise UserError(
-            f"{path}: {key} is {patterns!r:.40}; expected a JSON object. Fetch the file again"
-        )
+        raise _wrong(path, key, patterns, "a JSON object")
     for pattern, value in patterns.items():
         _require_regex(pattern, key, path)
         _require_number(value, f"{key}[{pattern!r}]", path, whole=whole)
@@ -306,10 +302,7 @@ def _require_regex(pattern: str, key: str, path: Path) -> None:
         for form in (pattern, f".*({pattern})$"):
             re.compile(form)
     except re.error as error:
-        raise UserError(
-            f"{path}: {key} is {pattern!r:.40}; expected a regular expression ({error}). Fetch the"
-            " file again"
-        ) from error
+        raise _wrong(path, key, pattern, f"a regular expression ({error})") from error
 
 
 def _projections(placement: Placement, layers: set[int]) -> tuple[str, ...]:

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load
 
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.distributed import main_only
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import DAMAGED, UserError
 from cogcalib_jax.files import command_line, reason_of, write_whole
 from cogcalib_jax.hf.adapter import QUANTISE, read_calibration
-from cogcalib_jax.hf.download import model_folder, public_name
+from cogcalib_jax.hf.files import model_folder, public_name
 from cogcalib_jax.models.config import LoraConfig
 
-CARD_FILE = "README.md"
+CARD_FILE, JOURNAL, RESULTS = "README.md", "metrics.jsonl", "eval.json"
 UNKNOWN_LICENCE = "unknown: see the base"
 NOT_MEASURED = "Not measured on this adapter by the tool that wrote this card."
 UNTIED = (
@@ -49,7 +50,6 @@ base = AutoModelForCausalLM.from_pretrained("BASE")
 model = PeftModel.from_pretrained(base, "FOLDER")
 ```"""
 MEASURES = ("accuracy", "ece", "nll", "brier", "auroc")
-DAMAGED = (FileNotFoundError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
 _FOLDERS = re.compile(r"(?<![\w.])(?:\"\$HOME\"|~|\.{1,2})?/(?:(?:\"\$USER\"|[^\s/'\"=,]+)/)+")
 
 
@@ -58,18 +58,15 @@ def write_card(
     adapter: Path,
     base_name: str | Path,
     lora: LoraConfig,
-    asked: Mapping[str, Any] | None = None,
     run: Path | None = None,
     results: Sequence[Path] = (),
 ) -> None:
-    """Write the card of an adapter into its folder.
+    """Write the card of an adapter into its folder, which may hold a calibration.json.
 
     Args:
         adapter: the folder.
         base_name: Hub id or folder of the base.
         lora: the adapter's form.
-        asked: `prompt`, `option_score`, `temperature` and `calibrator`, as in `calibration.json`,
-            each of which may be missing; None: the contents of that file.
         run: the run folder that holds the adapter, if there is one.
         results: folders whose eval.json is of this adapter, the second one with its temperature;
             none: the numbers of its validation during training, if `run` has them.
@@ -78,13 +75,13 @@ def write_card(
         UserError: damaged files.
     """
     base_name, base = str(base_name), model_folder(base_name)
-    asked = read_calibration(adapter) or {} if asked is None else asked
-    facts = _base_facts(base_name, base, lora)
+    asked = read_calibration(adapter) or {}
+    front, facts = _about_base("peft", base_name, base, lora)
     facts |= _held((asked.get("base") or {}).get(QUANTISE))
     if run is not None:
         facts |= _training_facts(run) | _updates(run)
     sections = [
-        _front_matter("peft", base_name, base),
+        front,
         f"# LoRA adapter on {public_name(base_name)}",
         "Fine-tuned with cogcalib_jax, which trains confidences to keep their meaning.",
         _fact_list(facts),
@@ -123,14 +120,14 @@ def model_card(
     Raises:
         UserError: damaged files.
     """
-    facts = _base_facts(base_name, base, lora) | ({"Head": UNTIED} if untied else {})
-    facts |= _held(quantise)
+    front, facts = _about_base("transformers", base_name, base, lora)
+    facts |= ({"Head": UNTIED} if untied else {}) | _held(quantise)
     if run is None:
         facts["Data, method, threshold"] = "unknown: merged from an adapter without its run"
     else:
         facts |= _training_facts(run)
     sections = [
-        _front_matter("transformers", base_name, base),
+        front,
         f"# {public_name(base_name)}, fine-tuned with LoRA and merged",
         _fact_list(facts),
         "## Calibration",
@@ -142,11 +139,16 @@ def model_card(
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[str]:
-    """The file's text; what a damaged one lacks within the block is a UserError."""
+def _reading(file: Path) -> Iterator[Any]:
+    """The contents of a YAML or JSON file, or of JSON lines; what a damaged one lacks within the
+    block is a UserError."""
     try:
-        yield file.read_text(encoding="utf-8")
-    except (*DAMAGED, yaml.YAMLError) as error:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            yield [json.loads(line) for line in text.splitlines()]
+        else:
+            yield yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    except (*DAMAGED, FileNotFoundError, yaml.YAMLError) as error:
         raise UserError(
             f"{file}: damaged ({reason_of(error)}); put it back from a copy, or merge its adapter"
             " with --adapter instead of --run, for a card without its numbers"
@@ -158,28 +160,37 @@ def without_folders(command: str) -> str:
     return _FOLDERS.sub(".../", command)
 
 
-def _front_matter(library: str, base_name: str, base: Path) -> str:
-    """The metadata that the Hub reads; `library` loads the model."""
-    hub_id, (licence, _) = _hub_id(base_name), _licence(base)
-    fields: dict[str, Any] = {"library_name": library, "tags": ["calibration", "lora"]}
-    if hub_id:
-        fields["base_model"] = hub_id
-    if licence:
-        fields["license"] = licence
-    return f"---\n{yaml.safe_dump(fields, sort_keys=True)}---"
-
-
-def _base_facts(base_name: str, base: Path, lora: LoraConfig) -> dict[str, str]:
-    hub_id, (licence, link) = _hub_id(base_name), _licence(base)
-    return {
-        "Base": f"[{hub_id}](https://huggingface.co/{hub_id})"
-        if hub_id
-        else public_name(base_name),
+def _about_base(
+    library: str, base_name: str, base: Path, lora: LoraConfig
+) -> tuple[str, dict[str, str]]:
+    """The metadata that the Hub reads, and facts; `library` loads the model."""
+    name = public_name(base_name)
+    hub_id = base_name if name == base_name and "/" in name else None
+    licence = _licence(base)
+    fields = {"base_model": hub_id, "library_name": library, "license": licence}
+    fields = {key: value for key, value in fields.items() if value} | {
+        "tags": ["calibration", "lora"]
+    }
+    texts = sorted(path.name for path in base.glob("LICENSE*") if path.is_file())
+    link = f" (its text: [{texts[0]}]({texts[0]}))" if texts else ""
+    facts = {
+        "Base": f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else name,
         "Licence of the base": (licence or UNKNOWN_LICENCE) + link,
         "Adapter": f"{lora.kind} of rank {lora.r}, alpha {lora.lora_alpha:g}, on "
         + ", ".join(lora.target_modules)
         + (" (by layer: see adapter_config.json)" if lora.placement else ""),
     }
+    return f"---\n{yaml.safe_dump(fields)}---", facts
+
+
+def _licence(base: Path) -> str | None:
+    """The name of the base's licence, from the base's own card."""
+    try:
+        fields = metadata_load(base / "README.md") or {}
+    except (*DAMAGED, FileNotFoundError, yaml.YAMLError):
+        return None  # someone else's text, from which no licence can be read
+    names = (fields.get(key) for key in ("license_name", "license"))
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _held(quantise: str | None) -> dict[str, str]:
@@ -190,37 +201,13 @@ def _held(quantise: str | None) -> dict[str, str]:
     return {"Base in training": words}
 
 
-def _hub_id(base_name: str) -> str | None:
-    return base_name if public_name(base_name) == base_name and "/" in base_name else None
-
-
-def _licence(base: Path) -> tuple[str | None, str]:
-    """(name of the base's licence, link to its text), from the base's own files."""
-    files = sorted(path.name for path in base.glob("LICENSE*") if path.is_file())
-    link = f" (its text: [{files[0]}]({files[0]}))" if files else ""
-    readme = base / "README.md"
-    if readme.is_file():
-        parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-        if len(parts) == 3 and not parts[0].strip():
-            try:
-                fields = yaml.safe_load(parts[1])
-            except (*DAMAGED, ArithmeticError, yaml.YAMLError):
-                fields = None  # someone else's text, from which no licence can be read
-            if isinstance(fields, dict):
-                for key in ("license_name", "license"):
-                    if isinstance(fields.get(key), str) and fields[key]:
-                        return fields[key], link
-    return None, link
-
-
 def _fact_list(facts: Mapping[str, str]) -> str:
     return "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
 
 
 def _training_facts(run: Path) -> dict[str, str]:
     """Data, method and threshold, from the files of a run folder."""
-    with _reading(run / "config.yaml") as text:
-        config = yaml.safe_load(text)
+    with _reading(run / "config.yaml") as config:
         data, method = config["data"], config["method"]
         facts = {
             "Data": f"task `{data['task']}`"
@@ -239,10 +226,10 @@ def _training_facts(run: Path) -> dict[str, str]:
 
 def _threshold(run: Path) -> str:
     """The last threshold that was fitted."""
-    with _reading(run / "metrics.jsonl") as text:
-        fits = [fit for fit in map(json.loads, text.splitlines()) if fit["phase"] == "refit"]
+    with _reading(run / JOURNAL) as lines:
+        fits = [line for line in lines if line["phase"] == "refit"]
         if not fits:
-            return "unknown: none in metrics.jsonl"
+            return f"unknown: none in {JOURNAL}"
         fit = fits[-1]
         if fit["threshold"] is None:  # answers all right, or all wrong
             return f"none (last fit, step {fit['step']}: {fit['note']})"
@@ -266,16 +253,15 @@ def _updates(run: Path) -> dict[str, str]:
 
 
 def _journal(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    if not file.is_file():
+    if not (run / JOURNAL).is_file():
         return []
-    with _reading(file) as text:
-        return [json.loads(line) for line in text.splitlines()]
+    with _reading(run / JOURNAL) as lines:
+        return lines
 
 
 def _keeps_best(run: Path) -> bool:
-    with _reading(run / "config.yaml") as text:
-        return yaml.safe_load(text)["training"]["keep"] == "best"
+    with _reading(run / "config.yaml") as config:
+        return config["training"]["keep"] == "best"
 
 
 def _prompt(asked: Mapping[str, Any]) -> str:
@@ -325,69 +311,65 @@ def _validated(run: Path | None) -> str:
     if run is None or not found or "nll" not in found[0]:
         return NOT_MEASURED
     one = min(found, key=lambda line: line["nll"]) if _keeps_best(run) else found[-1]
-    return "\n".join(
-        [
-            "Measured on validation questions while training, without a calibrator.",
-            "",
-            "| epoch | accuracy | ECE | NLL | Brier | AUROC |",
-            "|---|---|---|---|---|---|",
-            f"| {one['epoch']:g} | {' | '.join(_number(one[key]) for key in MEASURES)} |",
-        ]
-    )
+    row = [f"{one['epoch']:g}", *(_number(one[key]) for key in MEASURES)]
+    table = _table("epoch accuracy ECE NLL Brier AUROC", [row])
+    return f"Measured on validation questions while training, without a calibrator.\n\n{table}"
 
 
 def _tested(run: Path, results: Sequence[Path]) -> str:
     plain, *tempered = results
-    lines = [f"Measured on test questions. {_ece_sentence(run)}", "", *_test_table(plain)]
+    parts = [f"Measured on test questions. {_ece_sentence(run)}", _test_table(plain)]
     for folder in tempered:
-        lines += ["", "The same with the temperature:", "", *_test_table(folder)]
-    return "\n".join(lines)
+        parts += ["The same with the temperature:", _test_table(folder)]
+    return "\n\n".join(parts)
 
 
 def _measured_before_merge(run: Path | None) -> str:
-    if run is None or not (run / "eval.json").is_file():
+    if run is None or not (run / RESULTS).is_file():
         return NOT_MEASURED
     measured = "Measured on test questions with base and adapter, before they were merged."
-    lines = [f"{measured} {_ece_sentence(run)}", "", *_test_table(run)]
-    with _reading(run / "eval.json") as text:
-        tasks = [numbers for task, numbers in json.loads(text).items() if task != "provenance"]
+    parts = [f"{measured} {_ece_sentence(run)}", _test_table(run)]
+    with _reading(run / RESULTS) as results:
+        tasks = [numbers for task, numbers in results.items() if task != "provenance"]
     rules = dict.fromkeys(filter(None, (numbers.get("option_score") for numbers in tasks)))
     if rules:
         names = ", ".join(f"`{rule}`" for rule in rules)
-        lines += ["", f"Options are scored by the rule {names} of cogcalib_jax's `option_score`."]
-    return "\n".join(lines)
+        parts.append(f"Options are scored by the rule {names} of cogcalib_jax's `option_score`.")
+    return "\n\n".join(parts)
 
 
 def _ece_sentence(run: Path) -> str:
-    with _reading(run / "config.yaml") as text:
-        bins = yaml.safe_load(text)["evaluation"]["bins"]
+    with _reading(run / "config.yaml") as config:
+        bins = config["evaluation"]["bins"]
     return (
         f"ECE with {bins} equal-width bins; its floor is the ECE (mean, 95th percentile) that a"
         " perfectly calibrated model with these confidences would show for as many questions."
     )
 
 
-def _test_table(folder: Path) -> list[str]:
-    """Lines of a table with the numbers of eval.json."""
-    lines = [
-        "| task | space | n | accuracy | ECE | floor | NLL | Brier | AUROC |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    with _reading(folder / "eval.json") as text:
-        for task, metrics in json.loads(text).items():
+def _test_table(folder: Path) -> str:
+    """The table of the numbers in eval.json."""
+    rows = []
+    with _reading(folder / RESULTS) as results:
+        for task, metrics in results.items():
             if task == "provenance":
                 continue
             spaces = {"answers": metrics}  # open questions have no options
             if metrics["vocab"] is not None:
                 spaces = {"options": metrics, "vocabulary": metrics["vocab"]}
             for space, values in spaces.items():
-                floor = values["ece_noise_floor"]
-                cells = [task, space, f"{metrics['n']:,}"]
-                cells += [_number(values[key]) for key in ("accuracy", "ece")]
-                cells.append(f"{_number(floor['mean'])}, {_number(floor['p95'])}")
-                cells += [_number(values[key]) for key in ("nll", "brier", "auroc")]
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
+                accuracy, ece, *others = (_number(values[key]) for key in MEASURES)
+                floor = ", ".join(
+                    _number(values["ece_noise_floor"][key]) for key in ("mean", "p95")
+                )
+                rows.append([task, space, f"{metrics['n']:,}", accuracy, ece, floor, *others])
+    return _table("task space n accuracy ECE floor NLL Brier AUROC", rows)
+
+
+def _table(names: str, rows: Sequence[Sequence[str]]) -> str:
+    columns = names.split()
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])
 
 
 def _number(value: float | None) -> str:
@@ -396,7 +378,7 @@ def _number(value: float | None) -> str:
 
 def _commands(run: Path | None, argv: Sequence[str]) -> str:
     commands = [command_line("python", "-m", "cogcalib_jax.hf.merge", *argv)]
-    if run is not None and (run / "eval.json").is_file():
-        with _reading(run / "eval.json") as text:
-            commands.insert(0, str(json.loads(text)["provenance"]["command"]))
+    if run is not None and (run / RESULTS).is_file():
+        with _reading(run / RESULTS) as results:
+            commands.insert(0, str(results["provenance"]["command"]))
     return "\n".join(f"    {without_folders(command)}" for command in commands)

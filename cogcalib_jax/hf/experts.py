@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cogcalib_jax.hf.safetensors import Tensor
+from cogcalib_jax.hf.files import Tensor
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families import FAMILIES
 

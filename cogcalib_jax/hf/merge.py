@@ -29,7 +29,7 @@ from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.console import show_note
 from cogcalib_jax.errors import UserError, check, run_main
-from cogcalib_jax.files import refuse_external_links, whole_folder
+from cogcalib_jax.files import put_json, refuse_external_links, whole_folder
 from cogcalib_jax.hf.adapter import (
     CALIBRATION_FILE,
     open_adapter,
@@ -41,15 +41,9 @@ from cogcalib_jax.hf.adapter import (
 )
 from cogcalib_jax.hf.adapter_config import CONFIG_FILE, read_lora_config
 from cogcalib_jax.hf.card import model_card
-from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.experts import PACKED
-from cogcalib_jax.hf.safetensors import DTYPES, Tensor, open_folder, write_folder
-from cogcalib_jax.hf.tokenizer import (
-    combined_files,
-    load_tokenizer,
-    own_tokenizer,
-    tokenizer_key,
-)
+from cogcalib_jax.hf.files import DTYPES, Tensor, model_folder, open_folder, write_folder
+from cogcalib_jax.hf.tokenizer import combined_files, load_tokenizer, own_tokenizer, tokenizer_key
 from cogcalib_jax.hf.weights import EMBEDDING, HEAD, REST, open_weights, read_config
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import LoraConfig
@@ -173,8 +167,8 @@ def _write_calibration(adapter: Path, building: Path) -> None:
             reason = "a mixture needs the start's scores, and merged weights are one model"
             show_note(f"calibrator {calibrator[KIND]} is left out: {reason}")
             stored = stored | {"calibrator": None, "why_no_calibrator": reason}
-        text = json.dumps(stored | {"merged": True}, indent=2, ensure_ascii=False) + "\n"
-        (building / CALIBRATION_FILE).write_text(text, encoding="utf-8")
+        stored |= {"merged": True}
+        put_json(building / CALIBRATION_FILE, stored, ensure_ascii=False)
 
 
 def _copy(file: Path, target: Path) -> None:
@@ -257,9 +251,7 @@ def _unties(tensors: dict[str, Tensor], deltas: dict[str, Delta]) -> bool:
 
 
 def merged_tensors(
-    tensors: dict[str, Tensor],
-    deltas: dict[str, Delta],
-    dtype: str,
+    tensors: dict[str, Tensor], deltas: dict[str, Delta], dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the merged model's tensors one at a time: W + scale * B A, computed in float32.
 
@@ -295,10 +287,7 @@ def merged_tensors(
 
 
 def _with_rest(
-    base: Path,
-    tensors: dict[str, Tensor],
-    merged: Iterator[tuple[str, np.ndarray]],
-    dtype: str,
+    base: Path, tensors: dict[str, Tensor], merged: Iterator[tuple[str, np.ndarray]], dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of a merged text half by their names in the base, then the base's rest."""
     own = {name: tensor.name for name, tensor in tensors.items()}
@@ -323,8 +312,7 @@ def _write_config(
         raw["tie_word_embeddings"] = False
         text |= {"tie_word_embeddings": False} if text else {}
     text |= {name: raw[key] for name in ("torch_dtype", "dtype") if name in text}
-    written = json.dumps(raw, indent=2) + "\n"
-    (building / "config.json").write_text(written, encoding="utf-8")
+    put_json(building / "config.json", raw)
 
 
 def main(argv: list[str]) -> None:

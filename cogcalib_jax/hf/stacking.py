@@ -10,12 +10,10 @@ theirs, and one pass answers a question.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError, check
@@ -26,6 +24,7 @@ from cogcalib_jax.hf.adapter_config import (
     PREFIX,
     WEIGHTS_FILE,
     adapter_tensors,
+    put_adapter,
     read_lora_config,
 )
 from cogcalib_jax.hf.tokenizer import tokenizer_files
@@ -101,9 +100,7 @@ def stack_adapters(
         "inference_mode": True,
     }
     with whole_folder(Path(folder)) as building:
-        text = json.dumps(raw, indent=2) + "\n"
-        (building / CONFIG_FILE).write_text(text, encoding="utf-8")
-        save_file(tensors, building / WEIGHTS_FILE, metadata={"format": "pt"})
+        put_adapter(building, raw, tensors)
         for name, file in tokenizer_files(end).items():
             (building / name).write_bytes(file.read_bytes())
 

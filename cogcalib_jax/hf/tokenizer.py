@@ -18,9 +18,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cogcalib_jax.console import show_note
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import DAMAGED, UserError
 from cogcalib_jax.files import is_plain_name, read_object, reason_of
-from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.hf.weights import read_config
 
 CHAT_TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
@@ -40,11 +40,6 @@ PATTERNS = (
 )
 WITHOUT_EMBEDDING = "without_embedding"
 """attribute of a tokenizer: its tokens whose ids the model's embedding does not have"""
-# The types that transformers raises for damaged files; nesting without end is a RecursionError.
-DAMAGED = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError),
-    *(ArithmeticError, RecursionError, StrictDataclassError),
-)
 # Texts that tokenizers of one vocabulary may cut in different ways: spaces, lines, digits, cases,
 # apostrophes, scripts, and letters that normal forms change.
 _PROBES = (
@@ -73,7 +68,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         tokenizer("a")  # some settings are first read here
     except Exception as error:
         # The tokenizers library raises a bare `Exception` for a damaged file; others are bugs.
-        if type(error) is not Exception and not isinstance(error, DAMAGED):
+        known = (*DAMAGED, OSError, ImportError, StrictDataclassError)
+        if type(error) is not Exception and not isinstance(error, known):
             raise
         raise UserError(_why_not_loaded(folder, error)) from error
     # Without the file of the vocabulary, transformers 5 may make a tokenizer that has its special
@@ -132,9 +128,7 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
 
 
 def load_base_tokenizer(
-    base: str | Path,
-    adapter: str | Path | None = None,
-    note: Callable[[str], None] = show_note,
+    base: str | Path, adapter: str | Path | None = None, note: Callable[[str], None] = show_note
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a base, or of an adapter on it that has its own.
 

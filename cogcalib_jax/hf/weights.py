@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Container, Iterator
@@ -16,10 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import read_object, whole_folder
+from cogcalib_jax.errors import UserError, first_of
+from cogcalib_jax.files import put_json, read_object, whole_folder
 from cogcalib_jax.hf.adapter_config import own_name
-from cogcalib_jax.hf.download import model_folder
 from cogcalib_jax.hf.experts import (
     PACKED,
     expert_tensors,
@@ -28,10 +26,10 @@ from cogcalib_jax.hf.experts import (
     stored_experts,
     stored_name,
 )
-from cogcalib_jax.hf.safetensors import (
+from cogcalib_jax.hf.files import (
     DTYPES,
     Tensor,
-    first_of,
+    model_folder,
     open_folder,
     tensor_list,
     write_folder,
@@ -131,13 +129,7 @@ def load_decoder(
     _, stored = abstract_decoder(config, None, jnp.dtype(dtype), mesh)
     tensors = open_weights(folder, stored, config)
     graphdef, abstract = abstract_decoder(
-        config,
-        lora,
-        jnp.dtype(dtype),
-        mesh,
-        remat=remat,
-        attention=attention,
-        quantise=quantise,
+        config, lora, jnp.dtype(dtype), mesh, remat=remat, attention=attention, quantise=quantise
     )
     base = nnx.filter_state(abstract, nnx.Not(nnx.LoRAParam))
     values = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(base)}
@@ -228,8 +220,7 @@ def _fill(out: np.ndarray, part: Tensor, index: tuple[slice, ...]) -> None:
 
 
 def _from_slices(
-    targets: list[jax.ShapeDtypeStruct],
-    read: Callable[[tuple[slice, ...]], list[np.ndarray]],
+    targets: list[jax.ShapeDtypeStruct], read: Callable[[tuple[slice, ...]], list[np.ndarray]]
 ) -> list[jax.Array]:
     """Return global arrays, cut alike, with the shards `read(index)`; equal slices are read once.
 
@@ -367,8 +358,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, max_shard_bytes: int = MAX_S
     config = replace(decoder.config, part_of=None)
     with whole_folder(Path(folder)) as building:
         raw = to_hf(config) | {"dtype": jnp.dtype(decoder.dtype).name}
-        text = json.dumps(raw, indent=2) + "\n"
-        (building / "config.json").write_text(text, encoding="utf-8")
+        put_json(building / "config.json", raw)
         base = nnx.state(decoder, nnx.Not(nnx.LoRAParam))
         write_folder(building, host_tensors(base, config), max_shard_bytes)
 

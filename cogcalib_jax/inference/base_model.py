@@ -18,14 +18,13 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter, require_trained_on, save_adapter
 from cogcalib_jax.hf.card import write_card
-from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.hf.tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.hf.weights import load_decoder, read_config, stored_dtype
-from cogcalib_jax.inference.calibration_file import fitted_elsewhere, how_asked
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_ended import OpenPredictor
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.posthoc import fitted_elsewhere, how_asked
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.attention import attention_words
 from cogcalib_jax.models.config import LoraConfig, ModelConfig

@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from cogcalib_jax.errors import FieldError, UserError, check
-from cogcalib_jax.settings import often, setting
+import numpy as np
+
+from cogcalib_jax.errors import FieldError, UserError, check, check_counts
+from cogcalib_jax.settings import often, rename, setting
+
+OptionScore = Literal["mean", "sum", "chars", "pmi"]
+ChosenOptionScore = Literal["mean", "sum", "chars", "pmi", "auto"]
+"""The rules a user may choose; `auto` becomes one of the others, once a run."""
+
+DEFAULT_OPTION_SCORE: OptionScore = "mean"
+# The field in files of calibration and, as evaluation.normalisation, in configs of older runs.
+OLD_FIELD = "normalisation"
+OLD_VALUES = {"token_mean": "mean"}
+rename(f"evaluation.{OLD_FIELD}", "option_score", OLD_VALUES)
+
+
+def score_options(
+    rule: OptionScore,
+    logprobs: np.ndarray,
+    tokens: np.ndarray,
+    characters: np.ndarray | None = None,
+    priors: np.ndarray | None = None,
+) -> np.ndarray:
+    """Score every option by `rule`.
+
+    Args:
+        rule: mean: log-probability per token; sum: log-probability; chars: log-probability per
+            character; pmi: log-probability minus the one without the question.
+        logprobs: `[n, k]` float64 nats, summed over the tokens of an option.
+        tokens: `[n, k]` int, 0 if there is no such option.
+        characters: `[n, k]` int, see `Predictions.characters`; only for chars.
+        priors: `[n, k]` float64 nats, see `Predictions.priors`; only for pmi.
+
+    Returns:
+        `[n, k]` float64; options that do not exist keep their NaN.
+
+    Raises:
+        ValueError: the rule needs what was not given.
+    """
+    if rule == "pmi" and priors is not None:
+        return logprobs - priors
+    if rule == "sum":
+        return logprobs
+    length = {"mean": tokens, "chars": characters}.get(rule)
+    if length is not None:
+        return logprobs / np.maximum(length, 1)
+    raise ValueError(f"option_score = {rule}: these predictions lack what the rule needs")
+
+
+def stored_option_score(content: Mapping[str, Any]) -> OptionScore | None:
+    """The rule that a `calibration.json` names, also by its old field; None if it names none."""
+    name = content.get("option_score", content.get(OLD_FIELD))
+    name = OLD_VALUES.get(name, name) if isinstance(name, str) else name
+    return name if name in get_args(OptionScore) else None
+
 
 DEFAULT_CALIBRATOR = "temperature"
 
@@ -52,15 +107,15 @@ class EvaluationConfig:
     open: OpenConfig = field(default_factory=OpenConfig)
     """answers to open questions"""
 
+    def of_metrics(self, seed: int) -> dict[str, int]:
+        """Return the settings of `summarize` and `summarize_confidence`."""
+        return {"bins": self.bins, "resamples": self.resamples, "seed": seed}
+
     def __post_init__(self) -> None:
         check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
         check_calibrator(self.calibrator)
-        check(self.mc_passes >= 1, "mc_passes", "must be an integer of at least 1")
-        check(
-            self.members_at_once is None or self.members_at_once >= 1,
-            "members_at_once",
-            "must be an integer of at least 1, or unset",
-        )
+        check_counts(self, "mc_passes")
+        check_counts(self, "members_at_once", unset=True)
         check(1 <= self.bins <= 1000, "bins", "must be an integer from 1 to 1000")
         check(
             100 <= self.resamples <= 10**6, "resamples", f"must be an integer from 100 to {10**6}"

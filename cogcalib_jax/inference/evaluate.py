@@ -8,7 +8,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from cogcalib_jax.calibration import CALIBRATORS
+from cogcalib_jax.calibration import CALIBRATORS, Calibrator
+from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.data.example import Encoded
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.predictions import Predictions
-from cogcalib_jax.metrics import summarize
+from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
+from cogcalib_jax.inference.predictions import Predictions, held_as, row_identity, write_rows
+from cogcalib_jax.metrics import bootstrap_intervals, summarize, summarize_confidence
 
 VERSIONED = ("cogcalib-jax", "jax", "flax", "optax", "transformers", "numpy")
 MOST_VALUES = 300
@@ -54,9 +56,7 @@ def task_metrics(
         predictions.answers,
         predictions.vocab_probs if exclusive else None,
         clusters=clusters,
-        bins=config.bins,
-        resamples=config.resamples,
-        seed=seed,
+        **config.of_metrics(seed),
     )
     metrics["gold_nll"] = float(predictions.gold_nll.mean())
     metrics["option_score"] = predictions.option_score
@@ -144,13 +144,13 @@ def require_fields(wanted: Sequence[str], tasks: Mapping[str, Sequence[Mapping[s
     every = list(dict.fromkeys(name for names in there.values() for name in names))
     good = [name for name in every if not any(_why_not(name, *entry) for entry in tasks.items())]
     others = f"; or choose another field (there are: {', '.join(good)})" if good else ""
-    for field in wanted:
+    for asked in wanted:
         for task, rows in tasks.items():
-            if reason := _why_not(field, task, rows):
-                raise UserError(f"by = {field}: {reason}{others}")
-        if field not in every:
+            if reason := _why_not(asked, task, rows):
+                raise UserError(f"by = {asked}: {reason}{others}")
+        if asked not in every:
             known = ", ".join(good) or f"none, as {', '.join(tasks)} says nothing of its questions"
-            raise UserError(f"by = {field}: no such field of the questions (there are: {known})")
+            raise UserError(f"by = {asked}: no such field of the questions (there are: {known})")
 
 
 def _why_not(field: str, task: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -198,15 +198,15 @@ def subgroups(
     """
     results: dict[str, dict[str, Any]] = {}
     there = fields_of(rows)
-    for field in fields:
-        if field in there:
-            values = np.array(_values(field, rows))
+    for name in fields:
+        if name in there:
+            values = np.array(_values(name, rows))
             groups = sorted(set(values.tolist()), key=_order)
             # The smallest p-value is 1 / (1 + draws): with fewer draws, no group could pass Holm's
             # correction over all of them.
             draws = max(config.resamples, DRAWS_PER_GROUP * len(groups))
             enough = replace(config, resamples=draws)
-            results[field] = {
+            results[name] = {
                 value: summarize(enough, np.flatnonzero(values == value)) for value in groups
             }
     return results
@@ -243,3 +243,159 @@ def _order(value: str) -> tuple[int, int, str]:
     number = value.removeprefix("-").isdecimal() and len(value) <= 20
     kind = 0 if number else 2 if value in (NULL, ABSENT) else 1
     return (kind, int(value) if number else 0, value)
+
+
+# Confidences of open answers beside the raw ones, each of the calibrator of that name.
+FITTED = ("platt", "isotonic")
+# The confidence whose numbers stand for the task: it costs nothing beside the answer itself.
+MAIN = "sequence"
+
+
+@dataclass(frozen=True)
+class Calibrators:
+    """Maps from an answer's log-probability to the probability that it is right."""
+
+    maps: Mapping[str, Calibrator] = field(default_factory=dict)
+    """by the name of the confidence"""
+    notes: tuple[str, ...] = ()
+    """which are missing and why, a line each"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of `calibration.json`."""
+        maps = {name: one.to_json() for name, one in self.maps.items()}
+        return {"maps": maps, "notes": list(self.notes)}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Calibrators:
+        """Return the maps of an entry that `to_json` made, also of earlier releases.
+
+        Raises UserError, KeyError, TypeError, ValueError or AttributeError for damaged content.
+        """
+        maps = {}
+        for name, content in stored["maps"].items():
+            if KIND not in content:
+                # Earlier releases kept the fitted numbers alone, without `_`.
+                numbers = {f"{key}_": value for key, value in content.items()}
+                content = {KIND: name, **numbers, "converged_": True, "n_rows_": 0}
+            maps[name] = Calibrator.from_json(content)
+        return Calibrators(maps, tuple(stored["notes"]))
+
+
+def fit_calibrators(calibration: Answers) -> Calibrators:
+    """Fit Platt and isotonic maps on answers to the calibration split, by exact match.
+
+    Where those answers are all right or all wrong there is nothing to fit: the notes say so.
+    """
+    fitted, notes = {}, []
+    for name in FITTED:
+        try:
+            one = CALIBRATORS.make(name)
+            fitted[name] = one.fit(calibration.logprobs, calibration.exact_match)
+        except UserError as error:
+            notes.append(f"no confidence {error}")
+    return Calibrators(fitted, tuple(notes))
+
+
+def calibrated(predictions: OpenPredictions, calibrators: Calibrators) -> OpenPredictions:
+    """Return `predictions` with calibrated confidences beside the raw ones; NaN stays NaN."""
+    logprobs = predictions.answers.logprobs
+    known = np.isfinite(logprobs)
+    made = {}
+    for name, one in calibrators.maps.items():
+        made[name] = np.full(len(logprobs), np.nan)
+        if known.any():
+            made[name][known] = one(logprobs[known])
+    return replace(
+        predictions,
+        confidences=predictions.confidences | made,
+        notes=(*predictions.notes, *calibrators.notes),
+    )
+
+
+def open_metrics(
+    predictions: OpenPredictions,
+    config: EvaluationConfig,
+    seed: int,
+    clusters: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return the numbers of a task of open questions in eval.json, from its predictions alone.
+
+    `accuracy` is the exact match, and numbers about confidence are those of `sequence`;
+    `confidences` holds those of each. `vocab` is null: there are no options to tell it from.
+
+    clusters: [n] which question each row asks (`data.example`); None: each its own.
+    """
+    answers = predictions.answers
+    confidences = {}
+    for name, values in predictions.confidences.items():
+        # P(True) of a question it could not ask is missing; its own n says how many there are.
+        known = np.isfinite(values)
+        if not known.any():
+            continue
+        confidences[name] = summarize_confidence(
+            values[known],
+            answers.exact_match[known],
+            clusters=None if clusters is None else clusters[known],
+            **config.of_metrics(seed),
+        )
+    main = confidences[MAIN]
+    f1 = bootstrap_intervals(
+        predictions.confidences[MAIN],
+        answers.exact_match,
+        {"f1": answers.f1},
+        clusters=clusters,
+        resamples=config.resamples,
+        seed=seed,
+    )["f1"]
+    notes = {"notes": list(predictions.notes)} if predictions.notes else {}
+    more = {"exact_match": main["ci95"]["accuracy"], "f1": f1}
+    return {
+        **main,
+        "exact_match": main["accuracy"],
+        "f1": float(answers.f1.mean()),
+        "reference_nll": float(-predictions.reference_logprobs.mean()),
+        "ci95": main["ci95"] | more,
+        "vocab": None,
+        "confidences": confidences,
+        **notes,
+    }
+
+
+def open_prediction_rows(
+    predictions: OpenPredictions, encoded: Sequence[Encoded]
+) -> list[dict[str, Any]]:
+    """Return one JSON object a question; docs/architecture.md lists the fields."""
+    answers = predictions.answers
+    rows = []
+    for i, e in enumerate(encoded):
+        confidences = {name: float(values[i]) for name, values in predictions.confidences.items()}
+        rows.append(
+            {
+                "id": e.id,
+                "question": e.example.question,
+                "prompt": e.prompt,
+                "prompt_ids": list(e.prompt_ids),
+                "answers": list(e.example.aliases),
+                "text": answers.texts[i],
+                "tokens": list(answers.tokens[i]),
+                "exact_match": bool(answers.exact_match[i]),
+                "f1": float(answers.f1[i]),
+                # The same again under the names that every scorer of confidences reads.
+                "correct": bool(answers.exact_match[i]),
+                "confidence": confidences[MAIN],
+                "confidences": {k: v if np.isfinite(v) else None for k, v in confidences.items()},
+                "reference": e.completions[e.answer],
+                "reference_ids": list(e.completion_ids[e.answer]),
+                "reference_nll": float(-predictions.reference_logprobs[i]),
+                **held_as(predictions.quantise),
+                **row_identity(e.example),
+            }
+        )
+    return rows
+
+
+def write_open_predictions(
+    path: Path, predictions: OpenPredictions, encoded: Sequence[Encoded]
+) -> None:
+    """Write `path` whole or not at all."""
+    write_rows(path, open_prediction_rows(predictions, encoded))

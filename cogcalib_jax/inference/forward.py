@@ -139,8 +139,7 @@ def row_stats(
         # runs along is device-local. Cut the other way round, each device would compute all of
         # every chunk's logits.
         result = jax.lax.map(
-            lambda one: jax.checkpoint(stats)(*one),
-            (*jax.tree.map(cut, (hidden, places)), keys),
+            lambda one: jax.checkpoint(stats)(*one), (*jax.tree.map(cut, (hidden, places)), keys)
         )
         result = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1)[:rows], result)
     return jax.tree.map(lambda x: x.reshape(shape), result)

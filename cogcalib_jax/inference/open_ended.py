@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -125,7 +125,11 @@ class OpenPredictor:
                 "length_normalised": np.exp(answers.logprobs / lengths),
             }
             if samples:
-                confidences["agreement"] = self._agreement(lora, encoded, answers, seed, bar)
+                greedy = [normalise_answer(text) for text in answers.texts]
+                confidences["agreement"] = self._share(
+                    *(lora, encoded, self._config.open.temperature, samples, seed, bar),
+                    lambda text, row: normalise_answer(text) == greedy[row],
+                )
         notes: tuple[str, ...] = ()
         if self._p_true is not None:
             confidences["p_true"], notes = self._p_true(
@@ -151,14 +155,11 @@ class OpenPredictor:
         seed: int = 0,
     ) -> np.ndarray:
         """Return the share `[n]` of sampled answers that match an accepted one exactly."""
-        matches = np.zeros(len(encoded))
         with _bar(len(encoded) * samples) as bar:
-            for texts in self._sampled(lora, encoded, temperature, samples, seed, bar):
-                matches += [
-                    exact_match(text, e.example.aliases)
-                    for text, e in zip(texts, encoded, strict=True)
-                ]
-        return matches / samples
+            return self._share(
+                *(lora, encoded, temperature, samples, seed, bar),
+                lambda text, row: exact_match(text, encoded[row].example.aliases),
+            )
 
     def _answers(self, lora: nnx.State, encoded: Sequence[Encoded], bar: AnyBar) -> Answers:
         generated = self._generate(lora, encoded, 0.0, 0, bar)
@@ -172,26 +173,7 @@ class OpenPredictor:
             np.array([token_f1(*pair) for pair in pairs], np.float64),
         )
 
-    def _agreement(
-        self,
-        lora: nnx.State,
-        encoded: Sequence[Encoded],
-        answers: Answers,
-        seed: int,
-        bar: AnyBar,
-    ) -> np.ndarray:
-        greedy = [normalise_answer(text) for text in answers.texts]
-        agreeing = np.zeros(len(encoded))
-        settings = self._config.open
-        for texts in self._sampled(
-            lora, encoded, settings.temperature, settings.samples, seed, bar
-        ):
-            agreeing += [
-                normalise_answer(text) == wanted for text, wanted in zip(texts, greedy, strict=True)
-            ]
-        return agreeing / settings.samples
-
-    def _sampled(
+    def _share(
         self,
         lora: nnx.State,
         encoded: Sequence[Encoded],
@@ -199,12 +181,15 @@ class OpenPredictor:
         samples: int,
         seed: int,
         bar: AnyBar,
-    ) -> Iterator[list[str]]:
-        """`samples` times an answer to each of `encoded`."""
+        counts: Callable[[str, int], bool],
+    ) -> np.ndarray:
+        """The share `[n]` of sampled answers that count, by their text and the question's row."""
+        found = np.zeros(len(encoded))
         for sample in range(samples):
             of_sample = int(np.random.SeedSequence([seed, sample]).generate_state(1)[0])
             generated = self._generate(lora, encoded, temperature, of_sample, bar)
-            yield [self._text(one) for one in generated]
+            found += [counts(self._text(one), row) for row, one in enumerate(generated)]
+        return found / samples
 
     def _generate(
         self,

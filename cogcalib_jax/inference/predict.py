@@ -18,19 +18,110 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, option_batches
-from cogcalib_jax.data.encoding import single_token_options
+from cogcalib_jax.console import progress_bar
+from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.data.packing import PackedBatch, packed_batches
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.forward import gather_positions, row_stats
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.passes import SplitPass, watched
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Head
 from cogcalib_jax.models.parameters import FrozenModel
-from cogcalib_jax.sharding import batch_parts
+from cogcalib_jax.sharding import batch_parts, fetch, shard_batch
+
+
+class SplitPass:
+    """A function `(decoder, batch, *scalars) -> pytree of [batch, ...]`, compiled once a shape.
+
+    `batch.row` and `batch.weight` are `[batch]`, or `[batch, questions]` where a row holds several
+    questions; results begin with the same axes.
+
+    With `members`, LoRA parameters carry a leading axis of members and results a last one: all
+    members read the one base, which is neither copied nor read once for each.
+    """
+
+    def __init__(
+        self, model: FrozenModel, mesh: Mesh, function: Callable[..., Any], *, members: bool = False
+    ):
+        self._frozen = model.frozen
+        self._mesh = mesh
+
+        def run(lora: nnx.State, frozen: nnx.State, batch: Batch, *scalars: Any) -> Any:
+            def one(lora: nnx.State) -> Any:
+                return function(nnx.merge(model.graphdef, lora, frozen), batch, *scalars)
+
+            return jax.vmap(one, out_axes=-1)(lora) if members else one(lora)
+
+        self._run = jax.jit(run)
+
+    def compile(self, lora: nnx.State, batch: Batch | PackedBatch, *scalars: float) -> None:
+        """Compile the function for the shape of `batch` and run nothing; `lora` and the model may
+        be shapes without arrays."""
+        self._run.lower(lora, self._frozen, shard_batch(self._mesh, batch), *scalars).compile()
+
+    @property
+    def compiled_shapes(self) -> int:
+        """The number of batch shapes that the function was compiled for."""
+        return self._run._cache_size()
+
+    def __call__(
+        self, lora: nnx.State, batches: Iterable[Batch | PackedBatch], *scalars: float | jax.Array
+    ) -> tuple[np.ndarray, Any]:
+        """Return row numbers `[n]` and results `[n, ...]` of all real rows, in the batches' order.
+
+        A batch's results are fetched when the next one is under way, so that the host makes batches
+        while devices compute. Results of different batches are padded with NaN to the widest second
+        axis (questions may have 3, 4 or 5 options).
+        """
+        rows, outputs = [], []
+        started = None
+        for batch in batches:
+            keep = batch.weight > 0
+            rows.append(batch.row[keep])
+            output = self._run(lora, self._frozen, shard_batch(self._mesh, batch), *scalars)
+            if started is not None:
+                outputs.append(_fetch_real(*started))
+            started = output, keep
+        outputs.append(_fetch_real(*started))
+        return np.concatenate(rows), jax.tree.map(lambda *xs: _concatenate(xs), *outputs)
+
+
+def _fetch_real(output: Any, keep: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: fetch(x)[keep], output)
+
+
+def _concatenate(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    if len({a.shape[1:] for a in arrays}) == 1:
+        return np.concatenate(arrays)
+    width = max(a.shape[1] for a in arrays)
+    further = [(0, 0)] * (arrays[0].ndim - 2)
+    return np.concatenate(
+        [
+            np.pad(a, [(0, 0), (0, width - a.shape[1]), *further], constant_values=np.nan)
+            for a in arrays
+        ]
+    )
+
+
+def watched(
+    batches: Iterable[Batch], questions: int, sequences: int, bar: Callable[..., Any] = progress_bar
+) -> Iterator[Batch]:
+    """Yield `batches`, with a bar over questions and the time left on stderr.
+
+    sequences: rows of all batches together, several a question where options are scored one by
+    one. bar: makes the bar, with the arguments of `progress_bar`. A batch counts as done when the
+    next one is asked for.
+    """
+    done, shown = 0.0, 0
+    with bar(questions, "scoring", "question", inner=True) as progress:
+        for batch in batches:
+            yield batch
+            done += float(batch.weight.sum())
+            whole = round(questions * done / sequences)
+            progress.update(whole - shown)
+            shown = whole
+
 
 Score = Callable[[Iterable[Any]], tuple[np.ndarray, np.ndarray]]
 """A pass over batches: row numbers `[n]` and scores `[n, ...]` of all real rows"""
@@ -78,32 +169,36 @@ class Predictor:
                 lambda batches: self._pass(lora, batches, temperatures),
             )
 
-        logprobs = score(encoded)
-        return Predictions(
-            logprobs=logprobs[..., 0],
-            tokens=option_tokens(encoded),
-            answers=np.array([e.answer for e in encoded]),
-            option_score=self._option_score,
+        logprobs, priors = score(encoded), None
+        if self._option_score == "pmi":
+            priors = prior_scores(encoded, lambda rows: score(rows)[..., 0])
+        return replace(
+            predictions_of(encoded, logprobs[..., 0], self._option_score, priors),
             temperature=temperature,
             tempered_logprobs=None if temperature == 1.0 else logprobs[..., 1],
-            characters=option_characters(encoded),
-            priors=(
-                prior_scores(encoded, lambda rows: score(rows)[..., 0])
-                if self._option_score == "pmi"
-                else None
-            ),
         )
+
+
+def predictions_of(
+    encoded: Sequence[Encoded],
+    logprobs: np.ndarray,
+    option_score: OptionScore,
+    priors: np.ndarray | None = None,
+) -> Predictions:
+    """Return predictions from the log-probabilities of options, and those without questions."""
+    return Predictions(
+        logprobs=logprobs,
+        tokens=option_tokens(encoded),
+        answers=np.array([e.answer for e in encoded]),
+        option_score=option_score,
+        characters=_for_each_option([e.characters for e in encoded]),
+        priors=priors,
+    )
 
 
 def option_tokens(encoded: Sequence[Encoded]) -> np.ndarray:
     """Return the tokens of each completion, `[n, k]` int, 0 where there is no option."""
     return _for_each_option([[len(ids) for ids in e.completion_ids] for e in encoded])
-
-
-def option_characters(encoded: Sequence[Encoded]) -> np.ndarray:
-    """[n, k] int: Unicode code points of each completion without outer white space, 0 where there
-    is no option."""
-    return _for_each_option([e.characters for e in encoded])
 
 
 def _for_each_option(numbers: Sequence[Sequence[int]]) -> np.ndarray:
@@ -149,50 +244,6 @@ def packed_scores(
     return scores
 
 
-def option_scores(
-    encoded: Sequence[Encoded], batch_size: int, single: Score, whole: Score
-) -> np.ndarray:
-    """Return the same as `packed_scores`, from rows of one question or one option each.
-
-    Dropout's masks would depend on the questions beside it in a packed row.
-
-    single: scores all options of a row of a batch at once, `[n, options, ...]`, where each is one
-    token; whole: scores one completion a row, `[n, ...]`. Further axes are kept (members of an
-    ensemble).
-    """
-    buckets = _buckets(encoded)
-    if single_token_options(encoded):
-        batches = eval_batches(encoded, batch_size, buckets)
-        places, values = single(watched(batches, len(encoded), len(encoded)))
-        columns = np.arange(values.shape[1])
-        places = places[:, None]
-    else:
-        chosen: list[np.ndarray] = []
-        batches = _remember(option_batches(encoded, batch_size, buckets), chosen)
-        options = sum(len(e.completions) for e in encoded)
-        places, values = whole(watched(batches, len(encoded), options))
-        columns = np.concatenate(chosen)
-    exists = option_tokens(encoded) > 0
-    further = values.shape[places.ndim :]
-    scores = np.full((*exists.shape, *further), np.nan)
-    scores[places, columns] = values
-    scores[~exists] = np.nan
-    return scores
-
-
-def _buckets(encoded: Sequence[Encoded]) -> tuple[int, ...]:
-    """Padded lengths that hold every option of the split."""
-    return length_buckets(EncodedSplit.of(encoded).lengths)
-
-
-def _remember(
-    batches: Iterator[tuple[Batch, np.ndarray]], chosen: list[np.ndarray]
-) -> Iterator[Batch]:
-    for batch, option in batches:
-        chosen.append(option[batch.weight > 0])
-        yield batch
-
-
 def packed_logprobs(
     decoder: Decoder, batch: PackedBatch, temperature: jax.Array | float
 ) -> jax.Array:
@@ -223,8 +274,7 @@ def _logprobs(head: Head, hidden: jax.Array, ends: jax.Array, batch: PackedBatch
     stats = row_stats(head, hidden, batch.targets)
     rows, questions, options = batch.first_ids.shape
     first_logits = head.option_logits(
-        ends.reshape(rows * questions, -1),
-        batch.first_ids.reshape(rows * questions, options),
+        ends.reshape(rows * questions, -1), batch.first_ids.reshape(rows * questions, options)
     )
     denominators = jnp.take_along_axis(stats.logsumexp, batch.prompt_end, axis=1)
     first = first_logits.reshape(rows, questions, options) - denominators[:, :, None]

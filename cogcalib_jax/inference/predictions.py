@@ -15,7 +15,7 @@ from cogcalib_jax.calibration.scaling import log_softmax, softmax
 from cogcalib_jax.data.example import HASH, Encoded, EncodedSplit, Example, question_hash
 from cogcalib_jax.distributed import main_only
 from cogcalib_jax.files import whole_file
-from cogcalib_jax.inference.option_score import OptionScore, score_options
+from cogcalib_jax.inference.config import OptionScore, score_options
 from cogcalib_jax.models.config import Quantise
 
 UNKNOWN = -1

@@ -23,8 +23,7 @@ from cogcalib_jax.data.example import (
 from cogcalib_jax.data.formats import TABLES, format_of, read_file
 from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.inference.option_score import OptionScore
+from cogcalib_jax.inference.config import EvaluationConfig, OptionScore
 from cogcalib_jax.metrics import summarize, summarize_confidence
 from cogcalib_jax.metrics.checks import PROBABILITY_SLACK, SUM_SLACK
 
@@ -64,9 +63,7 @@ class OptionRows:
             self.answers[chosen],
             None if self.vocab_probs is None else self.vocab_probs[chosen],
             clusters=None if self.clusters is None else self.clusters[chosen],
-            bins=config.bins,
-            resamples=config.resamples,
-            seed=seed,
+            **config.of_metrics(seed),
         )
 
 
@@ -89,9 +86,7 @@ class ConfidenceRows:
             self.confidence[chosen],
             self.correct[chosen],
             clusters=None if self.clusters is None else self.clusters[chosen],
-            bins=config.bins,
-            resamples=config.resamples,
-            seed=seed,
+            **config.of_metrics(seed),
         )
 
 
@@ -134,7 +129,11 @@ def read_scored(path: Path) -> ScoredFile:
         except BadRow as reason:
             raise UserError(f"{row.where}: {reason}") from reason
         contents.append(content)
-    scores = _confidence_rows(contents) if CONFIDENCE in kind else _option_rows(contents, kind)
+    if CONFIDENCE in kind:
+        confidence = np.array([row[CONFIDENCE] for row in contents], float)
+        scores = ConfidenceRows(confidence, np.array([bool(row[CORRECT]) for row in contents]))
+    else:
+        scores = _option_rows(contents, kind)
     clusters = clusters_of_predictions(contents)
     scores = replace(scores, clusters=clusters)
     notes = repeats_note(path.name, clusters)
@@ -231,13 +230,6 @@ def _require_probability(value: Any, name: str) -> None:
     _require_number(value, name)
     if not -PROBABILITY_SLACK <= value <= 1 + PROBABILITY_SLACK:
         raise BadRow(f"{name} is {value}, must be a probability, from 0 to 1")
-
-
-def _confidence_rows(rows: Sequence[Mapping[str, Any]]) -> ConfidenceRows:
-    return ConfidenceRows(
-        np.array([row[CONFIDENCE] for row in rows], float),
-        np.array([bool(row[CORRECT]) for row in rows]),
-    )
 
 
 def _option_rows(rows: Sequence[Mapping[str, Any]], kind: Sequence[str]) -> OptionRows:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogcalib_jax.method.config import GATES
+from cogcalib_jax.registry import require
 
 
 class GateInputs(NamedTuple):
@@ -101,8 +102,7 @@ class Soft(Gate):
     width: float = 0.5
 
     def check(self) -> None:
-        if self.width <= 0:
-            raise ValueError(f"width is {self.width:g}; expected a number above 0")
+        require(self.width > 0, "width", self.width, "a number above 0")
 
     def __call__(self, inputs: GateInputs, key: jax.Array) -> jax.Array:
         return jax.nn.sigmoid((inputs.threshold - inputs.nll) / self.width)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cogcalib_jax.method.config import TERMS
+from cogcalib_jax.registry import require
 
 # Absent classes get this logit: exp underflows to an exact zero while, unlike with -inf, every
 # product and gradient stays finite.
@@ -114,14 +115,7 @@ class Term:
 register_term = TERMS.register
 
 
-def _require_reduction(value: str) -> None:
-    if value not in ("mean", "sum"):
-        raise ValueError(f"reduction is {value}; expected mean or sum")
-
-
-def _require_at_least_zero(name: str, value: float) -> None:
-    if value < 0:
-        raise ValueError(f"{name} is {value:g}; expected a number of at least 0")
+_REDUCTIONS = ("mean", "sum")
 
 
 @register_term("ls", label="LS", cogcalib="label smoothing")
@@ -137,7 +131,7 @@ class LabelSmoothing(Term):
     needs_target = False
 
     def check(self) -> None:
-        _require_reduction(self.reduction)
+        require(self.reduction in _REDUCTIONS, "reduction", self.reduction, "mean or sum")
 
     def __call__(self, rows: Rows) -> jax.Array:
         log_z = jax.nn.logsumexp(rows.masked, -1, keepdims=True)
@@ -158,8 +152,8 @@ class MarginSmoothing(Term):
     may_be_idle = True
 
     def check(self) -> None:
-        _require_at_least_zero("margin", self.margin)
-        _require_reduction(self.reduction)
+        require(self.margin >= 0, "margin", self.margin, "a number of at least 0")
+        require(self.reduction in _REDUCTIONS, "reduction", self.reduction, "mean or sum")
 
     def __call__(self, rows: Rows) -> jax.Array:
         top = jnp.max(rows.masked, -1, keepdims=True)
@@ -179,7 +173,7 @@ class ConfidencePenalty(Term):
     needs_target = False
 
     def check(self) -> None:
-        _require_reduction(self.reduction)
+        require(self.reduction in _REDUCTIONS, "reduction", self.reduction, "mean or sum")
 
     def __call__(self, rows: Rows) -> jax.Array:
         log_p = rows.log_p
@@ -199,7 +193,7 @@ class Focal(Term):
     default_weight = 1.0
 
     def check(self) -> None:
-        _require_at_least_zero("gamma", self.gamma)
+        require(self.gamma >= 0, "gamma", self.gamma, "a number of at least 0")
 
     def __call__(self, rows: Rows) -> jax.Array:
         log_p = rows.log_p_target
@@ -220,7 +214,7 @@ class DualFocal(Term):
     default_weight = 1.0
 
     def check(self) -> None:
-        _require_at_least_zero("gamma", self.gamma)
+        require(self.gamma >= 0, "gamma", self.gamma, "a number of at least 0")
 
     def __call__(self, rows: Rows) -> jax.Array:
         log_p = rows.log_p
@@ -276,8 +270,7 @@ class StartKL(Term):
     needs_start = True
 
     def check(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"top is {self.top}; expected a whole number of at least 1")
+        require(self.top >= 1, "top", self.top, "a whole number of at least 1")
 
     def __call__(self, rows: Rows) -> jax.Array:
         log_q = rows.start_log_p

@@ -1,7 +1,7 @@
 """Calibration errors: how far confidence is from accuracy, and how far it would be by chance.
 
 A binned error is positive even for a perfectly calibrated model, since the accuracy of a bin with
-few rows misses its expectation: see `noise_floor.py`, and `ece_debiased` here.
+few rows misses its expectation: see `ece_noise_floor`, and `ece_debiased` here.
 """
 
 from typing import NamedTuple
@@ -157,11 +157,7 @@ def _mean_folded_normal(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
 @cpu_float64
 def ece_debiased(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    *,
-    bins: int = 15,
-    clusters: ArrayLike | None = None,
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = 15, clusters: ArrayLike | None = None
 ) -> float:
     """Return the ECE minus an estimate of its bias; it may be below 0.
 

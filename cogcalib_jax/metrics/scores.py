@@ -1,13 +1,27 @@
-"""Accuracy, proper scores, and how well confidence ranks right answers above wrong ones."""
+"""Accuracy, proper scores, how well confidence ranks right answers, and all metrics of a task."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cogcalib_jax.metrics.bootstrap import sorted_for_auroc, weighted_auroc
+from cogcalib_jax.metrics.bootstrap import (
+    bootstrap_intervals,
+    ece_noise_floor,
+    sorted_for_auroc,
+    weighted_auroc,
+)
+from cogcalib_jax.metrics.calibration import (
+    ece,
+    ece_classwise,
+    ece_debiased,
+    ece_equal_mass,
+    ece_smooth,
+    mce,
+)
 from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
@@ -16,6 +30,7 @@ from cogcalib_jax.metrics.checks import (
     check_correct,
     check_options,
     check_probabilities,
+    cluster_numbers,
     cpu_float64,
     pad_rows,
 )
@@ -224,3 +239,186 @@ def coverage_at_accuracy(confidence: ArrayLike, correct: ArrayLike, target: floa
     _, answered, wrong = _cumulative_by_confidence(confidence, correct)
     reached = answered[(answered - wrong) / answered >= target]
     return float(reached[-1] / len(confidence)) if len(reached) else 0.0
+
+
+@dataclass(frozen=True)
+class ExpectedAccuracy:
+    """Accuracy of the held-out answers that are confident enough, with its interval."""
+
+    answered: int
+    """of the held-out questions; at least 1"""
+    questions: int
+    right: int
+    low: float
+    """lower end of the exact interval (Clopper and Pearson 1934) of level 95 %"""
+    high: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.answered
+
+
+def cutoff_for(target: float, confidence: ArrayLike, correct: ArrayLike) -> float | None:
+    """The lowest confidence [rows] from which on answers reach the accuracy `target`.
+
+    The largest share of the rows, most confident first and ties whole, whose accuracy is at least
+    `target`; None where not even the most confident ones reach it.
+    """
+    curve = risk_coverage(confidence, correct)
+    # Risk is a ratio of two counts: the slack keeps an accuracy of exactly the target.
+    reached = np.flatnonzero(1 - curve.risk >= target - 1e-12)
+    return float(curve.threshold[reached[-1]]) if len(reached) else None
+
+
+def expected_accuracy(
+    cutoff: float, confidence: ArrayLike, correct: ArrayLike
+) -> ExpectedAccuracy | None:
+    """Estimate the accuracy of answers with confidence >= `cutoff`; None if there are none.
+
+    confidence [rows] and correct [rows] of questions that had no part in choosing the cut-off: an
+    interval from the questions of the choice would be too high.
+    """
+    # Imported here: it takes a while, and metrics do without.
+    from scipy.stats import binomtest
+
+    sure = np.asarray(confidence) >= cutoff
+    answered, right = int(sure.sum()), int(np.asarray(correct)[sure].sum())
+    if answered == 0:
+        return None
+    interval = binomtest(right, answered).proportion_ci(0.95, method="exact")
+    return ExpectedAccuracy(answered, len(sure), right, float(interval.low), float(interval.high))
+
+
+class _Settings(NamedTuple):
+    bins: int
+    resamples: int
+    seed: int
+    clusters: IntArray | None
+
+
+def _calibration(confidence: ArrayLike, correct: ArrayLike, how: _Settings) -> dict[str, Any]:
+    floor = ece_noise_floor(
+        confidence, bins=how.bins, draws=how.resamples, seed=how.seed, clusters=how.clusters
+    )
+    observed = ece(confidence, correct, bins=how.bins)
+    return {
+        "ece": observed,
+        "ece_noise_floor": {"mean": floor.mean, "p95": floor.p95},
+        "ece_p_value": floor.p_value(observed),
+        "auroc": auroc(confidence, correct),
+        "confidence": mean_confidence(confidence),
+        "accuracy": accuracy(correct),
+    }
+
+
+def _top_label(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    nll_rows: FloatArray,
+    brier_rows: FloatArray,
+    how: _Settings,
+) -> dict[str, Any]:
+    intervals = bootstrap_intervals(
+        confidence,
+        correct,
+        {"nll": nll_rows, "brier": brier_rows},
+        clusters=how.clusters,
+        resamples=how.resamples,
+        seed=how.seed,
+    )
+    repeats = {} if how.clusters is None else {"n_questions": int(how.clusters.max()) + 1}
+    return {
+        "n": len(nll_rows),
+        **repeats,
+        **_calibration(confidence, correct, how),
+        "ece_debiased": ece_debiased(confidence, correct, bins=how.bins, clusters=how.clusters),
+        "ece_equal_mass": ece_equal_mass(confidence, correct, bins=how.bins),
+        "ece_smooth": ece_smooth(confidence, correct),
+        "mce": mce(confidence, correct, bins=how.bins),
+        "nll": float(nll_rows.mean()),
+        "brier": float(brier_rows.mean()),
+        "aurc": aurc(confidence, correct),
+        "coverage_at_90": coverage_at_accuracy(confidence, correct, 0.9),
+        "ci95": {k: intervals[k] for k in ("accuracy", "nll", "brier", "auroc", "confidence")},
+    }
+
+
+def summarize(
+    option_probs: ArrayLike,
+    option_mask: ArrayLike,
+    answers: ArrayLike,
+    vocab_option_probs: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+    bins: int = 15,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Return all metrics of one task, ready for JSON: None if undefined, never NaN.
+
+    Args:
+        option_probs: [rows, options], each row with the sum 1.
+        option_mask: [rows, options] or counts [rows].
+        answers: [rows] option indices.
+        vocab_option_probs: [rows, options] probabilities under the vocabulary's softmax, or None;
+            the confidence there is that of the prediction from `option_probs`.
+        clusters: [rows] labels; rows with one label are repeats of a question. Intervals, noise
+            floors, p-values and debiasing count it once, and `n_questions` is added to `n`. None,
+            or all different: every row by itself.
+        bins: number of equal-width bins of the calibration errors.
+        seed: of simulation and resampling.
+        resamples: bootstrap resamples, and draws of the noise floor.
+    """
+    probs, mask, answers = check_options(option_probs, option_mask, answers)
+    prediction, confidence, correct = top_label(probs, mask, answers)
+    nll_rows = nll_per_row(option_probs, mask, answers)
+    brier_rows = brier_per_row(option_probs, mask, answers)
+    how = _Settings(bins, resamples, seed, cluster_numbers(clusters, len(answers)))
+    vocab = None
+    if vocab_option_probs is not None:
+        in_vocab, _, _ = check_options(vocab_option_probs, mask, answers, complete=False)
+        vocab = _calibration(in_vocab[np.arange(len(probs)), prediction], correct, how) | {
+            "nll": float(vocab_nll_per_row(vocab_option_probs, mask, answers).mean()),
+            "brier": float(vocab_brier_per_row(vocab_option_probs, mask, answers).mean()),
+        }
+    return {
+        **_top_label(confidence, correct, nll_rows, brier_rows, how),
+        # The accuracy of guessing.
+        "chance": float(np.mean(1 / mask.sum(-1))),
+        "ece_classwise": ece_classwise(option_probs, mask, answers, bins=bins),
+        "vocab": vocab,
+    }
+
+
+def summarize_confidence(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    clusters: ArrayLike | None = None,
+    bins: int = 15,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Return the metrics of answers with a confidence but without options.
+
+    As `summarize`, with the proper scores of a binary forecast of "the answer is correct": Brier is
+    the mean of (confidence - correct)^2, from 0 to 1 (half the sum form over two options), and NLL
+    the log loss in nats.
+
+    Args:
+        confidence: [rows] probabilities.
+        correct: [rows] of 0 and 1.
+        clusters: as for `summarize`.
+        bins: as for `summarize`.
+        seed: as for `summarize`.
+        resamples: as for `summarize`.
+    """
+    _, hits = check_confidence(confidence, correct)
+    values = np.asarray(confidence)
+    right_or_wrong = np.stack([values, 1 - values], axis=1)
+    outcome = (1 - hits).astype(np.int64)
+    two = np.full(len(hits), 2)
+    nll_rows = nll_per_row(right_or_wrong, two, outcome)
+    brier_rows = brier_per_row(right_or_wrong, two, outcome) / 2
+    how = _Settings(bins, resamples, seed, cluster_numbers(clusters, len(hits)))
+    return _top_label(confidence, correct, nll_rows, brier_rows, how)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from cogcalib_jax.metrics.bootstrap import (
+    ece_noise_floor,
     on_device,
     over_resamples,
     sorted_for_auroc,
@@ -29,7 +30,6 @@ from cogcalib_jax.metrics.checks import (
     pad_rows,
     padded_length,
 )
-from cogcalib_jax.metrics.noise_floor import ece_noise_floor
 
 ECE_BINS = 15
 # Fewer seeds show too little of their spread for any claim.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -212,75 +213,60 @@ def splash_attention(
     kinds = sorted({w if w < time else 0 for w in windows}) or [0]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query = query * jnp.asarray(scale, query.dtype)
-    kernels = [
-        partial(_on_mesh, window=kind, mesh=mesh, softcap=softcap, interpret=interpret)
-        for kind in kinds
-    ]
+    kernels = [partial(_Splash(kind, softcap, interpret).on_mesh, mesh=mesh) for kind in kinds]
     if window is None or len(kinds) == 1:
         return kernels[0](query, key, value)
     which = jnp.searchsorted(jnp.asarray(kinds, jnp.int32), window)
     return jax.lax.switch(which, kernels, query, key, value)
 
 
-def _on_mesh(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    window: int,
-    mesh: Mesh | None,
-    softcap: float | None,
-    interpret: bool,
-) -> jax.Array:
-    attend = partial(_on_one_device, window=window, softcap=softcap, interpret=interpret)
-    if mesh is None:
-        return attend(query, key, value)
-    tensor = mesh.shape["tensor"]
-    if key.shape[2] % tensor:
-        # Query heads are cut, and these cannot be: each query head gets a copy.
-        copies = query.shape[2] // key.shape[2]
-        key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
-    axes = ("batch", None, "heads", None)
-    specs = [named_sharding(mesh, axes, x.shape).spec for x in (query, key, value)]
-    return jax.shard_map(
-        attend, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False
-    )(query, key, value)
+class _Splash(NamedTuple):
+    """The kernel of one window."""
 
+    window: int
+    softcap: float | None
+    interpret: bool
 
-def _on_one_device(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    window: int,
-    softcap: float | None,
-    interpret: bool,
-) -> jax.Array:
-    _, time, heads, _ = query.shape
-    length = -(-time // LANES) * LANES
+    def on_mesh(
+        self, query: jax.Array, key: jax.Array, value: jax.Array, mesh: Mesh | None
+    ) -> jax.Array:
+        if mesh is None:
+            return self.on_one_device(query, key, value)
+        tensor = mesh.shape["tensor"]
+        if key.shape[2] % tensor:
+            # Query heads are cut, and these cannot be: each query head gets a copy.
+            copies = query.shape[2] // key.shape[2]
+            key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
+        axes = ("batch", None, "heads", None)
+        specs = [named_sharding(mesh, axes, x.shape).spec for x in (query, key, value)]
+        return jax.shard_map(
+            self.on_one_device,
+            mesh=mesh,
+            in_specs=tuple(specs),
+            out_specs=specs[0],
+            check_vma=False,
+        )(query, key, value)
 
-    def rows_of_heads(x: jax.Array) -> jax.Array:
-        """`[b, t, h, d]` -> `[b, h, length, d]`."""
-        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, length - time), (0, 0)))
+    def on_one_device(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        _, time, heads, _ = query.shape
+        length = -(-time // LANES) * LANES
 
-    block = next(size for size in BLOCKS if length % size == 0)
-    shape = (length, length)
-    # Causality hides the padding to `length`.
-    mask = LocalMask(shape, (window - 1, 0), 0) if window else CausalMask(shape)
-    kernel = make_splash_mha(
-        MultiHeadMask([mask] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=softcap,
-        block_sizes=BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
-        interpret=interpret,
-    )
-    mixed = jax.vmap(kernel)(*map(rows_of_heads, (query, key, value)))
-    return mixed[:, :, :time].swapaxes(1, 2)
+        def rows_of_heads(x: jax.Array) -> jax.Array:
+            """`[b, t, h, d]` -> `[b, h, length, d]`."""
+            return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, length - time), (0, 0)))
+
+        block = next(size for size in BLOCKS if length % size == 0)
+        sides = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
+        shape, window = (length, length), self.window
+        # Causality hides the padding to `length`.
+        mask = LocalMask(shape, (window - 1, 0), 0) if window else CausalMask(shape)
+        kernel = make_splash_mha(
+            MultiHeadMask([mask] * heads),
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=self.softcap,
+            block_sizes=BlockSizes(**{f"block_{side}": block for side in sides}),
+            interpret=self.interpret,
+        )
+        mixed = jax.vmap(kernel)(*map(rows_of_heads, (query, key, value)))
+        return mixed[:, :, :time].swapaxes(1, 2)

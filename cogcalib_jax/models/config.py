@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cogcalib_jax.errors import check
+from cogcalib_jax.errors import check, check_counts
 from cogcalib_jax.models.placement import Placement
 from cogcalib_jax.settings import often, rename, setting
 
@@ -116,8 +116,7 @@ class ExpertsConfig:
     """gpt-oss: the factor in its SwiGLU"""
 
     def __post_init__(self) -> None:
-        for name in ("number", "per_token", "width"):
-            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check_counts(self, "number", "per_token", "width")
         check(
             self.per_token <= self.number,
             "per_token",
@@ -205,17 +204,8 @@ class DecoderConfig:
     gate_up_proj in place of gate_proj and up_proj"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "kv_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
-            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check_counts(self, "vocab_size", "hidden_size", "intermediate_size", "num_layers")
+        check_counts(self, "num_heads", "kv_heads", "head_dim", "max_position_embeddings")
         check(
             self.num_heads % self.kv_heads == 0,
             "kv_heads",
@@ -365,11 +355,7 @@ class LoraConfig:
     """where an adapter that was read differs between layers; None: it does not"""
 
     def __post_init__(self) -> None:
-        check(
-            1 <= self.r <= LARGEST_RANK,
-            "r",
-            f"must be an integer from 1 to {LARGEST_RANK}",
-        )
+        check(1 <= self.r <= LARGEST_RANK, "r", f"must be an integer from 1 to {LARGEST_RANK}")
         alpha = self.lora_alpha
         check(math.isfinite(alpha) and alpha > 0, "lora_alpha", "must be a positive number")
         check(0 <= self.lora_dropout < 1, "lora_dropout", "must be at least 0 and below 1")

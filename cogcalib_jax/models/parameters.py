@@ -150,16 +150,12 @@ def random_decoder(
     dtype: jnp.dtype = jnp.float32,
     mesh: Mesh,
     seed: int,
-    remat: Remat = "none",
-    attention: str = "xla",
 ) -> Decoder:
     """Return a decoder with random weights, the same on every mesh up to rounding.
 
     Weights are normal(0, initializer_range), norms 1, biases 0, LoRA as in PEFT.
     """
-    graphdef, abstract = abstract_decoder(
-        config, lora, dtype, mesh, remat=remat, attention=attention
-    )
+    graphdef, abstract = abstract_decoder(config, lora, dtype, mesh)
     state = _initialise(config, lora, dtype, abstract, seed, ...)
     return nnx.merge(graphdef, state)
 

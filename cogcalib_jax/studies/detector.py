@@ -37,7 +37,7 @@ from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError, check, plain_text
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.inference.forward import completion_logprob, example_losses
-from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference.predict import SplitPass
 from cogcalib_jax.inference.predictions import write_rows
 from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models.decoder import Decoder
@@ -57,7 +57,7 @@ from cogcalib_jax.studies.detector_report import (
 )
 from cogcalib_jax.studies.suite import Cell, advice, as_run, listing, run_cells
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.storage import Journal
 
 # SliCK: Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?", EMNLP
 # 2024 (arXiv 2405.05904): section 3, figure 2a, and appendix C for the estimate of P_Correct. It is

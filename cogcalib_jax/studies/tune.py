@@ -53,7 +53,7 @@ from cogcalib_jax.settings import Role, style_identity
 from cogcalib_jax.studies import study_command
 from cogcalib_jax.studies.suite import as_run, share_compiled_steps
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
-from cogcalib_jax.training.validation import Belief, options_belief
+from cogcalib_jax.training.log import Belief, options_belief
 
 REFUSED: dict[Role, str] = {
     "comparison": "name what is tried with --terms, --gates and --weights",

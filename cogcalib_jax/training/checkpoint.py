@@ -3,7 +3,7 @@
 Orbax reads and writes the arrays. It does not notice a flipped bit in them, and files that are cut
 or missing make it fail in many ways; so a checkpoint is a folder that also holds a manifest with
 the SHA-256 of every file and of every leaf, and Orbax is given nothing that differs from it
-(manifest.py):
+(`manifest.json`):
 
     checkpoints/STEP/manifest.json   what it belongs to, and the checksums
     checkpoints/STEP/state/          Orbax
@@ -16,14 +16,16 @@ Of several processes the main one alone writes, and decides what is read; the ot
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,25 +34,114 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cogcalib_jax.console import warn
-from cogcalib_jax.distributed import (
-    from_main,
-    is_main,
-    is_one_of_several,
-    require_agreement,
-)
+from cogcalib_jax.distributed import from_main, is_main, is_one_of_several, require_agreement
 from cogcalib_jax.errors import UserError, refusal
-from cogcalib_jax.files import with_path_in_errors
+from cogcalib_jax.files import with_path_in_errors, write_whole
 from cogcalib_jax.settings import without_retired
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.training.config import CheckpointConfig, require_same_identity
-from cogcalib_jax.training.manifest import (
-    DamageError,
-    file_checksums,
-    journal_mark,
-    read_manifest,
-    require_journal,
-    write_manifest,
-)
+
+# What is in a checkpoint and what it means: to be raised whenever a field of the saved tree or of
+# the manifest is added, removed or read in another way. Not the package's version: most versions
+# change nothing here, and a checkpoint of theirs is as good.
+FORMAT = 2
+
+MANIFEST = "manifest.json"
+# What it holds beside `format` and its own checksum.
+KINDS = {
+    "name": str,
+    "best": bool,
+    "identity": dict,
+    "journals": dict,
+    "leaves": dict,
+    "files": dict,
+}
+CHUNK = 1 << 20
+
+
+class DamageError(Exception):
+    """A checkpoint is not what was written; the message says why."""
+
+
+def write_manifest(place: Path, content: dict[str, Any]) -> None:
+    """Write the manifest of the checkpoint in `place`; `content` has what `KINDS` names."""
+    text = json.dumps(_sealed({"format": FORMAT} | content))
+    write_whole(place / MANIFEST, text + "\n")
+
+
+def read_manifest(place: Path) -> dict[str, Any]:
+    """Return the manifest that `write_manifest` wrote in `place`.
+
+    Raises:
+        DamageError: it is not that.
+        UserError: it is of another format.
+    """
+    try:
+        stored = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        manifest = {key: value for key, value in stored.items() if key != "sha256"}
+    except FileNotFoundError as error:
+        raise DamageError(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise DamageError(f"{MANIFEST} cannot be read") from error
+    if _sealed(manifest) != stored:
+        raise DamageError(f"{MANIFEST} does not match its checksum")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{place}: cannot resume: its format is {manifest.get('format')} and this program's"
+            f" {FORMAT}; resume with the version that wrote it, or start another run"
+        )
+    for key, kind in KINDS.items():
+        if not isinstance(manifest.get(key), kind):
+            raise DamageError(f"{MANIFEST} has no {key}, or one of another kind")
+    return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With a checksum of itself: a flipped bit in an identity would look like another run."""
+    text = json.dumps(manifest, sort_keys=True)
+    return manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in `folder`, by its path in there."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = digest
+    return sums
+
+
+def journal_mark(path: Path, size: int) -> dict[str, Any]:
+    """Return the entry of a file that only grows: its first `size` bytes, put on the disk."""
+    if size:
+        with with_path_in_errors(path), path.open("rb") as file:
+            os.fsync(file)
+    return {"bytes": size, "sha256": _prefix_checksum(path, size)}
+
+
+def require_journal(path: Path, mark: Any) -> int:
+    """The bytes that a mark is of; DamageError where the file does not begin with them."""
+    if not isinstance(mark, dict) or not isinstance(mark.get("bytes"), int):
+        raise DamageError(f"{MANIFEST} does not know {path.name}")
+    size, there = mark["bytes"], path.stat().st_size if path.is_file() else 0
+    if there < size:
+        raise DamageError(f"{path.name} has {there} of the {size} bytes that it goes on from")
+    if _prefix_checksum(path, size) != mark.get("sha256"):
+        raise DamageError(f"{path.name} has changed in the {size} bytes that it goes on from")
+    return size
+
+
+def _prefix_checksum(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    if size:
+        with path.open("rb") as file:
+            while part := file.read(min(size, CHUNK)):
+                digest.update(part)
+                size -= len(part)
+    return digest.hexdigest()
+
 
 STATE = "state"
 NAME = re.compile(r"(\d+)(-stopped)?")
@@ -99,12 +190,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # An error of the writer must not hide the one that ends the block.
         if error is None:
             self.wait()

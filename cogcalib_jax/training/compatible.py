@@ -16,8 +16,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.method.config import GATES, AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.sharding import require_even
-from cogcalib_jax.training.composition import CompositionConfig, known_to_the_world
-from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.config import CompositionConfig, TrainingConfig, known_to_the_world
 
 
 def check_mesh(
@@ -74,8 +73,21 @@ def check_compatible(
         )
     _require_shared_classes(train, methods, data_name)
     _require_known_rows(train, methods, composition, data_name)
-    _require_one_kind(train, sets, data_name)
-    _require_open_questions(train, loss, averaged, data_name)
+    for name, rows in sets.items():
+        if rows and rows.is_open != train.is_open:
+            raise UserError(
+                f"also = {name}: only one of it and {data_name} has open questions, which are"
+                " answered in another way; evaluate it with eval.py --run"
+            )
+    if loss.correct == "exact_match" and not train.is_open:
+        raise UserError(
+            f"loss.correct = exact_match: questions of {data_name} have options; use argmax"
+        )
+    if train.is_open and averaged:
+        raise UserError(
+            f"compare = {', '.join(averaged)}: averages the probabilities of options, and questions"
+            f" of {data_name} are open; leave it out"
+        )
     if context is None:
         return ()
     return check_context(context, [*splits.values(), *sets.values()], new_tokens)
@@ -147,33 +159,6 @@ def _require_known_rows(
         )
     if composition is not None and composition.asks_the_world:
         known_to_the_world(train)
-
-
-def _require_one_kind(
-    train: EncodedSplit, sets: Mapping[str, EncodedSplit], data_name: str
-) -> None:
-    """Open questions are answered in another way than questions with options."""
-    for name, rows in sets.items():
-        if rows and rows.is_open != train.is_open:
-            raise UserError(
-                f"also = {name}: only one of it and {data_name} has open questions, which are"
-                " answered in another way; evaluate it with eval.py --run"
-            )
-
-
-def _require_open_questions(
-    train: EncodedSplit, loss: LossConfig, averaged: Collection[str], data_name: str
-) -> None:
-    """Refuse exact match of options, and averages of open questions."""
-    if loss.correct == "exact_match" and not train.is_open:
-        raise UserError(
-            f"loss.correct = exact_match: questions of {data_name} have options; use argmax"
-        )
-    if train.is_open and averaged:
-        raise UserError(
-            f"compare = {', '.join(averaged)}: averages the probabilities of options, and questions"
-            f" of {data_name} are open; leave it out"
-        )
 
 
 def check_context(context: int, sets: Iterable[EncodedSplit], new_tokens: int) -> tuple[str, ...]:

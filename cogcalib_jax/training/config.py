@@ -1,18 +1,22 @@
-"""Settings of training: length, learning rate, order of rows, and what is saved meanwhile."""
+"""Settings of training: length, learning rate, rows and their order, what is saved meanwhile."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cogcalib_jax.errors import FieldError, UserError, check
+import numpy as np
+
+from cogcalib_jax.data.example import EncodedSplit
+from cogcalib_jax.errors import FieldError, UserError, check, check_counts
 from cogcalib_jax.registry import Registry
 from cogcalib_jax.settings import often, setting, with_new_names
 
-OPTIMIZERS: Registry = Registry("optimizer", module="cogcalib_jax.training.optimizers")
+OPTIMIZERS: Registry = Registry("optimizer", module="cogcalib_jax.training.variant")
 DEFAULT_OPTIMIZER = "adamw"
 LEARNING_RATES = "a number above 0 and at most a million"
 
@@ -65,18 +69,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.epochs <= 1e6, "epochs", "must be a number above 0 and at most a million")
-        for name in ("max_steps", "refit_every", "validate_every"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, name, "must be an integer of at least 1, or unset")
-        check(
-            self.style_steps is None or self.style_steps >= 0,
-            "style_steps",
-            "must be an integer of at least 0, or unset",
-        )
+        check_counts(self, "max_steps", "refit_every", "validate_every", unset=True)
+        check_counts(self, "style_steps", least=0, unset=True)
         check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
-        for name in ("accumulation", "log_every"):
-            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
-        check(self.probe_rows >= 0, "probe_rows", "must be an integer of at least 0")
+        check_counts(self, "accumulation", "log_every")
+        check_counts(self, "probe_rows", least=0)
         check(
             self.batch_size % self.accumulation == 0,
             "accumulation",
@@ -135,7 +132,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
-        check(self.keep >= 1, "keep", "must be an integer of at least 1")
+        check_counts(self, "keep")
 
 
 def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -158,3 +155,70 @@ def require_same_identity(folder: Path, stored: dict[str, Any], wanted: dict[str
         raise UserError(
             f"{folder}: cannot resume: {different[0]}; use the original value or another --run-dir"
         )
+
+
+@dataclass(frozen=True)
+class CompositionConfig:
+    """The composition of the fine-tuning rows."""
+
+    known_share: float | Literal["natural"] | None = None
+    """share of rows the model knows, at equal size for every share; natural: as they come, at that
+    size, too; unset: all rows as they are"""
+    by: Literal["start", "world"] = "start"
+    """who says what is known: the NLL rule on the style-adapted model, or the world itself"""
+
+    def __post_init__(self) -> None:
+        share = self.known_share
+        if share not in (None, "natural"):
+            check(0 <= share <= 1, "known_share", "must be from 0 to 1, natural, or unset")
+
+    @property
+    def asks_the_world(self) -> bool:
+        """Return whether the rows themselves must say what the base knows."""
+        return self.known_share is not None and self.by == "world"
+
+    @property
+    def words(self) -> str:
+        """The known share in words, if `known_share` is set."""
+        share = self.known_share
+        return "the natural share" if share == "natural" else f"{share:.0%}"
+
+
+def known_to_the_world(rows: EncodedSplit) -> np.ndarray:
+    """Return knownness `[rows]` bool as the world states it; UserError for rows of other tasks."""
+    if not all("known" in row.example.extra for row in rows):
+        raise UserError(
+            "composition.by = world: these rows do not say what the base knows, as only the"
+            " world's do; use composition.by start"
+        )
+    return np.array([bool(row.example.extra["known"]) for row in rows])
+
+
+def compose(
+    rows: EncodedSplit,
+    config: CompositionConfig,
+    known_at_start: Callable[[], np.ndarray],
+    seed: int,
+) -> EncodedSplit:
+    """The rows that are trained on, in their order; all of them without `known_share`.
+
+    known_at_start: knownness `[rows]` bool by the method's rule on the style-adapted model. Raises
+    UserError where all rows are known, or none is.
+    """
+    if config.known_share is None:
+        return rows
+    known = known_to_the_world(rows) if config.by == "world" else known_at_start()
+    sizes = int(known.sum()), int((~known).sum())
+    total = min(sizes)
+    if total == 0:
+        kind = "known" if sizes[1] == 0 else "unknown"
+        raise UserError(
+            f"composition.known_share = {config.known_share}: all {len(rows)} fine-tuning rows"
+            f" are {kind}, so no share can be composed; use other rows, or leave it unset"
+        )
+    share = known.mean() if config.known_share == "natural" else config.known_share
+    wanted = round(float(share) * total)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0xC0DE])))
+    order = rng.permutation(len(rows))
+    chosen = np.concatenate([order[known[order]][:wanted], order[~known[order]][: total - wanted]])
+    return EncodedSplit(rows[i] for i in sorted(chosen))

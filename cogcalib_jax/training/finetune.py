@@ -13,31 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.data.batching import Batch, eval_batches, length_buckets, tree_batches
+from cogcalib_jax.data.batching import Batch, scored_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.forward import example_losses
 from cogcalib_jax.inference.open_ended import OpenPredictor
-from cogcalib_jax.inference.option_score import DEFAULT_OPTION_SCORE, OptionScore
-from cogcalib_jax.inference.passes import SplitPass
-from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.method.config import GATES, MethodConfig
 from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.training.callbacks import ThresholdInfo, ValidationInfo
-from cogcalib_jax.training.journal import Journal
-from cogcalib_jax.training.loop import run_phase
-from cogcalib_jax.training.start import anchors_with_start, start_beliefs
-from cogcalib_jax.training.state import Phase, Progress, Trainable, begin
-from cogcalib_jax.training.step import learning_rate_schedule
-from cogcalib_jax.training.step_log import require_finite
-from cogcalib_jax.training.validation import (
+from cogcalib_jax.training.log import (
     Belief,
     Followed,
     options_belief,
     reference_belief,
+    require_finite,
     validate,
 )
+from cogcalib_jax.training.loop import run_phase
+from cogcalib_jax.training.state import (
+    Phase,
+    Progress,
+    Trainable,
+    anchors_with_start,
+    begin,
+    start_beliefs,
+)
+from cogcalib_jax.training.step import learning_rate_schedule
+from cogcalib_jax.training.storage import Journal
 from cogcalib_jax.training.variant import PLAIN
 
 SFT = MethodConfig(name="sft").resolve()
@@ -74,10 +78,17 @@ class Trainer:
         )
 
     def nll(self, lora: nnx.State, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the NLL and the correctness of each example, see `example_nll`."""
+        """Return NLL `[rows]` in nats and correctness `[rows]` bool of the examples, in order.
+
+        Raises UserError when an NLL is not finite.
+        """
         split = EncodedSplit.of(encoded)
         rule = self.trainable.branching(split, self.trainable.loss.space)
-        return example_nll(self.losses, lora, split, self.evaluation.batch_size, rule)
+        batches = scored_batches(split, self.evaluation.batch_size, rule)
+        rows, (nll, correct) = self.losses(lora, batches)
+        order = np.argsort(rows)
+        require_finite("the NLL", nll[order], [e.id for e in split])
+        return nll[order].astype(np.float64), correct[order] > 0
 
     def refit(self, lora: nnx.State) -> ThresholdFit:
         """Return the threshold that best separates right from wrong calibration answers."""
@@ -160,29 +171,6 @@ def make_trainer(
         losses=SplitPass(model, mesh, nll_and_correct),
         answers=answers,
     )
-
-
-def example_nll(
-    losses: SplitPass,
-    lora: nnx.State,
-    encoded: Sequence[Encoded],
-    batch_size: int,
-    option_score: OptionScore | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return NLL `[rows]` in nats and correctness `[rows]` bool of each example, in their order.
-
-    option_score: see `Trainable.branching`. Raises UserError when an NLL is not finite.
-    """
-    split = EncodedSplit.of(encoded)
-    if option_score is None:
-        batches = eval_batches(split, batch_size, length_buckets(split.lengths))
-    else:
-        buckets = length_buckets(split.tree_lengths)
-        batches = tree_batches(split, batch_size, buckets, option_score)
-    rows, (nll, correct) = losses(lora, batches)
-    order = np.argsort(rows)
-    require_finite("the NLL", nll[order], [e.id for e in encoded])
-    return nll[order].astype(np.float64), correct[order] > 0
 
 
 def style_phase(

@@ -25,7 +25,7 @@ from cogcalib_jax.errors import Preempted, held_back, requested
 from cogcalib_jax.method.config import MethodConfig, Space
 from cogcalib_jax.sharding import length_multiple, local_part, replicate, shard_batch
 from cogcalib_jax.training.callbacks import CheckpointInfo
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.log import StepLog
 from cogcalib_jax.training.state import AnchorRows, Phase, Progress, Trainable
 from cogcalib_jax.training.step import (
     StepFunction,
@@ -34,8 +34,10 @@ from cogcalib_jax.training.step import (
     make_train_step,
     state_shardings,
 )
-from cogcalib_jax.training.step_log import StepLog
+from cogcalib_jax.training.storage import Journal
 
+# The numbers by which the random keys of phases differ.
+KEYS = {"style": 0, "finetune": 1}
 # (progress, updates made in this phase) -> progress; validation, refits and other pauses.
 Pause = Callable[[Progress, int], Progress]
 
@@ -82,10 +84,7 @@ def run_phase(
     folder = phase.folder / "checkpoints"
     # Of several processes none may leave the others alone in a refit: all stop after an update.
     to_the_end = held_back if is_one_of_several() else nullcontext
-    with (
-        trainable.storage.checkpoints(folder, trainable.checkpoint) as checkpoints,
-        to_the_end(),
-    ):
+    with trainable.storage.checkpoints(folder, trainable.checkpoint) as checkpoints, to_the_end():
         restored = checkpoints.restore(progress, identity, [journal.path for journal in journals])
         done_before = 0
         if restored is None:
@@ -174,7 +173,7 @@ def _updates(
     """Return the batches that remain, each with its real tokens and gate labels, and the update."""
     step_function = jit_step(trainable, phase.schedule, course.progress.state.lora)
     stream = train_stream(trainable, phase.encoded, phase.steps, phase.method)
-    key = jax.random.fold_in(jax.random.key(trainable.seed), _key_of(phase.name))
+    key = jax.random.fold_in(jax.random.key(trainable.seed), KEYS[phase.name])
     key = jax.random.wrap_key_data(replicate(trainable.mesh, jax.random.key_data(key)))
     all_labels = np.asarray(course.progress.labels)
     anchor = None if phase.anchors is None else phase.anchors.config.build()
@@ -206,11 +205,6 @@ def _updates(
         return tokens, batch, gate_labels
 
     return prefetch(made, steps), update
-
-
-def _key_of(name: str) -> int:
-    """Return the number by which a phase's random key differs from that of other phases."""
-    return {"style": 0, "finetune": 1}[name]
 
 
 def jit_step(trainable: Trainable, schedule: optax.Schedule, lora: nnx.State) -> StepFunction:

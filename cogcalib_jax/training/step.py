@@ -104,33 +104,14 @@ def batch_sums(
     own = variant.losses(decoder.head(), hidden, batch, gate_key, head_key)
     if own is not None:
         return gated_loss(own, None, method, threshold, gate_labels, batch.weight, gate_key)
-    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
     return batch_loss(
-        decoder.head(),
-        hidden,
-        batch,
-        gate_labels,
-        method,
-        loss,
-        threshold,
-        gate_key,
-        head_key,
-        parts=parts,
+        *(decoder.head(), hidden, batch, gate_labels, method, loss, threshold, gate_key, head_key),
+        parts=_parts(decoder),
     )
 
 
-def batch_anchor(
-    decoder: Decoder, batch: Batch, method: Method, key: jax.Array, dropout: bool
-) -> jax.Array:
-    """Return the sum of the anchor's term over the anchor rows of one micro-batch, in nats; `key`
-    is the micro-batch's."""
-    # Not 0 or 1: those are the keys that `batch_sums` splits off.
-    dropout_key = jax.random.fold_in(key, 2) if dropout else None
-    hidden, head_key = scored_hidden(decoder, batch, dropout_key)
-    parts = 1 if decoder.mesh is None else batch_parts(decoder.mesh)
-    return anchor_sum(
-        decoder.head(), hidden, batch, method.anchor.term, method.space, head_key, parts
-    )
+def _parts(decoder: Decoder) -> int:
+    return 1 if decoder.mesh is None else batch_parts(decoder.mesh)
 
 
 def make_train_step(
@@ -178,7 +159,13 @@ def make_train_step(
             )
             if anchors is None:
                 return sums.loss, (sums, None)
-            held = batch_anchor(decoder, batch.anchor, method, key, dropout)
+            # Not 0 or 1: those are the keys that `batch_sums` splits off.
+            dropout_key = jax.random.fold_in(key, 2) if dropout else None
+            hidden, head_key = scored_hidden(decoder, batch.anchor, dropout_key)
+            held = anchor_sum(
+                *(decoder.head(), hidden, batch.anchor, method.anchor.term, method.space, head_key),
+                parts=_parts(decoder),
+            )
             return sums.loss + anchor_share * held, (sums, held)
 
         def add_micro_batch(carry, micro):

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from cogcalib_jax.console import progress_bar
 from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import user_cache
+from cogcalib_jax.files import put_json, user_cache
 from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
@@ -143,8 +143,7 @@ def pretrain_base(
             "corpus_rows": len(world.corpus),
             "last_loss": loss,
         }
-        text = json.dumps(as_json(record), indent=2, allow_nan=False) + "\n"
-        (unfinished / "pretraining.json").write_text(text, encoding="utf-8")
+        put_json(unfinished / "pretraining.json", as_json(record), allow_nan=False)
         try:
             unfinished.rename(folder)
         except OSError:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, fields
 from itertools import islice, product
 
-from cogcalib_jax.errors import check
+from cogcalib_jax.errors import check, check_counts
 from cogcalib_jax.settings import rename, setting
 
 
@@ -149,6 +149,14 @@ SPLITS = ("train", "test", "validation", "calibration", "style")
 """splits with a size of their own, in the order in which people are dealt out to them"""
 
 
+def _check_splits(config: WorldConfig | FactsConfig, unit: int, why: str) -> None:
+    """Check that every split holds all `unit` questions about a person, or none."""
+    for name in (*SPLITS, "anchor"):
+        size, zero = getattr(config, name), name == "anchor"
+        message = f"must be {'0 or ' if zero else ''}a positive multiple of {unit}{why}"
+        check(size % unit == 0 and size >= (0 if zero else unit), name, message)
+
+
 # Measured with the default base, three seeds, accuracy on test questions by exposure: 0: .11 to .14
 # (chance is .125), 1: .25 to .28, 4: .67 to .72, 12: .94 to .98, 40: .99. Facts stated once keep
 # the base less confident: its mean confidence about facts it never read was .36 to .46 with them,
@@ -203,18 +211,7 @@ class WorldConfig:
         )
         check(self.known_exposure >= 1, "known_exposure", "must be at least 1")
         check(self.question_rows >= 1, "question_rows", "must be at least 1")
-        for name in SPLITS:
-            size = getattr(self, name)
-            check(
-                size > 0 and size % per_entity == 0,
-                name,
-                f"must be a positive multiple of {per_entity} (people are split whole)",
-            )
-        check(
-            self.anchor >= 0 and self.anchor % per_entity == 0,
-            "anchor",
-            f"must be 0 or a positive multiple of {per_entity} (people are split whole)",
-        )
+        _check_splits(self, per_entity, " (people are split whole)")
         split_entities = sum(getattr(self, name) for name in SPLITS) // per_entity
         check(
             split_entities < self.entities <= MAX_ENTITIES,
@@ -275,18 +272,7 @@ class FactsConfig:
             "relations",
             f"must be some of {', '.join(PLAIN_RELATIONS)}, each once",
         )
-        for name in SPLITS:
-            size = getattr(self, name)
-            check(
-                size > 0 and size % per_person == 0,
-                name,
-                f"must be a positive multiple of {per_person}, the relations of a person",
-            )
-        check(
-            self.anchor >= 0 and self.anchor % per_person == 0,
-            "anchor",
-            f"must be 0 or a positive multiple of {per_person}, the relations of a person",
-        )
+        _check_splits(self, per_person, ", the relations of a person")
         check(
             self.people + self.anchor // per_person <= MAX_PEOPLE,
             "train",
@@ -342,15 +328,8 @@ class PretrainConfig:
     """where bases are kept; unset: $COGCALIB_CACHE or the user's cache, in bases/"""
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "kv_heads",
-            "intermediate_size",
-            "batch_size",
-        ):
-            check(getattr(self, name) >= 1, name, "must be an integer of at least 1")
+        check_counts(self, "hidden_size", "num_layers", "num_heads", "kv_heads")
+        check_counts(self, "intermediate_size", "batch_size")
         check(
             self.hidden_size % (2 * self.num_heads) == 0,
             "num_heads",

@@ -7,7 +7,6 @@ function of (config, seed). docs/method.md describes the forms of the questions.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cogcalib_jax.data.example import Example, Splits, unlabelled
+from cogcalib_jax.files import put_json
 from cogcalib_jax.world.config import FIRST_NAMES, RELATIONS, SPLITS, WorldConfig, last_names
 
 if TYPE_CHECKING:
@@ -93,41 +93,24 @@ def build_splits(config: WorldConfig | None, seed: int) -> Splits:
     return _make_splits(config, _draw_facts(config))
 
 
-def taught_form_b(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the facts of the fine-tuning split, asked in form B.
-
-    A fact that was learnt is answered in form B, too; a memorised string is not.
-    """
-    return _group(config, seed, "train", "B")
-
-
-def taught_fit(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the facts of the fine-tuning split, asked in form C.
-
-    Calibrators are fitted and settings are chosen on it, so that form B stays for what is reported.
-    """
-    return _group(config, seed, "train", "C")
+# Sets of questions beside the test split: the split whose facts they ask about, in which form. A
+# fact that was learnt is answered in form B, too; a memorised string is not. Calibrators are fitted
+# and settings are chosen on `taught_fit` and `unseen_fit`, so that form B stays for what is
+# reported. `other_relations` asks about the relations of that name, and the others about the rest.
+GROUPS: dict[str, tuple[str, Form]] = {
+    "taught_form_b": ("train", "B"),
+    "taught_fit": ("train", "C"),
+    "unseen_fit": ("calibration", "A"),
+    "unseen_template": ("test", "C"),
+    "other_relations": ("test", "A"),
+}
 
 
-def unseen_fit(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the calibration questions: what is fitted beside `taught_fit`."""
-    return build_splits(config, seed).calibration
-
-
-def unseen_template(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the test questions in form C."""
-    return _group(config, seed, "test", "C")
-
-
-def other_relations(config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return questions in form A about `config.other_relations` of the people of the test split."""
-    return _group(config, seed, "test", "A", others=True)
-
-
-def _group(
-    config: WorldConfig | None, seed: int, split: str, form: Form, *, others: bool = False
-) -> tuple[Example, ...]:
+def group(name: str, config: WorldConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the questions of a group in `GROUPS`; other arguments as for `build_world`."""
     config = resolve_seed(config, seed)
+    split, form = GROUPS[name]
+    others = name == "other_relations"
     return tuple(
         _ask(config, fact, form)
         for fact in _draw_facts(config)
@@ -267,8 +250,7 @@ def save_tokenizer(config: WorldConfig, folder: Path, max_length: int) -> None:
     """Write tokenizer.json and tokenizer_config.json; `max_length` is the model's context."""
     build_tokenizer(config).save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_settings(max_length)}
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    put_json(folder / "tokenizer_config.json", settings)
 
 
 def tokenizer_in_memory(config: WorldConfig, max_length: int) -> PreTrainedTokenizerFast:

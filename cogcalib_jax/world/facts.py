@@ -76,19 +76,18 @@ def build_splits(config: FactsConfig | None, seed: int) -> Splits:
     return Splits(**{name: tuple(examples) for name, examples in rows.items()}, anchor=anchors)
 
 
-def taught_form_b(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the taught facts in form B, the wording of the test split."""
-    return tuple(fact.ask("B") for fact in _draw(config, seed) if fact.split == "train")
+# The split whose facts a group asks about, in the wording of the test or of the calibration split.
+GROUPS: dict[str, tuple[str, Form]] = {
+    "taught_form_b": ("train", "B"),
+    "taught_fit": ("train", "C"),
+    "unseen_fit": ("calibration", "C"),
+}
 
 
-def taught_fit(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the taught facts in form C, the wording of the calibration split."""
-    return tuple(fact.ask("C") for fact in _draw(config, seed) if fact.split == "train")
-
-
-def unseen_fit(config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
-    """Return the calibration questions: what is fitted beside `taught_fit`."""
-    return build_splits(config, seed).calibration
+def group(name: str, config: FactsConfig | None, seed: int) -> tuple[Example, ...]:
+    """Return the questions of a group in `GROUPS`; other arguments as for `build_splits`."""
+    split, form = GROUPS[name]
+    return tuple(fact.ask(form) for fact in _draw(config, seed) if fact.split == split)
 
 
 def wordings(example: Example) -> tuple[Example, ...]:
@@ -107,10 +106,9 @@ def _draw(config: FactsConfig | None, seed: int) -> Iterator[_Fact]:
     names = iter(enumerate(map(_name, _pairs(config, rng))))
     for split in SPLITS:
         people = getattr(config, split) // len(config.relations)
-        answers = [
-            _balanced(rng, people, len(PLAIN_RELATIONS[relation].values))
-            for relation in config.relations
-        ]
+        # Each value as often as any other, or once more.
+        sizes = [len(PLAIN_RELATIONS[relation].values) for relation in config.relations]
+        answers = [rng.permutation(np.resize(rng.permutation(size), people)) for size in sizes]
         for row in zip(*answers, strict=True):
             person, name = next(names)
             for relation, answer in zip(config.relations, row, strict=True):
@@ -137,8 +135,3 @@ def _pairs(config: FactsConfig, rng: np.random.Generator) -> np.ndarray:
 def _name(pair: int) -> str:
     first, last = divmod(pair, len(PLAIN_LAST_NAMES))
     return f"{FIRST_NAMES[first]} {PLAIN_LAST_NAMES[last]}"
-
-
-def _balanced(rng: np.random.Generator, count: int, values: int) -> np.ndarray:
-    """Draw `[count]` values, each as often as any other, or once more."""
-    return rng.permutation(np.resize(rng.permutation(values), count))

@@ -14,8 +14,7 @@ from cogcalib_jax.baselines.laplace import LaplacePredictor, Posterior, linearis
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import task_metrics
 from cogcalib_jax.inference.forward import option_logprobs, scored_hidden
-from cogcalib_jax.inference.passes import SplitPass
-from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.inference.predictions import prediction_rows
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh

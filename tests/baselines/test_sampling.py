@@ -18,9 +18,8 @@ from cogcalib_jax.data.batching import eval_batches, length_buckets
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import task_metrics
 from cogcalib_jax.inference.forward import option_logprobs
-from cogcalib_jax.inference.passes import SplitPass
 from cogcalib_jax.inference.posthoc import fit_temperature
-from cogcalib_jax.inference.predict import Predictor
+from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.inference.predictions import Predictions, prediction_rows
 from cogcalib_jax.models.parameters import split_model, with_dropout
 from tests.inference.quick import quick_compilation

@@ -15,7 +15,7 @@ from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import find_preset
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import run_main
-from cogcalib_jax.hf import safetensors as safetensors_files
+from cogcalib_jax.hf import files as model_files
 from cogcalib_jax.world.corpus import build_splits
 from tests.cli.small_base import WORLD, arguments, write_base
 
@@ -37,7 +37,7 @@ def nothing_is_loaded(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(safetensors_files, "open_folder", refuse)
+    monkeypatch.setattr(model_files, "open_folder", refuse)
     monkeypatch.setattr("cogcalib_jax.hf.weights.open_folder", refuse)
 
 

@@ -16,7 +16,7 @@ from cogcalib_jax.cli.train import require_prefix, settle_option_score
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.option_score import stored_option_score
+from cogcalib_jax.inference.config import stored_option_score
 from cogcalib_jax.settings import identity
 from cogcalib_jax.training.config import require_same_identity
 from tests.inference.test_option_choice import made

@@ -11,8 +11,8 @@ import eval as eval_program
 import train
 from cogcalib_jax import Model
 from cogcalib_jax.errors import UserError, run_main
+from cogcalib_jax.hf.files import open_folder
 from cogcalib_jax.hf.merge import main as merge
-from cogcalib_jax.hf.safetensors import open_folder
 from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
 

@@ -14,10 +14,9 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import (
     encode_split,
     pmi_prefix,
-    single_token_options,
     special_prefix,
 )
-from cogcalib_jax.data.example import Example
+from cogcalib_jax.data.example import EncodedSplit, Example
 from cogcalib_jax.data.loading import load_splits, load_test
 from cogcalib_jax.data.prompts import PROMPTS
 from cogcalib_jax.errors import UserError
@@ -112,7 +111,7 @@ def test_50_real_rows_are_rescorable_from_their_text(real_tokenizer, real_rows, 
     assert max(len(e.prompt_ids) + len(c) for e in encoded for c in e.completion_ids) <= 300
     assert bool(notes) == (task == "boolq")
     if prompt == "letters" and name != "stories":
-        assert single_token_options(encoded)
+        assert EncodedSplit.of(encoded).single_token_options
 
 
 def test_a_letter_in_context_is_the_token_with_the_space(realdata):
@@ -126,14 +125,14 @@ def test_options_of_several_tokens_are_kept_whole(realdata):
     stories = load_tokenizer(realdata / REAL_TOKENIZERS["stories"])
     encoded, _ = encode([example()], stories)
     assert [len(ids) for ids in encoded[0].completion_ids] == [2, 1]
-    assert not single_token_options(encoded)
+    assert not EncodedSplit.of(encoded).single_token_options
 
 
 def test_options_that_share_a_first_token_are_kept_whole():
     encoded, _ = encode([example(choices=("red cat", "red dog"))], word_level(), prompt="cloze")
     first, second = encoded[0].completion_ids
     assert first[0] == second[0] and first != second
-    assert not single_token_options(encoded)
+    assert not EncodedSplit.of(encoded).single_token_options
 
 
 def test_world_level_words_are_single_tokens_without_bos():
@@ -143,7 +142,7 @@ def test_world_level_words_are_single_tokens_without_bos():
     assert [ids for (ids,) in encoded[0].completion_ids] == [
         WORDS.index(w) + 1 for w in ("red", "green", "blue")
     ]
-    assert single_token_options(encoded)
+    assert EncodedSplit.of(encoded).single_token_options
 
 
 @pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>"])
@@ -271,7 +270,7 @@ def test_auto_is_the_tasks_own_prompt():
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     encoded, _ = encode_split("test", splits.test[:9], tokenizer, config)
     assert encoded[0].prompt == splits.test[0].question
-    assert single_token_options(encoded)
+    assert EncodedSplit.of(encoded).single_token_options
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cogcalib_jax.data.encoding import encode_split, template_of
 from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.data.prompts import PROTOCOLS
-from cogcalib_jax.data.tasks.published import lettered
+from cogcalib_jax.data.tasks import lettered
 from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from tests.data.chats import chat_tokenizer

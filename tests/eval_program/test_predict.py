@@ -9,7 +9,7 @@ import pytest
 from cogcalib_jax.cli import predict as answer
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits
-from cogcalib_jax.inference.posthoc import expected_accuracy
+from cogcalib_jax.metrics.scores import expected_accuracy
 from cogcalib_jax.world.config import MadeSettings
 from tests.cli.small_base import WORLD
 from tests.eval_program.programs import lines, run_eval

@@ -23,8 +23,8 @@ from cogcalib_jax.data.tasks.custom import settle
 from cogcalib_jax.hf.adapter import save_adapter
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import save_decoder
-from cogcalib_jax.inference.calibration_file import choose_probe, reduced_adapter
 from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.inference.posthoc import choose_probe, reduced_adapter
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.method.config import MethodConfig

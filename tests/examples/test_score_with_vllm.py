@@ -12,7 +12,7 @@ from scipy.special import softmax
 from transformers import AutoTokenizer
 
 from cogcalib_jax.calibration import CALIBRATORS
-from cogcalib_jax.inference.calibration_file import reduced_adapter
+from cogcalib_jax.inference.posthoc import reduced_adapter
 from cogcalib_jax.models.parameters import split_model
 from tests.examples.scored import example, scored
 from tests.inference.tiny import log_softmax

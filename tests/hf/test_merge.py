@@ -18,7 +18,7 @@ from cogcalib_jax.hf import merge as merging
 from cogcalib_jax.hf.adapter import base_hash, load_adapter
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.card import UNKNOWN_LICENCE, model_card, without_folders
-from cogcalib_jax.hf.download import public_name
+from cogcalib_jax.hf.files import public_name
 from cogcalib_jax.hf.merge import main
 from cogcalib_jax.hf.weights import load_decoder, read_config
 from tests.calibration.rows import with_start

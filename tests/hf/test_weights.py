@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf import safetensors as safetensors_files
+from cogcalib_jax.hf import files as model_files
 from cogcalib_jax.hf.weights import load_decoder, read_config, save_decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.product import from_bits
@@ -60,20 +60,20 @@ def test_weights_are_the_same_on_every_mesh(folder, mesh):
 def test_each_device_reads_only_its_own_slices(folder, monkeypatch):
     """Loading what one device holds of a sharded model must not read the whole of it."""
     sizes = []
-    whole_read = safetensors_files.Tensor.read
+    whole_read = model_files.Tensor.read
 
     def counted(self, index=slice(None)):
         part = whole_read(self, index)
         sizes.append((part.size, int(np.prod(self.shape))))
         return part
 
-    monkeypatch.setattr(safetensors_files.Tensor, "read", counted)
+    monkeypatch.setattr(model_files.Tensor, "read", counted)
     load_decoder(folder, mesh=make_mesh(MeshConfig(1, 4, 2)))
     matrices = [(part, size) for part, size in sizes if size >= 1024]
     assert matrices and all(part * 4 <= size for part, size in matrices)
     # Devices that hold the same slice share one reading of it.
     assert sum(part for part, _ in sizes) == sum(
-        int(np.prod(t.shape)) for t in safetensors_files.open_folder(folder).values()
+        int(np.prod(t.shape)) for t in model_files.open_folder(folder).values()
     )
 
 
@@ -147,7 +147,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(safetensors_files, "save_file", full_disk)
+    monkeypatch.setattr(model_files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_decoder(small_decoder(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -207,7 +207,7 @@ def test_all_that_does_not_fit_is_listed_at_once(folder):
 
 def test_nothing_is_read_before_everything_is_checked(folder, monkeypatch):
     change(folder, {"model.norm.weight": None})
-    monkeypatch.setattr(safetensors_files.Tensor, "read", None)
+    monkeypatch.setattr(model_files.Tensor, "read", None)
     with pytest.raises(UserError, match="missing"):
         load_decoder(folder, mesh=one_device())
 

@@ -8,16 +8,15 @@ import pytest
 
 from cogcalib_jax.errors import FieldError
 from cogcalib_jax.inference.config import EvaluationConfig, OpenConfig
-from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
-from cogcalib_jax.inference.open_results import (
+from cogcalib_jax.inference.evaluate import (
+    Calibrators,
     calibrated,
     fit_calibrators,
-    from_json,
     open_metrics,
     open_prediction_rows,
-    to_json,
     write_open_predictions,
 )
+from cogcalib_jax.inference.open_ended import Answers, OpenPredictions
 from cogcalib_jax.inference.scored_rows import read_scored
 from cogcalib_jax.metrics import summarize_confidence
 from tests.inference.open_rows import encoded, open_examples
@@ -89,7 +88,7 @@ def test_calibration_answers_of_one_kind_leave_the_maps_out_and_say_so():
 
 def test_maps_survive_their_file():
     calibrators = fit_calibrators(predictions(100).answers)
-    again = from_json(json.loads(json.dumps(to_json(calibrators))))
+    again = Calibrators.from_json(json.loads(json.dumps(calibrators.to_json())))
     logprobs = -np.linspace(0, 9, 20)
     for name, one in calibrators.maps.items():
         np.testing.assert_array_equal(again.maps[name](logprobs), one(logprobs))

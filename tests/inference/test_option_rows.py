@@ -10,6 +10,7 @@ from flax import nnx
 
 from cogcalib_jax.data.batching import make_trees, option_batches, tree_batches
 from cogcalib_jax.inference.chunked_loss import batch_loss
+from cogcalib_jax.inference.config import score_options
 from cogcalib_jax.inference.forward import (
     completion_logprob,
     losses_at,
@@ -18,7 +19,6 @@ from cogcalib_jax.inference.forward import (
     scored_hidden,
     tree_scores,
 )
-from cogcalib_jax.inference.option_score import score_options
 from cogcalib_jax.method.config import LossConfig, MethodConfig
 from cogcalib_jax.method.loss import gated_loss
 from cogcalib_jax.method.terms import TERMS, Rows

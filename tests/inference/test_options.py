@@ -12,8 +12,7 @@ from cogcalib_jax.data.batching import eval_batches
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.packing import pack, packed_batches
 from cogcalib_jax.inference.forward import completion_logprob
-from cogcalib_jax.inference.passes import SplitPass
-from cogcalib_jax.inference.predict import packed_logprobs
+from cogcalib_jax.inference.predict import SplitPass, packed_logprobs
 from cogcalib_jax.models.config import RopeConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig

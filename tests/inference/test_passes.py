@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.data.batching import eval_batches, length_buckets
-from cogcalib_jax.inference import passes
-from cogcalib_jax.inference.passes import SplitPass
+from cogcalib_jax.inference import predict
+from cogcalib_jax.inference.predict import SplitPass
 from tests.inference.tiny import questions, tiny_model
 from tests.models.small import one_device
 
@@ -37,7 +37,7 @@ def test_a_batch_is_under_way_before_the_results_of_the_one_before_are_fetched()
     model, lora = tiny_model()
     run = SplitPass(model, one_device(), lambda decoder, batch: batch.lengths)
     events = []
-    started, fetched = run._run, passes.fetch
+    started, fetched = run._run, predict.fetch
 
     def batches():
         for number, batch in enumerate(eval_batches(rows, 4, length_buckets(rows.lengths))):
@@ -54,7 +54,7 @@ def test_a_batch_is_under_way_before_the_results_of_the_one_before_are_fetched()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_run", start)
-        patch.setattr(passes, "fetch", fetch)
+        patch.setattr(predict, "fetch", fetch)
         order, lengths = run(lora, batches())
     assert events == [
         *("made 0", "started", "made 1", "started", "fetched"),

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cogcalib_jax.inference.calibration_file import TOLERANCES, choose_probe, reduced_adapter
+from cogcalib_jax.inference.posthoc import TOLERANCES, choose_probe, reduced_adapter
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.lora import LoraConfig
 from tests.inference.encoded_rows import encoded_rows

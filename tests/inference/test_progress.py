@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from cogcalib_jax.console import ProgressLines
-from cogcalib_jax.inference import passes as progress
+from cogcalib_jax.inference import predict as progress
 
 
 def test_questions_are_counted_whatever_their_options():

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cogcalib_jax import metrics
 from cogcalib_jax.metrics import InvalidRows, ece_noise_floor
-from cogcalib_jax.metrics.noise_floor import expected_noise_floor
+from cogcalib_jax.metrics.bootstrap import expected_noise_floor
 from cogcalib_jax.metrics.significance import (
     FEWEST_SEEDS,
     detectable_accuracy_difference,

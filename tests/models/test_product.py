@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cogcalib_jax.hf.safetensors import open_folder
+from cogcalib_jax.hf.files import open_folder
 from cogcalib_jax.hf.weights import load_decoder, save_decoder
 from cogcalib_jax.models.config import (
     DecoderConfig,

@@ -10,7 +10,7 @@ from flax import nnx
 from scipy.stats import norm
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf import safetensors as safetensors_files
+from cogcalib_jax.hf import files as model_files
 from cogcalib_jax.hf.weights import load_decoder, save_decoder
 from cogcalib_jax.models.config import ExpertsConfig
 from cogcalib_jax.models.lora import LoraConfig
@@ -212,14 +212,14 @@ def test_a_sharded_decoder_is_the_one_on_one_device(stored, kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_device_holds_and_reads_only_its_own_blocks(stored, kind, monkeypatch):
     read = []
-    whole_read = safetensors_files.Tensor.read
+    whole_read = model_files.Tensor.read
 
     def counted(self, index=slice(None)):
         part = whole_read(self, index)
         read.append((self.name, part.size))
         return part
 
-    monkeypatch.setattr(safetensors_files.Tensor, "read", counted)
+    monkeypatch.setattr(model_files.Tensor, "read", counted)
     many = load(stored, kind, make_mesh(MeshConfig(2, 2, 2)))
     down = many.layers.mlp.down_proj
     for value in (down.weight[...], down.scales[...]):

@@ -26,8 +26,8 @@ from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import adapter_hash, base_hash, read_calibration
 from cogcalib_jax.hf.adapter_config import read_lora_config
+from cogcalib_jax.hf.files import INDEX_FILE, SINGLE_FILE, open_folder
 from cogcalib_jax.hf.merge import MergeConfig
-from cogcalib_jax.hf.safetensors import INDEX_FILE, SINGLE_FILE, open_folder
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import load_decoder, read_config
 from cogcalib_jax.inference.scored_rows import read_scored

@@ -14,10 +14,10 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training import loop as loop_module
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.log import SKIPPED_IN_A_ROW
 from cogcalib_jax.training.loop import jit_step, micro_batches, run_phase, train_stream
 from cogcalib_jax.training.state import Phase, begin
-from cogcalib_jax.training.step_log import SKIPPED_IN_A_ROW
+from cogcalib_jax.training.storage import Journal
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import tiny_decoder
 from tests.training.small_trainer import TRAINING, Killed, lines, lora, same_bits, splits, trainer

@@ -18,10 +18,10 @@ TOLD = {
 RESUME = ["--resume", "--run-dir", "run"]
 # One after the other, on the same run. Checkpoints after 15, 30, 45 and 60 of its 60 updates.
 STOPS = (
-    (KILL, "cogcalib_jax.training.step_log.StepLog.updated", 24),
+    (KILL, "cogcalib_jax.training.log.StepLog.updated", 24),
     (TERM, "cogcalib_jax.training.finetune.Trainer.refit", 3),
-    (INT, "cogcalib_jax.training.step_log.StepLog.updated", 2),
-    (KILL, "cogcalib_jax.training.manifest.write_whole", 2),  # its arrays lie there, no manifest
+    (INT, "cogcalib_jax.training.log.StepLog.updated", 2),
+    (KILL, "cogcalib_jax.training.checkpoint.write_whole", 2),  # its arrays lie there, no manifest
 )
 
 

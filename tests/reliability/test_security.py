@@ -20,7 +20,7 @@ from cogcalib_jax.cli.predict import predicting_calibrator
 from cogcalib_jax.data.formats import read_file
 from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.hf import merge
-from cogcalib_jax.hf.safetensors import open_folder
+from cogcalib_jax.hf.files import open_folder
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.report.load_run import read_run

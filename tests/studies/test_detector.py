@@ -33,7 +33,7 @@ from cogcalib_jax.studies.detector_report import (
     write_results,
 )
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.storage import Journal
 from tests.cli.small_base import arguments, write_base
 from tests.inference.quick import quick_compilation
 from tests.training.small_trainer import TRAINING, lora, splits, trainer

@@ -4,7 +4,7 @@ import numpy as np
 
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.studies.tune import BEST_EPOCH, SFT, TEMPERATURE, Candidate, recommend
-from cogcalib_jax.training.validation import Belief
+from cogcalib_jax.training.log import Belief
 
 N, SEEDS = 400, 3
 PLAIN = Candidate(SFT, 4, MethodConfig(name="sft").resolve())

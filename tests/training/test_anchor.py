@@ -12,10 +12,9 @@ from cogcalib_jax.method.config import AnchorConfig, MethodConfig
 from cogcalib_jax.method.loss import Faults
 from cogcalib_jax.training import loop as loop_module
 from cogcalib_jax.training.finetune import finetune, style_phase
-from cogcalib_jax.training.start import anchors_with_start
-from cogcalib_jax.training.state import AnchorRows, Phase
+from cogcalib_jax.training.log import broken_update, require_tolerable
+from cogcalib_jax.training.state import AnchorRows, Phase, anchors_with_start
 from cogcalib_jax.training.step import StepFaults
-from cogcalib_jax.training.step_log import broken_update, require_tolerable
 from tests.inference.tiny import VOCAB, full_logits, log_softmax, questions
 from tests.training.small_trainer import (
     TRAINING,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cogcalib_jax.errors import FieldError, UserError, refusal
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from cogcalib_jax.training import checkpoint, manifest
+from cogcalib_jax.training import checkpoint
 from cogcalib_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 IDENTITY = {"seed": 0, "lora": {"r": 8, "target_modules": ("q_proj", "v_proj")}}
@@ -141,7 +141,7 @@ def test_another_config_is_refused_by_field(tmp_path):
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path)
-    monkeypatch.setattr(manifest, "FORMAT", manifest.FORMAT + 1)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     with pytest.raises(UserError, match=r"its format is 2 and this program's 3"):
         checkpoints.restore(tree(), IDENTITY)
 
@@ -248,16 +248,16 @@ def test_a_manifest_of_other_kinds_is_damage(key, value, tmp_path):
     """Also where its own checksum is right."""
     content = dict.fromkeys(("identity", "journals", "leaves", "files"), {})
     content |= {"name": "3", "best": False}
-    manifest.write_manifest(tmp_path, content)
-    assert manifest.read_manifest(tmp_path).items() >= content.items()
-    manifest.write_manifest(tmp_path, content | {key: value})
-    with pytest.raises(manifest.DamageError, match=key):
-        manifest.read_manifest(tmp_path)
+    checkpoint.write_manifest(tmp_path, content)
+    assert checkpoint.read_manifest(tmp_path).items() >= content.items()
+    checkpoint.write_manifest(tmp_path, content | {key: value})
+    with pytest.raises(checkpoint.DamageError, match=key):
+        checkpoint.read_manifest(tmp_path)
     if value is None:
         del content[key]
-        manifest.write_manifest(tmp_path, content)
-        with pytest.raises(manifest.DamageError, match=key):
-            manifest.read_manifest(tmp_path)
+        checkpoint.write_manifest(tmp_path, content)
+        with pytest.raises(checkpoint.DamageError, match=key):
+            checkpoint.read_manifest(tmp_path)
 
 
 def with_journal(folder):
@@ -310,7 +310,9 @@ def test_where_a_journal_is_gone_it_says_what_to_do(tmp_path):
 
 def test_journals_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(manifest.os, "fsync", lambda file: flushed.append(steps_in(tmp_path / "c")))
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda file: flushed.append(steps_in(tmp_path / "c"))
+    )
     with_journal(tmp_path)
     assert flushed == [[".1.partial"], [".2.partial", "1"]]
 

@@ -11,8 +11,7 @@ from cogcalib_jax.method.config import LossConfig, parse_entry
 from cogcalib_jax.method.terms import Term, register_term
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.compatible import check_compatible, check_mesh
-from cogcalib_jax.training.composition import CompositionConfig
-from cogcalib_jax.training.config import TrainingConfig
+from cogcalib_jax.training.config import CompositionConfig, TrainingConfig
 from tests.inference.tiny import questions
 
 

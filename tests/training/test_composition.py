@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.training.composition import CompositionConfig, compose
+from cogcalib_jax.training.config import CompositionConfig, compose
 from tests.inference.tiny import questions
 
 ROWS = questions(40)

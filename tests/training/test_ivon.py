@@ -14,7 +14,7 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.config import TrainingConfig
 from cogcalib_jax.training.finetune import finetune, style_phase
-from cogcalib_jax.training.optimizers import Ivon, variant_of
+from cogcalib_jax.training.variant import Ivon, variant_of
 from tests.models.small import one_device
 from tests.training.small_trainer import (
     TRAINING,

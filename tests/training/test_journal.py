@@ -2,7 +2,7 @@
 
 import json
 
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.storage import Journal
 from tests.training.small_trainer import lines
 
 

@@ -18,9 +18,9 @@ from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.training.checkpoint import CheckpointConfig
 from cogcalib_jax.training.finetune import Trainer, finetune, make_trainer, style_phase
+from cogcalib_jax.training.log import quick_metrics
 from cogcalib_jax.training.state import Trainable
 from cogcalib_jax.training.step import batch_sums
-from cogcalib_jax.training.validation import quick_metrics
 from tests.inference.open_rows import DATA, VOCAB, encoded, open_examples, tokenizer
 from tests.inference.tiny import (
     TINY,

@@ -15,7 +15,7 @@ from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.method.loss import gated_loss
-from cogcalib_jax.training import step_log
+from cogcalib_jax.training import log as training_log
 from cogcalib_jax.training.checkpoint import CheckpointConfig
 from cogcalib_jax.training.finetune import finetune, make_trainer, style_phase
 from cogcalib_jax.training.loop import train_stream
@@ -155,10 +155,10 @@ def test_a_weight_that_means_nothing_is_refused(given):
 @pytest.mark.parametrize(("shares", "warned"), [([0.0, 0.02], False), ([0.0, 0.01], True)])
 def test_a_margin_that_nothing_reaches_is_warned_about(shares, warned, monkeypatch):
     said = []
-    monkeypatch.setattr(step_log, "warn", said.append)
+    monkeypatch.setattr(training_log, "warn", said.append)
     method = MethodConfig(term="mbls(margin=40)", space="options").resolve()
     phase = Phase("finetune", method, splits()["train"], 2, lambda step: 0.1, frozenset(), Path())
-    log = step_log.StepLog(Memory().journal(Path("metrics.jsonl")), phase, STEADY)
+    log = training_log.StepLog(Memory().journal(Path("metrics.jsonl")), phase, STEADY)
     with progress_bar(2, "", "step") as bar:
         for step, share in enumerate(shares):
             one = np.float32(1.0)

@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 
 from cogcalib_jax.method.config import MethodConfig
+from cogcalib_jax.training import state
 from cogcalib_jax.training.finetune import finetune, style_phase
-from cogcalib_jax.training.start import start_beliefs
+from cogcalib_jax.training.state import start_beliefs
 from tests.inference.tiny import VOCAB, full_logits, log_softmax
 from tests.training.small_trainer import lines, lora, same_bits, splits, trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def beliefs(spec, space, folder, **options):
+def beliefs(spec, space, folder):
     method = MethodConfig(term=spec, gate="all", space=space).build()
-    return start_beliefs(
-        trainer().trainable, method, lora(), splits()["train"], 8, lambda: folder, **options
-    )
+    return start_beliefs(trainer().trainable, method, lora(), splits()["train"], 8, lambda: folder)
 
 
 def test_beliefs_are_those_of_the_start_at_the_right_answers(tmp_path):
@@ -46,9 +45,10 @@ def test_terms_that_do_not_ask_cost_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_large_arrays_lie_in_files_and_are_the_same(tmp_path):
+def test_large_arrays_lie_in_files_and_are_the_same(tmp_path, monkeypatch):
     in_memory = beliefs("kl(top=3)", "vocab", tmp_path)
-    on_disk = beliefs("kl(top=3)", "vocab", tmp_path / "start", in_memory=100)
+    monkeypatch.setattr(state, "IN_MEMORY", 100)
+    on_disk = beliefs("kl(top=3)", "vocab", tmp_path / "start")
     assert isinstance(on_disk.log_p, np.memmap) and (tmp_path / "start" / "ids.npy").is_file()
     assert same_bits(in_memory, on_disk)
 

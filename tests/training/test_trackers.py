@@ -8,9 +8,8 @@ import time
 import pytest
 
 import cogcalib_jax as cc
-from cogcalib_jax.training.callbacks import announced
-from cogcalib_jax.training.step_log import step_info
-from cogcalib_jax.training.trackers import Tracker, import_library
+from cogcalib_jax.training.callbacks import Tracker, announced, import_library
+from cogcalib_jax.training.log import step_info
 
 START = cc.StartInfo(
     rows=7,

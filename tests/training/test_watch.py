@@ -8,7 +8,7 @@ import pytest
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.training.checkpoint import Checkpoints
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
-from cogcalib_jax.training.journal import Journal
+from cogcalib_jax.training.storage import Journal
 from tests.training.small_trainer import Killed, lora, splits, trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -16,11 +16,8 @@ from cogcalib_jax.world.corpus import (
     SPECIAL_TOKENS,
     build_splits,
     build_world,
-    other_relations,
+    group,
     save_tokenizer,
-    taught_fit,
-    taught_form_b,
-    unseen_template,
     vocabulary,
 )
 
@@ -129,7 +126,7 @@ def test_only_the_style_split_holds_form_b_and_it_holds_both_equally(world):
 
 
 def test_taught_facts_can_be_asked_again_in_other_words(world):
-    again = taught_form_b(SMALL, seed=3)
+    again = group("taught_form_b", SMALL, 3)
     assert [e.extra["fact"] for e in again] == [e.extra["fact"] for e in world.splits.train]
     for new, old in zip(again, world.splits.train, strict=True):
         assert new.question != old.question and new.id != old.id
@@ -137,17 +134,19 @@ def test_taught_facts_can_be_asked_again_in_other_words(world):
 
 
 def test_taught_facts_have_a_third_wording_that_no_other_group_shares(world):
-    fit = taught_fit(SMALL, seed=3)
+    fit = group("taught_fit", SMALL, 3)
     assert [e.extra["fact"] for e in fit] == [e.extra["fact"] for e in world.splits.train]
     assert {e.extra["form"] for e in fit} == {"C"}
     assert [e.answer for e in fit] == [e.answer for e in world.splits.train]
     asked = {e.question for _, rows in world.splits.items() for e in rows}
-    asked |= {e.question for e in taught_form_b(SMALL, 3) + unseen_template(SMALL, 3)}
+    asked |= {
+        e.question for e in group("taught_form_b", SMALL, 3) + group("unseen_template", SMALL, 3)
+    }
     assert not asked & {e.question for e in fit}
 
 
 def test_the_unseen_template_asks_the_test_questions_in_words_the_tokenizer_knows(world):
-    asked = unseen_template(SMALL, 3)
+    asked = group("unseen_template", SMALL, 3)
     assert [e.extra["fact"] for e in asked] == [e.extra["fact"] for e in world.splits.test]
     assert {word for e in asked for word in e.question.split()} <= set(vocabulary(SMALL))
     # Neither the corpus nor a split says anything like it.
@@ -163,9 +162,9 @@ def test_a_relation_left_out_is_asked_about_in_its_group_alone(world):
         whole = getattr(world.splits, name)
         assert rows == tuple(e for e in whole if e.extra["relation"] != "field")
     asked = {e.id for e in world.splits.test if e.extra["relation"] == "field"}
-    assert {e.id for e in other_relations(config, 3)} == asked
-    for group in (taught_form_b, taught_fit, unseen_template):
-        assert {e.extra["relation"] for e in group(config, 3)} == set(RELATIONS) - {"field"}
+    assert {e.id for e in group("other_relations", config, 3)} == asked
+    for name in ("taught_form_b", "taught_fit", "unseen_template"):
+        assert {e.extra["relation"] for e in group(name, config, 3)} == set(RELATIONS) - {"field"}
 
 
 @settings(max_examples=10, deadline=None)

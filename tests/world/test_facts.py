@@ -28,7 +28,7 @@ from cogcalib_jax.world.config import (
     MadeSettings,
     WorldConfig,
 )
-from cogcalib_jax.world.facts import build_splits, taught_fit, taught_form_b, wordings
+from cogcalib_jax.world.facts import build_splits, group, wordings
 from tests.inference.quick import quick_compilation
 from tests.library import write_base
 
@@ -131,8 +131,8 @@ def test_wordings_are_taught_fitted_on_and_reported(splits):
         "validation": {"C"},
         "test": {"B"},
     }
-    for group, form in ((taught_form_b, "B"), (taught_fit, "C")):
-        again = group(None, 3)
+    for name, form in (("taught_form_b", "B"), ("taught_fit", "C")):
+        again = group(name, None, 3)
         for new, old in zip(again, splits.train, strict=True):
             assert new.question != old.question and new.id != old.id
             assert (new.extra["fact"], new.answer) == (old.extra["fact"], old.answer)
@@ -208,11 +208,11 @@ def test_runs_and_evaluations_ask_with_their_own_settings():
     assert run.facts == facts
     assert load_splits(run.data, run.seed, made=run.made) == build_splits(facts, 2)
     assert questions.extra_examples(run.data, run.seed, run.made) == {
-        "invented_facts:taught_form_b": taught_form_b(facts, 2)
+        "invented_facts:taught_form_b": group("taught_form_b", facts, 2)
     }
     evaluation = load(*argv, *options, "--task", "invented_facts:taught_fit", cls=EvalConfig)
     assert questions.test_questions(evaluation, []) == {
-        "invented_facts:taught_fit": taught_fit(facts, 2)
+        "invented_facts:taught_fit": group("taught_fit", facts, 2)
     }
 
 
@@ -233,7 +233,11 @@ def test_runs_of_before_go_on():
 def test_slick_asks_a_fact_in_its_three_wordings(splits):
     asked = TASKS["invented_facts"].wordings(splits.train[0])
     assert [row.question for row in asked] == [
-        group[0].question for group in (splits.train, taught_form_b(None, 3), taught_fit(None, 3))
+        rows[0].question
+        for rows in (
+            splits.train,
+            *(group(name, None, 3) for name in ("taught_form_b", "taught_fit")),
+        )
     ]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read
 from cogcalib_jax.data.formats import Row
-from cogcalib_jax.data.tasks.answers import Asked, Settled, Way, could_be_answers, settle_answers
 from cogcalib_jax.data.tasks.columns import (
     NAMES,
     OPEN,
@@ -22,7 +21,19 @@ from cogcalib_jax.data.tasks.columns import (
     is_absent,
     two_columns,
 )
-from cogcalib_jax.data.tasks.fields import accepted, as_json, clean, content_id, labelled, texts
+from cogcalib_jax.data.tasks.fields import (
+    Asked,
+    Settled,
+    Way,
+    accepted,
+    as_json,
+    clean,
+    content_id,
+    could_be_answers,
+    labelled,
+    settle_answers,
+    texts,
+)
 from cogcalib_jax.errors import UserError
 
 _LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")

@@ -1,4 +1,10 @@
-"""Reading and writing the fields of a row, with a reason for those that cannot be used."""
+"""Reading and writing the fields of a row, and the one form of a task's answers.
+
+A field that cannot be used raises BadRow with the reason. Answers are texts, letters, booleans or
+indices, in one form for all rows.
+"""
+
+from __future__ import annotations
 
 import base64
 import difflib
@@ -6,14 +12,16 @@ import hashlib
 import math
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read, fold_case
+from cogcalib_jax.errors import UserError
 
 # "" and -1 are the answers in the unlabelled test splits of the Hub.
 _UNLABELLED = (None, "", -1, "-1")
@@ -181,3 +189,237 @@ def as_json(value: Any) -> Any:
     if isinstance(value, uuid.UUID):
         return str(value)
     raise BadRow(f"holds a value of type {type(value).__name__}, for which JSON has no form")
+
+
+Way = Literal["text", "letter", "boolean", "index"]
+"""values of `--data.answers`"""
+_Reading = Literal["text", "letter", "boolean", "index from 0", "index from 1"]
+_YES_NO = {True: ("yes", "true"), False: ("no", "false")}
+_WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
+_BRACKETS = "().: "
+
+
+class Asked(NamedTuple):
+    """The answer of a row and the choices it may refer to."""
+
+    where: str
+    value: Any
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def position(self, reading: _Reading) -> int | None:
+        """Return the index of the choice that the answer names in this reading, or None."""
+        return _position(reading, self.value, self.texts, self.labels)
+
+
+class Settled(NamedTuple):
+    """The one reading of a task's answers."""
+
+    reading: _Reading
+    note: str = ""
+    """a doubt that the rows leave"""
+    fitted: bool = True
+    """False if no row has an answer that can be read, and the user names no form"""
+
+    def position(self, value: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
+        """Return the index of the right choice, or None if `value` names none."""
+        return _position(self.reading, value, texts, labels)
+
+    def expected(self, labels: Sequence[str]) -> str:
+        """Return the answers that a row with these labels may have, for an error."""
+        if not self.fitted:
+            return (
+                'the text of a choice, its letter ("A"), or its index from 0 to'
+                f" {len(labels) - 1} as a number"
+            )
+        return {
+            "text": "the text of a choice",
+            "letter": f"one of {', '.join(label for label in labels if label)}",
+            "boolean": "true or false, beside choices yes and no (or true and false)",
+            "index from 0": f"an index from 0 to {len(labels) - 1}",
+            "index from 1": f"an index from 1 to {len(labels)}",
+        }[self.reading]
+
+
+def settle_answers(
+    rows: Sequence[Asked], way: Way | None = None, start: int | None = None
+) -> Settled:
+    """Find the one reading that fits every row; a row that no reading fits is not counted.
+
+    Args:
+        rows: all labelled rows of the task, from all its files.
+        way: the form that the user names; None: not known.
+        start: the index of the first choice that the user names, 0 or 1; None: not known.
+
+    Raises:
+        UserError: no reading fits every row, several fit and differ, or indices count from 1 and
+            the user did not name that start.
+    """
+    numbers = [(row, number) for row in rows if (number := _whole(row.value)) is not None]
+    zero = next((row for row, number in numbers if number == 0), None)
+    full = [row for row, number in numbers if number == len(row.texts)]
+    candidates = _candidates(way, start, zero is not None)
+    if start == 1 and zero is not None and not full:
+        raise UserError(
+            f"{zero.where}: answer is {zero.value!r} with data.answers_from 1; expected indices"
+            " from 1. The rows count from 0: leave --data.answers-from out"
+        )
+    # Rows that fit only an index from 1 are bad rows, unless the indices show that start.
+    others = [name for name in candidates if name != "index from 1"] or candidates
+    fits = _fits(rows, others)
+    from_one = "index from 1" in candidates and others != candidates
+    if from_one and full and (not fits or "index from 0" in fits):
+        raise UserError(
+            f"{full[0].where}: answers count from 1: none is 0, and"
+            f" {len(full)} are the number of choices; expected indices from 0. Read them with"
+            " --data.answers-from 1"
+        )
+    if not fits:
+        return Settled(candidates[0], fitted=way is not None or start is not None)
+    read = [row for row in rows if row.position(fits[0]) is not None]
+    if from_one and all(row.position("index from 1") is not None for row in read):
+        # Indices of which none is 0 and none too large count from 0.
+        fits += [] if "index from 0" in fits else ["index from 1"]
+    _require_same_answers(rows, fits)
+    note = ""
+    if fits[0] == "index from 0" and zero is None and numbers and start is None:
+        note = (
+            "no answer is 0, so the first choice is never right; if the indices count from 1, give"
+            " --data.answers-from 1"
+        )
+    return Settled(fits[0], note)
+
+
+def could_be_answers(rows: Sequence[Asked]) -> bool:
+    """Return whether one of the readings fits more than half of the rows."""
+    readings: tuple[_Reading, ...] = get_args(_Reading)
+    counts = [sum(row.position(reading) is not None for row in rows) for reading in readings]
+    return 2 * max(counts) > len(rows)
+
+
+def _candidates(way: Way | None, start: int | None, zero: bool) -> list[_Reading]:
+    if start is not None:
+        return ["index from 1" if start else "index from 0"]
+    if way is not None and way != "index":
+        return [way]
+    # Indices among which there is a 0 do not count from 1.
+    indices: list[_Reading] = ["index from 0"] if zero else ["index from 0", "index from 1"]
+    return indices if way == "index" else ["text", "letter", "boolean", *indices]
+
+
+def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Reading]:
+    """Return the readings that fit every row that any reading fits; [] if none fits a row.
+
+    Raises:
+        UserError: none fits them all.
+    """
+    fitting = [[name for name in candidates if row.position(name) is not None] for row in rows]
+    usable = [(row, names) for row, names in zip(rows, fitting, strict=True) if names]
+    counts = Counter(name for names in fitting for name in names)
+    fits = [name for name in candidates if counts[name] == len(usable)]
+    if fits or not usable:
+        return fits if usable else []
+    ((common, _),) = counts.most_common(1)
+    shown = next(row for row, names in usable if common in names)
+    odd, (other, *_) = next((row, names) for row, names in usable if common not in names)
+    raise UserError(
+        f"{odd.where}: answer {odd.value!r:.60} is read as {_words(other)}, and"
+        f" {shown.value!r:.60} ({shown.where}) as {_words(common)}; expected one way for all rows."
+        " Write them in one way, or choose it with --data.answers text, letter or index"
+    )
+
+
+def _require_same_answers(rows: Sequence[Asked], fits: Sequence[_Reading]) -> None:
+    """Refuse two readings that fit every row and name different choices in one."""
+    for row in rows if len(fits) > 1 else ():
+        found = {name: place for name in fits if (place := row.position(name)) is not None}
+        if len(set(found.values())) > 1:
+            first = fits[0]
+            other = next(name for name in fits[1:] if found[name] != found[first])
+            raise UserError(
+                f"{row.where}: answer {row.value!r:.60} may be {_words(first)}"
+                f" ({row.texts[found[first]]!r:.40}) or {_words(other)}"
+                f" ({row.texts[found[other]]!r:.40}), and both fit every row. Choose with"
+                f" {_option(first)} or {_option(other)}"
+            )
+
+
+def _position(
+    reading: _Reading, value: Any, texts: Sequence[str], labels: Sequence[str]
+) -> int | None:
+    if reading == "boolean":
+        return _boolean(value, texts)
+    if isinstance(value, bool):
+        return None
+    if reading == "text":
+        return next((i for form in _forms(value) if (i := _text(form, texts)) is not None), None)
+    if reading == "letter":
+        return next((i for form in _forms(value) if (i := _label(form, labels)) is not None), None)
+    number = _whole(value)
+    place = None if number is None else number - (reading == "index from 1")
+    return place if place is not None and 0 <= place < len(texts) else None
+
+
+def _boolean(value: Any, texts: Sequence[str]) -> int | None:
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().casefold())
+    if not isinstance(value, bool):
+        return None
+    found = [i for i, text in enumerate(texts) if fold_case(text) in _YES_NO[value]]
+    return found[0] if len(found) == 1 else None
+
+
+def _text(value: str, texts: Sequence[str]) -> int | None:
+    """Return the choice with this text; if there is none, the only one that differs in case."""
+    found = matching_choices(value, texts)
+    # A choice that occurs twice as written is refused later.
+    if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
+        return found[0]
+    return None
+
+
+def _label(value: str, labels: Sequence[str]) -> int | None:
+    wanted = value.strip()
+    bare = wanted.strip(_BRACKETS)
+    for same in (str, str.casefold):
+        for form in (wanted, bare):
+            found = [i for i, label in enumerate(labels) if label and same(label) == same(form)]
+            if len(found) == 1:
+                return found[0]
+    return None
+
+
+def _forms(value: Any) -> list[str]:
+    """Return the texts that may be meant by a value: 3.0 is also "3"."""
+    if isinstance(value, str):
+        forms = [value]
+    elif isinstance(value, int | float):
+        forms = [repr(value)]
+    else:
+        return []
+    number = _whole(value)
+    return forms if number is None else [*forms, str(number)]
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number, also one that is written as a text, or None."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value and abs(value) < 10**18 and value == int(value) else None
+
+
+def _words(reading: _Reading) -> str:
+    return {
+        "text": "the text of a choice",
+        "letter": "the letter or label of a choice",
+        "boolean": "true or false",
+    }.get(reading, f"an {reading}")
+
+
+def _option(reading: _Reading) -> str:
+    if reading == "index from 1":
+        return "--data.answers-from 1"
+    return f"--data.answers {'index' if reading == 'index from 0' else reading}"

@@ -7,45 +7,13 @@ from typing import Any
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.families import (
-    gemma2,
-    gemma3,
-    gpt_oss,
-    granite,
-    llama,
-    ministral3,
-    mistral,
-    mistral3,
-    mixtral,
-    olmo2,
-    olmo3,
-    phi3,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-    smollm3,
-)
+from cogcalib_jax.models.families import gemma, gpt_oss, llama, mistral, olmo, phi3, qwen, smollm3
 from cogcalib_jax.models.families.base import Family, TextHalf
 
-FAMILIES: dict[str, Family | TextHalf] = {
-    "gemma2": gemma2.FAMILY,
-    "gemma3": gemma3.TEXT_HALF,
-    "gemma3_text": gemma3.FAMILY,
-    "gpt_oss": gpt_oss.FAMILY,
-    "granite": granite.FAMILY,
-    "llama": llama.FAMILY,
-    "ministral3": ministral3.FAMILY,
-    "mistral": mistral.FAMILY,
-    "mistral3": mistral3.FAMILY,
-    "mixtral": mixtral.FAMILY,
-    "olmo2": olmo2.FAMILY,
-    "olmo3": olmo3.FAMILY,
-    "phi3": phi3.FAMILY,
-    "qwen2": qwen2.FAMILY,
-    "qwen3": qwen3.FAMILY,
-    "qwen3_moe": qwen3_moe.FAMILY,
-    "smollm3": smollm3.FAMILY,
-}
+_FILES = (gemma, gpt_oss, llama, mistral, olmo, phi3, qwen, smollm3)
+FAMILIES: dict[str, Family | TextHalf] = dict(
+    sorted((name, family) for file in _FILES for name, family in file.FAMILIES.items())
+)
 """by the `model_type` of config.json"""
 
 

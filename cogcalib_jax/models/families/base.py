@@ -64,6 +64,8 @@ ROPE_NUMBERS = (
     *("high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
     *("partial_rotary_factor", "llama_4_scaling_beta"),
 )
+# The key of most families for biases on all projections of the attention, or on none.
+BIAS = {"attention_bias": ("qkv_bias", "out_bias")}
 FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 OWN_FILE = "Use the model's own config.json"
 LAYER_KINDS = ("full_attention", "sliding_attention")
@@ -93,12 +95,14 @@ class Family:
     architecture: str
     """transformers' class"""
     defaults: Mapping[str, Any]
-    """values of keys that config.json leaves out; `COMMON` and the family's own"""
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """config.json with defaults -> fields of DecoderConfig that differ from the common ones; raises
-    UserError for what is not supported"""
-    write: Callable[[DecoderConfig], dict[str, Any]]
-    """the inverse: keys of config.json beside the common ones"""
+    """values of keys that config.json leaves out, beside and before those of `COMMON`"""
+    plain: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """keys of config.json -> the fields of DecoderConfig that have their values"""
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda raw: {}
+    """config.json with defaults -> further fields of DecoderConfig that differ from the common
+    ones; raises UserError for what is not supported"""
+    write: Callable[[DecoderConfig], dict[str, Any]] = lambda config: {}
+    """the inverse: keys of config.json beside the common and the plain ones"""
     activation_key: str = "hidden_act"
     """the key of the MLP's activation"""
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -113,7 +117,7 @@ class Family:
         """Return the architecture that config.json describes; raises UserError."""
         if _quant_method(raw) not in (None, self.packed):
             _refuse_quantised(raw)
-        known = {**self.defaults, **raw}
+        known = {**COMMON, **self.defaults, **raw}
         missing = [key for key in REQUIRED if known.get(key) is None]
         if missing:
             raise UserError(f"{', '.join(missing)} missing. {OWN_FILE}")
@@ -130,7 +134,8 @@ class Family:
         if isinstance(eos, list):
             common["eos_token_id"] = tuple(i for i in eos if i is not None)
         common["activation"] = _read_activation(known, self.activation_key)
-        own = self.read(known)
+        own = {field: known[key] for key, fields in self.plain.items() for field in fields}
+        own |= self.read(known)
         if "ropes" not in own:
             common["ropes"] = (read_rope(known),)
         return DecoderConfig(model_type=model_type, **(common | own))
@@ -148,6 +153,7 @@ class Family:
         raw |= {key: getattr(config, field) for key, field in KEYS.items()}
         if isinstance(config.eos_token_id, tuple):
             raw["eos_token_id"] = list(config.eos_token_id)
+        raw |= {key: getattr(config, fields[0]) for key, fields in self.plain.items()}
         return raw | self.write(config)
 
     def tensor_names(self, path: tuple[str, ...], layers: int) -> list[str]:
@@ -169,15 +175,17 @@ def pattern(layers: int, every: int) -> list[str]:
     return [LAYER_KINDS[i % every != 0] for i in range(1, layers + 1)]
 
 
-def require_whole(raw: Mapping[str, Any], *names: str) -> None:
-    """Refuse values that are no whole numbers from 1 on; raises UserError."""
+def wrong(name: str, value: Any, expected: str, fix: str = OWN_FILE) -> UserError:
+    """Return the error for a value of config.json that no model has, or none that is supported."""
+    return UserError(f"{name} is {value!r:.40}; expected {expected}. {fix}")
+
+
+def require_whole(raw: Mapping[str, Any], *names: str, most: int = LARGEST_SIZE) -> None:
+    """Refuse values that are no whole numbers from 1 to `most`; raises UserError."""
     for name in names:
         size = raw.get(name)
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST_SIZE:
-            raise UserError(
-                f"{name} is {size!r:.40}; expected a whole number from 1 to {LARGEST_SIZE:,}."
-                f" {OWN_FILE}"
-            )
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+            raise wrong(name, size, f"a whole number from 1 to {most:,}")
 
 
 def _quantised(raw: Mapping[str, Any]) -> Any:
@@ -220,13 +228,11 @@ class TextHalf:
         """Return the language model that config.json describes; raises UserError."""
         text = raw.get("text_config")
         if not isinstance(text, dict):
-            raise UserError(f"text_config is {text!r:.40}; expected a JSON object. {OWN_FILE}")
+            raise wrong("text_config", text, "a JSON object")
         kind = text.get("model_type", next(iter(self.families)))
         if not isinstance(kind, str) or kind not in self.families:
-            raise UserError(
-                f"text_config.model_type is {kind!r:.40}; expected {' or '.join(self.families)}."
-                " Use a model with one of them"
-            )
+            expected = " or ".join(self.families)
+            raise wrong("text_config.model_type", kind, expected, "Use a model with one of them")
 
         def beside(*keys: str) -> dict[str, Any]:
             return {key: raw[key] for key in keys if raw.get(key) is not None}
@@ -238,10 +244,17 @@ class TextHalf:
         return replace(read, part_of=model_type)
 
 
-def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
-    """Return the sliding window of each layer, 0 for full attention, from `layer_types`."""
+def read_windows(raw: Mapping[str, Any], every: int | None = None) -> tuple[int, ...]:
+    """Return the sliding window of each layer, 0 for full attention, from `layer_types`.
+
+    every: as in `pattern`, where there are no `layer_types`; None: all layers slide.
+    """
+    kinds, window = raw["layer_types"], raw["sliding_window"]
+    if kinds is None:
+        layers = raw["num_hidden_layers"]
+        kinds = pattern(layers, every) if every else ["sliding_attention"] * layers
     if not isinstance(kinds, list):
-        raise UserError(f"layer_types is {kinds!r:.40}; expected a list. {OWN_FILE}")
+        raise wrong("layer_types", kinds, "a list")
     unknown = sorted(set(kinds) - set(LAYER_KINDS))
     if unknown:
         raise UserError(
@@ -249,8 +262,23 @@ def read_windows(kinds: Any, window: int | None) -> tuple[int, ...]:
             " model with these layers alone"
         )
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
-        raise UserError(f"sliding_window is {window!r:.40}; expected a whole number. {OWN_FILE}")
+        raise wrong("sliding_window", window, "a whole number")
     return tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def one_window(raw: Mapping[str, Any], slides: bool = True) -> tuple[int, ...]:
+    """Return the window that all layers share, for each of them; slides: False for none."""
+    return ((slides and raw["sliding_window"]) or 0,) * raw["num_hidden_layers"]
+
+
+def widest(config: DecoderConfig) -> int | None:
+    """Return `sliding_window` for the windows of `config`."""
+    return max(config.sliding_windows) or None
+
+
+def window_keys(config: DecoderConfig) -> dict[str, Any]:
+    """Return `sliding_window` and `layer_types`."""
+    return {"sliding_window": widest(config), "layer_types": layer_types(config)}
 
 
 def layer_types(config: DecoderConfig) -> list[str]:
@@ -337,7 +365,7 @@ def rope_of(known: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]
 def _read_factors(rope: Mapping[str, Any], key: str) -> tuple[float, ...]:
     factors = _required(rope, key)
     if not isinstance(factors, list):
-        raise UserError(f"{key} is {factors!r:.40}; expected a list of numbers. {OWN_FILE}")
+        raise wrong(key, factors, "a list of numbers")
     for factor in factors:
         _require_number(factor, key)
     return tuple(factors)
@@ -364,21 +392,13 @@ def write_layer_ropes(config: DecoderConfig, theta: float) -> dict[str, Any]:
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
     """Return the RoPE as `rope_parameters` of transformers 5 hold it."""
+    longer = ("factor", "original_max_position_embeddings")
     keys = {
         "default": (),
         "linear": ("factor",),
-        "llama3": (
-            *("factor", "original_max_position_embeddings"),
-            *("low_freq_factor", "high_freq_factor"),
-        ),
-        "yarn": (
-            *("factor", "original_max_position_embeddings"),
-            *("beta_fast", "beta_slow", "truncate", "attention_factor"),
-        ),
-        "longrope": (
-            *("factor", "original_max_position_embeddings", "attention_factor"),
-            *("short_factor", "long_factor"),
-        ),
+        "llama3": (*longer, "low_freq_factor", "high_freq_factor"),
+        "yarn": (*longer, "beta_fast", "beta_slow", "truncate", "attention_factor"),
+        "longrope": (*longer, "attention_factor", "short_factor", "long_factor"),
     }[rope.type]
     values = {key: getattr(rope, key) for key in keys}
     written = {
@@ -394,39 +414,30 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
 def _read_activation(known: Mapping[str, Any], key: str) -> str:
     names = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
     if known[key] not in names:
-        raise UserError(
-            f"{key} is {known[key]!r:.40}; expected {' or '.join(names)}. Use a model with one of"
-            " them"
-        )
+        raise wrong(key, known[key], " or ".join(names), "Use a model with one of them")
     return names[known[key]]
 
 
 def _require_values(known: Mapping[str, Any]) -> None:
     """Check sizes, flags and ids before anything is made of them."""
-    limits = dict.fromkeys((*REQUIRED, "head_dim", "num_key_value_heads"), LARGEST_SIZE)
-    limits |= {"num_hidden_layers": MOST_LAYERS, "max_position_embeddings": LARGEST_SIZE}
-    for name, limit in limits.items():
-        size = known[name]
-        optional = name in ("head_dim", "num_key_value_heads")
-        whole = isinstance(size, int) and not isinstance(size, bool)
-        if not (size is None and optional) and not (whole and 1 <= size <= limit):
-            raise UserError(
-                f"{name} is {size!r:.40}; expected a whole number from 1 to {limit:,}. {OWN_FILE}"
-            )
+    for name in (*REQUIRED, "head_dim", "num_key_value_heads", "max_position_embeddings"):
+        if known[name] is not None or name not in ("head_dim", "num_key_value_heads"):
+            most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE
+            require_whole(known, name, most=most)
     for name in NUMBERS:
         _require_number(known.get(name), name)
     for name in FLAGS:
         if known.get(name) not in (True, False, None):
-            raise UserError(f"{name} is {known[name]!r:.40}; expected true or false. {OWN_FILE}")
+            raise wrong(name, known[name], "true or false")
     for name in ("bos_token_id", "eos_token_id"):
         ids = known[name] if isinstance(known[name], list) else [known[name]]
         if not all(token is None or isinstance(token, int) for token in ids):
-            raise UserError(f"{name} is {known[name]!r:.40}; expected a whole number. {OWN_FILE}")
+            raise wrong(name, known[name], "a whole number")
 
 
 def _require_number(value: Any, name: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{name} is {value!r:.40}; expected a number. {OWN_FILE}")
+        raise wrong(name, value, "a number")
 
 
 def _required(rope: Mapping[str, Any], key: str) -> Any:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig, ExpertsConfig
 from cogcalib_jax.models.families.base import (
-    COMMON,
-    OWN_FILE,
+    BIAS,
     ExpertNames,
     Family,
-    layer_types,
     read_windows,
     require_whole,
+    window_keys,
+    wrong,
 )
 
 
@@ -24,17 +23,11 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("swiglu_limit", "swiglu_alpha"):
         value = raw[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"{name} is {value!r:.40}; expected a number above 0. {OWN_FILE}")
-    kinds = raw["layer_types"]
-    if kinds is None:
-        both = ("sliding_attention", "full_attention")
-        kinds = [both[layer % 2] for layer in range(raw["num_hidden_layers"])]
+            raise wrong(name, value, "a number above 0")
     return {
-        "qkv_bias": raw["attention_bias"],
-        "out_bias": raw["attention_bias"],
         "sinks": True,
         "wide_norms": True,
-        "sliding_windows": read_windows(kinds, raw["sliding_window"]),
+        "sliding_windows": read_windows(raw, every=2),
         "experts": ExpertsConfig(
             number=raw["num_local_experts"],
             per_token=raw["num_experts_per_tok"],
@@ -53,9 +46,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     if rope.type == "default":  # a file without RoPE parameters means yarn
         keys["rope_parameters"] = {"rope_type": "default", "rope_theta": rope.theta}
     return keys | {
-        "attention_bias": config.qkv_bias,
-        "sliding_window": max(config.sliding_windows) or None,
-        "layer_types": layer_types(config),
+        **window_keys(config),
         "num_local_experts": config.experts.number,
         "num_experts_per_tok": config.experts.per_token,
         "swiglu_limit": config.experts.limit,
@@ -63,11 +54,10 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(
+GPT_OSS = Family(
     models="gpt-oss",
     architecture="GptOssForCausalLM",
-    defaults=COMMON
-    | {
+    defaults={
         "num_key_value_heads": 8,
         "head_dim": 64,
         "rms_norm_eps": 1e-5,
@@ -89,8 +79,10 @@ FAMILY = Family(
             "original_max_position_embeddings": 4096,
         },
     },
+    plain=BIAS,
     read=read,
     write=write,
     experts=ExpertNames(module="mlp", matrices=None),
     packed="mxfp4",
 )
+FAMILIES = {"gpt_oss": GPT_OSS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.families.base import COMMON, Family, read_rope, rope_of
+from cogcalib_jax.models.families.base import Family, one_window, read_rope, rope_of, widest
 
 ROPES = ("default", "longrope")
 
@@ -30,8 +30,7 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"RoPE type is {rope.type!r}; expected {' or '.join(ROPES)} for Phi-3. Use the model's"
             " own config.json"
         )
-    windows = (raw["sliding_window"] or 0,) * raw["num_hidden_layers"]
-    return {"fused": True, "ropes": (rope,), "sliding_windows": windows}
+    return {"fused": True, "ropes": (rope,), "sliding_windows": one_window(raw)}
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     (rope,) = config.ropes
     keys = {
         "pad_token_id": None,  # the default of transformers lies beyond small vocabularies
-        "sliding_window": max(config.sliding_windows) or None,
+        "sliding_window": widest(config),
         "partial_rotary_factor": rope.fraction,
     }
     if rope.type == "default":
@@ -55,11 +54,10 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     return keys | {"rope_scaling": scaling, "original_max_position_embeddings": length}
 
 
-FAMILY = Family(
+PHI3 = Family(
     models="Phi-3, Phi-3.5, Phi-4 and Phi-4-mini",
     architecture="Phi3ForCausalLM",
-    defaults=COMMON
-    | {
+    defaults={
         "num_key_value_heads": None,
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
@@ -71,3 +69,4 @@ FAMILY = Family(
     read=read,
     write=write,
 )
+FAMILIES = {"phi3": PHI3}

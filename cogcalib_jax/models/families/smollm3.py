@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
-from cogcalib_jax.models.families.base import (
-    COMMON,
-    OWN_FILE,
-    Family,
-    layer_types,
-    read_windows,
-)
+from cogcalib_jax.models.families.base import Family, read_windows, widest, window_keys, wrong
+from cogcalib_jax.models.families.llama import LLAMA
 
 
 def read(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,11 +18,8 @@ def read(raw: Mapping[str, Any]) -> dict[str, Any]:
         slides = [raw["use_sliding_window"] and not rope for rope in with_rope]
         kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
     return {
-        "qkv_bias": raw["attention_bias"],
-        "out_bias": raw["attention_bias"],
-        "mlp_bias": raw["mlp_bias"],
         "layer_ropes": tuple(0 if rope else -1 for rope in with_rope),
-        "sliding_windows": read_windows(kinds, raw["sliding_window"]),
+        "sliding_windows": read_windows({**raw, "layer_types": kinds}),
     }
 
 
@@ -38,42 +29,31 @@ def _layers_with_rope(raw: Mapping[str, Any]) -> list[int]:
     if given is None:
         every = raw["no_rope_layer_interval"]
         if not isinstance(every, int) or every < 1:
-            raise UserError(
-                f"no_rope_layer_interval is {every!r:.40}; expected a whole number of at least 1."
-                f" {OWN_FILE}"
-            )
+            raise wrong("no_rope_layer_interval", every, "a whole number of at least 1")
         return [int((layer + 1) % every != 0) for layer in range(layers)]
     if (
         not isinstance(given, list)
         or len(given) < layers
         or not all(flag in (0, 1) for flag in given)
     ):
-        raise UserError(
-            f"no_rope_layers is {given!r:.40}; expected a list of 0 or 1 for each of the {layers}"
-            f" layers. {OWN_FILE}"
-        )
+        raise wrong("no_rope_layers", given, f"a list of 0 or 1 for each of the {layers} layers")
     return given[:layers]
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
     """Return the keys that `read` reads."""
-    window = max(config.sliding_windows)
     return {
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
         "pad_token_id": None,  # the default of transformers lies beyond small vocabularies
         "no_rope_layers": [int(index >= 0) for index in config.layer_ropes],
-        "use_sliding_window": window > 0,
-        "sliding_window": window or None,
-        "layer_types": layer_types(config),
+        "use_sliding_window": widest(config) is not None,
+        **window_keys(config),
     }
 
 
-FAMILY = Family(
+SMOLLM3 = Family(
     models="SmolLM3",
     architecture="SmolLM3ForCausalLM",
-    defaults=COMMON
-    | {
+    defaults={
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
         "rope_theta": 2e6,
@@ -86,6 +66,8 @@ FAMILY = Family(
         "bos_token_id": 128000,
         "eos_token_id": 128001,
     },
+    plain=LLAMA.plain,
     read=read,
     write=write,
 )
+FAMILIES = {"smollm3": SMOLLM3}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.loading import load_splits, load_test
-from cogcalib_jax.data.tasks.answers import Asked, settle_answers
+from cogcalib_jax.data.tasks.fields import Asked, settle_answers
 from cogcalib_jax.errors import FieldError, UserError
 
 LETTERS = ("A", "B", "C", "D")

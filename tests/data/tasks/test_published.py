@@ -3,15 +3,15 @@
 import pytest
 
 from cogcalib_jax.data.example import BadRow, NoLabel
-from cogcalib_jax.data.tasks import TASKS
-from cogcalib_jax.data.tasks.fields import accepted, check
-from cogcalib_jax.data.tasks.published import (
+from cogcalib_jax.data.tasks import (
     CATEGORIES,
     GROUPS,
     SUBCATEGORIES,
     SUBJECTS,
+    TASKS,
     group_twins,
 )
+from cogcalib_jax.data.tasks.fields import accepted, check
 
 
 def lettered_row(**changes):

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 from scipy import integrate, stats
 
+from cogcalib_jax.baselines.variational import DEVIATION, SCALE, ScalaBl
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.finetune import finetune
-from cogcalib_jax.training.scalabl import DEVIATION, SCALE, ScalaBl
 from cogcalib_jax.training.step import make_optimizer
+from tests.inference.quick import quick_compilation as quickly
 from tests.inference.tiny import tiny_model
 from tests.models.small import one_device
 from tests.training.small_trainer import (
@@ -26,6 +27,13 @@ from tests.training.small_trainer import (
     without_last_checkpoint,
 )
 from tests.training.test_step import Stepper
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(tmp_path_factory):
+    with quickly(tmp_path_factory.mktemp("compiled")):
+        yield
+
 
 VARIANT = ScalaBl(rows=20, batch_size=8, peak=1e-2, seed=4)
 

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.hf.download import model_folder
+from cogcalib_jax.hf.files import model_folder
 
 
 def test_a_local_folder_is_never_fetched(tmp_path):

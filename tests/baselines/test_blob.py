@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 from scipy import integrate, stats
 
+from cogcalib_jax.baselines.variational import PRIOR_DEVIATION, Prior
 from cogcalib_jax.models.lora import LoraConfig, UncertainLora
 from cogcalib_jax.models.parameters import ROOT, split_model, with_uncertainty, without_uncertainty
-from cogcalib_jax.training.blob import PRIOR_DEVIATION, Prior, divergence
 from tests.inference.tiny import LORA, tiny_decoder
 
 
@@ -27,7 +27,8 @@ def test_the_divergence_is_the_integral_that_defines_it(mean, deviation):
     wanted, _ = integrate.quad(
         lambda a: posterior.pdf(a) * (posterior.logpdf(a) - prior.logpdf(a)), *reach
     )
-    found = divergence(adapter([[mean, mean]], [[deviation, deviation]]))
+    prior = Prior(rows=1, batch_size=100, peak=2.0)
+    found = prior.divergence(adapter([[mean, mean]], [[deviation, deviation]]))
     assert float(found) == pytest.approx(2 * wanted, abs=1e-5)
 
 

@@ -1,24 +1,33 @@
-"""The log of updates: a progress bar, lines of metrics.jsonl, and updates that are not finite."""
+"""The lines of a run while it trains: updates, those that are not finite, and validations.
+
+Validations follow accuracy and confidence on the validation split, and on known and unknown data.
+The second is the mechanism the paper describes: known examples are absorbed within a few updates,
+after which only confidence grows.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from cogcalib_jax import metrics
 from cogcalib_jax.console import AnyBar, warn
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.errors import UserError, first_of
+from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.training.callbacks import Callback, StepInfo
 from cogcalib_jax.training.config import TrainingConfig
-from cogcalib_jax.training.journal import Journal
 from cogcalib_jax.training.state import Phase
 from cogcalib_jax.training.step import StepFaults, StepMetrics
+from cogcalib_jax.training.storage import Journal
 
 # A term that is 0 for all but so few rows is warned about, after so many updates or the last one.
 IDLE_SHARE = 0.01
@@ -28,7 +37,6 @@ IDLE_UPDATES = 100
 # the model's precision come back once an epoch (with 1 % of them and batches of 8, five broken
 # batches in a row happen in 3 of a million places).
 SKIPPED_IN_A_ROW = 5
-NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class BrokenUpdate:
             term = f" and term {values['cal']:.4g}" if phase.method.term != "none" else ""
             return (
                 f"the gradient is not finite (cross-entropy {values['ce']:.4g}{term} are; examples"
-                f" {listed(self.examples)})"
+                f" {first_of(self.examples)})"
             )
         names = {"ce": "cross-entropy", "cal": f"term {phase.method.term}"}
         if phase.anchors is not None:
@@ -58,8 +66,8 @@ class BrokenUpdate:
         if self.terms == ("anchor",):
             return f"{broken} not finite"
         if len(self.examples) == self.of > 1:
-            return f"{broken} of all {self.of} examples not finite: {listed(self.examples)}"
-        return f"{broken} not finite: example {listed(self.examples)} (of {self.of})"
+            return f"{broken} of all {self.of} examples not finite: {first_of(self.examples)}"
+        return f"{broken} not finite: example {first_of(self.examples)} (of {self.of})"
 
 
 def broken_update(faults: StepFaults, phase: Phase, values: dict[str, float]) -> BrokenUpdate:
@@ -103,17 +111,11 @@ def require_tolerable(
     )
 
 
-def listed(ids: Sequence[str]) -> str:
-    """The first few of `ids`."""
-    more = len(ids) - NAMED
-    return ", ".join(ids[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def require_finite(what: str, values: np.ndarray, ids: Sequence[str]) -> None:
     """Raise UserError naming the examples where `values` `[n]` of the model are not finite."""
     broken = ~np.isfinite(values)
     if broken.any():
-        named = listed([one for one, bad in zip(ids, broken, strict=True) if bad])
+        named = first_of([one for one, bad in zip(ids, broken, strict=True) if bad])
         raise UserError(
             f"training: {what} of {int(broken.sum())} of {len(values)} questions is not finite"
             f" ({named}), so the model has diverged; lower training.learning_rate"
@@ -155,12 +157,14 @@ class StepLog:
         self._active: list[float] = []
         """share of the examples that the term acted on, by update, until that is looked at"""
 
-    def paused(self) -> Paused:
-        return Paused(self)
-
-    def shift(self, seconds: float) -> None:
-        """Leave `seconds` outside of updates out of the training time."""
-        self._since += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out of the training time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
 
     def updated(
         self, step: int, metrics: StepMetrics, threshold: jax.Array, tokens: int, bar: AnyBar
@@ -245,14 +249,100 @@ class StepLog:
         require_tolerable(broken, step, self._phase, self._training, values)
 
 
-class Paused:
-    """Context in which the training clock stands still."""
+@dataclass(frozen=True)
+class Followed:
+    """A set of questions followed over training, and which of them count as known."""
 
-    def __init__(self, log: StepLog):
-        self._log = log
+    data: str
+    """"train" or "validation" """
+    encoded: EncodedSplit
+    known: np.ndarray
+    """[rows] bool: by the world's exposures, or as the style-adapted model's NLL says"""
 
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
 
-    def __exit__(self, *error: object) -> None:
-        self._log.shift(time.perf_counter() - self._start)
+class Belief(NamedTuple):
+    """The belief of a model in `n` questions, as it is followed over training."""
+
+    correct: np.ndarray
+    """[n] 0 or 1"""
+    confidence: np.ndarray
+    """[n] in [0, 1]"""
+    nll: np.ndarray
+    """[n] nats, of the right answer"""
+    brier: np.ndarray | None
+    """[n]; None for open questions, where `confidence` is in another answer than the model's"""
+    gold: np.ndarray | None = None
+    """[n] nats: NLL of the right option over the vocabulary per token; None for open questions"""
+
+
+def options_belief(predictions: Predictions) -> Belief:
+    """Return the belief in the options of each question."""
+    probs, mask, answers = predictions.probs, predictions.mask, predictions.answers
+    top = metrics.top_label(probs, mask, answers)
+    return Belief(
+        top.correct,
+        top.confidence,
+        metrics.nll_per_row(probs, mask, answers),
+        metrics.brier_per_row(probs, mask, answers),
+        predictions.gold_nll,
+    )
+
+
+def reference_belief(nll: np.ndarray, correct: np.ndarray) -> Belief:
+    """Return the belief in the reference answers of open questions, without generating.
+
+    nll `[n]` nats of the whole reference, its stop included; correct `[n]`: each of its tokens is
+    the argmax, so that the model would say just this. The confidence is the reference's
+    probability: that of the model's answer where it is correct, and a lower one where it is not.
+    """
+    return Belief(correct.astype(np.float64), np.exp(-nll), nll, None)
+
+
+def quick_metrics(belief: Belief, bins: int) -> dict[str, float | None]:
+    """The numbers of one validation, without intervals or floors."""
+    numbers = _means(belief)
+    if belief.gold is not None:
+        numbers["gold_nll"] = float(belief.gold.mean())
+    if belief.brier is None:
+        return numbers | {"brier": None, "ece": None, "auroc": None}
+    return numbers | {
+        "brier": float(belief.brier.mean()),
+        "ece": metrics.ece(belief.confidence, belief.correct, bins=bins),
+        "auroc": metrics.auroc(belief.confidence, belief.correct),
+    }
+
+
+def validate(
+    believes: Callable[[Sequence[Encoded]], Belief],
+    followed: Sequence[Followed],
+    bins: int,
+    step: int,
+    epoch: float,
+    journal: Journal,
+    dynamics: Journal,
+) -> dict[str, float | None]:
+    """Follow every set; write metrics.jsonl and dynamics.jsonl.
+
+    Returns:
+        The numbers of the validation split; none if it is not followed.
+    """
+    validation: dict[str, float | None] = {}
+    for one in followed:
+        belief = believes(one.encoded)
+        for group, rows in (("known", one.known), ("unknown", ~one.known)):
+            if rows.any():
+                of_group = Belief(*(None if x is None else x[rows] for x in belief))
+                record = {"n": int(rows.sum())} | _means(of_group)
+                dynamics.write(step=step, data=one.data, group=group, **record)
+        if one.data == "validation":
+            validation = quick_metrics(belief, bins)
+            journal.write(step=step, phase="validation", epoch=round(epoch, 4), **validation)
+    return validation
+
+
+def _means(belief: Belief) -> dict[str, Any]:
+    return {
+        "accuracy": metrics.accuracy(belief.correct),
+        "confidence": metrics.mean_confidence(belief.confidence),
+        "nll": float(belief.nll.mean()),
+    }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from cogcalib_jax.inference.posthoc import cutoff_for, expected_accuracy
+from cogcalib_jax.metrics.scores import cutoff_for, expected_accuracy
 from tests.metrics.cases import SETTINGS, rows
 
 CONFIDENCE = np.array([0.9, 0.8, 0.8, 0.6, 0.5, 0.4])

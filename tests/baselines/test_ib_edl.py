@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from cogcalib_jax.baselines.ib_edl import IbEdlPredictor, scale_tokens
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig
-from cogcalib_jax.models.lora import Head
-from cogcalib_jax.training.ib_edl import (
+from cogcalib_jax.baselines.ib_edl import (
     IbEdl,
+    IbEdlPredictor,
     bayes_risk,
     bottleneck,
     dirichlet,
     pre_evidence,
+    scale_tokens,
 )
+from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.models.lora import Head
 from tests.inference.quick import quick_compilation
 from tests.inference.tiny import (
     VOCAB,
