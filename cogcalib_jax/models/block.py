@@ -21,6 +21,7 @@ from cogcalib_jax.models.attention import (
 from cogcalib_jax.models.config import LAYER_PROJECTIONS, DecoderConfig, LoraConfig
 from cogcalib_jax.models.experts import MixtureOfExperts
 from cogcalib_jax.models.lora import Linear, normal_param
+from cogcalib_jax.models.product import held_as_bits, is_rounded
 from cogcalib_jax.models.rope import rotate
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
@@ -166,7 +167,7 @@ class Attention(Projections):
         self.head_dim = config.head_dim
         self.scale = config.attention_scale or config.head_dim**-0.5
         self.softcap = config.attention_softcap
-        self.attention = attention
+        self.attention, self.dtype = attention, dtype
         self.windows = tuple(sorted(set(config.sliding_windows)))
         self.mesh = mesh
         shape, spread = (config.num_layers, config.num_heads), config.initializer_range
@@ -230,7 +231,11 @@ class Attention(Projections):
         sinks = None if self.sinks is None else self.sinks[...]
         rare = {"softcap": self.softcap, "sinks": sinks}
         rare = {name: value for name, value in rare.items() if value is not None}
-        return attend(q, k, v, mask, lengths, scale=self.scale, **rare)
+        attend = partial(attend, scale=self.scale)
+        if is_rounded(q, self.dtype):
+            # Scores are cheaper to form again than to hold: [heads, time, time] for each layer.
+            attend = jax.checkpoint(attend, prevent_cse=False)
+        return attend(q, k, v, mask, lengths, **rare)
 
 
 class MLP(Projections):
@@ -252,19 +257,22 @@ class MLP(Projections):
         for name, out in shapes.items():
             setattr(self, name, self.make(name, config, out, width, *rest))
         self.down_proj = self.make("down_proj", config, width, inner, *rest)
-        self.activation = config.activation
+        self.activation, self.dtype = config.activation, dtype
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.fused:
             gate, up = jnp.split(self.project("gate_up_proj", x, key), 2, axis=-1)
         else:
             gate, up = (self.project(name, x, key) for name in ("gate_proj", "up_proj"))
-        return self.project("down_proj", _gated(self.activation, gate, up), key)
+        gated = partial(_gated, self.activation)
+        if is_rounded(gate, self.dtype):
+            return self.project("down_proj", held_as_bits(gated, gate, up), key)
+        # The backward pass finds these two stored, and not three products more.
+        gated = jax.checkpoint(gated, prevent_cse=False)
+        return self.project("down_proj", gated(gate, up), key)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    # The backward pass finds these two stored, and not three products more.
     return ACTIVATIONS[activation](gate) * up
 
 

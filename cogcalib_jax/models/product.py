@@ -12,6 +12,9 @@ step. So a weight travels as its bits, a uint16 array, until it is multiplied.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +29,12 @@ def from_bits(weight: jax.Array) -> jax.Array:
     """Return the inverse of `to_bits`."""
     bits = weight.dtype == jnp.uint16
     return jax.lax.bitcast_convert_type(weight, jnp.bfloat16) if bits else weight
+
+
+def is_rounded(x: jax.Array, dtype: jnp.dtype) -> bool:
+    """Return whether a base of `dtype` rounds the activations x at its products: bfloat16 on a
+    CPU."""
+    return dtype == jnp.bfloat16 and x.dtype == jnp.float32
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -59,3 +68,25 @@ def _backward(bits: jax.Array, slope: jax.Array) -> tuple[jax.Array, None]:
 
 
 _rounded.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def held_as_bits(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Return function(*arrays) of float32 arrays, which are held as bfloat16 bits for its gradient.
+
+    The result is that of the arrays as they are. The gradient is taken where they are rounded, and
+    `function` is computed again for it.
+    """
+    return function(*arrays)
+
+
+def _hold(function: Callable[..., jax.Array], *arrays: jax.Array):
+    return function(*arrays), tuple(to_bits(x.astype(jnp.bfloat16)) for x in arrays)
+
+
+def _let_go(function: Callable[..., jax.Array], held: tuple[jax.Array, ...], slope: jax.Array):
+    arrays = (from_bits(bits).astype(jnp.float32) for bits in held)
+    return jax.vjp(function, *arrays)[1](slope)
+
+
+held_as_bits.defvjp(_hold, _let_go)

@@ -17,7 +17,7 @@ from cogcalib_jax.models.config import (
 )
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import merge_lora, random_decoder
-from cogcalib_jax.models.product import from_bits, product, to_bits
+from cogcalib_jax.models.product import from_bits, held_as_bits, product, to_bits
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 
 CONFIG = DecoderConfig(
@@ -73,6 +73,48 @@ def test_a_bfloat16_decoder_has_float32_activations_and_is_close_to_float32():
     # Rounding to 8 bits at each product: 2^-9 relative, in three layers.
     np.testing.assert_allclose(hidden, expected, atol=0.05)
     assert np.abs(hidden - expected).max() > 0
+
+
+def test_a_function_of_held_arrays_has_its_gradient_where_they_are_rounded():
+    rng = np.random.default_rng(0)
+    x, y, slope = (jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for _ in range(3))
+
+    def function(x, y):
+        return jnp.sin(x) * y
+
+    value, transpose = jax.vjp(lambda *given: held_as_bits(function, *given), x, y)
+    assert np.array_equal(value, function(x, y))
+    near = [jnp.asarray(rounded(np.asarray(given)), jnp.float32) for given in (x, y)]
+    expected = jax.vjp(function, *near)[1](slope)
+    for found, wanted in zip(transpose(slope), expected, strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def gradient(model: Decoder, ids: jax.Array) -> tuple[nnx.State, str]:
+    """The gradient of the adapter, and the program that made it."""
+    graphdef, adapter, frozen = nnx.split(model, nnx.LoRAParam, ...)
+
+    def loss(adapter, frozen):
+        return jnp.sum(nnx.merge(graphdef, adapter, frozen).hidden_states(ids) ** 3)
+
+    compiled = jax.jit(jax.grad(loss)).lower(adapter, frozen).compile()
+    return compiled(adapter, frozen), compiled.as_text()
+
+
+def test_the_layers_hold_little_for_the_backward_pass_and_only_in_bfloat16():
+    wide, narrow = decoder(jnp.float32), decoder(jnp.bfloat16)
+    nnx.update(wide, jax.tree.map(lambda x: from_bits(x).astype(jnp.float32), nnx.state(narrow)))
+    for model in (wide, narrow):
+        model.layers.self_attn.q_proj.lora_B[...] += 0.1
+    ids = jax.random.randint(jax.random.key(1), (2, 9), 0, 61)
+    (expected, before), (found, text) = gradient(wide, ids), gradient(narrow, ids)
+    gate, held, scores = "f32[3,2,9,40]", "u16[3,2,9,40]", "f32[3,2,2,2,9,9]"
+    assert gate in before and scores in before and held not in before
+    assert held in text and gate not in text and scores not in text
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        # Three layers of products with 8 bits.
+        assert np.linalg.norm(one - other) <= 0.02 * np.linalg.norm(other)
 
 
 def test_logits_of_options_equal_those_of_the_vocabulary():
