@@ -265,5 +265,5 @@ def _batches(
     split = EncodedSplit.of(encoded)
     parts = batch_parts(mesh)
     size = -(-max(1, batch_size // split.options) // parts) * parts
-    rule = None if split.single_token_options else option_score
+    rule = option_score if split.needs_trees(option_score) else None
     return scored_batches(split, size, rule, SHAPES, length_multiple(mesh))

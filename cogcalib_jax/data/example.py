@@ -207,6 +207,15 @@ class EncodedSplit(KeptTuple[Encoded]):
             and all(len(set(row.completion_ids)) == len(row.completion_ids) for row in self)
         )
 
+    def needs_trees(self, option_score: str) -> bool:
+        """Return False if the rule scores every option by the log-probability of its one token.
+
+        Otherwise batches must hold all options of a question. chars divides one token, too, unless
+        it is one character.
+        """
+        by_length = option_score == "chars" and any(n != 1 for row in self for n in row.characters)
+        return by_length or not self.single_token_options
+
 
 def unlabelled(example: Example) -> Example:
     """Return the question alone: without its answer and the other columns of its row."""

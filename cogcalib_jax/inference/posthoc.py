@@ -215,6 +215,14 @@ class Choice:
         return {"option_score": self.option_score, "reason": self.reason, "tried": numbers}
 
 
+def _rules_agree(predictions: Predictions) -> bool:
+    """Return True if mean, sum and chars differ by no more than a temperature."""
+    if predictions.tokens.max(initial=0) > 1 or predictions.characters is None:
+        return predictions.tokens.max(initial=0) <= 1
+    exists, lengths = predictions.tokens > 0, predictions.characters
+    return len(set(lengths[exists].tolist())) <= 1
+
+
 def choose_option_score(calibration: Predictions, validation: Predictions, seed: int) -> Choice:
     """Choose among mean, sum and chars by the validation NLL at a fitted temperature.
 
@@ -228,9 +236,11 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
         validation: the same model's predictions of other questions.
         seed: of the bootstrap.
     """
-    if calibration.tokens.max(initial=0) <= 1 and validation.tokens.max(initial=0) <= 1:
+    if _rules_agree(calibration) and _rules_agree(validation):
         return Choice(
-            DEFAULT_OPTION_SCORE, {}, "every option is one token, so mean, sum and chars agree"
+            DEFAULT_OPTION_SCORE,
+            {},
+            "every option is one token and all are equally long, so mean, sum and chars agree",
         )
     if not len(calibration.answers) or not len(validation.answers):
         return Choice(

@@ -186,12 +186,13 @@ SCORED_BY = {
 def scoring_notes(results: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a sentence on each rule by which options were scored.
 
-    results: numbers of eval.json. Options of one token need no words: all rules but pmi agree.
+    results: numbers of eval.json. Options of one token need no words by mean and sum, which agree.
     """
     rules = [
         metrics["option_score"]
         for metrics in results
-        if metrics.get("option_score") == "pmi" or not metrics.get("single_token_options", True)
+        if metrics.get("option_score") in ("chars", "pmi")
+        or not metrics.get("single_token_options", True)
     ]
     return [f"Options are scored by {SCORED_BY[rule]}." for rule in dict.fromkeys(rules)]
 

@@ -107,19 +107,15 @@ def _require_options_space(
         field = "method.space"
     else:
         return
-    for name, rows in splits.items():
-        if rows.single_token_options:
-            continue
-        if rows.is_open:
-            raise UserError(
-                f"{field} = options: questions of {data_name} are open and have no options; use"
-                " vocab"
-            )
-        if option_score == "pmi":
-            raise UserError(
-                f"option_score is pmi; expected mean, sum or chars for {field} = options, because"
-                f" {data_name} ({name}) has options of several tokens. Set another rule"
-            )
+    if option_score == "pmi":
+        raise UserError(
+            f"option_score is pmi; expected mean, sum or chars for {field} = options, because"
+            " training has no prompt without the question. Set another rule"
+        )
+    if any(rows.is_open for rows in splits.values()):
+        raise UserError(
+            f"{field} = options: questions of {data_name} are open and have no options; use vocab"
+        )
 
 
 def _require_shared_classes(

@@ -99,7 +99,7 @@ class Trainable:
 
         spaces: those of the loss and the terms that see the batches.
         """
-        whole = "options" in spaces and not encoded.single_token_options
+        whole = "options" in spaces and encoded.needs_trees(self.option_score)
         return self.option_score if whole else None
 
     def scalar(self, value: float) -> jax.Array:

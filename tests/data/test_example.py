@@ -1,6 +1,7 @@
 """Facts about all rows of a split, and the rows that ask the same question."""
 
 import unicodedata
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_an_open_answer_of_one_token_is_no_single_token_option():
     assert closed.single_token_options
     assert not closed.is_open
     assert not EncodedSplit().is_open
+
+
+def test_one_token_is_divided_by_its_characters_in_training_too():
+    words = EncodedSplit.of([encoded()] * 2)  # "yes" and "no", a token each
+    assert words.needs_trees("chars")
+    assert not words.needs_trees("mean") and not words.needs_trees("sum")
+    letters = EncodedSplit.of([replace(encoded(), completions=(" A", " B"))])
+    assert not letters.needs_trees("chars")
+    several = EncodedSplit.of([encoded(ids=((5, 7), (6,)))])
+    assert all(several.needs_trees(rule) for rule in ("mean", "sum", "chars"))
 
 
 def test_a_slice_of_a_split_is_asked_as_the_split_is():

@@ -74,6 +74,16 @@ def test_single_tokens_need_no_choice():
     assert "one token" in choice.reason
 
 
+def test_single_tokens_of_different_lengths_are_compared():
+    """Characters divide one token, too: " Asia" and " Antarctica" change places."""
+    long = made("chars")
+    one = replace(long, tokens=np.ones_like(long.tokens))
+    later = replace(made("chars", seed=1), tokens=one.tokens)
+    assert choose_option_score(one, later, seed=0).option_score == "chars"
+    same = replace(one, characters=np.full_like(one.tokens, 4))
+    assert not choose_option_score(same, same, seed=0).tried
+
+
 def test_without_a_mistake_on_the_calibration_split_the_mean_stays():
     calibration, validation = made("sum"), made("sum", seed=1)
     by_mean = calibration.logprobs / calibration.tokens

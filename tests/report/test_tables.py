@@ -231,9 +231,10 @@ def test_the_note_names_the_rule_of_options_of_several_tokens_once(rule, words):
 def test_the_note_is_silent_if_rules_agree_or_are_not_known():
     single = metrics(option_score="mean", single_token_options=True)
     assert "scored by" not in comparison_table([{"sft": single, "cols": metrics()}]).note
-    # The prior of a letter changes its score.
-    pmi = metrics(option_score="pmi", single_token_options=True)
-    assert "Options are scored by" in comparison_table([{"sft": pmi}]).note
+    # The prior of an option changes its score, and so does its length.
+    for rule in ("pmi", "chars"):
+        one = metrics(option_score=rule, single_token_options=True)
+        assert "Options are scored by" in comparison_table([{"sft": one}]).note
 
 
 def test_the_right_options_own_nll_stands_beside_the_options_numbers():

@@ -63,9 +63,6 @@ OPEN = open_questions(LETTERS)
 FITS = {
     "loss over options of several tokens": lambda: checked(SEVERAL, loss=options_loss()),
     "term over options of several tokens": lambda: checked(SEVERAL, "sft", "ls", space="options"),
-    "pmi where no rule is needed": lambda: checked(
-        LETTERS, loss=options_loss(), option_score="pmi"
-    ),
     "Laplace of several tokens": lambda: checked(
         LETTERS, averaged=("laplace_lora",), sets={"more": SEVERAL}
     ),
@@ -87,7 +84,11 @@ FITS = {
 REFUSED = {
     "pmi over options of several tokens": (
         lambda: checked(SEVERAL, "sft", "ls", space="options", option_score="pmi"),
-        r"option_score is pmi; expected mean, sum or chars for method.space = options, .* mine",
+        "option_score is pmi; expected mean, sum or chars for method.space = options",
+    ),
+    "pmi over options of one token": (
+        lambda: checked(LETTERS, loss=options_loss(), option_score="pmi"),
+        "option_score is pmi; expected mean, sum or chars for loss.space = options",
     ),
     "options space of open questions": (
         lambda: checked(OPEN, loss=options_loss()),
