@@ -173,8 +173,8 @@ def _tree_outputs(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients at the head's products for all scored positions, `[directions, batch, n, vocab]`,
     and which positions are real, `[batch, n]` bool."""
-    tree, options = batch.tree, batch.tree.length.shape[-1]
-    share = jnp.pad(cotangents / tree.length, ((0, 0), (0, 0), (0, 1)))
+    tree, options = batch.tree, batch.tree.divisor.shape[-1]
+    share = jnp.pad(cotangents / tree.divisor, ((0, 0), (0, 0), (0, 1)))
     share = jnp.take_along_axis(share, tree.place[None], -1)
     head = decoder.head()
     logits = head.logits(hidden)

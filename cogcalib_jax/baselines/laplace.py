@@ -162,7 +162,7 @@ def linearised(
         logsumexp = row_stats(decoder.head(), hidden, batch.targets[:, :1]).logsumexp[:, 0]
         logprobs = scores
     else:
-        logprobs, logsumexp = scores * batch.tree.length, 0.0
+        logprobs, logsumexp = scores * batch.tree.divisor, 0.0
     options = jax.nn.logsumexp(mask_logits(logprobs, batch.option_mask), -1) - logsumexp
     return scores, covariances, options
 

@@ -164,7 +164,7 @@ def _scored(batch: Batch) -> np.ndarray:
     """The number of positions whose logits an update forms, padding left out."""
     if batch.tree is None:
         return np.asarray(batch.loss_mask).sum()
-    return (np.asarray(batch.tree.place) < batch.tree.length.shape[-1]).sum()
+    return (np.asarray(batch.tree.place) < batch.tree.divisor.shape[-1]).sum()
 
 
 def _stepper(

@@ -38,8 +38,8 @@ class OptionTree(NamedTuple):
     """[B, T] int32: number of the token's option from 1; 0 in prompts, -1 for padding"""
     place: np.ndarray
     """[B, A] int32: index of the option that a scored token belongs to; K for padding"""
-    length: np.ndarray
-    """[B, K] float32: divisor of an option's log-probability under the scoring rule; 1 for options
+    divisor: np.ndarray
+    """[B, K] float32: what the scoring rule divides an option's log-probability by; 1 for options
     that do not exist"""
 
 
@@ -248,7 +248,7 @@ def make_trees(
             positions=np.zeros(tokens, np.int32),
             option=np.full(tokens, -1, np.int32),
             place=np.full(places, split.options, np.int32),
-            length=np.ones(options, np.float32),
+            divisor=np.ones(options, np.float32),
         ),
     )
     for i, row in enumerate(rows):
@@ -281,7 +281,7 @@ def _write_tree(batch: Batch, i: int, e: Encoded, option_score: str) -> None:
         end, first = own.stop, scored.stop
     exist = len(e.completion_ids)
     batch.option_mask[i, :exist] = 1.0
-    tree.length[i, :exist] = _option_lengths(e, option_score)
+    tree.divisor[i, :exist] = _option_lengths(e, option_score)
 
 
 def _option_lengths(e: Encoded, option_score: str) -> list[int]:

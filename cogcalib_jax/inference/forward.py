@@ -259,8 +259,8 @@ def _option_rows(
 def tree_scores(nll: jax.Array, tree: OptionTree) -> jax.Array:
     """Return the scores of options, `[batch, options]` nats, from the NLL of each of their tokens
     `[batch, positions]`; 0 for options that do not exist."""
-    belongs = tree.place[..., None] == jnp.arange(tree.length.shape[-1])
-    return -jnp.sum(jnp.where(belongs, nll[..., None], 0.0), 1) / tree.length
+    belongs = tree.place[..., None] == jnp.arange(tree.divisor.shape[-1])
+    return -jnp.sum(jnp.where(belongs, nll[..., None], 0.0), 1) / tree.divisor
 
 
 def over_options(options: Rows) -> tuple[jax.Array, jax.Array]:

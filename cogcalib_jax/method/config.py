@@ -349,8 +349,8 @@ class AnchorConfig:
     rows_per_step: int = 8
     """questions per update, over all devices and micro-batches"""
     term: str = ANCHOR_TERM
-    """term that needs no right answer, with settings if wanted: kl (the start's belief), uniform
-    (for questions that nobody can answer), ls, mbls(margin=5), ecp"""
+    """term that needs no right answer, with settings if wanted, such as kl (the start's belief),
+    uniform (for questions that nobody can answer) or mbls(margin=5)"""
     weight: float | None = None
     """weight of the mean term beside the mean loss; unset: the term's own default; 0 only measures
     it"""

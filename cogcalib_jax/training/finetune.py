@@ -83,7 +83,7 @@ class Trainer:
         Raises UserError when an NLL is not finite.
         """
         split = EncodedSplit.of(encoded)
-        rule = self.trainable.branching(split, self.trainable.loss.space)
+        rule = self.trainable.tree_rule(split, self.trainable.loss.space)
         batches = scored_batches(split, self.evaluation.batch_size, rule)
         rows, (nll, correct) = self.losses(lora, batches)
         order = np.argsort(rows)

@@ -244,7 +244,7 @@ def train_stream(
         trainable.training.batch_size,
         max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
         multiple=length_multiple(trainable.mesh),
-        option_score=trainable.branching(encoded, *spaces),
+        option_score=trainable.tree_rule(encoded, *spaces),
     )
 
 
@@ -272,7 +272,7 @@ def anchor_stream(trainable: Trainable, anchors: AnchorRows, space: Space) -> An
         trainable.seed,
         anchors.config.rows_per_step,
         multiple=length_multiple(trainable.mesh),
-        option_score=trainable.branching(anchors.questions, space),
+        option_score=trainable.tree_rule(anchors.questions, space),
     )
 
 

@@ -94,7 +94,7 @@ class Trainable:
         plain = make_optimizer(self.training, schedule)
         return self.variant.optimizer(plain, schedule, self.training.learning_rate)
 
-    def branching(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
+    def tree_rule(self, encoded: EncodedSplit, *spaces: Space | None) -> OptionScore | None:
         """Return the rule that scores options if batches of `encoded` must hold all of them.
 
         spaces: those of the loss and the terms that see the batches.
@@ -184,7 +184,7 @@ def start_beliefs(
     """
     if method.term is None or not method.term.needs_start:
         return None
-    rule = trainable.branching(encoded, trainable.loss.space, method.space)
+    rule = trainable.tree_rule(encoded, trainable.loss.space, method.space)
     batches = scored_batches(encoded, batch_size, rule)
     positions = encoded.answer_tokens if rule is None else encoded.scored_tokens.max()
     shape = len(encoded), int(positions)
@@ -204,7 +204,7 @@ def anchors_with_start(
     term, questions = anchors.config.build().term, anchors.questions
     if not term.needs_start:
         return anchors
-    rule = trainable.branching(questions, space)
+    rule = trainable.tree_rule(questions, space)
     if rule is None:
         buckets = length_buckets(prompt_lengths(questions))
         batches = question_batches(questions, batch_size, buckets)

@@ -84,7 +84,7 @@ def test_a_run_is_held_on_them_and_resumed_only_with_them(base, others, tmp_path
         ([], "3 of 3 questions share question, group or person with test (the first: "),
         (["--anchor.rows-per-step", "3", "--training.accumulation", "2"], "a multiple of training"),
         (["--anchor.rows-per-step", "4"], "cannot be spread over 8 devices"),
-        (["--anchor.term", "brier"], "needs no right answer (allowed: ls, mbls, ecp, kl, uniform)"),
+        (["--anchor.term", "brier"], "needs no right answer (allowed: ls, mbls, ecp, kl, uniform"),
         (["--world.anchor", "8"], "world.anchor = 8: must be 0 beside anchor.path"),
         (["--anchor.carve", "4"], "anchor.carve = 4: must be unset beside anchor.path"),
     ],

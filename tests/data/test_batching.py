@@ -111,7 +111,7 @@ def test_trees_hold_the_prompt_once_and_every_option_as_a_branch(split, size, se
                 seen = [n - 1, *np.flatnonzero(branch)]
                 assert batch.positions[i][scored].tolist() == seen
                 assert (batch.loss_mask[i][scored] == (k == e.answer)).all()
-                assert tree.length[i, k] == len(ids)
+                assert tree.divisor[i, k] == len(ids)
             exist = len(e.completion_ids)
             assert batch.option_mask[i].tolist() == [1] * exist + [0] * (split.options - exist)
             assert batch.loss_mask[i].sum() == len(e.completion_ids[e.answer])
