@@ -35,6 +35,7 @@ from cogcalib_jax.report.text import Look, dynamics_text, is_sampled, looks, per
 
 KNOWN = "#0072B2"
 UNKNOWN = "#D55E00"
+GROUPS = (("known", KNOWN), ("unknown", UNKNOWN))
 DATA_WORDS = {
     "train": "questions trained on",
     "validation": "questions not trained on",
@@ -107,9 +108,13 @@ def dynamics_figure(
             if column == 0:
                 unit = "accuracy, confidence (%)"
                 axes.set_ylabel(unit if alone else f"{DATA_WORDS[data]}\n{unit}", fontsize=9.5)
+    drawn = {line["group"] for _, lines in runs for line in lines}
     handles: list[Any] = [
-        Line2D([], [], color=KNOWN, linewidth=2.4, label="known before training"),
-        Line2D([], [], color=UNKNOWN, linewidth=2.4, label="unknown before training"),
+        *(
+            Line2D([], [], color=color, linewidth=2.4, label=f"{group} before training")
+            for group, color in GROUPS
+            if group in drawn
+        ),
         Line2D([], [], color=INK, label="accuracy"),
         Line2D([], [], color=INK, linestyle=(0, (4, 2)), label="mean confidence"),
     ]
@@ -126,7 +131,7 @@ def _dynamics_panel(
     last_step: int,
     style_end: int | None,
 ) -> None:
-    for group, color in (("known", KNOWN), ("unknown", UNKNOWN)):
+    for group, color in GROUPS:
         chosen = [line for line in lines if line["data"] == data and line["group"] == group]
         steps, accuracy, confidence = (
             np.array([line[field] for line in chosen], float)

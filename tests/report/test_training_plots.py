@@ -38,6 +38,16 @@ def test_questions_trained_on_come_first_however_they_were_logged(kinds):
     ]
 
 
+def test_the_legend_names_the_groups_that_are_drawn():
+    drawn = lines("train")
+    unknown = [line for line in drawn if line["group"] == "unknown"]
+    for shown, groups in ((drawn, ["known", "unknown"]), (unknown, ["unknown"])):
+        (legend,) = dynamics_figure([("SFT", shown)], None).legends
+        words = [text.get_text() for text in legend.get_texts()]
+        assert words[: len(groups)] == [f"{group} before training" for group in groups]
+        assert words[len(groups)] == "accuracy"
+
+
 def test_losses_have_a_curve_a_best_validation_and_a_line_of_the_table(tmp_path):
     write_config(tmp_path, "ls", "adaptive")
     write_evaluation(tmp_path, "world", *option_probs(30, 1.0))
