@@ -242,6 +242,18 @@ def reason_of(error: Exception) -> str:
     return reason.partition("; use sys.set_int_max_str_digits()")[0]
 
 
+@contextmanager
+def refusing_damage(file: Path | str, remedy: str) -> Iterator[None]:
+    """Raise UserError for a file whose content cannot be parsed within the block.
+
+    file: the file, or FILE:LINE. remedy: what the user can do.
+    """
+    try:
+        yield
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: damaged ({reason_of(error)}); {remedy}") from error
+
+
 def read_object(file: Path, absent: str) -> dict[str, Any]:
     """Return the JSON object in `file`; raises UserError if there is none.
 

@@ -32,7 +32,7 @@ from cogcalib_jax.data.example import EncodedSplit, require_shared_options
 from cogcalib_jax.data.loading import groups_of
 from cogcalib_jax.distributed import from_main, require_agreement, start_processes
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import reason_of
+from cogcalib_jax.files import refusing_damage
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, read_calibration
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
@@ -363,13 +363,8 @@ def stored_calibrators(adapter: Path) -> Calibrators:
     answers = None if stored is None else stored.get("open_answers")
     if answers is None:
         return NO_CALIBRATORS
-    try:
+    with refusing_damage(adapter / CALIBRATION_FILE, "train again, or fetch it again"):
         return Calibrators.from_json(answers["calibrators"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{adapter / CALIBRATION_FILE}: damaged ({reason_of(error)}); train again, or fetch it"
-            " again"
-        ) from error
 
 
 def answering(

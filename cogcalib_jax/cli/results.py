@@ -24,7 +24,7 @@ from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit, question_clusters
 from cogcalib_jax.distributed import from_main, in_main, main_only
 from cogcalib_jax.errors import UserError, first_of
-from cogcalib_jax.files import is_plain_name, reason_of
+from cogcalib_jax.files import is_plain_name, refusing_damage
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.evaluate import (
     MAIN,
@@ -229,13 +229,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 @in_main
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with refusing_damage(file, "remove it, and its questions are scored again"):
         results = json.loads(file.read_text(encoding="utf-8"))
         results["provenance"]["data_hash"].items()
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: damaged ({reason_of(error)}); remove it, and its questions are scored again"
-        ) from error
     return results
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from cogcalib_jax.data.example import clusters_of_predictions
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import reason_of
+from cogcalib_jax.files import reason_of, refusing_damage
 from cogcalib_jax.inference.posthoc import FittedTemperature, stored_temperature
 from cogcalib_jax.method.config import method_label
 from cogcalib_jax.metrics import brier_per_row
@@ -363,11 +363,9 @@ def _journal(
     remedy = "put the file back from a copy, or resume the run (--resume), which writes it again"
     lines = _read_lines(path, remedy)
     for number, line in enumerate(lines, start=1):
-        try:
+        with refusing_damage(f"{path}:{number}", remedy):
             for field in ("step", *fields(line)):
                 line[field]
-        except (LookupError, TypeError) as error:
-            raise UserError(f"{path}:{number}: damaged ({reason_of(error)}); {remedy}") from error
     return lines
 
 
@@ -378,10 +376,6 @@ def _read_lines(path: Path, remedy: str) -> tuple[dict[str, Any], ...]:
     rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
+            with refusing_damage(f"{path}:{number}", remedy):
                 rows.append(dict(json.loads(line.decode()).items()))
-            except (ValueError, RecursionError, AttributeError) as error:
-                raise UserError(
-                    f"{path}:{number}: damaged ({reason_of(error)}); {remedy}"
-                ) from error
     return tuple(rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.files import command_line, program_words, reason_of
+from cogcalib_jax.files import command_line, program_words, reason_of, refusing_damage
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.text import (
     BASE,
@@ -37,6 +37,7 @@ FORM_IS_WRONG = 0.5
 """Probability mass on the letters below which the form is called wrong."""
 RECOMMENDED_FILE = "recommended.json"
 VALIDATION_FILE = "validation.jsonl"
+WRITTEN_AGAIN = "remove it and resume the run (--resume), which writes it again"
 THE_RUN = "."
 """stands in `recommended.json` of a run of one method, whose own folder holds the adapter"""
 SURE, FEWEST_SURE = 0.9, 20
@@ -59,13 +60,11 @@ def read_validation_nll(folder: Path) -> np.ndarray:
     """
     file = folder / VALIDATION_FILE
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return np.array([float(json.loads(line)["nll"]) for line in lines])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{file}: damaged ({reason_of(error)}); remove it and resume the run (--resume), which"
-            " writes it again"
-        ) from error
+        with refusing_damage(file, WRITTEN_AGAIN):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            return np.array([float(json.loads(line)["nll"]) for line in lines])
+    except OSError as error:
+        raise UserError(f"{file}: damaged ({reason_of(error)}); {WRITTEN_AGAIN}") from error
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def recommendation(run: Run) -> Recommendation | None:
     file = run.folder / RECOMMENDED_FILE
     if not file.is_file():
         return None
-    try:
+    with refusing_damage(file, WRITTEN_AGAIN):
         chosen = json.loads(file.read_text(encoding="utf-8"))
         key = run.methods[0].key if chosen["method"] == THE_RUN else chosen["method"]
         methods = {method.key: method for method in run.methods}
@@ -111,11 +110,6 @@ def recommendation(run: Run) -> Recommendation | None:
         folder = run.folder if chosen["method"] == THE_RUN else run.folder / key
         words = (_why(chosen), *_how_good(run, methods, method))
         asked = chosen["question"]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{file}: damaged ({reason_of(error)}); remove it and resume the run (--resume), which"
-            " writes it again"
-        ) from error
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
     take = (f"{opening}: {short_name(key)}. Adapter: {folder / 'adapter'}", *words)
     asks = program_words("eval.py")

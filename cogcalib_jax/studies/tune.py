@@ -43,7 +43,7 @@ from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import say
 from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import FieldError, UserError, check, plain_text
-from cogcalib_jax.files import reason_of, whole_file, write_whole
+from cogcalib_jax.files import refusing_damage, whole_file, write_whole
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import GATES, TERMS, MethodConfig
 from cogcalib_jax.metrics import ece
@@ -290,16 +290,12 @@ def _read_trial(trial: Trial) -> list[tuple[Candidate, Belief]]:
     results = []
     for entry in trial.entries:
         file = trial.tried(entry)
-        try:
+        with refusing_damage(file, "remove it, and it is trained again"):
             kept = json.loads(file.read_text(encoding="utf-8"))
             beliefs = {
                 name: Belief(**{key: np.array(one[key], np.float64) for key in KEPT}, brier=None)
                 for name, one in kept.items()
             }
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{file}: damaged ({reason_of(error)}); remove it, and it is trained again"
-            ) from error
         for name, belief in beliefs.items():
             method = None if name in (BEST_EPOCH, TEMPERATURE) else trial.method(entry)
             results.append((Candidate(name, trial.config.training.epochs, method), belief))
