@@ -7,13 +7,14 @@ then.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import auto
+from tqdm import auto, std
 from tqdm.notebook import tqdm_notebook
 
 from cogcalib_jax.distributed import is_main, main_only
@@ -43,8 +44,10 @@ def warn(text: str) -> None:
     _log.warning("%s", text)
 
 
-class ProgressLines:
-    """Progress as log lines, with the part of the interface of tqdm's bar that callers use."""
+class ProgressLines(std.tqdm):
+    """Progress as log lines: tqdm's count of units and time, told by `say`."""
+
+    monitor_interval = 0  # no thread that draws again
 
     def __init__(
         self,
@@ -57,52 +60,29 @@ class ProgressLines:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """start: units done before. last_line: whether `close` always logs a line."""
-        self.n = start
-        self._total, self._title, self._unit, self._start = total, title, unit, start
-        self._last_line, self._clock = last_line, clock
-        self._postfix = ""
-        self._began = self._shown_at = clock()
-        self._shown = start
+        often = {"mininterval": LINE_SECONDS, "miniters": LINE_SHARE * total}
+        # The mean rate, no bar, and no line before the first update.
+        how = {"smoothing": 0, "ncols": 0, "delay": 1e-9, "file": io.StringIO()}
+        super().__init__(total=total, initial=start, desc=title, unit=unit, **often, **how)
+        self._last_line, self._time = last_line, clock
+        self.start_t = self.last_print_t = clock()
 
-    def __enter__(self) -> ProgressLines:
-        return self
+    def display(self, *place: Any) -> None:
+        """Log a line, which tqdm asks for when one is due."""
+        say(str(self))
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def update(self, n: int = 1) -> None:
-        """Count `n` more units, and log a line if one is due."""
-        self.n += n
-        late = self._clock() - self._shown_at >= LINE_SECONDS
-        if late and self.n - self._shown >= LINE_SHARE * self._total:
-            self._print()
-
-    def set_postfix_str(self, text: str) -> None:
+    def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
         """Set the end of the next line."""
-        self._postfix = text
+        super().set_postfix_str(s, refresh=refresh)
 
     def close(self) -> None:
         """Log the end, unless the last line showed it."""
-        if self._last_line and self.n > self._shown:
-            self._print()
-
-    def _print(self) -> None:
-        now = self._clock()
-        line = auto.tqdm.format_meter(
-            self.n,
-            self._total,
-            now - self._began,
-            ncols=0,
-            prefix=self._title,
-            unit=self._unit,
-            postfix=self._postfix or None,
-            initial=self._start,
-        )
-        say(line)
-        self._shown, self._shown_at = self.n, now
+        if not self.disable and self._last_line and self.n > self.last_print_n:
+            self.display()
+        self.disable = True
 
 
-AnyBar = auto.tqdm | ProgressLines
+AnyBar = std.tqdm
 
 
 def progress_bar(
