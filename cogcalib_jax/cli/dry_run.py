@@ -13,14 +13,8 @@ from dataclasses import replace
 import jax
 from flax import nnx
 
-from cogcalib_jax.cli.data_report import (
-    Report,
-    show_lengths,
-    show_overlaps,
-    show_precision,
-    show_prompt,
-    show_rows,
-)
+from cogcalib_jax.cli import data_report
+from cogcalib_jax.cli.data_report import Report
 from cogcalib_jax.cli.eval_config import (
     EvalConfig,
     require_same_evaluation,
@@ -79,12 +73,12 @@ def dry_run_training(config: RunConfig, name: str) -> str:
         f" {config.data.task} with {base.name}; nothing was trained, built or written."
     )
     rows = splits | {task: rows for task, rows in run.sets.items() if task != config.data.task}
-    show_rows(report, rows, notes)
-    show_overlaps(report, _examples(splits), splits)
-    show_lengths(report, rows, config.data)
-    show_prompt(report, "train", splits["train"], base.tokenizer, config.data)
+    data_report.show_rows(report, rows, notes)
+    data_report.show_overlaps(report, _examples(splits), splits)
+    data_report.show_lengths(report, rows, config.data)
+    data_report.show_prompt(report, "train", splits["train"], base.tokenizer, config.data)
     _show_updates(report, run)
-    show_precision(report, "test", splits["test"], config.evaluation.bins)
+    data_report.show_precision(report, "test", splits["test"], config.evaluation.bins)
     if len(splits["calibration"]) < FEW_CALIBRATION_ROWS:
         report.remarks.append(
             f"calibration: {count(len(splits['calibration']), 'row')} for threshold and"
@@ -193,18 +187,18 @@ def dry_run_evaluation(config: EvalConfig) -> str:
         if not one.members:
             anchors_of(config, one, sets, notes.append)
     tasks = next(iter(sets.values()))
-    show_rows(report, tasks, notes)
+    data_report.show_rows(report, tasks, notes)
     trained = _training_rows(report, runs)
-    show_overlaps(report, trained | _examples(tasks), trained)
+    data_report.show_overlaps(report, trained | _examples(tasks), trained)
     for reading, base in bases.items():
         if len(bases) > 1:
             report.section(f"With the tokenizer of {base.tokenizer.name_or_path or base.name}:")
-        show_lengths(report, sets[reading], config.data)
+        data_report.show_lengths(report, sets[reading], config.data)
         for task, encoded in sets[reading].items():
             data = config.data.for_task(task.partition(":")[0])
-            show_prompt(report, task, encoded, base.tokenizer, data)
+            data_report.show_prompt(report, task, encoded, base.tokenizer, data)
     for task, encoded in tasks.items():
-        show_precision(report, task, encoded, config.evaluation.bins)
+        data_report.show_precision(report, task, encoded, config.evaluation.bins)
     report.section("Parameters on each device")
     for model, (frozen, lora) in zip(models, parts, strict=True):
         _show_parameters(report, model.name, frozen, lora, max(1, len(model.members)))

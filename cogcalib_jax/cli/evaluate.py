@@ -16,6 +16,7 @@ from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor
 from cogcalib_jax.baselines.tfb import FILE as TFB_FILE
 from cogcalib_jax.baselines.tfb import Fitted, fit, parse
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
+from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.eval_config import (
     BARE,
     EvalConfig,
@@ -48,15 +49,6 @@ from cogcalib_jax.cli.results import (
     read_results,
     require_same_origin,
     write_results,
-)
-from cogcalib_jax.cli.run_folder import (
-    choose_folder,
-    holding_locks,
-    make_folder,
-    original_command,
-    resumable,
-    take_up,
-    write_config,
 )
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.cli.train import require_prefix
@@ -91,14 +83,14 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     argv: the command line, which is stored with them.
     """
     config = with_processes(config)
-    folder = choose_folder(config.run_dir, "eval", config.resume)
-    with holding_locks(), resumable(folder, resume_command(PROGRAM, folder)):
+    folder = run_folder.choose_folder(config.run_dir, "eval", config.resume)
+    with run_folder.holding_locks(), run_folder.resumable(folder, resume_command(PROGRAM, folder)):
         if config.resume:
-            take_up(folder)
+            run_folder.take_up(folder)
             stored = require_same_evaluation(folder, config)
             moved = with_places_of(stored, config)
             if moved != stored:
-                write_config(folder, moved)
+                run_folder.write_config(folder, moved)
         _evaluate_all(config, folder, argv)
     return folder
 
@@ -139,10 +131,10 @@ def _evaluate_group(
         for m in models
     }
     # A mistake until here leaves no folder behind.
-    make_folder(folder)
-    command = original_command(folder, PROGRAM, argv)
+    run_folder.make_folder(folder)
+    command = run_folder.original_command(folder, PROGRAM, argv)
     if not config.resume:
-        write_config(folder, config)
+        run_folder.write_config(folder, config)
     for model in models:
         say(f"== {model.name}: {model.words}")
         predict, calibrator = answered[model.name]

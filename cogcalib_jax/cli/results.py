@@ -12,14 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.eval_config import EvalConfig
-from cogcalib_jax.cli.run_folder import (
-    choose_folder,
-    holding_locks,
-    make_folder,
-    original_command,
-    write_config,
-)
 from cogcalib_jax.console import say
 from cogcalib_jax.data.example import EncodedSplit, question_clusters
 from cogcalib_jax.distributed import from_main, in_main, main_only
@@ -235,7 +229,7 @@ def _read(file: Path) -> dict[str, Any]:
     return results
 
 
-@holding_locks()
+@run_folder.holding_locks()
 def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     """Score the file `config.predictions` without a model, and return the folder of the results.
 
@@ -249,7 +243,7 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
             f"{file}: its name stands for the task in the results, where {task!r} cannot; give it"
             " another"
         )
-    folder = choose_folder(config.run_dir, "eval", resume=False)
+    folder = run_folder.choose_folder(config.run_dir, "eval", resume=False)
     scored = read_scored(file)
     require_fields(config.by, {task: scored.fields})
     for note in scored.notes:
@@ -259,9 +253,9 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     if config.by:
         part = partial(scored.scores.metrics, config.seed)
         metrics["by"] = subgroups(config.by, scored.fields, config.evaluation, part)
-    make_folder(folder)
-    command = original_command(folder, "eval.py", argv)
-    write_config(folder, config)
+    run_folder.make_folder(folder)
+    command = run_folder.original_command(folder, "eval.py", argv)
+    run_folder.write_config(folder, config)
     made = provenance(config.seed, {task: hashlib.sha256(file.read_bytes()).hexdigest()})
     # The protocol of predictions made elsewhere is not known.
     del made["protocol"]

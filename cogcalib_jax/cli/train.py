@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.method_run import (
     Run,
     Start,
@@ -24,18 +25,6 @@ from cogcalib_jax.cli.method_run import (
 from cogcalib_jax.cli.prepare import prepare, with_processes
 from cogcalib_jax.cli.references import look_at_base, reference_rows
 from cogcalib_jax.cli.run_config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
-from cogcalib_jax.cli.run_folder import (
-    choose_folder,
-    hash_inputs,
-    holding_locks,
-    make_folder,
-    original_command,
-    require_same_inputs,
-    resumable,
-    take_up,
-    write_config,
-    write_inputs,
-)
 from cogcalib_jax.cli.sampling import sampling_rows
 from cogcalib_jax.cli.stored import CHOICE_FILE, CONFIG_FILE, read_choice, resume_command
 from cogcalib_jax.console import say, warn
@@ -69,9 +58,9 @@ def train_run(config: RunConfig, name: str, argv: list[str], style: Path | None 
         style: the finished style folder of another run with the same `style_identity`.
     """
     config = with_processes(config)
-    with holding_locks():
+    with run_folder.holding_locks():
         run = open_run(config, name, argv)
-        with resumable(run.folder, resume_command(PROGRAM, run.folder)):
+        with run_folder.resumable(run.folder, resume_command(PROGRAM, run.folder)):
             _train_and_score(run, style)
     return run.folder
 
@@ -104,7 +93,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     for key, method in methods.items():
         folder = run.folder / key
         alone = config.for_method(method, key)
-        write_config(folder, alone)
+        run_folder.write_config(folder, alone)
         result = train_method(run, held_trainer(run, key), alone, start, folder)
         results |= score_adapter(run, folder, run.folder / tempered(key), start, result.lora)
         if key in BEST_EPOCHS:
@@ -170,8 +159,8 @@ def _best_epoch(
 
 def open_run(config: RunConfig, name: str, argv: list[str]) -> Run:
     """Choose or lock the folder of a run, prepare its parts, and write or check its first files."""
-    folder = choose_folder(config.run_dir, name, config.resume)
-    with resumable(folder, resume_command(PROGRAM, folder)):
+    folder = run_folder.choose_folder(config.run_dir, name, config.resume)
+    with run_folder.resumable(folder, resume_command(PROGRAM, folder)):
         return _open(config, folder, argv)
 
 
@@ -179,27 +168,27 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     methods = ", ".join([*config.resolved_methods(), *config.baselines])
     if config.resume:
         say(f"== Resuming {folder}: {methods}")
-        take_up(folder)
+        run_folder.take_up(folder)
     else:
         say(f"== Run {folder}: {methods}")
     prepared = prepare(config)
     config, base, hashes = prepared.config, prepared.base, prepared.hashes
 
     # A mistake until here leaves no folder behind.
-    make_folder(folder)
-    command = original_command(folder, PROGRAM, argv)
+    run_folder.make_folder(folder)
+    command = run_folder.original_command(folder, PROGRAM, argv)
     written = config.as_written()
-    inputs = hash_inputs(config, base.place, hashes)
+    inputs = run_folder.hash_inputs(config, base.place, hashes)
     if config.resume:
         stored = require_same_config(folder, written, places_too=False)
-        if not require_same_inputs(folder, config, inputs):
+        if not run_folder.require_same_inputs(folder, config, inputs):
             require_same_config(folder, written)
         moved = with_places_of(stored, written)
         if moved != stored:
-            write_config(folder, moved)
+            run_folder.write_config(folder, moved)
     else:
-        write_inputs(folder, inputs)
-        write_config(folder, written)
+        run_folder.write_inputs(folder, inputs)
+        run_folder.write_config(folder, written)
     # The configs of methods do not mention a resume.
     config = replace(config, resume=False)
     trainer = prepared.trainer

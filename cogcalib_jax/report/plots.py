@@ -24,19 +24,7 @@ from cogcalib_jax.metrics import (
     summarize_confidence,
 )
 from cogcalib_jax.metrics.checks import check_confidence
-from cogcalib_jax.report.canvas import (
-    BAND,
-    INK,
-    MUTED,
-    headline,
-    legend_beside,
-    light_grid,
-    new_figure,
-    percent_axis,
-    place_axes,
-    project_style,
-    save,
-)
+from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.text import (
@@ -141,7 +129,7 @@ def reliability_figure(panels: Sequence[Answers], subtitle: str = "") -> Figure:
     head = 0.75 if subtitle else 0.0
     grid = _Grid(len(panels), height=2.9, below=1.75, head=head, foot=0.85)
     if subtitle:
-        headline(grid.figure, "Does confidence mean what it says?", subtitle)
+        canvas.headline(grid.figure, "Does confidence mean what it says?", subtitle)
     most = max(int(p.bins.count.max()) for p in panels)
     for i, panel in enumerate(panels):
         axes = grid.axes(i)
@@ -151,12 +139,12 @@ def reliability_figure(panels: Sequence[Answers], subtitle: str = "") -> Figure:
         if i % grid.columns == 0:
             axes.set_ylabel("accuracy (%)")
             counts.set_ylabel("n")
-    dot: dict[str, Any] = {"color": MUTED, "marker": "o", "linestyle": ""}
+    dot: dict[str, Any] = {"color": canvas.MUTED, "marker": "o", "linestyle": ""}
     grid.legend(
         [
             Line2D([], [], label="accuracy of a bin, 95 % interval", **dot),
             Line2D([], [], alpha=0.35, label=f"fewer than {SMALL_BIN} questions", **dot),
-            Patch(facecolor=BAND, label="a calibrated model, 90 % range"),
+            Patch(facecolor=canvas.BAND, label="a calibrated model, 90 % range"),
         ]
     )
     return grid.figure
@@ -173,19 +161,19 @@ class _Grid:
         self._down = height + below
         width = self._across * self.columns + 0.5
         foot = 0.35 if panels % self.columns else foot
-        self.figure = new_figure(width, head + self._down * self._rows + foot)
+        self.figure = canvas.new_figure(width, head + self._down * self._rows + foot)
 
     def axes(self, i: int, *, offset: float = 0.0, height: float | None = None) -> Axes:
         """Place the axes of panel `i`, `offset` inches below its top."""
         row, column = divmod(i, self.columns)
         left, top = 0.62 + self._across * column, self._head + 0.85 + self._down * row + offset
-        return place_axes(self.figure, left, top, self._across - 0.45, height or self.height)
+        return canvas.place_axes(self.figure, left, top, self._across - 0.45, height or self.height)
 
     def legend(self, handles: Sequence[Any]) -> None:
         """Place the legend in the hole of the last row, or else below all panels."""
         if used := self.panels % self.columns:
             top = self._head + 0.85 + self._down * (self._rows - 1)
-            legend_beside(self.figure, handles, 0.62 + self._across * used, top)
+            canvas.legend_beside(self.figure, handles, 0.62 + self._across * used, top)
         else:
             wide = 1 if self.columns == 1 else len(handles)
             self.figure.legend(handles=handles, loc="lower center", ncols=wide, columnspacing=1.6)
@@ -207,16 +195,16 @@ def _reliability_panel(axes: Axes, panel: Answers) -> None:
         if alpha == 1:
             left, width = bins.edges[filled], np.diff(bins.edges)[filled]
             low, high = panel.band[filled].T
-            axes.bar(left, high - low, width, bottom=low, align="edge", color=BAND, zorder=2)
+            axes.bar(left, high - low, width, bottom=low, align="edge", color=canvas.BAND, zorder=2)
             n = panel.questions[filled]
             axes.vlines(x, *wilson(y * n, n), color=color, linewidth=1.6, zorder=4)
         size = 14 + 110 * bins.count[filled] / bins.count.max()
         axes.scatter(x, y, size, color=color, alpha=alpha, zorder=5, linewidths=0, clip_on=False)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+    axes.plot([0, 1], [0, 1], color=canvas.INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    percent_axis(axes.yaxis)
+    canvas.percent_axis(axes.yaxis)
     axes.tick_params(labelbottom=False)
-    light_grid(axes)
+    canvas.light_grid(axes)
     m = panel.metrics
     floor = m["ece_noise_floor"]
     _panel_title(
@@ -231,9 +219,9 @@ def _counts_panel(axes: Axes, panel: Answers, most: int) -> None:
     width = np.diff(panel.bins.edges)
     axes.bar(panel.bins.edges[:-1], panel.bins.count, width, align="edge", color="#8A9099")
     axes.set(xlim=(0, 1), ylim=(0, most * 1.08))
-    percent_axis(axes.xaxis)
+    canvas.percent_axis(axes.xaxis)
     axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    light_grid(axes)
+    canvas.light_grid(axes)
     axes.set_xlabel("confidence (%)")
 
 
@@ -248,12 +236,12 @@ def histogram_figure(panels: Sequence[Answers]) -> Figure:
         axes.bar(left, panel.right, width, align="edge", color=RIGHT, zorder=3)
         wrong = panel.right - panel.bins.count
         axes.bar(left, wrong, width, align="edge", color=WRONG, zorder=3)
-        axes.axhline(0, color=INK, linewidth=1, zorder=4)
+        axes.axhline(0, color=canvas.INK, linewidth=1, zorder=4)
         axes.set(xlim=(0, 1), ylim=(-down_to, up), xlabel="confidence (%)")
-        percent_axis(axes.xaxis)
+        canvas.percent_axis(axes.xaxis)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
-        light_grid(axes)
+        canvas.light_grid(axes)
         auroc = panel.metrics["auroc"]
         _panel_title(
             axes,
@@ -280,14 +268,14 @@ def _panel_title(axes: Axes, name: str, below: str) -> None:
     """Write the name, and two lines of numbers between it and the axes."""
     axes.set_title(name, fontweight="bold", pad=34)
     height = axes.get_position().height * axes.figure.get_figheight()
-    axes.text(0, 1 + 0.09 / height, below, transform=axes.transAxes, fontsize=9, color=MUTED,
+    axes.text(0, 1 + 0.09 / height, below, transform=axes.transAxes, fontsize=9, color=canvas.MUTED,
               va="bottom", linespacing=1.35)  # fmt: skip
 
 
 def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figure:
     """Draw the accuracy of the answers given if the least confident questions stay unanswered."""
-    figure = new_figure(10.85, 4.7)
-    axes = place_axes(figure, 0.75, 0.2, 6.7, 3.9)
+    figure = canvas.new_figure(10.85, 4.7)
+    axes = canvas.place_axes(figure, 0.75, 0.2, 6.7, 3.9)
     handles: list[Any] = []
     lowest = target - 0.1
     for method, look in zip(methods, looks(m.key for m in methods).values(), strict=True):
@@ -306,19 +294,19 @@ def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figu
         at = f"fewer than {FEWEST} questions" if few else percent(at_target)
         label = f"{short_name(method.key)}: {at}"
         handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
-    axes.axhline(target, color=INK, linewidth=1)
+    axes.axhline(target, color=canvas.INK, linewidth=1)
     axes.text(0.99, target + 0.006, f"{target * 100:.0f} % accuracy", va="bottom", ha="right",
-              color=INK, fontsize=9)  # fmt: skip
+              color=canvas.INK, fontsize=9)  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(math.floor(lowest * 10) / 10, 1.005))
-    percent_axis(axes.xaxis)
-    percent_axis(axes.yaxis)
+    canvas.percent_axis(axes.xaxis)
+    canvas.percent_axis(axes.yaxis)
     axes.set_xlabel("share of questions answered (%)")
     axes.set_ylabel("accuracy of the answers given (%)")
-    light_grid(axes)
+    canvas.light_grid(axes)
     title = f"Share answered at {target * 100:.0f} % accuracy"
     top = 1 - 0.2 / figure.get_figheight()
     figure.text(7.75 / figure.get_figwidth(), top, title, fontsize=9.5, fontweight="bold", va="top")
-    legend_beside(figure, handles, 7.75, 0.48)
+    canvas.legend_beside(figure, handles, 7.75, 0.48)
     return figure
 
 
@@ -330,7 +318,7 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
     results = {m.key: m.metrics[task] for m in methods}
     panels = [_panel(m, task, style[m.key], run.bins) for m in methods]
     means = {m.key: (p.sure_right, p.sure_wrong) for m, p in zip(methods, panels, strict=True)}
-    with project_style():
+    with canvas.project_style():
         return [
             save_picture(
                 run.folder,
@@ -371,7 +359,7 @@ def save_picture(
 ) -> Picture:
     """Save a figure in plots/ of a run's folder, and return it with its words."""
     path = folder / "plots" / f"{name}.png"
-    save(figure, path)
+    canvas.save(figure, path)
     return Picture(path, alt, caption, numbers, title)
 
 

@@ -15,17 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from cogcalib_jax.report.canvas import (
-    GRID,
-    INK,
-    MUTED,
-    legend_beside,
-    light_grid,
-    new_figure,
-    percent_axis,
-    place_axes,
-    project_style,
-)
+from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Picture
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.plots import save_picture, wilson
@@ -90,14 +80,14 @@ def dynamics_figure(
     blocks = math.ceil(len(runs) / columns)
     across, down, between = 3.45, 3.0 if len(runs) <= COLUMNS else 2.3, 0.75
     block_height = kinds_down * down + between
-    figure = new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 0.5)
+    figure = canvas.new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 0.5)
     last_step = max(line["step"] for _, lines in runs for line in lines)
     for i, (name, lines) in enumerate(runs):
         for k, data in enumerate(kinds):
             block, column = (0, k) if alone else divmod(i, columns)
             row = 0 if alone else k
             top = 0.35 + block * block_height + row * down
-            axes = place_axes(figure, 0.85 + across * column, top, across - 0.4, down - 0.35)
+            axes = canvas.place_axes(figure, 0.85 + across * column, top, across - 0.4, down - 0.35)
             _dynamics_panel(axes, lines, data, last_step, style_end)
             if alone:
                 axes.set_title(f"{name}: {DATA_WORDS[data]}", fontweight="bold")
@@ -115,8 +105,8 @@ def dynamics_figure(
             for group, color in GROUPS
             if group in drawn
         ),
-        Line2D([], [], color=INK, label="accuracy"),
-        Line2D([], [], color=INK, linestyle=(0, (4, 2)), label="mean confidence"),
+        Line2D([], [], color=canvas.INK, label="accuracy"),
+        Line2D([], [], color=canvas.INK, linestyle=(0, (4, 2)), label="mean confidence"),
     ]
     if style_end:
         handles.append(style_patch())
@@ -147,7 +137,7 @@ def _dynamics_panel(
         axes.plot(steps, accuracy, color=color, linewidth=2)
         axes.plot(steps, confidence, color=color, linewidth=1.8, linestyle=(0, (4, 2)))
     axes.set(ylim=(0, 1))
-    percent_axis(axes.yaxis)
+    canvas.percent_axis(axes.yaxis)
     steps_axis(axes, last_step, style_end)
 
 
@@ -165,7 +155,7 @@ def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) ->
     left.set_ylabel("threshold (nats)")
     left.set_title("Threshold", fontweight="bold")
     right.set_ylim(0, 1)
-    percent_axis(right.yaxis)
+    canvas.percent_axis(right.yaxis)
     right.set_ylabel("known (% of examples)")
     right.set_title("Known share of the batches", fontweight="bold")
     _finish(figure, (left, right), gates, last_step, style_end)
@@ -194,8 +184,8 @@ def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None)
 
 def _two_panels(entries: int) -> tuple[Figure, Axes, Axes]:
     """A figure with two panels, and room at the right for a legend."""
-    figure = new_figure(10.85, max(4.1, 0.7 + 0.27 * (entries + 1)))
-    left, right = (place_axes(figure, x, 0.4, 3.35, 3.05) for x in (0.75, 4.75))
+    figure = canvas.new_figure(10.85, max(4.1, 0.7 + 0.27 * (entries + 1)))
+    left, right = (canvas.place_axes(figure, x, 0.4, 3.35, 3.05) for x in (0.75, 4.75))
     return figure, left, right
 
 
@@ -214,22 +204,22 @@ def _finish(
         Line2D([], [], color=e.look.color, linestyle=e.look.line, linewidth=2.2, label=e.name)
         for e in entries
     ]
-    legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.3, 0.35)
+    canvas.legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.3, 0.35)
 
 
 def steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:
     """Show updates from 0 on, with a grid, and the style phase in grey."""
     axes.set_xlim(0, last_step)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    light_grid(axes)
+    canvas.light_grid(axes)
     if style_end:
-        axes.axvspan(0, style_end, color=GRID, zorder=0, linewidth=0)
-        axes.axvline(style_end, color=MUTED, linewidth=1)
+        axes.axvspan(0, style_end, color=canvas.GRID, zorder=0, linewidth=0)
+        axes.axvline(style_end, color=canvas.MUTED, linewidth=1)
 
 
 def style_patch() -> Patch:
     """Return the legend's entry of the style phase."""
-    return Patch(facecolor=GRID, edgecolor=MUTED, label="style phase")
+    return Patch(facecolor=canvas.GRID, edgecolor=canvas.MUTED, label="style phase")
 
 
 def training_pictures(run: Run) -> list[Picture]:
@@ -242,7 +232,7 @@ def training_pictures(run: Run) -> list[Picture]:
     logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
     gates = {m.key: gate for m in trained if (gate := _gate(m, style[m.key])) is not None}
     pictures = []
-    with project_style():
+    with canvas.project_style():
         if losses:
             pictures.append(
                 save_picture(

@@ -25,17 +25,7 @@ from cogcalib_jax.metrics.significance import (
     holm,
     paired_difference,
 )
-from cogcalib_jax.report.canvas import (
-    INK,
-    MUTED,
-    headline,
-    light_grid,
-    new_figure,
-    percent_axis,
-    place_axes,
-    project_style,
-    save,
-)
+from cogcalib_jax.report import canvas
 from cogcalib_jax.report.tables import Table, as_markdown
 from cogcalib_jax.report.text import count, short_name
 from cogcalib_jax.report.training_plots import KNOWN as KNOWN_COLOR
@@ -302,13 +292,13 @@ def _pictures(folder: Path, method: str, seeds: Seeds) -> str:
     targets = (EXPOSURES if stated else START, SLICK)
     known = "stated often" if stated else "right at the start"
     shown = ""
-    with project_style():
+    with canvas.project_style():
         curves = roc_figure(seeds, targets, name)
         if curves is not None:
-            save(curves, folder / "plots" / f"roc_{method}.png")
+            canvas.save(curves, folder / "plots" / f"roc_{method}.png")
             shown += f"\n![ROC curves of -NLL, {name}](plots/roc_{method}.png)\n"
         course = auroc_figure(seeds, (*targets, NOW), name, known)
-        save(course, folder / "plots" / f"auroc_{method}.png")
+        canvas.save(course, folder / "plots" / f"auroc_{method}.png")
     alt = f"AUROC of -NLL and share called known over updates, {name}"
     return f"{shown}\n![{alt}](plots/auroc_{method}.png)\n"
 
@@ -329,18 +319,18 @@ def roc_figure(seeds: Seeds, targets: Sequence[str], method: str) -> Figure | No
         return None
     rows = -(-len(panels) // 2)
     side, gap = 3.25, 0.95
-    figure = new_figure(2 * (side + gap) + 0.3, rows * (side + gap) + 0.85)
-    headline(
+    figure = canvas.new_figure(2 * (side + gap) + 0.3, rows * (side + gap) + 0.85)
+    canvas.headline(
         figure,
         f"{method}: NLL as a detector of knowledge, before and after fine-tuning",
         "Lines: mean of seeds; bands: all of them. Dots: the threshold fitted at that moment.",
     )
     for i, (title, data, both) in enumerate(panels):
         row, column = divmod(i, 2)
-        axes = place_axes(
+        axes = canvas.place_axes(
             figure, 0.75 + column * (side + gap), 1.15 + row * (side + gap), side, side
         )
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+        axes.plot([0, 1], [0, 1], color=canvas.MUTED, linewidth=0.8, linestyle=":")
         for at, pairs, (when, color) in zip((0, -1), both, TIMES, strict=True):
             rocs = [metrics.roc(*pair) for pair in pairs]
             tpr = np.array([np.interp(GRID, roc.fpr, roc.tpr) for roc in rocs])
@@ -359,8 +349,8 @@ def roc_figure(seeds: Seeds, targets: Sequence[str], method: str) -> Figure | No
         axes.set_ylabel("known called known (%)")
         axes.legend(loc="lower right")
         for axis in (axes.xaxis, axes.yaxis):
-            percent_axis(axis)
-        light_grid(axes)
+            canvas.percent_axis(axis)
+        canvas.light_grid(axes)
     return figure
 
 
@@ -369,11 +359,11 @@ def auroc_figure(seeds: Seeds, targets: Sequence[str], method: str, known: str) 
     groups = (
         (KNOWN_COLOR, "-", f"of the known ({known})"),
         (UNKNOWN_COLOR, "-", "of the unknown"),
-        (INK, DOTTED, "of all"),
+        (canvas.INK, DOTTED, "of all"),
     )
     across, height = 3.55, 2.6
-    figure = new_figure(across * len(targets) + 0.75, 2 * height + 2.3)
-    headline(
+    figure = canvas.new_figure(across * len(targets) + 0.75, 2 * height + 2.3)
+    canvas.headline(
         figure,
         f"{method}: NLL as a detector of knowledge during fine-tuning",
         "Lines: mean of seeds; bands: all of them. Higher AUROC is better; 0.5 is chance.",
@@ -389,7 +379,7 @@ def auroc_figure(seeds: Seeds, targets: Sequence[str], method: str, known: str) 
     lowest = min(every[~np.isnan(every)], default=0.5)
     first = steps[TRAINED]
     for i, target in enumerate(targets):
-        axes = place_axes(figure, 0.75 + across * i, 1.1, across - 0.55, height)
+        axes = canvas.place_axes(figure, 0.75 + across * i, 1.1, across - 0.55, height)
         for data, (color, line) in zip(watched, KINDS, strict=True):
             _with_band(axes, steps[data], areas[target, data], color, line)
         axes.set_ylim(min(0.5, np.floor(10 * lowest) / 10), 1.005)
@@ -398,12 +388,14 @@ def auroc_figure(seeds: Seeds, targets: Sequence[str], method: str, known: str) 
             axes.set_ylabel("AUROC of -NLL")
         steps_axis(axes, int(first[-1]), int(first[0]))
     for i, (data, words) in enumerate(DATA_WORDS.items()):
-        axes = place_axes(figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2)
+        axes = canvas.place_axes(
+            figure, 0.75 + across * i, 1.85 + height, across - 0.55, height - 0.2
+        )
         called = np.array([one.rates for one in watched[data]])  # [seeds, moments, 3]
         for k, (color, line, _) in enumerate(groups):
             _with_band(axes, steps[data], called[:, :, k], color, line)
         axes.set_ylim(0, 1.01)
-        percent_axis(axes.yaxis)
+        canvas.percent_axis(axes.yaxis)
         axes.set_title(f"Called known, {words}", fontweight="bold")
         if i == 0:
             axes.set_ylabel("called known (%)")

@@ -14,19 +14,7 @@ from matplotlib.patches import Patch
 
 from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.metrics.significance import student_t
-from cogcalib_jax.report.canvas import (
-    BAND,
-    INK,
-    MUTED,
-    headline,
-    legend_beside,
-    light_grid,
-    new_figure,
-    percent_axis,
-    place_axes,
-    project_style,
-    save,
-)
+from cogcalib_jax.report import canvas
 from cogcalib_jax.report.tables import Table, as_markdown, cell
 from cogcalib_jax.report.text import count, looks
 from cogcalib_jax.studies.frontier import (
@@ -83,8 +71,8 @@ def write_frontier(study: Study) -> str:
     with whole_file(study.folder / "frontier.jsonl") as file:
         file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in tidy(rows))
     if taught:
-        with project_style():
-            save(frontier_figure(rows), study.folder / "plots" / "frontier.png")
+        with canvas.project_style():
+            canvas.save(frontier_figure(rows), study.folder / "plots" / "frontier.png")
     return text
 
 
@@ -172,23 +160,23 @@ def frontier_figure(rows: Sequence[Row]) -> Figure:
     style = looks([keys[name] for name in names])
     colors = {name: style[keys[name]].color for name in names}
     seeds = max(len(row.seeds) for row in rows)
-    figure = new_figure(13.2, 6.0)
-    headline(
+    figure = canvas.new_figure(13.2, 6.0)
+    canvas.headline(
         figure,
         "Learn the facts and stay honest",
         "Towards the lower left (left panel) and the upper left (right panel) is better."
         f" {'One seed.' if seeds < 2 else 'Means of seeds; bars: 95 % intervals.'}",
     )
-    left = place_axes(figure, 0.75, 1.0, 4.4, 4.3)
-    right = place_axes(figure, 5.95, 1.0, 4.4, 4.3)
+    left = canvas.place_axes(figure, 0.75, 1.0, 4.4, 4.3)
+    right = canvas.place_axes(figure, 5.95, 1.0, 4.4, 4.3)
     left.set_ylabel("taught facts: NLL (nats)")
     right.set_ylabel("taught facts: recall (%)")
     for axes, number, sign in ((left, "nll", 1.0), (right, "accuracy", -1.0)):
         _panel(axes, rows, number, sign, {n: (i + 1, colors[n]) for i, n in enumerate(names)})
         axes.set_xlabel("unseen questions: NLL (nats)")
-        light_grid(axes)
-    percent_axis(right.yaxis)
-    dot = {"color": INK, "linestyle": "", "markersize": 6}
+        canvas.light_grid(axes)
+    canvas.percent_axis(right.yaxis)
+    dot = {"color": canvas.INK, "linestyle": "", "markersize": 6}
     handles = [
         Line2D([], [], marker="o", color=colors[n], linestyle="", label=f"{i + 1}  {n}")
         for i, n in enumerate(names)
@@ -198,12 +186,12 @@ def frontier_figure(rows: Sequence[Row]) -> Figure:
         Line2D([], [], marker="o", label="with one temperature", **dot),
         Line2D([], [], marker="D", label="as fitted", **dot),
         *(
-            Line2D([], [], color=MUTED, linewidth=1, linestyle=line, label=f"{name}, raw")
+            Line2D([], [], color=canvas.MUTED, linewidth=1, linestyle=line, label=f"{name}, raw")
             for name, line in zip(_paths(_points(rows, "nll")), cycle(LINES), strict=False)
         ),
-        Patch(facecolor=BAND, label="dominated"),
+        Patch(facecolor=canvas.BAND, label="dominated"),
     ]
-    legend_beside(figure, handles, 10.6, 1.0)
+    canvas.legend_beside(figure, handles, 10.6, 1.0)
     return figure
 
 
@@ -232,8 +220,8 @@ def _panel(
             axes.annotate(str(place), (x.mean(), y.mean()), xytext=(5, 4), color=color,
                           textcoords="offset points", fontsize=8.5, zorder=6)  # fmt: skip
     for line, style in zip(_paths(points).values(), cycle(LINES), strict=False):
-        axes.plot(line[:, 0], line[:, 1], color=MUTED, linewidth=1, linestyle=style, marker=".",
-                  markersize=3, zorder=2)  # fmt: skip
+        axes.plot(line[:, 0], line[:, 1], color=canvas.MUTED, linewidth=1, linestyle=style,
+                  marker=".", markersize=3, zorder=2)  # fmt: skip
     _shade(axes, [(x.mean(), sign * y.mean()) for _, x, y in points.values()], sign)
 
 
@@ -279,5 +267,5 @@ def _shade(axes: Axes, points: Sequence[tuple[float, float]], sign: float) -> No
         ys += [before * sign, y * sign]
     xs.append(x_high)
     ys.append(ys[-1])
-    axes.fill_between(xs, ys, worst, color=BAND, alpha=0.45, linewidth=0, zorder=0)
+    axes.fill_between(xs, ys, worst, color=canvas.BAND, alpha=0.45, linewidth=0, zorder=0)
     axes.set(xlim=(x_low, x_high), ylim=(y_low, y_high))

@@ -18,16 +18,9 @@ from typing import Any
 
 import jax
 
+from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.prepare import with_own_lora
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
-from cogcalib_jax.cli.run_folder import (
-    holding_locks,
-    lock_folder,
-    refuse_choice_of_rule,
-    require_folder,
-    require_writable,
-    resumable,
-)
 from cogcalib_jax.cli.train import train_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import SOURCE
@@ -149,11 +142,11 @@ def run_suite(file: str, argv: Sequence[str]) -> None:
     if config.dry_run:
         print(plain_text(listing(planned)))
         return
-    require_folder(folder, "--folder")
+    run_folder.require_folder(folder, "--folder")
     if config.out is not None:
-        require_writable(Path(config.out), "--out")
+        run_folder.require_writable(Path(config.out), "--out")
     command = study_command(*argv)
-    with resumable(folder, command, begun="."):
+    with run_folder.resumable(folder, command, begun="."):
         failed = run_cells(planned, folder)
     if len(failed) == len(planned):
         raise UserError(f"{folder}: every cell failed; the first: {failed[0].folder}/failure.txt")
@@ -257,7 +250,7 @@ def cells(config: SuiteConfig, folder: Path) -> list[Cell]:
 def _run_config(argv: Sequence[str], cell: str) -> RunConfig:
     try:
         config = load_config(RunConfig, argv, prog="", description="").config
-        refuse_choice_of_rule(config.option_score, "a suite")
+        run_folder.refuse_choice_of_rule(config.option_score, "a suite")
         return config
     except UserError as error:
         reason = str(error).removeprefix(f"{SOURCE}: ")  # nobody typed these words
@@ -312,8 +305,8 @@ def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) ->
     """
     failed = []
     styles: dict[str, Path] = {}
-    with holding_locks():
-        lock_folder(folder)
+    with run_folder.holding_locks():
+        run_folder.lock_folder(folder)
         share_compiled_steps(folder / "compiled")
         with progress_bar(len(planned), folder.name, "cell") as bar:
             for cell in planned:

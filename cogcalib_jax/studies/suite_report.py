@@ -19,18 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cogcalib_jax.files import whole_file, write_whole
-from cogcalib_jax.report.canvas import (
-    BAND,
-    INK,
-    MUTED,
-    headline,
-    light_grid,
-    new_figure,
-    percent_axis,
-    place_axes,
-    project_style,
-    save,
-)
+from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Making, Picture, Section, Source, page
 from cogcalib_jax.report.load_run import Run
 from cogcalib_jax.report.report import commands_of, plain
@@ -165,14 +154,14 @@ def _task_pictures(study: Study, task: str) -> list[Picture]:
     suffix = "" if task == study.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
     folder = study.folder / "plots"
     pictures = []
-    with project_style():
+    with canvas.project_style():
         for settings, shares in _curves_of(study.conditions).items():
             curves = _curves(shares, task)
             if not curves:
                 continue
             number = f"_{len(pictures) + 1}" if pictures else ""
             path = folder / f"ratio{suffix}{number}.png"
-            save(ratio_figure(curves, task), path)
+            canvas.save(ratio_figure(curves, task), path)
             also = f" Besides the share, all have {', '.join(settings)}." if settings else ""
             caption = (
                 "Above: ECE, and in grey the ECE of a calibrated model by chance. Below: the model"
@@ -181,7 +170,7 @@ def _task_pictures(study: Study, task: str) -> list[Picture]:
             pictures.append(Picture(path, ratio_text(curves, task), caption, RESULTS))
         rows = _dots(study, task)
         path = folder / f"seeds{suffix}.png"
-        save(dots_figure(rows, task), path)
+        canvas.save(dots_figure(rows, task), path)
         caption = (
             "An ECE within the grey band cannot be told from that of a calibrated model. The"
             " spread of the seeds on a line is the noise of training and of questions."
@@ -201,8 +190,8 @@ def _training_picture(study: Study, condition: Condition) -> Picture | None:
         return None
     number = [c.name for c in study.conditions].index(condition.name)
     path = study.folder / "plots" / f"training{f'_{number + 1}' if number else ''}.png"
-    with project_style():
-        save(dynamics_figure(drawn, next(iter(condition.runs.values())).style_end), path)
+    with canvas.project_style():
+        canvas.save(dynamics_figure(drawn, next(iter(condition.runs.values())).style_end), path)
     return Picture(
         path,
         f"Means of {count(len(condition.runs), 'seed')}. {dynamics_text(drawn)}",
@@ -294,23 +283,23 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
     across = (10.85 - left - 0.2) / 3
     top, first = 0.95, line * (0.8 if several else 0.5)
     tall = height + line / 2 - first
-    figure = new_figure(10.85, top + tall + 1.05)
-    headline(
+    figure = canvas.new_figure(10.85, top + tall + 1.05)
+    canvas.headline(
         figure,
         "Every seed: ECE, NLL and accuracy",
         f"Answers to {task}. Dots: seeds; bars: their mean. Lower ECE and NLL are better.",
     )
     panels = {"ece": "ECE", "nll": "NLL (nats)", "accuracy": "accuracy (%)"}
     for column, (name, title) in enumerate(panels.items()):
-        axes = place_axes(figure, left + across * column, top, across - 0.25, tall)
+        axes = canvas.place_axes(figure, left + across * column, top, across - 0.25, tall)
         for row, place in zip(rows, places, strict=True):
             dots = numbers(row.runs, name)
             if column == 0:
                 floor = numbers(row.runs, "p95").mean()
-                axes.barh(place, floor, line * 0.95, color=BAND, zorder=1)
+                axes.barh(place, floor, line * 0.95, color=canvas.BAND, zorder=1)
             axes.plot(dots, np.full(len(dots), place), "o", color=row.look.color, markersize=5,
                       alpha=0.65, markeredgewidth=0, zorder=3)  # fmt: skip
-            axes.plot(dots.mean(), place, "|", color=INK, markersize=12, markeredgewidth=1.8,
+            axes.plot(dots.mean(), place, "|", color=canvas.INK, markersize=12, markeredgewidth=1.8,
                       zorder=4)  # fmt: skip
         axes.set_ylim(first + tall, first)  # inches downwards
         axes.set_yticks(places, labels if column == 0 else [""] * len(labels))
@@ -320,14 +309,14 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(title)
-        light_grid(axes)
+        canvas.light_grid(axes)
     if several:
         for name in names:
             place = next(p for p, row in zip(places, rows, strict=True) if row.method == name)
             above = top + place - first - line - 0.03
             figure.text(0.12 / 10.85, 1 - above / figure.get_figheight(), name,
                         fontweight="bold", va="center")  # fmt: skip
-    figure.legend(handles=[Patch(facecolor=BAND, label=FLOOR)], loc="lower center")
+    figure.legend(handles=[Patch(facecolor=canvas.BAND, label=FLOOR)], loc="lower center")
     return figure
 
 
@@ -353,8 +342,8 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
     rows = math.ceil(len(curves) / columns)
     across, height = (3.45 if len(curves) > 1 else 6.3), 2.05
     down = 2 * height + 1.5
-    figure = new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.95)
-    headline(
+    figure = canvas.new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.95)
+    canvas.headline(
         figure,
         "Does known data make the model overconfident?",
         f"Fine-tuned on equally many questions; answers to {task}. Dots: seeds; lines: means.",
@@ -363,17 +352,17 @@ def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
     for i, curve in enumerate(curves):
         row, column = divmod(i, columns)
         left, top = 0.8 + across * column, 1.1 + down * row
-        upper = place_axes(figure, left, top, across - 0.5, height)
-        lower = place_axes(figure, left, top + height + 0.25, across - 0.5, height)
+        upper = canvas.place_axes(figure, left, top, across - 0.5, height)
+        lower = canvas.place_axes(figure, left, top + height + 0.25, across - 0.5, height)
         _ratio_panels(upper, lower, curve, highest)
         if column == 0:
             upper.set_ylabel("ECE")
             lower.set_ylabel("accuracy, confidence (%)")
-    dot = {"color": INK, "marker": "o", "markersize": 4}
+    dot = {"color": canvas.INK, "marker": "o", "markersize": 4}
     handles = [
         Line2D([], [], label="ECE, accuracy", **dot),
         Line2D([], [], label="mean confidence", markerfacecolor="white", linestyle=DASHED, **dot),
-        Patch(facecolor=BAND, label=FLOOR),
+        Patch(facecolor=canvas.BAND, label=FLOOR),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3 if columns > 1 else 2)
     return figure
@@ -386,8 +375,8 @@ def _ratio_panels(upper: Axes, lower: Axes, curve: RatioCurve, highest: float) -
         values = numbers(curve.runs, name)
         return np.array([values[curve.share == share].mean() for share in shares])
 
-    upper.fill_between(shares, means("p95"), color=BAND, linewidth=0, zorder=1)
-    upper.plot(shares, means("mean"), color=MUTED, linewidth=1, zorder=2)
+    upper.fill_between(shares, means("p95"), color=canvas.BAND, linewidth=0, zorder=1)
+    upper.plot(shares, means("mean"), color=canvas.MUTED, linewidth=1, zorder=2)
     lines = (
         (upper, "ece", "-", curve.look.color),
         (lower, "accuracy", "-", curve.look.color),
@@ -405,13 +394,13 @@ def _ratio_panels(upper: Axes, lower: Axes, curve: RatioCurve, highest: float) -
     upper.set_ylim(0, highest)
     upper.tick_params(labelbottom=False)
     lower.set_ylim(0, 1)
-    percent_axis(lower.yaxis)
+    canvas.percent_axis(lower.yaxis)
     lower.set_xlabel("known (% of the fine-tuning questions)")
     for axes in (upper, lower):
         axes.set_xlim(shares[0] - 0.04, shares[-1] + 0.04)
         axes.set_xticks(shares)
-        percent_axis(axes.xaxis)
-        light_grid(axes)
+        canvas.percent_axis(axes.xaxis)
+        canvas.light_grid(axes)
 
 
 def ratio_text(curves: Sequence[RatioCurve], task: str) -> str:

@@ -25,16 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.prepare import with_own_lora
 from cogcalib_jax.cli.run_config import RunConfig, require_same_config
-from cogcalib_jax.cli.run_folder import (
-    holding_locks,
-    lock_folder,
-    refuse_choice_of_rule,
-    refuse_meaningless,
-    require_folder,
-    resumable,
-)
 from cogcalib_jax.cli.stored import CONFIG_FILE, read_config
 from cogcalib_jax.cli.train import composed, open_run
 from cogcalib_jax.configlib.loading import load_config
@@ -169,19 +162,19 @@ def tune(argv: list[str]) -> None:
         description=__doc__,
         default_preset=find_preset(DEFAULT_PRESET),
     )
-    refuse_meaningless(loaded, REFUSED, "tuning")
+    run_folder.refuse_meaningless(loaded, REFUSED, "tuning")
     config, name = loaded.config, loaded.preset.stem
-    refuse_choice_of_rule(config.option_score, "tune")
+    run_folder.refuse_choice_of_rule(config.option_score, "tune")
     folder = Path(config.out) if config.out else Path("runs") / f"tune-{name}"
     trials = config.trials(folder)
     _require_same_config(folder, trials[0].config)
     if config.dry_run:
         print(plain_text(_listing(trials)))
         return
-    require_folder(folder, "--out")
+    run_folder.require_folder(folder, "--out")
     command = study_command("tune", *argv)
-    with resumable(folder, command, begun="."), holding_locks():
-        lock_folder(folder)
+    with run_folder.resumable(folder, command, begun="."), run_folder.holding_locks():
+        run_folder.lock_folder(folder)
         share_compiled_steps(folder / "compiled")
         for trial in trials:
             _train_missing(trial, argv)
