@@ -27,6 +27,8 @@ from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.settings import Role
 
+RESAMPLES = 2000
+
 
 def run_benchmark(
     name: str,
@@ -104,9 +106,6 @@ def peak_host_bytes() -> int:
 def cpu_count() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):

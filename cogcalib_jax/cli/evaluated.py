@@ -47,6 +47,12 @@ from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.report.text import count
 from cogcalib_jax.world.base import base_place
 
+CALIBRATOR_FILE = "calibrator.json"
+"""the calibrator that an evaluation fitted or read"""
+
+Score = Callable[[EncodedSplit, float], Predictions]
+"""(questions, temperature) -> predictions with uncalibrated confidences"""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -196,13 +202,6 @@ def by_base(models: Sequence[Evaluated]) -> list[list[Evaluated]]:
         shape = lora and (*lora.form.values(), lora.lora_dropout)
         groups.setdefault((*model.reads_with, shape), []).append(model)
     return list(groups.values())
-
-
-CALIBRATOR_FILE = "calibrator.json"
-"""the calibrator that an evaluation fitted or read"""
-
-Score = Callable[[EncodedSplit, float], Predictions]
-"""(questions, temperature) -> predictions with uncalibrated confidences"""
 
 
 @dataclass(frozen=True)

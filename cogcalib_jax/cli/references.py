@@ -52,6 +52,12 @@ from cogcalib_jax.report.text import BASE, COMMONEST
 from cogcalib_jax.settings import marked_paths
 from cogcalib_jax.training.log import options_belief
 
+Predict = Callable[[EncodedSplit], Predictions]
+PATH = "path"
+"""folder of the shares that were tried, each with an adapter and predictions"""
+SHARES = (0.4, 0.6, 0.8)
+CHOICE = "interpolation.json"
+
 
 def look_at_base(run: Run) -> None:
     """Evaluate the base on the validation questions before training, and log the result.
@@ -179,13 +185,6 @@ def reference_rows(run: Run) -> dict[str, dict[str, Any]]:
         BASE: score(run, run.folder / BASE, partial(trainer.predictor, lora)),
         COMMONEST: score(run, run.folder / COMMONEST, constant, vocabulary=False),
     }
-
-
-Predict = Callable[[EncodedSplit], Predictions]
-PATH = "path"
-"""folder of the shares that were tried, each with an adapter and predictions"""
-SHARES = (0.4, 0.6, 0.8)
-CHOICE = "interpolation.json"
 
 
 def start_row(run: Run, start: Start) -> Predict:

@@ -1,4 +1,4 @@
 """Reports of finished runs and evaluations: tables, verdicts, figures and one HTML page.
 
-`report` writes them; `names`, `text`, `tables` and `recommendation` may be imported anywhere above.
+`report` writes them; `text`, `tables` and `recommendation` may be imported anywhere above.
 """

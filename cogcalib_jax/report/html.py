@@ -30,6 +30,12 @@ from cogcalib_jax.report.text import COMMONEST, REFERENCES, count, percent, shor
 
 PIXELS_A_POINT = 110 / 72
 """of a figure on the page"""
+MOST = 2000
+"""questions on a page"""
+MISTAKES = 20
+"""rows of a table that needs no script"""
+LONGEST = 600
+"""characters of a question"""
 
 
 @dataclass(frozen=True)
@@ -186,14 +192,6 @@ def _csv_link(table: Table) -> Markup:
     writer.writerow(" ".join(cell.split()) for cell in table.header)
     writer.writerows([" ".join(cell.split()) for cell in row] for row in table.rows)
     return Markup("data:text/csv;charset=utf-8," + quote(without_person(text.getvalue())))
-
-
-MOST = 2000
-"""questions on a page"""
-MISTAKES = 20
-"""rows of a table that needs no script"""
-LONGEST = 600
-"""characters of a question"""
 
 
 @dataclass(frozen=True)

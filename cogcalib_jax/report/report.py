@@ -38,6 +38,12 @@ from cogcalib_jax.report.text import (
 from cogcalib_jax.report.training_plots import training_pictures, training_table
 
 PAGE = "report.html"
+# Cross-entropy of the last tenth of the logged updates is this many times that of the first, and
+# this much above it (nats): it only rises like that if training diverges.
+FAR_TIMES, FAR_NATS = 2.0, 0.5
+# Fewer validations say nothing of "for long".
+FEWEST_VALIDATIONS = 4
+NAMED = 5
 
 
 def write_report(run_dir: Path) -> str:
@@ -160,14 +166,6 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
     return "not recorded" if value is None else str(value)
-
-
-# Cross-entropy of the last tenth of the logged updates is this many times that of the first, and
-# this much above it (nats): it only rises like that if training diverges.
-FAR_TIMES, FAR_NATS = 2.0, 0.5
-# Fewer validations say nothing of "for long".
-FEWEST_VALIDATIONS = 4
-NAMED = 5
 
 
 def training_notes(run: Run) -> tuple[str, ...]:

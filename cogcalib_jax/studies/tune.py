@@ -58,6 +58,10 @@ REFUSED: dict[Role, str] = {
 }
 """options of a run that have no meaning here, and what to write instead"""
 KEPT = ("correct", "confidence", "nll")
+ACCURACY_MARGIN = 0.01
+LEVEL = 0.05
+RESAMPLES = 2000
+SFT, BEST_EPOCH, TEMPERATURE = "sft", "sft, best epoch", "sft + temperature"
 
 
 @dataclass(frozen=True)
@@ -293,12 +297,6 @@ def _read_trial(trial: Trial) -> list[tuple[Candidate, Belief]]:
             method = None if name in (BEST_EPOCH, TEMPERATURE) else trial.method(entry)
             results.append((Candidate(name, trial.config.training.epochs, method), belief))
     return results
-
-
-ACCURACY_MARGIN = 0.01
-LEVEL = 0.05
-RESAMPLES = 2000
-SFT, BEST_EPOCH, TEMPERATURE = "sft", "sft, best epoch", "sft + temperature"
 
 
 @dataclass(frozen=True)
