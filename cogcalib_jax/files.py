@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import DAMAGED, UserError
 
 try:
     import fcntl
@@ -250,7 +250,7 @@ def refusing_damage(file: Path | str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"{file}: damaged ({reason_of(error)}); {remedy}") from error
 
 
