@@ -7,14 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cogcalib_jax.cli import stored
 from cogcalib_jax.cli.run_config import RunConfig, check_seed, check_tasks
-from cogcalib_jax.cli.stored import (
-    CHOICE_FILE,
-    read_choice,
-    read_config,
-    resume_command,
-    stored_config,
-)
 from cogcalib_jax.configlib.loading import given_values, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
@@ -256,10 +250,10 @@ def load_evaluation(argv: Sequence[str], *, prog: str, description: str) -> Eval
         UserError: as `load_config`; one `data.path` for several tasks; runs that differ in
             questions or prompts.
     """
-    stored = stored_config(argv, EvalConfig)
-    if stored:
+    resumed = stored.stored_config(argv, EvalConfig)
+    if resumed:
         loaded = load_config(
-            EvalConfig, [*stored, *argv], prog=prog, description=description
+            EvalConfig, [*resumed, *argv], prog=prog, description=description
         ).config
         return replace(loaded, run=_all_folders(loaded.run, loaded.ensemble))
     given = given_values(EvalConfig, argv)
@@ -378,9 +372,9 @@ def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
 
 def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
     """Refuse to resume with another config; return the config of the start."""
-    stored = read_config(folder, EvalConfig)
-    require_same_identity(folder, identity(stored), identity(config))
-    return stored
+    started = stored.read_config(folder, EvalConfig)
+    require_same_identity(folder, identity(started), identity(config))
+    return started
 
 
 def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
@@ -397,7 +391,7 @@ def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
     if unfinished:
         raise UserError(
             f"{folder}: {', '.join(unfinished)} not finished; continue with"
-            f" {resume_command('train.py', folder)}, or name the finished methods"
+            f" {stored.resume_command('train.py', folder)}, or name the finished methods"
             f" ({folder}/METHOD)"
         )
     methods = [
@@ -416,7 +410,7 @@ def read_trained_run(name: str) -> RunConfig:
     if not (folder / "adapter").is_dir():
         raise UserError(
             f"{folder}: no adapter, so its training is not finished; continue it with"
-            f" {resume_command('train.py', folder)}"
+            f" {stored.resume_command('train.py', folder)}"
         )
     return config
 
@@ -444,8 +438,8 @@ def _read_config(folder: Path) -> RunConfig:
             f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
             " run, or of a comparison of methods"
         )
-    refuse_external_links(folder, (file, folder / "adapter", folder / CHOICE_FILE))
-    config = read_config(folder, RunConfig)
+    refuse_external_links(folder, (file, folder / "adapter", folder / stored.CHOICE_FILE))
+    config = stored.read_config(folder, RunConfig)
     if config.option_score == "auto" and not config.compare:
-        config = replace(config, option_score=read_choice(folder))
+        config = replace(config, option_score=stored.read_choice(folder))
     return config

@@ -32,16 +32,8 @@ from cogcalib_jax.hf.adapter import (
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE, read_lora_config
 from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.hf.tokenizer import tokenizer_key
+from cogcalib_jax.inference import posthoc
 from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, OptionScore, stored_option_score
-from cogcalib_jax.inference.posthoc import (
-    ADAPTER_HASH,
-    OPTIONS,
-    fit_on,
-    start_of,
-    stored_calibrator,
-    with_calibrator,
-    with_start,
-)
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.report.text import count
@@ -223,8 +215,8 @@ class ModelCalibrator:
         scored = []
         for rows in self.populations:
             start = None if score_start is None else score_start(rows, 1.0)
-            scored.append(with_start(score(rows, 1.0), start))
-        fit_on(self.calibrator, scored)
+            scored.append(posthoc.with_start(score(rows, 1.0), start))
+        posthoc.fit_on(self.calibrator, scored)
         return replace(self, populations=())
 
     def __call__(
@@ -239,7 +231,7 @@ class ModelCalibrator:
         start = None
         if score_start is not None and calibrator.needs_start:
             start = score_start(encoded, 1.0)
-        return with_calibrator(score(encoded, temperature), calibrator, start)
+        return posthoc.with_calibrator(score(encoded, temperature), calibrator, start)
 
     def require(self, encoded: EncodedSplit) -> None:
         """Refuse open questions, and questions with other options than the calibrator's."""
@@ -293,7 +285,7 @@ def asked_calibrator(
         options = require_shared_options(rows, f"calibrator is {spec}", data.task)
     start: Path | Literal["none"] | None = None
     if calibrator.needs_start and model.run is not None:
-        start = start_of(Path(model.adapter), spec)
+        start = posthoc.start_of(Path(model.adapter), spec)
     elif calibrator.needs_start:
         start = BARE if config.start is None else Path(config.start)
         if config.start is not None:
@@ -318,23 +310,23 @@ def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
     Raises:
         UserError: a mixture of other adapters than those that the file names.
     """
-    calibrator, content = stored_calibrator(adapter), read_calibration(adapter) or {}
+    calibrator, content = posthoc.stored_calibrator(adapter), read_calibration(adapter) or {}
     if calibrator is None or stored_option_score(content) not in (None, rule):
         return None
     start, options, spec = None, None, CALIBRATORS.spec(calibrator)
     if calibrator.needs_classes:
-        options = content.get(OPTIONS)
+        options = content.get(posthoc.OPTIONS)
         if not isinstance(options, list):
             raise UserError(
-                f"{adapter / CALIBRATION_FILE}: damaged ({OPTIONS} is {options!r:.40}; expected the"
-                f" list that calibrator {spec} is for); train again, or fetch it again"
+                f"{adapter / CALIBRATION_FILE}: damaged ({posthoc.OPTIONS} is {options!r:.40};"
+                f" expected the list that calibrator {spec} is for); train again, or fetch it again"
             )
         options = tuple(options)
     if calibrator.needs_start:
-        if content.get(ADAPTER_HASH) != adapter_hash(adapter):
+        if content.get(posthoc.ADAPTER_HASH) != adapter_hash(adapter):
             raise UserError(
                 f"{adapter}: its weights are not those that its calibrator {spec} was fitted with"
-                f" ({ADAPTER_HASH} in {CALIBRATION_FILE}); fetch both again"
+                f" ({posthoc.ADAPTER_HASH} in {CALIBRATION_FILE}); fetch both again"
             )
-        start = start_of(adapter, spec)
+        start = posthoc.start_of(adapter, spec)
     return ModelCalibrator(calibrator, (), start, options)

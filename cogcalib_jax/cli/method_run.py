@@ -23,23 +23,9 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, adapter_hash, read_calibration, save_adapter
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.tokenizer import copy_tokenizer
+from cogcalib_jax.inference import posthoc
 from cogcalib_jax.inference.evaluate import fit_calibrators, write_json
 from cogcalib_jax.inference.open_ended import Answers
-from cogcalib_jax.inference.posthoc import (
-    OPTIONS,
-    START,
-    START_HASH,
-    STORED,
-    WHY_NONE,
-    choose_probe,
-    fit_on,
-    how_asked,
-    reduced_adapter,
-    stored_calibrator,
-    stored_temperature,
-    with_calibrator,
-    with_start,
-)
 from cogcalib_jax.inference.predictions import Predictions, write_rows
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
@@ -84,7 +70,7 @@ class Start:
 
     @property
     def adapter(self) -> Path:
-        return self.folder / START
+        return self.folder / posthoc.START
 
 
 def train_method(
@@ -122,14 +108,16 @@ def keep_adapter(
     else:
         predictions = trainer.predictor(lora, calibration)
         # The question that best shows whether a server applies the whole adapter.
-        reduced = reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
-        probe = choose_probe(calibration, predictions, trainer.predictor(reduced, calibration))
+        reduced = posthoc.reduced_adapter(lora, touches_head="lm_head" in config.lora.modules)
+        probe = posthoc.choose_probe(
+            calibration, predictions, trainer.predictor(reduced, calibration)
+        )
         first = None
         if CALIBRATORS.make(config.evaluation.calibrator).needs_start:
             first = start.lora
 
         def scored(rows: EncodedSplit, own: Predictions) -> Predictions:
-            return own if first is None else with_start(own, trainer.predictor(first, rows))
+            return own if first is None else posthoc.with_start(own, trainer.predictor(first, rows))
 
         predictions = scored(calibration, predictions)
         if config.evaluation.fit_taught:
@@ -161,12 +149,12 @@ def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapte
 @in_main
 def _warnings(adapter: Path) -> list[str]:
     """Return the warnings about the temperature and the calibrator of `calibration.json`."""
-    found = [stored_temperature(adapter).warning]
-    content, calibrator = read_calibration(adapter), stored_calibrator(adapter)
+    found = [posthoc.stored_temperature(adapter).warning]
+    content, calibrator = read_calibration(adapter), posthoc.stored_calibrator(adapter)
     if calibrator is not None:
         found.append(calibrator.warning)
     elif found[0] is None:
-        found.append(f"no calibrator was fitted: {content[WHY_NONE]}")
+        found.append(f"no calibrator was fitted: {content[posthoc.WHY_NONE]}")
     return list(dict.fromkeys(filter(None, found)))
 
 
@@ -195,7 +183,7 @@ def score_adapter(
         Folder name -> task -> numbers: one entry, or two.
     """
     adapter, trainer = folder / "adapter", run.trainer
-    temperature = from_main(lambda: stored_temperature(adapter).value)
+    temperature = from_main(lambda: posthoc.stored_temperature(adapter).value)
     _write_validation(run, folder, start, lora)
     if trainer.answers is not None:
         predict = answering(
@@ -237,14 +225,14 @@ def _write_validation(run: Run, folder: Path, start: Start, lora: nnx.State) -> 
         return
 
     def read() -> dict[str, Any] | None:
-        stored = stored_calibrator(folder / "adapter")
+        stored = posthoc.stored_calibrator(folder / "adapter")
         return stored and stored.to_json()
 
     stored = from_main(read)
     calibrator = stored and Calibrator.from_json(stored)
     needs_start = calibrator is not None and calibrator.needs_start
     first = trainer.predictor(start.lora, validation) if needs_start else None
-    scored = with_calibrator(trainer.predictor(lora, validation), calibrator, first)
+    scored = posthoc.with_calibrator(trainer.predictor(lora, validation), calibrator, first)
     write_answers(file, validation, options_belief(scored))
 
 
@@ -309,7 +297,7 @@ def write_calibration(
     """
     spec, is_open = config.evaluation.calibrator, calibration.is_open
     rule = None if is_open else config.option_score
-    asked = how_asked(
+    asked = posthoc.how_asked(
         *(adapter, base, config.lora, config.data, calibration.template, tokenizer, rule),
         config.model.quantise,
     )
@@ -318,11 +306,11 @@ def write_calibration(
     if isinstance(predictions, Predictions):
         populations = [predictions] if taught is None else [predictions, taught]
         try:
-            temperature = fit_on(TemperatureScaler(), populations).temperature_
+            temperature = posthoc.fit_on(TemperatureScaler(), populations).temperature_
         except UserError as error:
             why_no_temperature = str(error)
         try:
-            calibrator = fit_on(CALIBRATORS.make(spec), populations).to_json()
+            calibrator = posthoc.fit_on(CALIBRATORS.make(spec), populations).to_json()
         except UserError as error:
             why_no_calibrator = str(error)
     else:
@@ -344,10 +332,10 @@ def write_calibration(
             "why_none": why_no_temperature,
             "rows": len(calibration) + (0 if taught is None else len(taught.answers)),
         },
-        STORED: calibrator,
-        WHY_NONE: why_no_calibrator,
-        OPTIONS: options,
-        START_HASH: from_main(lambda: start_adapter and adapter_hash(start_adapter)),
+        posthoc.STORED: calibrator,
+        posthoc.WHY_NONE: why_no_calibrator,
+        posthoc.OPTIONS: options,
+        posthoc.START_HASH: from_main(lambda: start_adapter and adapter_hash(start_adapter)),
         "probe": probe,
     }
     write_json(adapter / CALIBRATION_FILE, asked | fitted)

@@ -225,8 +225,7 @@ class RunConfig:
     @property
     def anchored(self) -> bool:
         """Return whether the run has questions without answers."""
-        anchor = self.anchor
-        return bool(anchor.path is not None or anchor.carve or self._made_anchors)
+        return bool(self.anchor.path is not None or self.anchor.carve or self._made_anchors)
 
     def _check_posteriors(self) -> None:
         """Refuse distributions of A and B where an adapter has more than these, or less in some

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cogcalib_jax import files
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.stored import (
     COMMAND_FILE,
@@ -25,16 +26,6 @@ from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, in_main, main_only
 from cogcalib_jax.errors import Interrupted, Preempted, UserError
-from cogcalib_jax.files import (
-    SUFFIX,
-    command_line,
-    lock_file,
-    program_words,
-    read_object,
-    reason_of,
-    with_path_in_errors,
-    write_whole,
-)
 from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.files import model_folder
@@ -90,7 +81,7 @@ def take_up(folder: Path) -> None:
         UserError: another process works in it.
     """
     _lock(folder)
-    for path in [*folder.rglob(f"*{SUFFIX}")]:
+    for path in [*folder.rglob(f"*{files.SUFFIX}")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -105,10 +96,10 @@ def _lock(folder: Path) -> bool:
     place = folder.resolve()
     if place in _locks:
         return False
-    with with_path_in_errors(folder):
+    with files.with_path_in_errors(folder):
         file = os.open(place / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock_file(file)
+        files.lock_file(file)
     except OSError as error:
         if error.errno in NO_LOCKS:
             warn(f"{folder}: this file system has no locks; start no second process there")
@@ -154,7 +145,7 @@ def resumable(folder: Path, command: str, begun: str = CONFIG_FILE) -> Iterator[
 def write_config(folder: Path, config: Any) -> None:
     """Write every field of `config`, resolved, to `config.yaml`; from then on a run can be
     resumed."""
-    write_whole(folder / CONFIG_FILE, to_yaml(config))
+    files.write_whole(folder / CONFIG_FILE, to_yaml(config))
 
 
 @in_main
@@ -165,12 +156,12 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
     """
     file = folder / COMMAND_FILE
     if not ((folder / CONFIG_FILE).is_file() and file.is_file()):
-        write_whole(file, command_line(*program_words(program), *argv) + "\n")
+        files.write_whole(file, files.command_line(*files.program_words(program), *argv) + "\n")
     try:
         return file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: {reason_of(error)}; remove it, and this command is kept in its place"
+            f"{file}: {files.reason_of(error)}; remove it, and this command is kept in its place"
         ) from error
 
 
@@ -227,7 +218,7 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
 def _stored(folder: Path) -> dict[str, Any] | None:
     file = folder / INPUTS_FILE
     if file.is_file():
-        stored = read_object(file, "")
+        stored = files.read_object(file, "")
         if not isinstance(stored.get("data"), dict) or "base" not in stored:
             raise UserError(
                 f"{file}: damaged (it must hold base and data); put it back from a copy"
