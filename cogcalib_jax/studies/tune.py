@@ -3,10 +3,8 @@
     cogcalib study tune --config world --seeds 0,1,2
 
 Every candidate is trained from the same style-adapted start. Plain fine-tuning is a candidate like
-all others, also stopped at its best validation epoch and with a fitted temperature. Among those
-whose accuracy is within one point of plain fine-tuning's, the lowest validation NLL leads.
-Recommended is the simplest one that cannot be told from the leader, and a preset that trains it is
-written.
+all others, also stopped at its best validation epoch and with a fitted temperature. Recommended is
+the simplest candidate that cannot be told from the best, and a preset that trains it is written.
 
 The answers of a candidate are kept in the folder as soon as it is trained. The same command
 continues after any interruption, and may then ask for more.
@@ -328,6 +326,8 @@ Found = dict[Candidate, list[Belief]]
 def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
     """Return the recommended candidate, and a table and sentences in Markdown.
 
+    Among candidates whose accuracy is within one point of plain fine-tuning's, the lowest
+    validation NLL leads. Recommended is the simplest one that cannot be told from the leader.
     Candidates that lack a seed (a temperature that could not be fitted) are left out.
     """
     whole = {c: beliefs for c, beliefs in found.items() if len(beliefs) == seeds}
