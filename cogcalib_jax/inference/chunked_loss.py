@@ -17,7 +17,7 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.forward import CHUNK, losses_at, position_stats, term_without_target
 from cogcalib_jax.method.config import LossConfig, Space
 from cogcalib_jax.method.gates import GateInputs
-from cogcalib_jax.method.loss import LossSums, Method, example_mean, gate_values, gated_loss
+from cogcalib_jax.method.loss import LossSums, Objective, example_mean, gate_values, gated_loss
 from cogcalib_jax.method.terms import Term
 from cogcalib_jax.models.lora import Head
 
@@ -30,7 +30,7 @@ def batch_loss(
     hidden: jax.Array,
     batch: Batch,
     gate_labels: jax.Array,
-    method: Method,
+    method: Objective,
     loss: LossConfig,
     threshold: jax.Array,
     gate_key: jax.Array,
@@ -62,6 +62,7 @@ def batch_loss(
     def whole(rows: tuple[Batch, jax.Array], hidden: jax.Array, head: Head, key) -> Any:
         batch, gate_labels = rows
 
+        # For terms that look at the gate. The gate that switches a term is in `gated_loss`.
         def gate(nll: jax.Array) -> jax.Array:
             inputs = GateInputs(nll, threshold, gate_labels, batch.weight > 0)
             return gate_values(method, inputs, gate_key)
@@ -133,7 +134,7 @@ def _by_position(
     head: Head,
     hidden: jax.Array,
     rows: tuple[Batch, jax.Array],
-    method: Method,
+    method: Objective,
     loss: LossConfig,
     threshold: jax.Array,
     gate_key: jax.Array,

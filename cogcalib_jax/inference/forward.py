@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cogcalib_jax.data.batching import Batch, OptionTree, StartBelief
 from cogcalib_jax.method.config import LossConfig, Space
-from cogcalib_jax.method.loss import Method, example_mean
+from cogcalib_jax.method.loss import Objective, example_mean
 from cogcalib_jax.method.terms import MASKED_LOGIT, Rows, Term
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import Head
@@ -191,7 +191,7 @@ def losses_at(
     hidden: jax.Array,
     batch: Batch,
     loss: LossConfig,
-    method: Method | None,
+    method: Objective | None,
     dropout_key: jax.Array | None,
     chunk: int = CHUNK,
     gate: GateFunction | None = None,

@@ -1,7 +1,7 @@
 """The settings of a method, of anchors and of the loss, and the names of terms and gates.
 
 A config, its help and a report know a method by its name: they need no JAX until a name is looked
-up, which imports `terms` and `gates`. `Method` (loss.py) is what the training step works with.
+up, which imports `terms` and `gates`. `Objective` (loss.py) is what the training step works with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cogcalib_jax.settings import often, setting
 
 if TYPE_CHECKING:
     from cogcalib_jax.method.gates import Gate
-    from cogcalib_jax.method.loss import Anchor, Method
+    from cogcalib_jax.method.loss import Anchor, Objective
     from cogcalib_jax.method.terms import Term
 
 TERMS: Registry[Term] = Registry("term", module="cogcalib_jax.method.terms")
@@ -160,13 +160,13 @@ class MethodConfig:
             reduction=None,
         )
 
-    def build(self) -> Method:
+    def build(self) -> Objective:
         """Return the method as the training step takes it."""
         # Imported here: it brings JAX, and a config is read without.
-        from cogcalib_jax.method.loss import Method
+        from cogcalib_jax.method.loss import Objective
 
         resolved = self.resolve()
-        return Method(
+        return Objective(
             term=None if resolved.term == NONE else TERMS.make(resolved.term),
             gate=GATES.make(resolved.gate),
             weight=resolved.weight,

@@ -25,8 +25,8 @@ jax.tree_util.register_dataclass(Anchor, data_fields=["term", "weight"], meta_fi
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method as the training step takes it: a pytree whose numbers are leaves.
+class Objective:
+    """A term, its gate and its weight for the training step: a pytree whose numbers are leaves.
 
     Methods that differ in numbers only share one compiled step.
     """
@@ -50,7 +50,7 @@ class Method:
 
 
 jax.tree_util.register_dataclass(
-    Method, data_fields=["term", "gate", "weight", "anchor"], meta_fields=["space", "normalise"]
+    Objective, data_fields=["term", "gate", "weight", "anchor"], meta_fields=["space", "normalise"]
 )
 
 
@@ -83,7 +83,7 @@ class LossSums(NamedTuple):
     """example by example: no sums"""
 
 
-def gate_values(method: Method, inputs: GateInputs, key: jax.Array) -> jax.Array:
+def gate_values(method: Objective, inputs: GateInputs, key: jax.Array) -> jax.Array:
     """Return the gate's value for each example, `[batch]` float32 in [0, 1], without gradient.
 
     key: for gates that draw.
@@ -95,7 +95,7 @@ def gate_values(method: Method, inputs: GateInputs, key: jax.Array) -> jax.Array
 def gated_loss(
     nll: jax.Array,
     cal: jax.Array | None,
-    method: Method,
+    method: Objective,
     threshold: jax.Array,
     gate_labels: jax.Array,
     example_weight: jax.Array,

@@ -36,7 +36,7 @@ from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, OptionScore
 from cogcalib_jax.inference.forward import start_belief
 from cogcalib_jax.inference.predict import SplitPass
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, Space
-from cogcalib_jax.method.loss import Method
+from cogcalib_jax.method.loss import Objective
 from cogcalib_jax.method.terms import Term
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import replicate
@@ -170,7 +170,7 @@ def begin(
 
 def start_beliefs(
     trainable: Trainable,
-    method: Method,
+    method: Objective,
     lora: nnx.State,
     encoded: EncodedSplit,
     batch_size: int,

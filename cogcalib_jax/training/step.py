@@ -22,7 +22,7 @@ from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import anchor_sum, batch_loss
 from cogcalib_jax.inference.forward import scored_hidden
 from cogcalib_jax.method.config import LossConfig
-from cogcalib_jax.method.loss import Faults, LossSums, Method, gated_loss
+from cogcalib_jax.method.loss import Faults, LossSums, Objective, gated_loss
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import FrozenModel
 from cogcalib_jax.sharding import batch_parts
@@ -82,7 +82,7 @@ class StepMetrics(NamedTuple):
 
 
 StepFunction = Callable[
-    [TrainState, nnx.State, Batch, jax.Array, jax.Array, Method, jax.Array],
+    [TrainState, nnx.State, Batch, jax.Array, jax.Array, Objective, jax.Array],
     tuple[TrainState, StepMetrics],
 ]
 
@@ -91,7 +91,7 @@ def batch_sums(
     decoder: Decoder,
     batch: Batch,
     gate_labels: jax.Array,
-    method: Method,
+    method: Objective,
     loss: LossConfig,
     threshold: jax.Array,
     key: jax.Array,
@@ -139,7 +139,7 @@ def make_train_step(
         batches: Batch,
         gate_labels: jax.Array,
         threshold: jax.Array,
-        method: Method,
+        method: Objective,
         key: jax.Array,
     ) -> tuple[TrainState, StepMetrics]:
         has_gold = batches.tree is not None or loss.lm_weight > 0
