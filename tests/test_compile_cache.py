@@ -2,13 +2,16 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
+import jax
 import pytest
 
-from cogcalib_jax.compile_cache import cpu_fingerprint
+from cogcalib_jax.compile_cache import COMPILED, cpu_fingerprint, release_after_compiling
 from tests.cli.small_base import arguments, write_base
 from tests.conftest import REPOSITORY
 
@@ -126,3 +129,31 @@ def test_a_run_that_is_started_again_compiles_nothing_and_gives_the_same(tmp_pat
         metrics = json.loads((folder / "sft" / "eval.json").read_text())
         found.append((entries(cache), metrics["world"]))
     assert len(found[0][0]) > 5 and found[0] == found[1]
+
+
+def held_mb() -> float:
+    """The memory of this process that lies in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries are left alone")
+def test_memory_that_was_freed_is_given_back_after_a_long_compilation():
+    release_after_compiling()
+    blocks = [bytes(1_000) for _ in range(100_000)]
+    top = bytes(1_000)  # keeps the C library from giving back what lies below
+    held = held_mb()
+    del blocks
+    jax.monitoring.record_event_duration_secs(COMPILED, 0.5)
+    jax.monitoring.record_event_duration_secs("/another/event", 2.0)
+    assert held_mb() > held - 20
+    jax.monitoring.record_event_duration_secs(COMPILED, 2.0)
+    assert held_mb() < held - 80
+    assert len(top) == 1_000
+
+
+def test_jax_reports_compilations_under_the_name_that_is_listened_to():
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
+    jax.jit(lambda x: x + 1.25)(jax.numpy.ones(3))
+    assert COMPILED in seen

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import Calibrator
+from cogcalib_jax.compile_cache import release_after_compiling
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
@@ -138,6 +139,7 @@ def load_on_mesh(
         UserError: files that are missing, damaged or of an unknown family; an adapter of another
             base.
     """
+    release_after_compiling()
     base = str(settings.path)
     dtype = settings.jax_dtype(mesh, stored_dtype(base))
     if adapter is not None:
