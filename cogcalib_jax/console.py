@@ -63,7 +63,10 @@ class ProgressLines(std.tqdm):
         often = {"mininterval": LINE_SECONDS, "miniters": LINE_SHARE * total}
         # The mean rate, no bar, and no line before the first update.
         how = {"smoothing": 0, "ncols": 0, "delay": 1e-9, "file": io.StringIO()}
-        super().__init__(total=total, initial=start, desc=title, unit=unit, **often, **how)
+        # TQDM_DISABLE hides bars, not the lines of a log.
+        super().__init__(
+            total=total, initial=start, desc=title, unit=unit, disable=False, **often, **how
+        )
         self._last_line, self._time = last_line, clock
         self.start_t = self.last_print_t = clock()
 

@@ -63,6 +63,15 @@ def test_work_inside_other_work_does_not_tell_its_end():
     assert lines(10, 20.0, last_line=False)[0][-1].split()[2] == "10/10"
 
 
+def test_lines_do_not_listen_to_variables_for_bars(monkeypatch, caplog):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    lines = ProgressLines(3, "training", "step")
+    lines.update(3)
+    lines.close()
+    assert lines.n == 3
+    assert "3/3" in caplog.text
+
+
 def test_nothing_is_said_of_what_did_not_move():
     assert lines(10, 20.0, start=10)[0] == []
 

@@ -109,14 +109,18 @@ class IbEdl(Variant):
 STREAM = 7
 
 
-def scale_tokens(sets: Mapping[str, EncodedSplit], vocabulary: int) -> tuple[int, ...]:
+def scale_tokens(
+    sets: Mapping[str, EncodedSplit], vocabulary: int, option_score: str = "sum"
+) -> tuple[int, ...]:
     """Return the tokens whose logits give deviations: the last of the vocabulary that are no option
     of any question, one for each option.
 
     The authors' code takes the last ones whatever they are.
 
+    option_score: the rule of a loss over the options.
+
     Raises:
-        UserError: options of several tokens.
+        UserError: options of several tokens, or a rule that divides one token by its length.
     """
     for name, rows in sets.items():
         if not rows.single_token_options:
@@ -124,6 +128,12 @@ def scale_tokens(sets: Mapping[str, EncodedSplit], vocabulary: int) -> tuple[int
                 f"compare = ib_edl: {name} has options of several tokens; expected one token each,"
                 " whose logit it takes for evidence. Leave it out, or ask for letters"
                 " (--data.prompt letters)"
+            )
+        if option_score in ("chars", "auto") and rows.needs_trees("chars"):
+            raise UserError(
+                f"option_score is {option_score}; expected mean or sum for compare = ib_edl, whose"
+                f" evidence has no length ({name} has options of several characters). Set another"
+                " rule, or leave it out"
             )
     taken = {ids[0] for rows in sets.values() for row in rows for ids in row.completion_ids}
     free = [token for token in range(vocabulary) if token not in taken]

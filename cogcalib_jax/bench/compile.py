@@ -101,8 +101,11 @@ def compile_step(
     attention: str = "xla",
     quantise: Quantise = "none",
     variant: Variant = PLAIN,
+    activations: jnp.dtype | None = None,
 ) -> CompiledStep:
     """Compile one update of `method` for `mesh`; `variant` keeps the form of LoRA's parameters.
+
+    activations: as for `Decoder`; a GPU's step on simulated devices has those of a GPU.
 
     Raises:
         UserError: an attention kernel that the mesh's hardware cannot run, or a mesh that cannot
@@ -111,8 +114,9 @@ def compile_step(
     """
     require_cut(config, mesh)
     require_projections(config, lora)
+    kinds = {"remat": remat, "attention": attention, "quantise": quantise}
     graphdef, abstract = abstract_decoder(
-        config, lora, dtype, mesh, remat=remat, attention=attention, quantise=quantise
+        config, lora, dtype, mesh, activations=activations, **kinds
     )
     adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -268,11 +272,12 @@ def update_memory(
         shape: one micro-batch, padded.
         classes: logits formed at a scored position.
     """
-    _, abstract = abstract_decoder(config, lora, dtype, mesh, quantise=quantise)
+    held = {"quantise": quantise, "activations": dtype}
+    _, abstract = abstract_decoder(config, lora, dtype, mesh, **held)
     adapter, frozen = nnx.split_state(abstract, nnx.LoRAParam, ...)
     gathered = dequantised = 0
     if quantise != "none":
-        _, whole = abstract_decoder(config, None, dtype, mesh)
+        _, whole = abstract_decoder(config, None, dtype, mesh, activations=dtype)
         layers = jax.tree.leaves(whole["layers"])
         dequantised = sum(_local_bytes(x, but="fsdp") for x in layers) // config.num_layers
     if mesh.shape["fsdp"] > 1:
@@ -341,7 +346,13 @@ def _stored(
     """Return the bytes of what the gradient of the hidden states needs beside the parameters."""
     decoder = nnx.eval_shape(
         lambda: Decoder(
-            config, lora=lora, dtype=dtype, rngs=nnx.Rngs(0), remat=remat, attention=attention
+            config,
+            lora=lora,
+            dtype=dtype,
+            rngs=nnx.Rngs(0),
+            remat=remat,
+            attention=attention,
+            activations=dtype,
         )
     )
     graphdef, adapter, frozen = nnx.split(decoder, nnx.LoRAParam, ...)

@@ -263,6 +263,7 @@ def _compile(
             make_optimizer(training, schedule), schedule, training.learning_rate
         ),
         variant=variant,
+        activations=config.dtype if topology.simulated else None,
         **shared,
     )
     if topology.simulated:

@@ -142,7 +142,7 @@ def _batches(
     method = list(run.resolved_methods().values())[-1]
     stream = train_stream(trainable, train, WARMUP + steps, method)
     known = np.zeros(len(train), np.float32)  # no method's gate reads fixed labels
-    in_vocab = run.loss.space == "vocab" or not train.single_token_options
+    in_vocab = run.loss.space == "vocab" or train.needs_trees(run.option_score)
     classes = decoder.vocab_size if in_vocab else train.options
     prepared = []
     for step in range(WARMUP + steps):

@@ -50,19 +50,35 @@ class TopLabelCalibrator(Calibrator):
     def _map(self, logprobs: FloatArray) -> FloatArray:
         """Return the probability of being right `[n]` for log-probabilities `[n]`."""
 
-    def fit(self, scores: ArrayLike, labels: ArrayLike | None, **rows: ArrayLike | None) -> Self:
+    def fit(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        mask: ArrayLike | None = None,
+        start_scores: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+    ) -> Self:
         """Fit it on options (see `Calibrator.fit`) or on answers: scores [n], correctness [n]."""
-        if np.ndim(scores) != 1 or rows.get("weights") is not None:
-            return super().fit(scores, labels, **rows)
+        if np.ndim(scores) != 1 or weights is not None:
+            return super().fit(
+                scores, labels, mask=mask, start_scores=start_scores, weights=weights
+            )
         logprobs, correct = _check_logprobs(scores), check_correct(labels)
         if len(correct) != len(logprobs):
             raise InvalidRows(f"scores has {len(logprobs)} rows and labels has {len(correct)}")
         return self._fitted_on(_Answers(logprobs, correct))
 
-    def transform(self, scores: ArrayLike, **rows: ArrayLike | None) -> FloatArray:
+    def transform(
+        self,
+        scores: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        start_scores: ArrayLike | None = None,
+    ) -> FloatArray:
         """Return probabilities of options [n, k] or of answers [n], with the shape of `scores`."""
         if np.ndim(scores) != 1:
-            return super().transform(scores, **rows)
+            return super().transform(scores, mask=mask, start_scores=start_scores)
         self._require_fitted()
         return self._probabilities(self._map, _check_logprobs(scores))
 

@@ -197,7 +197,8 @@ def prepare(
         new_tokens=config.evaluation.open.max_new_tokens,
     )
     if any(one.single_token for one in config.baselines.values()):
-        scale_tokens(splits | sets, base.config.vocab_size)
+        rule = config.option_score if config.loss.space == "options" else "sum"
+        scale_tokens(splits | sets, base.config.vocab_size, rule)
     with may_have_moved(config.anchor.path, "--anchor.path", config.resume):
         anchors = load_anchors(config, base.tokenizer, carved, splits | sets, note)
     if anchors is not None:

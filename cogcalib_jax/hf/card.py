@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import metadata_load
 
 from cogcalib_jax.calibration.base import KIND
 from cogcalib_jax.distributed import main_only
@@ -185,10 +184,17 @@ def _about_base(
 
 def _licence(base: Path) -> str | None:
     """The name of the base's licence, from the base's own card."""
+    readme = base / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    parts = text.split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
     try:
-        fields = metadata_load(base / "README.md") or {}
-    except (*DAMAGED, FileNotFoundError, yaml.YAMLError):
+        fields = yaml.safe_load(parts[1])
+    except (*DAMAGED, ArithmeticError, yaml.YAMLError):
         return None  # someone else's text, from which no licence can be read
+    if not isinstance(fields, dict):
+        return None
     names = (fields.get(key) for key in ("license_name", "license"))
     return next((name for name in names if isinstance(name, str) and name), None)
 

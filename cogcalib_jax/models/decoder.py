@@ -70,13 +70,17 @@ class Decoder(nnx.Module):
         remat: Remat = "none",
         attention: str = "xla",
         mesh: Mesh | None = None,
+        activations: jnp.dtype | None = None,
     ):
+        """activations: dtype of hidden states; None: `dtype`, but float32 on a CPU. Plans for
+        accelerators give it, since they trace on a CPU."""
         require_attention(attention, dtype, mesh, config.attention_softcap, config.sinks)
         require_targets(config, lora)
         self.config = config
         self.lora = lora
         self.remat = remat
         self.mesh = mesh
+        self.activations = activations
         self.embed_tokens = Embedding(config, lora, dtype, rngs)
         self.layers = Layer(config, lora, dtype, attention, mesh, rngs)
         self.norm = RMSNorm((), config.hidden_size, config, dtype)
@@ -104,6 +108,8 @@ class Decoder(nnx.Module):
     @property
     def activation_dtype(self) -> jnp.dtype:
         """The dtype of hidden states, keys and values: `dtype`, but float32 on CPUs (`product`)."""
+        if self.activations is not None:
+            return jnp.dtype(self.activations)
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         return jnp.dtype(jnp.float32) if device.platform == "cpu" else self.dtype
 

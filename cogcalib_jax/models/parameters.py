@@ -92,6 +92,7 @@ def abstract_decoder(
     remat: Remat = "none",
     attention: str = "xla",
     quantise: Quantise = "none",
+    activations: jnp.dtype | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return a decoder's structure, and a ShapeDtypeStruct with sharding for each parameter.
 
@@ -119,6 +120,7 @@ def abstract_decoder(
             remat=remat,
             attention=attention,
             mesh=mesh,
+            activations=activations,
         )
         for path, module in nnx.iter_modules(decoder.layers):
             if quantise != "none" and path[-1:] and path[-1] in LAYER_PROJECTIONS:

@@ -17,6 +17,7 @@ from cogcalib_jax.baselines.ib_edl import (
     pre_evidence,
     scale_tokens,
 )
+from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.models.lora import Head
@@ -130,6 +131,16 @@ def test_deviations_come_from_the_last_tokens_that_are_no_option():
     assert all(token in taken or token in TOKENS for token in range(min(TOKENS), VOCAB))
     with pytest.raises(UserError, match="compare = ib_edl: world has options of several tokens"):
         scale_tokens({"train": ROWS, "world": questions(3, tokens=2)}, VOCAB)
+
+
+def test_a_rule_that_divides_by_length_is_refused_if_options_are_words():
+    words = EncodedSplit.of(
+        [replace(row, completions=tuple(f" {text}ab" for text in row.completions)) for row in ROWS]
+    )
+    for rule in ("chars", "auto"):
+        with pytest.raises(UserError, match=f"option_score is {rule}; expected mean or sum"):
+            scale_tokens({"train": words}, VOCAB, rule)
+    assert scale_tokens({"train": words}, VOCAB, "mean") == TOKENS
 
 
 def test_an_option_has_its_own_deviation():

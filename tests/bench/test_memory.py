@@ -114,3 +114,20 @@ def test_parts_by_hand():
     assert memory.adapter == 4 * 6 * 4 * 4 * ((64 + 64) + (64 + 32))
     assert memory.gathered == memory.dequantised == 0
     assert memory.logits == 2 * 4 * 128 * 1000
+
+
+def test_a_bfloat16_base_is_planned_with_the_activations_of_an_accelerator():
+    """A CPU forms the scores of attention again, [heads, time, time] a layer; a GPU holds them."""
+    stored = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        stored[dtype] = update_memory(
+            CONFIG,
+            one_device(),
+            lora=LORA,
+            shape=BatchShape(examples=1, tokens=1024),
+            dtype=jnp.dtype(dtype),
+            classes=CONFIG.vocab_size,
+        ).stored
+    scores = CONFIG.num_layers * CONFIG.num_heads * 1024**2
+    assert stored[jnp.bfloat16] > 2 * scores
+    assert stored[jnp.bfloat16] < stored[jnp.float32]

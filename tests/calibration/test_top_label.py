@@ -60,6 +60,13 @@ def test_certain_answers_stay_finite():
     assert np.isfinite(fitted(np.array([0.0, -1e4]))).all()
 
 
+def test_a_misspelt_argument_is_refused():
+    with pytest.raises(TypeError, match="wieghts"):
+        PlattScaler().fit(np.full(2, -2.0), np.array([True, False]), wieghts=np.ones(2))
+    with pytest.raises(TypeError, match="masks"):
+        restored("platt", slope_=1.0, intercept_=0.0)(np.array([-1.0]), masks=None)
+
+
 def test_answers_all_equally_likely_get_their_smoothed_accuracy():
     correct = np.array([True, True, True, False])
     fitted = PlattScaler().fit(np.full(4, -2.0), correct)
