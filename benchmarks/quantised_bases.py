@@ -16,9 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 WHEN = ("before", "after")
 
 
-@dataclass(frozen=True)
-class Set:
+class Set(NamedTuple):
     """A base with its questions, and the recipe that fine-tunes it."""
 
     forms: dict[str, tuple[str, str]]

@@ -113,6 +113,7 @@ def test_the_step_of_llama3_8b_compiles_for_eight_devices(quick):
         shape=BatchShape(config.training.batch_size, 304, options=4),
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
+        activations=jnp.dtype(config.model.dtype),
     )
     memory = compiled.program.memory_analysis()
     weights = 2 * 8_030_261_248 / 8

@@ -38,11 +38,17 @@ TOKEN = "hf_ThisIsNoRealTokenButLooksLikeOne"
 PERSON = "ada-lovelace"
 
 
+# It calls `malloc_trim` of the C library that Python itself runs on, and loads no file.
+CALLS_THE_C_LIBRARY = "cogcalib_jax/compile_cache.py"
+
+
 def test_no_source_file_does_what_would_run_code_of_others():
     found = [
-        f"{file.relative_to(REPOSITORY)}:{what}"
+        f"{name}:{what}"
         for file in SOURCES
         for what in forbidden(file.read_text(encoding="utf-8"))
+        if (name := str(file.relative_to(REPOSITORY))) != CALLS_THE_C_LIBRARY
+        or not what.endswith("imports ctypes")
     ]
     assert len(SOURCES) > 100 and found == []
 
