@@ -112,24 +112,25 @@ def table(rows: list[dict[str, Any]], forms: list[str]) -> str:
     """Return means over seeds, and differences from the first form seed by seed, in Markdown."""
     first = forms[0]
     lines = [
-        "| | base | accuracy | NLL | ECE | noise floor |"
+        "| | base | seeds | accuracy | NLL | ECE | noise floor |"
         f" accuracy - {first} | NLL - {first} | ECE - {first} |",
-        "|" + "---|" * 9,
+        "|" + "---|" * 10,
     ]
     for when in WHEN:
-        held = {form: [row[when] for row in rows if row["form"] == form] for form in forms}
+        held = {form: {x["seed"]: x[when] for x in rows if x["form"] == form} for form in forms}
         for form, mine in held.items():
-            mean = {name: np.mean([m[name] for m in mine]) for name in ("accuracy", "nll", "ece")}
-            floor = np.mean([m["ece_noise_floor"]["mean"] for m in mine])
+            mean = {
+                name: np.mean([m[name] for m in mine.values()])
+                for name in ("accuracy", "nll", "ece")
+            }
+            floor = np.mean([m["ece_noise_floor"]["mean"] for m in mine.values()])
             numbers = f"{100 * mean['accuracy']:.1f} % | {mean['nll']:.4f} | {mean['ece']:.4f}"
             differences = " | ".join(
-                ", ".join(
-                    f"{m[name] - whole[name]:+.4f}"
-                    for m, whole in zip(mine, held[first], strict=True)
-                )
+                ", ".join(f"{m[name] - held[first][seed][name]:+.4f}" for seed, m in mine.items())
                 for name in mean
             )
-            lines.append(f"| {when} | {form} | {numbers} | {floor:.4f} | {differences} |")
+            seeds = ", ".join(map(str, mine))
+            lines.append(f"| {when} | {form} | {seeds} | {numbers} | {floor:.4f} | {differences} |")
     return "\n".join(lines)
 
 
@@ -137,20 +138,22 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--forms", help="some of them, with commas; without it, all")
     parser.add_argument("--model", type=Path, help="a model in bfloat16; without it, the world's")
     parser.add_argument("--data", type=Path, help="rows of ARC-Easy; without it, from the Hub")
     options = parser.parse_args(argv)
     these = WORLD if options.model is None else real(options.model, options.data)
     done = options.out.read_text().splitlines() if options.out.is_file() else []
     rows = [json.loads(line) for line in done]
+    forms = list(these.forms) if options.forms is None else options.forms.split(",")
     for seed in map(int, options.seeds.split(",")):
-        for form in these.forms:
+        for form in forms:
             if any((row["seed"], row["form"]) == (seed, form) for row in rows):
                 continue
             rows.append({"seed": seed, "form": form, **cells(these, seed, form)})
             with options.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    print(table(rows, list(these.forms)))
+    print(table(rows, [form for form in these.forms if any(x["form"] == form for x in rows)]))
 
 
 if __name__ == "__main__":
