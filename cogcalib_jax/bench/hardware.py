@@ -1,4 +1,4 @@
-"""What measured times are compared with: a chip's peak, and operations by formula.
+"""The measure of times: a chip's peak, and operations by formula.
 
 The formula counts the work that an update asks for, not what a compiler makes of it. A product with
 N frozen weights costs 2 N operations a token forward and 2 N backward (to its input; the weights

@@ -1,4 +1,4 @@
-"""What another way of training changes in an update, and the optimizers by name.
+"""The changes that another way of training makes to an update, and the optimizers by name.
 
 IVON (Shen et al. 2024, "Variational Learning is Effective for Large Deep Networks", algorithm 1;
 for LoRA: Cong et al. 2024, arXiv 2411.04421) keeps an independent normal distribution over every
