@@ -30,7 +30,7 @@ from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 WHEN = ("before", "after")
 
 
-class Set(NamedTuple):
+class Setup(NamedTuple):
     """A base with its questions, and the recipe that fine-tunes it."""
 
     forms: dict[str, tuple[str, str]]
@@ -54,7 +54,7 @@ class Set(NamedTuple):
         return cc.Task.from_hub("arc_easy", path=self.data, prompt="cloze", seed=seed, **rows)
 
 
-WORLD = Set(
+WORLD = Setup(
     {
         "float32": ("none", "float32"),
         "bfloat16": ("none", "bfloat16"),
@@ -69,7 +69,7 @@ WORLD = Set(
 )
 
 
-def real(model: Path, data: Path | None) -> Set:
+def real(model: Path, data: Path | None) -> Setup:
     """Return ARC-Easy, and one epoch of 400 rows at the rate of smollm2_135m_arc_easy."""
     forms = {
         "bfloat16": ("none", "bfloat16"),
@@ -86,7 +86,7 @@ def real(model: Path, data: Path | None) -> Set:
         warmup_fraction=0.06,
         style_steps=0,
     )
-    return Set(forms, lora, training, batch=16, model=model, data=data)
+    return Setup(forms, lora, training, batch=16, model=model, data=data)
 
 
 def measured(model: cc.Model, task: cc.Task, batch: int, seed: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def measured(model: cc.Model, task: cc.Task, batch: int, seed: int) -> dict[str,
     return summarize(found.probs, found.mask, found.answers, None, resamples=1000, seed=seed)
 
 
-def cells(these: Set, seed: int, form: str) -> dict[str, Any]:
+def cells(these: Setup, seed: int, form: str) -> dict[str, Any]:
     """Return the numbers of one seed and one form of the base, before and after fine-tuning."""
     held, dtype = these.forms[form]
     task = these.task(seed)

@@ -217,10 +217,12 @@ class Choice:
 
 def _rules_agree(predictions: Predictions) -> bool:
     """Return True if mean, sum and chars differ by no more than a temperature."""
-    if predictions.tokens.max(initial=0) > 1 or predictions.characters is None:
-        return predictions.tokens.max(initial=0) <= 1
-    exists, lengths = predictions.tokens > 0, predictions.characters
-    return len(set(lengths[exists].tolist())) <= 1
+    if predictions.tokens.max(initial=0) > 1:
+        return False
+    if predictions.characters is None:
+        return True
+    lengths = predictions.characters[predictions.tokens > 0]
+    return len(np.unique(lengths)) <= 1
 
 
 def choose_option_score(calibration: Predictions, validation: Predictions, seed: int) -> Choice:
