@@ -74,11 +74,11 @@ def enable_compile_cache() -> Path | None:
 
 @cache
 def release_after_compiling() -> None:
-    """Let this process give the memory that the compiler has freed back to the system, from now on.
+    """Let this process give memory that the compiler has freed back to the system, from now on.
 
     The C library would keep it: 0.2 GB beside the arrays of a step, in a run that compiled nine
-    padded lengths of a model of 135M. It is done after each program that takes a second or more,
-    in 0.1 s at most, and with glibc alone.
+    padded lengths of a model of 135M. The process gives it back after each program that took a
+    second or more to compile. That takes about 0.1 s and needs glibc.
     """
     import jax
 
