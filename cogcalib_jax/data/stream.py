@@ -29,7 +29,8 @@ from cogcalib_jax.data.example import Encoded, EncodedSplit
 # .88 / .92 / .94 with windows of 64 / 128 / 256 rows.
 WANTED_REAL_TOKENS = 0.92
 WINDOWS = (64, 128, 256, 512, 1024)
-MAX_SHAPES = 12
+# The numbers of padded lengths that a stream chooses from.
+SHAPES = (1, 2, 3, 4, 6, 8, 12)
 # One result to hand out and one being computed: more would only hold more batches in memory.
 AHEAD = 2
 
@@ -96,7 +97,8 @@ class TrainStream(_Endless):
         seed: int,
         batch_size: int,
         *,
-        max_shapes: int = MAX_SHAPES,
+        steps: int | None = None,
+        tokens_per_shape: float = 0.0,
         multiple: int = 1,
         option_score: str | None = None,
     ):
@@ -106,19 +108,24 @@ class TrainStream(_Endless):
             encoded: the split (ValueError if it has no rows).
             seed: decides the order.
             batch_size: rows of a batch.
-            max_shapes: most padded lengths, each of which is compiled.
+            steps: the number of updates; None: one epoch.
+            tokens_per_shape: how many tokens are computed in the time that a further padded length
+                takes to compile.
             multiple: every padded length is a multiple of this.
             option_score: the rule that scores options, for rows with all their options; None: rows
                 with the right answer alone.
         """
         answers = [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in encoded]
         super().__init__(encoded, np.array(answers, np.int32), seed, batch_size, option_score)
-        for window in (0, *WINDOWS):
-            self._window = window // batch_size * batch_size
-            self._orders.clear()
-            self.buckets = self._fit_buckets(max_shapes, multiple)
-            if self._real_share() >= WANTED_REAL_TOKENS:
+        tokens = (steps or -(-len(encoded) // batch_size)) * self._lengths.mean() * batch_size
+        found = []
+        for shapes in SHAPES:
+            window, buckets, share = self._fitted(shapes, multiple)
+            found.append((tokens / share + tokens_per_shape * len(buckets), window, buckets))
+            if len(buckets) < shapes:
                 break
+        _, self._window, self.buckets = min(found)
+        self._orders.clear()
 
     def padded_length(self, step: int) -> int:
         """Return the padded length of the batch of `step`."""
@@ -156,21 +163,30 @@ class TrainStream(_Endless):
         batches = middle.reshape(-1, self._size)
         return np.concatenate([order[:head], rng.permutation(batches).ravel(), order[tail:]])
 
-    def _fit_buckets(self, max_shapes: int, multiple: int) -> tuple[int, ...]:
-        """Return the padded lengths that waste least on the batches of the first epoch."""
-        longest = self._longest_in_first_epoch()
-        return length_buckets([*longest, self._lengths.max()], max_shapes, multiple)
+    def _fitted(self, shapes: int, multiple: int) -> tuple[int, tuple[int, ...], float]:
+        """Return a window with its padded lengths and its share of real tokens: the smallest that
+        reaches the wanted share, or else the one with the largest."""
+        best = 0, (), 0.0
+        for window in (0, *WINDOWS):
+            self._window = window // self._size * self._size
+            self._orders.clear()
+            longest = self._longest_in_first_epoch()
+            buckets = length_buckets([*longest, self._lengths.max()], shapes, multiple)
+            share = self._real_share(longest, buckets)
+            if share > best[-1]:
+                best = self._window, buckets, share
+            if share >= WANTED_REAL_TOKENS:
+                break
+        return best
 
     def _longest_in_first_epoch(self) -> list[int]:
         order = self._order(0)
         starts = range(0, len(order), self._size)
         return [int(self._lengths[order[i : i + self._size]].max()) for i in starts]
 
-    def _real_share(self) -> float:
+    def _real_share(self, longest: list[int], buckets: Sequence[int]) -> float:
         """Return the share of real tokens among those computed in the first epoch."""
-        ceilings = np.array(self.buckets)
-        longest = np.array(self._longest_in_first_epoch())
-        padded = ceilings[np.searchsorted(ceilings, longest)]
+        padded = np.array(buckets)[np.searchsorted(buckets, longest)]
         order = self._order(0)
         sizes = np.minimum(self._size, len(order) - np.arange(0, len(order), self._size))
         return float(self._lengths.sum() / (padded * sizes).sum())

@@ -56,6 +56,7 @@ class Linear(nnx.Module):
         if lora is not None:
             placed = [lora.placed(name, layer) for layer in range(stack[0] if stack else 1)]
         ranks, scales = zip(*placed, strict=True)
+        self.dtype = jnp.dtype(dtype)
         self.row_ids = None if lora is None or stack else lora.trained_rows(name)
         self.lora_rows = trained_rows(self.row_ids, out_features, in_features)
         lora = lora if any(ranks) else None
@@ -83,7 +84,7 @@ class Linear(nnx.Module):
         if self.scales is None:
             y = product(x, weight)
         else:
-            y = quantised_product(x, weight, self.scales[...])
+            y = quantised_product(x, weight, self.scales[...], self.dtype)
         scale = self.scale if self.layer_scale is None else self.layer_scale[...]
         update = None
         if self.lora_A is not None:

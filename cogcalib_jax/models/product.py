@@ -45,18 +45,19 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     the result is rounded likewise. Such a weight is a constant: it has no gradient.
     """
     if x.dtype == weight.dtype:
-        return jnp.einsum("...i,oi->...o", x, weight)
+        return multiply("...i,oi->...o", x, weight)
     return _rounded(x, to_bits(weight))
 
 
-def _float32_product(equation: str, x: jax.Array, bits: jax.Array) -> jax.Array:
-    weight = from_bits(bits)
-    return jnp.einsum(equation, x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+def multiply(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return an einsum in x's dtype; x is rounded to the dtype of the weight first."""
+    rounded = x.astype(weight.dtype)
+    return jnp.einsum(equation, rounded, weight, preferred_element_type=x.dtype)
 
 
 @jax.custom_vjp
 def _rounded(x: jax.Array, bits: jax.Array) -> jax.Array:
-    return _float32_product("...i,oi->...o", x, bits)
+    return multiply("...i,oi->...o", x, from_bits(bits))
 
 
 def _forward(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +65,7 @@ def _forward(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(bits: jax.Array, slope: jax.Array) -> tuple[jax.Array, None]:
-    return _float32_product("...o,oi->...i", slope, bits), None
+    return multiply("...o,oi->...i", slope, from_bits(bits)), None
 
 
 _rounded.defvjp(_forward, _backward)

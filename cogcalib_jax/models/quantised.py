@@ -11,6 +11,8 @@ Weights are quantised on the host while they are read, and come back in the prod
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from flax import nnx
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import Quantise
+from cogcalib_jax.models.product import multiply
 
 BLOCK = 64
 SCALES = "scales"
@@ -74,26 +77,29 @@ def _looked_up(codes: jax.Array) -> jax.Array:
     return numbers[0]
 
 
-@jax.custom_vjp
-def quantised_product(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
-    """Return x W^T `[..., out]` of x `[..., in]` in x's dtype. The gradient is that of x alone.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def quantised_product(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """Return x W^T `[..., out]` of x `[..., in]` in x's dtype, computed with W and x in `dtype`.
 
-    The backward pass computes W again: kept for it, W would take what quantising saves.
+    The gradient is that of x alone. The backward pass computes W again: kept for it, W would take
+    what quantising saves.
     """
-    return jnp.einsum("...i,oi->...o", x, dequantise(codes, scales).astype(x.dtype))
+    return multiply("...i,oi->...o", x, dequantise(codes, scales).astype(dtype))
 
 
 def _forward(
-    x: jax.Array, codes: jax.Array, scales: jax.Array
+    x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return quantised_product(x, codes, scales), (codes, scales)
+    return quantised_product(x, codes, scales, dtype), (codes, scales)
 
 
 def _backward(
-    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    dtype: jnp.dtype, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None, None]:
-    weight = dequantise(*kept).astype(gradient.dtype)
-    return jnp.einsum("...o,oi->...i", gradient, weight), None, None
+    weight = dequantise(*kept).astype(dtype)
+    return multiply("...o,oi->...i", gradient, weight), None, None
 
 
 quantised_product.defvjp(_forward, _backward)

@@ -19,7 +19,7 @@ from flax import nnx
 from cogcalib_jax.console import progress_bar, say
 from cogcalib_jax.data.batching import Batch, StartBelief
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.stream import MAX_SHAPES, AnchorStream, TrainStream, prefetch
+from cogcalib_jax.data.stream import AnchorStream, TrainStream, prefetch
 from cogcalib_jax.distributed import is_one_of_several, stops_after_phase, stops_after_update
 from cogcalib_jax.errors import Preempted, held_back, requested
 from cogcalib_jax.method.config import MethodConfig, Space
@@ -228,21 +228,39 @@ def jit_step(trainable: Trainable, schedule: optax.Schedule, lora: nnx.State) ->
     return made[*key, schedule]
 
 
-# A compiled shape pays for itself within this many updates: a step of a 0.5B model took 20 s to
-# compile on two CPU cores, and a padded length more saves some tenths of a second an update.
-STEPS_PER_SHAPE = 25
+# Rough costs, which only choose how many padded lengths are compiled. An update took 6 to 20 s to
+# compile (SmolLM2-135M and a 0.5B model, two CPU cores). A token takes 8 operations a weight:
+# forward, twice that backward, and forward again where activations are not kept.
+COMPILE_SECONDS = 10.0
+TOKEN_FLOPS = 8
+RATES = {"cpu": 2e11}
+"""FLOP/s of all devices of a platform together"""
+DEVICE_RATE = 2e14
+"""FLOP/s of one device of other platforms"""
+
+
+def _tokens_per_shape(trainable: Trainable) -> float:
+    """Return how many tokens are trained on in the time that a padded length takes to compile."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(trainable.model.frozen))
+    mesh = trainable.mesh
+    rate = RATES.get(mesh.devices.flat[0].platform, mesh.size * DEVICE_RATE)
+    return COMPILE_SECONDS * rate / (TOKEN_FLOPS * weights)
 
 
 def train_stream(
     trainable: Trainable, encoded: EncodedSplit, steps: int, method: MethodConfig
 ) -> TrainStream:
-    """Return the batches of `steps` updates with `method`; few updates get few padded lengths."""
+    """Return the batches of `steps` updates with `method`.
+
+    Few updates of a small model get few padded lengths: each is compiled.
+    """
     spaces = trainable.loss.space, method.build().term_space
     return TrainStream(
         encoded,
         trainable.seed,
         trainable.training.batch_size,
-        max_shapes=min(MAX_SHAPES, max(1, steps // STEPS_PER_SHAPE)),
+        steps=steps,
+        tokens_per_shape=_tokens_per_shape(trainable),
         multiple=length_multiple(trainable.mesh),
         option_score=trainable.tree_rule(encoded, *spaces),
     )

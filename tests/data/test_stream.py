@@ -112,8 +112,8 @@ def test_rows_of_one_length_are_drawn_purely_at_random():
 
 
 def test_a_batch_is_padded_to_the_smallest_length_that_holds_it():
-    stream = TrainStream(RAGGED, 0, 8, max_shapes=5, multiple=8)
-    assert len(stream.buckets) <= 5 and all(bucket % 8 == 0 for bucket in stream.buckets)
+    stream = TrainStream(RAGGED, 0, 8, tokens_per_shape=300, multiple=8)
+    assert 1 < len(stream.buckets) < 8 and all(bucket % 8 == 0 for bucket in stream.buckets)
     seen = Counter()
     for step in range(60):
         batch = stream.batch(step)
@@ -121,6 +121,24 @@ def test_a_batch_is_padded_to_the_smallest_length_that_holds_it():
         assert batch.input_ids.shape == (8, min(fitting)) == (8, stream.padded_length(step))
         seen[min(fitting)] += 1
     assert len(seen) > 1
+
+
+def test_the_number_of_padded_lengths_follows_from_what_one_costs():
+    """A further length must save more tokens in all updates than are computed while it compiles."""
+
+    def shapes(steps: int, tokens_per_shape: float) -> int:
+        stream = TrainStream(RAGGED, 0, 8, steps=steps, tokens_per_shape=tokens_per_shape)
+        return len(stream.buckets)
+
+    assert shapes(1, 1e9) == 1 < shapes(20, 500) < shapes(2000, 500) == 12
+    assert shapes(20, 0) == shapes(2000, 0) == 12
+
+
+def test_with_one_padded_length_rows_are_drawn_purely_at_random():
+    """Sorting rows saves nothing there."""
+    stream = TrainStream(RAGGED, 5, 8, tokens_per_shape=1e9)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([5, 0])))
+    assert stream.rows(0) == rng.permutation(len(RAGGED))[:8].tolist()
 
 
 def test_parts_of_a_batch_make_up_the_batch():

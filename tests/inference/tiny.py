@@ -80,7 +80,7 @@ def one_batch(rows: EncodedSplit, size: int | None = None, bucket: int | None = 
 
 def micro_batches(rows: EncodedSplit, accumulation: int, size: int = 8) -> tuple[Batch, np.ndarray]:
     """The first training batch cut into micro-batches, and labels that differ by row."""
-    batch = TrainStream(rows, 0, size, max_shapes=1).batch(0)
+    batch = TrainStream(rows, 0, size, tokens_per_shape=1e9).batch(0)
     labels = (batch.row % 2).astype(np.float32)
     # Both sizes written out: options of several tokens make axes of length 0, which hide a -1.
     sizes = (accumulation, size // accumulation)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogcalib_jax.data.stream import TrainStream
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.predictions import prediction_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.method.gates import fit_threshold
 from cogcalib_jax.training.finetune import finetune, fixed_labels, style_phase
+from cogcalib_jax.training.loop import train_stream
 from tests.inference.tiny import full_logits, log_softmax
 from tests.training.small_trainer import TRAINING, lines, lora, same_bits, splits, trainer
 
@@ -70,9 +70,9 @@ def test_style_adaptation_is_plain_cross_entropy_without_a_gate(style):
 
 def test_the_oracle_gates_by_what_the_world_knows(style, tmp_path):
     finetune(trainer(STEADY), method(gate="oracle"), *style[::-1], tmp_path)
-    train = splits()["train"]
-    stream = TrainStream(train, 0, 8)
-    for step, line in enumerate(lines(tmp_path, phase="finetune")):
+    train, updates = splits()["train"], lines(tmp_path, phase="finetune")
+    stream = train_stream(trainer(STEADY).trainable, train, len(updates), method(gate="oracle"))
+    for step, line in enumerate(updates):
         known = [train[row].example.extra["known"] for row in stream.rows(step)]
         assert line["gated_fraction"] == pytest.approx(np.mean(known))
 
