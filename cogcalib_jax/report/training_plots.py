@@ -268,7 +268,8 @@ def training_pictures(run: Run) -> list[Picture]:
                     gate_text(list(gates.values())),
                     "Known: an NLL at or below the threshold. The threshold is fitted on questions"
                     " that are not trained on; the share is of those that are, and grows as they"
-                    " are memorised."
+                    " are memorised. `cogcalib study detector` keeps the NLL of single questions"
+                    " (docs/architecture.md)."
                     + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
                     "metrics.jsonl",
                 )
