@@ -24,13 +24,12 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.loading import load_splits
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.tokenizer import load_base_tokenizer
-from cogcalib_jax.inference.config import OptionScore
+from cogcalib_jax.inference.config import OPTION_SCORES
 from cogcalib_jax.inference.evaluate import task_metrics
 from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.report.tables import Table, as_markdown
 
-RULES: tuple[OptionScore, ...] = ("mean", "sum", "chars", "pmi")
 HEADER = ("model", "rule", "T", "accuracy", "ECE", "its floor", "NLL", "AUROC")
 
 
@@ -49,7 +48,7 @@ def rows_of(
     name: str, calibration: Predictions, test: Predictions, config: EvalConfig
 ) -> Iterator[tuple[str, ...]]:
     """Two table rows for each rule: at temperature 1, and at the fitted one."""
-    for rule in RULES:
+    for rule in OPTION_SCORES:
         fitted = fit_temperature(replace(calibration, option_score=rule))
         for temperature in (1.0, fitted):
             scored = replace(test, option_score=rule, temperature=temperature)

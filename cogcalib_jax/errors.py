@@ -19,7 +19,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -77,6 +77,12 @@ def first_of(names: Sequence[str], most: int = 8) -> str:
     """Return the first names for a message, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return "mean, sum or chars"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def check(condition: bool, field: str, message: str) -> None:

@@ -28,8 +28,13 @@ from cogcalib_jax.baselines.registry import BASELINES
 from cogcalib_jax.baselines.rows import Tfb
 from cogcalib_jax.baselines.sampling import DropoutPredictor
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
+from cogcalib_jax.errors import UserError, any_of
+from cogcalib_jax.inference.config import (
+    DEFAULT_OPTION_SCORE,
+    WITHOUT_PRIOR,
+    EvaluationConfig,
+    OptionScore,
+)
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.parameters import (
@@ -206,7 +211,9 @@ def fit(
     if anchors.is_open or not anchors:
         raise UserError("tfb: anchors are open questions; expected questions with options")
     if option_score == "pmi":
-        raise UserError("tfb: option_score pmi has no prior under noise; use mean, sum or chars")
+        raise UserError(
+            f"tfb: option_score pmi has no prior under noise; use {any_of(WITHOUT_PRIOR)}"
+        )
     order = np.random.default_rng([seed, STREAM]).permutation(len(anchors))
     chosen = EncodedSplit.of([anchors[i] for i in sorted(order[: settings.anchors])])
     answers = np.array([row.answer for row in chosen])

@@ -12,10 +12,12 @@ from cogcalib_jax.cli.run_config import RunConfig, check_seed, check_tasks
 from cogcalib_jax.configlib.loading import given_values, load_config
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
-from cogcalib_jax.errors import FieldError, UserError, check
+from cogcalib_jax.errors import FieldError, UserError, any_of, check
 from cogcalib_jax.files import refuse_external_links
 from cogcalib_jax.inference.config import (
     DEFAULT_OPTION_SCORE,
+    OPTION_SCORES,
+    WITHOUT_PRIOR,
     ChosenOptionScore,
     EvaluationConfig,
     OptionScore,
@@ -74,8 +76,8 @@ class EvalConfig:
     target_accuracy: float | None = often(None)
     """predict: leave as few open as make the rest this accurate on held-out questions"""
     option_score: ChosenOptionScore | None = often(None)
-    """score of an option of several tokens: mean, sum, chars or pmi (docs/evaluation.md); unset:
-    the rule of the runs or adapters, else mean"""
+    """score of an option of several tokens: docs/evaluation.md; unset: the rule of the runs or
+    adapters, else mean"""
     calibrator: str | None = often(None)
     """calibrator of the options' scores, fitted on the calibration split of each run, or of
     data for adapters without a run (temperature, vector, platt, isotonic, mixture, linear_mixture,
@@ -123,7 +125,7 @@ class EvalConfig:
         check(
             self.option_score != "auto",
             "option_score",
-            "must be mean, sum, chars or pmi; auto is for training, which chooses on labelled"
+            f"must be {any_of(OPTION_SCORES)}; auto is for training, which chooses on labelled"
             " validation questions before it fine-tunes",
         )
         passes = self.mc_passes
@@ -167,7 +169,11 @@ class EvalConfig:
         except UserError as error:
             raise FieldError("tfb", str(error)) from error
         self._require_unset("tfb", "ensemble", "mc_passes", "predictions", "predict")
-        check(self.option_score != "pmi", "option_score", "must be mean, sum or chars beside tfb")
+        check(
+            self.option_score != "pmi",
+            "option_score",
+            f"must be {any_of(WITHOUT_PRIOR)} beside tfb",
+        )
         check(
             bool(self.run) or self.tfb_anchors is not None,
             "tfb_anchors",

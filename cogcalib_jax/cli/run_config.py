@@ -22,10 +22,11 @@ from cogcalib_jax.configlib.loading import Loaded, load_config
 from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset, split_arguments
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.tasks import TASKS, MadeTask
-from cogcalib_jax.errors import FieldError, UserError, check
+from cogcalib_jax.errors import FieldError, UserError, any_of, check
 from cogcalib_jax.inference.config import (
     DEFAULT_CALIBRATOR,
     DEFAULT_OPTION_SCORE,
+    WITHOUT_PRIOR,
     ChosenOptionScore,
     EvaluationConfig,
 )
@@ -79,9 +80,8 @@ class RunConfig:
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
     option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
-    """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
-    per character (chars); auto: chosen on the validation split before fine-tuning. Scoring alone
-    also knows pmi: docs/evaluation.md"""
+    """score of an option of several tokens: docs/evaluation.md; auto: chosen on the validation
+    split before fine-tuning; pmi: only in evaluation"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -134,8 +134,8 @@ class RunConfig:
         check(
             self.option_score != "pmi",
             "option_score",
-            "must be mean, sum, chars or auto in training; pmi is for evaluation: eval.py --run RUN"
-            " --option-score pmi",
+            f"must be {any_of((*WITHOUT_PRIOR, 'auto'))} in training; pmi is for evaluation:"
+            " eval.py --run RUN --option-score pmi",
         )
         check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
         check_tasks(self.also, "also")

@@ -25,10 +25,11 @@ from cogcalib_jax.configlib.loading import Loaded
 from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, in_main, main_only
-from cogcalib_jax.errors import Interrupted, Preempted, UserError
+from cogcalib_jax.errors import Interrupted, Preempted, UserError, any_of
 from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.files import model_folder
+from cogcalib_jax.inference.config import WITHOUT_PRIOR
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.settings import Role, by_path
 from cogcalib_jax.training.checkpoint import MANIFEST, DamageError, read_manifest
@@ -259,7 +260,7 @@ def refuse_choice_of_rule(option_score: str, command: str) -> None:
     if option_score == "auto":
         raise UserError(
             f"option_score = auto: {command} compares runs with starts of their own, which must be"
-            " scored alike; give mean, sum or chars"
+            f" scored alike; give {any_of(WITHOUT_PRIOR)}"
         )
 
 

@@ -30,9 +30,9 @@ from cogcalib_jax.cli.stored import CHOICE_FILE, CONFIG_FILE, read_choice, resum
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, in_main
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, any_of
 from cogcalib_jax.files import whole_folder, write_whole
-from cogcalib_jax.inference.config import OptionScore
+from cogcalib_jax.inference.config import WITHOUT_PRIOR, OptionScore
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.posthoc import choose_option_score
 from cogcalib_jax.metrics.significance import paired_difference
@@ -246,7 +246,8 @@ def require_prefix(option_score: OptionScore, sets: Iterable[EncodedSplit]) -> N
         if option_score == "pmi" and not rows.is_open and rows.pmi_prefix_ids is None:
             raise UserError(
                 "option_score = pmi: the tokenizer has neither a BOS nor an end-of-text token after"
-                " which options could be scored without their question; use mean, sum or chars"
+                " which options could be scored without their question; use"
+                f" {any_of(WITHOUT_PRIOR)}"
             )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cogcalib_jax.data.example import Encoded, EncodedSplit
+from cogcalib_jax.errors import any_of
 
 Item = TypeVar("Item")
 MAX_BUCKETS = 12
@@ -226,7 +227,7 @@ def make_trees(
     The number of scored positions is the largest of all rows of the split that fit into the padded
     length.
 
-    option_score: the rule (mean, sum or chars) that scores the options.
+    option_score: the rule that scores the options, not pmi.
     """
     rows, weight = _filled(rows, batch_size)
     bucket = _bucket(int(split.tree_lengths[rows].max()), buckets)
@@ -285,11 +286,10 @@ def _write_tree(batch: Batch, i: int, e: Encoded, option_score: str) -> None:
 
 
 def _option_lengths(e: Encoded, option_score: str) -> list[int]:
-    if option_score == "sum":
-        return [1] * len(e.completion_ids)
-    lengths = {"mean": [len(ids) for ids in e.completion_ids], "chars": e.characters}
+    tokens = [len(ids) for ids in e.completion_ids]
+    lengths = {"mean": tokens, "sum": [1] * len(tokens), "chars": e.characters}
     if option_score not in lengths:
-        raise ValueError(f"option_score is {option_score}; expected mean, sum or chars to train")
+        raise ValueError(f"option_score is {option_score}; expected {any_of(lengths)} to train")
     return [max(1, length) for length in lengths[option_score]]
 
 

@@ -12,8 +12,11 @@ from cogcalib_jax.errors import FieldError, UserError, check, check_counts
 from cogcalib_jax.settings import often, rename, setting
 
 OptionScore = Literal["mean", "sum", "chars", "pmi"]
-ChosenOptionScore = Literal["mean", "sum", "chars", "pmi", "auto"]
+ChosenOptionScore = Literal[OptionScore, "auto"]
 """The rules a user may choose; `auto` becomes one of the others, once a run."""
+OPTION_SCORES: tuple[OptionScore, ...] = get_args(OptionScore)
+WITHOUT_PRIOR = tuple(rule for rule in OPTION_SCORES if rule != "pmi")
+"""The rules that look at options after their question alone, as training does."""
 
 DEFAULT_OPTION_SCORE: OptionScore = "mean"
 # The field in files of calibration and, as evaluation.normalisation, in configs of older runs.
@@ -59,7 +62,7 @@ def stored_option_score(content: Mapping[str, Any]) -> OptionScore | None:
     """The rule that a `calibration.json` names, also by its old field; None if it names none."""
     name = content.get("option_score", content.get(OLD_FIELD))
     name = OLD_VALUES.get(name, name) if isinstance(name, str) else name
-    return name if name in get_args(OptionScore) else None
+    return name if name in OPTION_SCORES else None
 
 
 DEFAULT_CALIBRATOR = "temperature"

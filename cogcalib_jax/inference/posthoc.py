@@ -33,7 +33,7 @@ from cogcalib_jax.hf.adapter import (
 )
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.files import model_folder, public_name
-from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, OptionScore
+from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, WITHOUT_PRIOR, OptionScore
 from cogcalib_jax.inference.evaluate import VERSIONED
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.metrics.significance import paired_difference
@@ -44,7 +44,6 @@ Fitted = TypeVar("Fitted", bound=Calibrator)
 STORED = "calibrator"
 """the entry of calibration.json that holds a calibrator, or null"""
 # Not pmi: it is no rule to train with.
-CANDIDATES: tuple[OptionScore, ...] = ("mean", "sum", "chars")
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ class Choice:
 
 
 def _rules_agree(predictions: Predictions) -> bool:
-    """Return True if mean, sum and chars differ by no more than a temperature."""
+    """Return True if the rules differ by no more than a temperature."""
     if predictions.tokens.max(initial=0) > 1:
         return False
     if predictions.characters is None:
@@ -226,7 +225,7 @@ def _rules_agree(predictions: Predictions) -> bool:
 
 
 def choose_option_score(calibration: Predictions, validation: Predictions, seed: int) -> Choice:
-    """Choose among mean, sum and chars by the validation NLL at a fitted temperature.
+    """Choose a rule of `WITHOUT_PRIOR` by the validation NLL at a fitted temperature.
 
     mean stays unless the NLL of another rule is lower beyond the 95 % interval of the paired
     difference (bootstrap over questions); among several such rules the one with the lowest NLL is
@@ -242,14 +241,14 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
         return Choice(
             DEFAULT_OPTION_SCORE,
             {},
-            "every option is one token and all are equally long, so mean, sum and chars agree",
+            "every option is one token and all are equally long, so all rules agree",
         )
     if not len(calibration.answers) or not len(validation.answers):
         return Choice(
             DEFAULT_OPTION_SCORE, {}, "there are no calibration or no validation questions"
         )
     temperatures, losses = {}, {}
-    for rule in CANDIDATES:
+    for rule in WITHOUT_PRIOR:
         try:
             temperatures[rule] = fit_temperature(replace(calibration, option_score=rule))
         except UserError as error:

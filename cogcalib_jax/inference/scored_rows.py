@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from cogcalib_jax.data.example import (
 from cogcalib_jax.data.formats import TABLES, format_of, read_file
 from cogcalib_jax.data.tasks.fields import as_json
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig, OptionScore
+from cogcalib_jax.inference.config import OPTION_SCORES, EvaluationConfig
 from cogcalib_jax.metrics import summarize, summarize_confidence
 from cogcalib_jax.metrics.checks import PROBABILITY_SLACK, SUM_SLACK
 
@@ -256,7 +256,7 @@ def _scoring(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The rule that all rows name in `scoring`, and whether their options are single tokens."""
     stated = {str(row.get("scoring")).partition(";")[0] for row in rows}
     tokens = [row.get("option_tokens") for row in rows]
-    known = len(stated) == 1 and stated <= set(get_args(OptionScore))
+    known = len(stated) == 1 and stated <= set(OPTION_SCORES)
     if not known or not all(isinstance(one, list) for one in tokens):
         return {}
     single = all(count == 1 for one in tokens for count in one)

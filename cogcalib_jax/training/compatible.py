@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from jax.sharding import Mesh
 
 from cogcalib_jax.data.example import EncodedSplit, require_shared_options
-from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.config import EvaluationConfig
+from cogcalib_jax.errors import UserError, any_of
+from cogcalib_jax.inference.config import WITHOUT_PRIOR, EvaluationConfig
 from cogcalib_jax.method.config import GATES, AnchorConfig, LossConfig, MethodConfig
 from cogcalib_jax.sharding import require_even
 from cogcalib_jax.training.config import CompositionConfig, TrainingConfig, known_to_the_world
@@ -109,7 +109,7 @@ def _require_options_space(
         return
     if option_score == "pmi":
         raise UserError(
-            f"option_score is pmi; expected mean, sum or chars for {field} = options, because"
+            f"option_score is pmi; expected {any_of(WITHOUT_PRIOR)} for {field} = options, because"
             " training has no prompt without the question. Set another rule"
         )
     if any(rows.is_open for rows in splits.values()):
