@@ -49,7 +49,7 @@ def average(predictions: Sequence[Predictions], over: Over) -> Predictions:
         temperature=1.0,
         tempered_logprobs=None,
         averaged=Averaged(
-            over, len(predictions), _log_mean([p.option_logprobs for p in predictions])
+            over, len(predictions), _log_mean([p.log_option_probs for p in predictions])
         ),
     )
 

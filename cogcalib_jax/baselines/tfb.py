@@ -217,7 +217,7 @@ def fit(
     order = np.random.default_rng([seed, STREAM]).permutation(len(anchors))
     chosen = EncodedSplit.of([anchors[i] for i in sorted(order[: settings.anchors])])
     answers = np.array([row.answer for row in chosen])
-    before = Predictor(model, mesh, config, option_score)(lora, chosen).option_logprobs
+    before = Predictor(model, mesh, config, option_score)(lora, chosen).log_option_probs
     # The noise takes the place of dropout.
     uncertain = with_uncertainty(with_dropout(model.merge(factorised(lora)), 0.0), seed)
     structure, parameters = split_model(uncertain)
@@ -225,7 +225,7 @@ def fit(
 
     def measure(sigma: float) -> float:
         noisy = with_noise(parameters, sigma, settings.layers)
-        after = predictor(noisy, chosen, seed).option_logprobs
+        after = predictor(noisy, chosen, seed).log_option_probs
         return change(settings.criterion, before, after, answers)
 
     sigma, trials = largest_passing(

@@ -176,7 +176,7 @@ def fit_on(calibrator: Fitted, populations: Sequence[Predictions]) -> Fitted:
 def mean_nll(predictions: Predictions) -> float:
     """Return the mean NLL over the options, in nats."""
     rows = np.arange(len(predictions.answers))
-    return float(-predictions.option_logprobs[rows, predictions.answers].mean())
+    return float(-predictions.log_option_probs[rows, predictions.answers].mean())
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
             continue  # the others cannot be compared with mean at a temperature of 0
         scored = replace(validation, option_score=rule, temperature=temperatures[rule])
         rows = np.arange(len(scored.answers))
-        losses[rule] = -scored.option_logprobs[rows, scored.answers]
+        losses[rule] = -scored.log_option_probs[rows, scored.answers]
     tried = {}
     for rule, values in losses.items():
         difference = paired_difference([values], [losses[DEFAULT_OPTION_SCORE]], seed=seed)

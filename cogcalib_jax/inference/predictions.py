@@ -29,7 +29,7 @@ class Averaged:
     over: Literal["mc_passes", "members", "posterior_samples", "noise_draws"]
     """what was averaged over, and the name of `count` in eval.json"""
     count: int
-    option_logprobs: np.ndarray
+    log_option_probs: np.ndarray
     """[n, k] float64: log of the mean probability over the options, nats; absent ones -inf"""
 
 
@@ -81,7 +81,7 @@ class Predictions:
         """[n, k]: scores by the rule, or the log of the mean probability if `averaged`; no
         temperature divides them. Absent options are -inf."""
         if self.averaged is not None:
-            scores = self.averaged.option_logprobs
+            scores = self.averaged.log_option_probs
         else:
             scores = score_options(
                 self.option_score, self.logprobs, self.tokens, self.characters, self.priors
@@ -111,7 +111,7 @@ class Predictions:
         return softmax(self.scores)
 
     @property
-    def option_logprobs(self) -> np.ndarray:
+    def log_option_probs(self) -> np.ndarray:
         """[n, k]: log of `probs`, also where those are too small for a float; absent ones -inf.
 
         Of a calibrator's probabilities none is taken for less than the smallest float."""

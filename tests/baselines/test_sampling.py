@@ -115,7 +115,7 @@ def test_an_average_of_impossible_answers_stays_finite():
     logprobs = np.array([[0.0, -2000.0]])
     alone = Predictions(logprobs, np.ones((1, 2), int), np.array([1]), "sum")
     got = average([alone, alone], "members")
-    np.testing.assert_allclose(got.option_logprobs, [[0.0, -2000.0]])
+    np.testing.assert_allclose(got.log_option_probs, [[0.0, -2000.0]])
     np.testing.assert_allclose(got.logprobs, logprobs)
 
 

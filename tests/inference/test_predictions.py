@@ -33,7 +33,7 @@ def test_confidence_and_correctness_are_those_of_the_calibrated_probabilities(na
     np.testing.assert_array_equal(predictions.confidence, top.confidence)
     np.testing.assert_array_equal(predictions.correct, top.correct)
     np.testing.assert_allclose(
-        np.exp(predictions.option_logprobs), np.maximum(probs, 0), rtol=1e-9, atol=1e-300
+        np.exp(predictions.log_option_probs), np.maximum(probs, 0), rtol=1e-9, atol=1e-300
     )
 
 
