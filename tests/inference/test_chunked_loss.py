@@ -392,8 +392,8 @@ def test_the_divergence_is_of_coarsened_distributions_and_full_at_the_whole_voca
 
     (_, wanted), full_gradient = jax.value_and_grad(full, has_aux=True)(jnp.asarray(hidden))
     if top == VOCAB:
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(gradient, full_gradient, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(gradient, full_gradient, rtol=1e-6, atol=1e-6)
         return
     assert (np.asarray(got) < np.asarray(wanted)).all() and (np.asarray(got) > 0).all()
     # By hand: k tokens and the rest, in float64.
