@@ -44,6 +44,8 @@ RIGHT = "#009E73"
 WRONG = "#B35C94"
 TARGET = 0.9
 """Accuracy of the coverage plot's line; eval.json has the share answered at 90 %."""
+COLUMNS = {1: 1, 2: 2, 4: 2}
+"""panels beside each other by their number, if not 3"""
 FEWEST = 20
 """answers below which an accuracy is not drawn: it only jumps"""
 SMALL_BIN = 10
@@ -127,7 +129,7 @@ def reliability_figure(panels: Sequence[Answers], subtitle: str = "") -> Figure:
     subtitle: below a headline; without it the figure has neither.
     """
     head = 0.75 if subtitle else 0.0
-    grid = _Grid(len(panels), height=2.9, below=1.75, head=head, foot=0.85)
+    grid = _Grid(len(panels), height=2.9, below=1.9, head=head, foot=0.85)
     if subtitle:
         canvas.headline(grid.figure, "Does confidence mean what it says?", subtitle)
     most = max(int(p.bins.count.max()) for p in panels)
@@ -155,7 +157,7 @@ class _Grid:
 
     def __init__(self, panels: int, *, height: float, below: float, head: float, foot: float):
         self.panels, self.height, self._head = panels, height, head
-        self.columns = {1: 1, 2: 2, 4: 2}.get(panels, 3)
+        self.columns = COLUMNS.get(panels, 3)
         self._rows = math.ceil(panels / self.columns)
         self._across = {1: 6.3, 2: 5.0, 3: 3.45}[self.columns]
         self._down = height + below
@@ -289,7 +291,8 @@ def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figu
         # Repeats of a question count as one.
         answered = np.maximum(share * p.questions, 1)
         ends = wilson(accuracy * answered, answered)
-        axes.fill_between(share, *ends, color=look.color, alpha=0.08, linewidth=0)
+        axes.fill_between(share, *ends, color=look.color, linewidth=0,
+                          alpha=min(0.1, 0.3 / len(methods)))  # fmt: skip
         few = 0 < at_target * n < FEWEST
         at = f"fewer than {FEWEST} questions" if few else percent(at_target)
         label = f"{short_name(method.key)}: {at}"

@@ -72,7 +72,7 @@ class Recommendation:
     """The words about the recommended adapter."""
 
     take: tuple[str, ...]
-    """sentences: the adapter, why, and how good it is"""
+    """sentences: the method, where its adapter is, why, and how good it is"""
     example: str
     """a line of a file of questions; empty if the tool cannot ask this kind"""
     key: str
@@ -82,8 +82,9 @@ class Recommendation:
 
     def as_text(self) -> str:
         """Return the lines for a terminal."""
-        # The first has a path, which must stay whole.
-        lines = [self.take[0], *(textwrap.fill(line, TEXT_WIDTH) for line in self.take[1:])]
+        # The second is a path, which must stay whole.
+        lines = [" ".join(self.take[:2])]
+        lines += [textwrap.fill(line, TEXT_WIDTH) for line in self.take[2:]]
         lines.append(self.how_to_ask)
         if self.example:
             lines += [f"    {self.example}", "and run"]
@@ -111,7 +112,7 @@ def recommendation(run: Run) -> Recommendation | None:
         words = (_why(chosen), *_how_good(run, methods, method))
         asked = chosen["question"]
     opening = "Best of this run, not recommended" if chosen["not_better_than"] else "Take"
-    take = (f"{opening}: {short_name(key)}. Adapter: {folder / 'adapter'}", *words)
+    take = (f"{opening}: {short_name(key)}.", f"Adapter: {folder / 'adapter'}", *words)
     asks = program_words("eval.py")
     if asked is None:
         return Recommendation(take, "", key, command_line(*asks, "--run", str(folder)))
@@ -151,8 +152,9 @@ def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
         answer,
         f"{short_name(method.key)}: {percent(m['confidence'])} sure on average,"
         f" {percent(m['accuracy'])} right, on {count(n, 'test question')} of {run.tasks[0]}.",
-        f"Its ECE is {m['ece']:.3f}. A calibrated model with these confidences would show"
-        f" {floor['mean']:.3f} on average, and at most {floor['p95']:.3f} in 95 % of cases.",
+        f"Its ECE, the mean gap between confidence and accuracy, is {m['ece']:.3f}. A calibrated"
+        f" model with these confidences would show {floor['mean']:.3f} on average, and at most"
+        f" {floor['p95']:.3f} in 95 % of cases.",
     ]
     sure = p.confidence >= SURE
     if sure.sum() >= FEWEST_SURE:

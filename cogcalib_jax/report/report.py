@@ -31,6 +31,7 @@ from cogcalib_jax.report.text import (
     TEXT_WIDTH,
     count,
     is_tempered,
+    percent,
     questions,
     short_name,
     split_key,
@@ -44,6 +45,13 @@ FAR_TIMES, FAR_NATS = 2.0, 0.5
 # Fewer validations say nothing of "for long".
 FEWEST_VALIDATIONS = 4
 NAMED = 5
+GROUPS = {
+    "taught_form_b": "Facts of the fine-tuning rows, in other words.",
+    "taught_fit": "Facts of the fine-tuning rows, in a third wording.",
+    "unseen_template": "Facts of the test questions, in a wording that was never trained on.",
+    "other_relations": "Facts of relations that were left out of fine-tuning.",
+}
+"""what the sets of questions of the artificial tasks ask"""
 
 
 def write_report(run_dir: Path) -> str:
@@ -71,7 +79,8 @@ def write_report(run_dir: Path) -> str:
         code = tuple(filter(None, [take.example, take.command]))
         cards.append(Card("Which method do I take?", (*take.take, take.how_to_ask), code))
     if base is not None:
-        cards.append(Card("Before training", tuple(base_words(base))))
+        answer = f"{percent(base['accuracy'])} right"
+        cards.append(Card("How good was it before training?", (answer, *base_words(base))))
     path = run.folder / PAGE
     write_whole(path, _page(f"Calibration report: {run.folder.name}", run, sections, cards))
     if _place(run):
@@ -116,6 +125,7 @@ def _section(run: Run, found: Findings) -> Section:
     return Section(
         title=f"Results on {found.task}",
         source=_source(run, "eval.json"),
+        lead=GROUPS.get(found.task.partition(":")[2], ""),
         verdict=found.verdict,
         tables=found.tables,
         pictures=tuple(task_pictures(run, found.task)),

@@ -147,7 +147,7 @@ def _with_interval(column: _Column, metrics: Sequence[Metrics]) -> str:
 def _best_cells(
     columns: Sequence[_Column], keys: Sequence[str], seeds: Sequence[Mapping[str, Metrics]]
 ) -> frozenset[tuple[int, int]]:
-    """The best value of each column; references, and a single method, have no part in it."""
+    """The best value of each column, and what reads like it; references have no part in it."""
     trained = [(i, key) for i, key in enumerate(keys) if key not in REFERENCES]
     found = set()
     for c, column in enumerate(columns, start=1):
@@ -156,9 +156,10 @@ def _best_cells(
             values = [column.value(seed[key]) for seed in seeds]
             if None not in values:
                 means[i] = float(np.mean(np.array(values, float)))
-        if column.best is not None and len(set(means.values())) > 1:
-            best = column.best(means.values())
-            found |= {(i, c) for i, mean in means.items() if mean == best}
+        shown = {i: cell([mean], column.percent) for i, mean in means.items()}
+        if column.best is not None and len(set(shown.values())) > 1:
+            best = shown[column.best(means, key=means.get)]
+            found |= {(i, c) for i, text in shown.items() if text == best}
     return frozenset(found)
 
 

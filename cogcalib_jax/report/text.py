@@ -135,7 +135,7 @@ def short_name(key: str) -> str:
         return key
     if term == "none":
         name = "SFT"
-    elif gate == "adaptive":
+    elif gate == "adaptive" and "cogcalib" in TERMS[split_spec(term)[0]].facts:
         name = f"Co{term_label(term)}"
     else:
         name = f"{term_label(term)} on {gate_label(gate)}"
@@ -148,11 +148,9 @@ def long_name(key: str) -> str:
         return f"{short_name(key)} ({REFERENCES[key][1]})"
     if (found := split_folder(key)) is not None:
         return f"{short_name(key)} ({found[0].facts['what']})"
-    if is_gated(key):
-        facts = TERMS[split_spec(split_key(key)[0])[0]].facts
-        if "cogcalib" in facts:
-            return f"{short_name(key)} ({facts['cogcalib']} on known data, Wang et al. 2025)"
-        return f"{short_name(key)} ({term_label(split_key(key)[0])} on known data)"
+    facts = TERMS[split_spec(split_key(key)[0])[0]].facts if is_gated(key) else {}
+    if "cogcalib" in facts:
+        return f"{short_name(key)} ({facts['cogcalib']} on known data, Wang et al. 2025)"
     return short_name(key).replace(DERIVED["best_epoch"], ", best validation epoch")
 
 

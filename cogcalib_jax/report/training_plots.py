@@ -80,7 +80,7 @@ def dynamics_figure(
     blocks = math.ceil(len(runs) / columns)
     across, down, between = 3.45, 3.0 if len(runs) <= COLUMNS else 2.3, 0.75
     block_height = kinds_down * down + between
-    figure = canvas.new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 0.5)
+    figure = canvas.new_figure(max(across * columns + 0.7, 7.0), blocks * block_height + 0.1)
     last_step = max(line["step"] for _, lines in runs for line in lines)
     for i, (name, lines) in enumerate(runs):
         for k, data in enumerate(kinds):
@@ -173,7 +173,7 @@ def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None)
             right.plot(*curve.validation.T, marker="o", markersize=3, clip_on=False, **how)
             best = curve.validation[curve.validation[:, 1].argmin()]
             right.plot(*best, marker="o", markersize=11, markerfacecolor="none",
-                       markeredgewidth=1.6, color=curve.look.color)  # fmt: skip
+                       markeredgewidth=1.6, color=curve.look.color, clip_on=False)  # fmt: skip
     left.set_ylabel("cross-entropy (nats)")
     left.set_title("Training", fontweight="bold")
     right.set_ylabel("NLL (nats)")
@@ -185,7 +185,7 @@ def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None)
 def _two_panels(entries: int) -> tuple[Figure, Axes, Axes]:
     """A figure with two panels, and room at the right for a legend."""
     figure = canvas.new_figure(10.85, max(4.1, 0.7 + 0.27 * (entries + 1)))
-    left, right = (canvas.place_axes(figure, x, 0.4, 3.35, 3.05) for x in (0.75, 4.75))
+    left, right = (canvas.place_axes(figure, x, 0.4, 3.35, 3.05) for x in (0.75, 4.95))
     return figure, left, right
 
 
@@ -204,7 +204,7 @@ def _finish(
         Line2D([], [], color=e.look.color, linestyle=e.look.line, linewidth=2.2, label=e.name)
         for e in entries
     ]
-    canvas.legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.3, 0.35)
+    canvas.legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.6, 0.4)
 
 
 def steps_axis(axes: Axes, last_step: int, style_end: int | None) -> None:

@@ -22,12 +22,11 @@ from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Making, Picture, Section, Source, page
 from cogcalib_jax.report.load_run import Run
+from cogcalib_jax.report.plots import COLUMNS, save_picture
 from cogcalib_jax.report.report import commands_of, plain
 from cogcalib_jax.report.tables import Metrics, Table
 from cogcalib_jax.report.text import Look, count, dynamics_text, looks, percent, short_name
-from cogcalib_jax.report.training_plots import (
-    dynamics_figure,
-)
+from cogcalib_jax.report.training_plots import dynamics_figure
 from cogcalib_jax.studies.suite_results import (
     Condition,
     Study,
@@ -43,7 +42,6 @@ from cogcalib_jax.studies.suite_results import (
 
 RESULTS = "results.jsonl"
 SUITE = "the study itself"
-COLUMNS = 3
 FLOOR = "floor: a calibrated model's ECE, up to its 95th percentile"
 DASHED = (0, (4, 2))
 SHARE = "composition.known_share"
@@ -152,7 +150,6 @@ def _runs_table(study: Study) -> Table:
 def _task_pictures(study: Study, task: str) -> list[Picture]:
     """Draw and save the pictures of a task; those of the first task have the plain names."""
     suffix = "" if task == study.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
-    folder = study.folder / "plots"
     pictures = []
     with canvas.project_style():
         for settings, shares in _curves_of(study.conditions).items():
@@ -160,22 +157,34 @@ def _task_pictures(study: Study, task: str) -> list[Picture]:
             if not curves:
                 continue
             number = f"_{len(pictures) + 1}" if pictures else ""
-            path = folder / f"ratio{suffix}{number}.png"
-            canvas.save(ratio_figure(curves, task), path)
             also = f" Besides the share, all have {', '.join(settings)}." if settings else ""
-            caption = (
-                "Above: ECE, and in grey the ECE of a calibrated model by chance. Below: the model"
-                f" is too confident if confidence (dashed) is above accuracy (solid).{also}"
+            pictures.append(
+                save_picture(
+                    study.folder,
+                    f"ratio{suffix}{number}",
+                    ratio_figure(curves),
+                    "Does known data make the model overconfident?",
+                    ratio_text(curves, task),
+                    "Fine-tuned on equally many questions. Dots: seeds; lines: means. Above: ECE,"
+                    " and in grey the ECE of a calibrated model by chance. Below: the model is too"
+                    f" confident if confidence (dashed) is above accuracy (solid).{also}",
+                    RESULTS,
+                )
             )
-            pictures.append(Picture(path, ratio_text(curves, task), caption, RESULTS))
         rows = _dots(study, task)
-        path = folder / f"seeds{suffix}.png"
-        canvas.save(dots_figure(rows, task), path)
-        caption = (
-            "An ECE within the grey band cannot be told from that of a calibrated model. The"
-            " spread of the seeds on a line is the noise of training and of questions."
+        pictures.append(
+            save_picture(
+                study.folder,
+                f"seeds{suffix}",
+                dots_figure(rows),
+                "Every seed: ECE, NLL and accuracy",
+                dots_text(rows, task),
+                "Dots: seeds; bars: their mean. An ECE within the grey band cannot be told from"
+                " that of a calibrated model. The spread of the seeds on a line is the noise of"
+                " training and of questions.",
+                RESULTS,
+            )
         )
-        pictures.append(Picture(path, dots_text(rows, task), caption, RESULTS))
     return pictures
 
 
@@ -189,16 +198,17 @@ def _training_picture(study: Study, condition: Condition) -> Picture | None:
     if not drawn:
         return None
     number = [c.name for c in study.conditions].index(condition.name)
-    path = study.folder / "plots" / f"training{f'_{number + 1}' if number else ''}.png"
     with canvas.project_style():
-        canvas.save(dynamics_figure(drawn, next(iter(condition.runs.values())).style_end), path)
-    return Picture(
-        path,
-        f"Means of {count(len(condition.runs), 'seed')}. {dynamics_text(drawn)}",
-        "Known and unknown refer to the model before it was fine-tuned. Lines: means of seeds;"
-        " bands: from the lowest seed to the highest.",
-        "seed-S/METHOD/dynamics.jsonl",
-    )
+        return save_picture(
+            study.folder,
+            f"training{f'_{number + 1}' if number else ''}",
+            dynamics_figure(drawn, next(iter(condition.runs.values())).style_end),
+            "Accuracy and confidence over training",
+            f"Means of {count(len(condition.runs), 'seed')}. {dynamics_text(drawn)}",
+            "Known and unknown refer to the model before it was fine-tuned. Lines: means of seeds;"
+            " bands: from the lowest seed to the highest.",
+            "seed-S/METHOD/dynamics.jsonl",
+        )
 
 
 Shares = list[tuple[float, Condition]]
@@ -269,7 +279,7 @@ def numbers(runs: Sequence[Metrics], name: str) -> np.ndarray:
     return np.array([(run["ece_noise_floor"] if floor else run)[name] for run in runs])
 
 
-def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
+def dots_figure(rows: Sequence[SeedDots]) -> Figure:
     """Draw a line for each method and condition: a dot for each seed, a bar at their mean."""
     names = list(dict.fromkeys(row.method for row in rows))
     several = len({row.condition for row in rows}) > 1
@@ -281,14 +291,9 @@ def dots_figure(rows: Sequence[SeedDots], task: str) -> Figure:
     labels = [row.condition if several else row.method for row in rows]
     left = min(0.4 + 0.085 * max(len(label) for label in (*labels, *names)), 4.2)
     across = (10.85 - left - 0.2) / 3
-    top, first = 0.95, line * (0.8 if several else 0.5)
+    top, first = 0.25, line * (0.8 if several else 0.5)
     tall = height + line / 2 - first
     figure = canvas.new_figure(10.85, top + tall + 1.05)
-    canvas.headline(
-        figure,
-        "Every seed: ECE, NLL and accuracy",
-        f"Answers to {task}. Dots: seeds; bars: their mean. Lower ECE and NLL are better.",
-    )
     panels = {"ece": "ECE", "nll": "NLL (nats)", "accuracy": "accuracy (%)"}
     for column, (name, title) in enumerate(panels.items()):
         axes = canvas.place_axes(figure, left + across * column, top, across - 0.25, tall)
@@ -336,22 +341,17 @@ def dots_text(rows: Sequence[SeedDots], task: str) -> str:
     return " ".join([opening, *parts])
 
 
-def ratio_figure(curves: Sequence[RatioCurve], task: str) -> Figure:
+def ratio_figure(curves: Sequence[RatioCurve]) -> Figure:
     """Draw ECE, and accuracy beside mean confidence, over the known share: a column a method."""
-    columns = min(len(curves), COLUMNS)
+    columns = COLUMNS.get(len(curves), 3)
     rows = math.ceil(len(curves) / columns)
-    across, height = (3.45 if len(curves) > 1 else 6.3), 2.05
+    across, height = {1: 6.3, 2: 5.0, 3: 3.45}[columns], 2.05
     down = 2 * height + 1.5
-    figure = canvas.new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.95)
-    canvas.headline(
-        figure,
-        "Does known data make the model overconfident?",
-        f"Fine-tuned on equally many questions; answers to {task}. Dots: seeds; lines: means.",
-    )
+    figure = canvas.new_figure(max(across * columns + 0.6, 7.2), down * rows + 0.25)
     highest = 1.1 * max(numbers(c.runs, name).max() for c in curves for name in ("ece", "p95"))
     for i, curve in enumerate(curves):
         row, column = divmod(i, columns)
-        left, top = 0.8 + across * column, 1.1 + down * row
+        left, top = 0.8 + across * column, 0.4 + down * row
         upper = canvas.place_axes(figure, left, top, across - 0.5, height)
         lower = canvas.place_axes(figure, left, top + height + 0.25, across - 0.5, height)
         _ratio_panels(upper, lower, curve, highest)

@@ -149,6 +149,12 @@ def test_intervals_and_best_values_stand_on_the_page_and_not_on_a_terminal():
     ece = table.header.index("ECE\n(floor: mean / 95 %)")
     # The base is not trained, and columns of equal values have no best one.
     assert table.best == {(2, ece)}
+    # What reads alike is marked alike.
+    alike = metrics(ece=0.0501)
+    assert comparison_table([{"sft": metrics(), "ls": alike, "cols": good}]).best == {
+        (1, ece),
+        (2, ece),
+    }
     assert "**0.050 (0.030 / 0.041)**" in as_markdown(table)
     assert "[35.7, 40.6]" in as_markdown(table) and "95 % interval" in as_markdown(table)
     assert "[" not in as_text(table) and "Bold" not in as_text(table)
@@ -181,6 +187,7 @@ def test_markdown_has_as_many_cells_in_every_row_and_hides_no_pipe():
         ("ls", "LS on all data"),
         ("cols", "CoLS (label smoothing on known data, Wang et al. 2025)"),
         ("combls", "CoMbLS (margin-based label smoothing on known data, Wang et al. 2025)"),
+        ("cokl", "KL to the start on known data"),
         ("coecp", "CoECP (confidence penalty on known data, Wang et al. 2025)"),
         ("sft_best_epoch_temperature", "SFT, best validation epoch + temperature"),
         ("base", "Base (the model as it was given, before style adaptation)"),

@@ -30,8 +30,8 @@ function sortable(table) {
 
 const FILTERS = {
   "wrong and at least 80 % sure": (said) => !said.right && said.confidence >= 0.8,
-  "all": () => true,
   "wrong": (said) => !said.right,
+  "all": () => true,
   "right": (said) => said.right,
   "right and at most 50 % sure": (said) => said.right && said.confidence <= 0.5,
 };
@@ -70,19 +70,22 @@ function browse(place) {
   };
   const draw = () => {
     const rows = chosen();
-    status.textContent = `${rows.length} of ${data.questions.length} questions`;
+    const [n, all] = [rows, data.questions].map((list) => list.length.toLocaleString("en"));
+    status.textContent = `${n} of ${all} questions`;
     body.replaceChildren(...rows.slice(0, limit).map((row) => make("tr", {},
       make("th", { scope: "row", textContent: row.id }),
-      make("td", { textContent: row.text }),
-      make("td", { className: row.right ? "right" : "wrong",
-                   textContent: `${row.given} (${row.right ? "right" : "wrong"})` }),
-      make("td", { textContent: row.answer }),
-      make("td", { textContent: `${(100 * row.confidence).toFixed(1)} %` }))));
+      ...[row.text, `${row.given} (${row.right ? "right" : "wrong"})`, row.answer,
+          `${(100 * row.confidence).toFixed(1)} %`].map((text, i) => {
+        const cell = make("td", { textContent: text });
+        cell.dataset.label = names[i + 1];
+        if (i === 1) cell.className = row.right ? "right" : "wrong";
+        return cell;
+      }))));
     more.hidden = rows.length <= limit;
     const quoted = (value) => `"${String(value).replace(/"/g, '""')}"`;
     const lines = rows.map((r) => [r.id, r.text, r.given, r.answer, r.right, r.confidence]);
-    const all = [["id", "question", "given", "answer", "right", "confidence"], ...lines];
-    const content = all.map((line) => line.map(quoted).join(",")).join("\n");
+    const table = [["id", "question", "given", "answer", "right", "confidence"], ...lines];
+    const content = table.map((line) => line.map(quoted).join(",")).join("\n");
     URL.revokeObjectURL(save.href);
     save.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   };
@@ -93,6 +96,7 @@ function browse(place) {
     make("div", { className: "tools" }, method, filter, order, search, save), status, region, more);
   place.querySelector(".browse").hidden = false;
   place.querySelector(".static").hidden = true;
+  for (filter.lastChild.value of Object.keys(FILTERS)) if (chosen().length) break;
   draw();
 }
 
