@@ -23,6 +23,7 @@ from cogcalib_jax.metrics import (
     risk_coverage,
     summarize_confidence,
 )
+from cogcalib_jax.metrics.calibration import bin_index
 from cogcalib_jax.metrics.checks import check_confidence
 from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Picture
@@ -319,7 +320,11 @@ def task_pictures(run: Run, task: str) -> list[Picture]:
     methods = _shown(run)
     style = looks(m.key for m in methods)
     results = {m.key: m.metrics[task] for m in methods}
-    panels = [_panel(m, task, style[m.key], run.bins) for m in methods]
+    asked = {m.key: m.predictions[task] for m in methods}
+    panels = [
+        _answers(key, style[key], p.confidence, p.correct, results[key], run.bins, p.clusters)
+        for key, p in asked.items()
+    ]
     means = {m.key: (p.sure_right, p.sure_wrong) for m, p in zip(methods, panels, strict=True)}
     with canvas.project_style():
         return [
@@ -379,13 +384,6 @@ def _shown(run: Run) -> list[Method]:
     ]
 
 
-def _panel(method: Method, task: str, look: Look, bins: int) -> Answers:
-    p = method.predictions[task]
-    return _answers(
-        method.key, look, p.confidence, p.correct, method.metrics[task], bins, p.clusters
-    )
-
-
 def _answers(
     key: str,
     look: Look,
@@ -400,8 +398,7 @@ def _answers(
     binned = reliability_bins(confidence, correct, bins=bins)
     questions = binned.count
     if clusters is not None:
-        place = np.searchsorted(binned.edges, confidence, side="right") - 1
-        place = np.clip(place, 0, bins - 1)
+        place = bin_index(confidence, bins)
         questions = np.array([len(np.unique(clusters[place == i])) for i in range(bins)])
 
     def mean(rows: np.ndarray) -> float | None:

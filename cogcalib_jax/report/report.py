@@ -159,9 +159,9 @@ def _page(title: str, run: Run, sections: Sequence[Section], cards: Sequence[Car
     origins = {}
     if _place(run):
         rows = tuple((short_name(m.key), f"{m.key}/eval.json", m.config) for m in run.methods)
-        origins = {
-            "Numbers and configuration": Table(("method", "numbers", "configuration"), rows, "")
-        }
+        rows += (("all methods", "comparison.csv", ""),)
+        header = ("method", "numbers", "configuration")
+        origins = {"Numbers and configuration": Table(header, rows, "")}
     return page(
         title=title,
         lead=f"{'; '.join(names)}: {count(n, 'test question')} of {run.tasks[0]}.",

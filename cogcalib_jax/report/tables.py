@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,25 @@ from cogcalib_jax.report.text import (
 
 Metrics = Mapping[str, Any]
 """The numbers of one task in eval.json."""
-FLOOR_HEADER = "ECE\n(floor: mean / 95 %)"
-# Columns of tables that hold no intervals: key in eval.json -> title.
+# Columns: key in eval.json -> title.
 TITLES = {
     "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "f1": "F1",
     "confidence": "mean\nconfidence",
-    "ece": FLOOR_HEADER,
+    "ece": "ECE\n(floor: mean / 95 %)",
     "brier": "Brier",
     "nll": "NLL\n(nats)",
     "auroc": "AUROC",
     "coverage_at_90": "answered at\n90 % accuracy",
+    "gold_nll": "right option\n(nats a token)",
+    "vocab": "ECE over\nvocabulary",
 }
-SHARES = ("accuracy", "confidence", "coverage_at_90")
+SHARES = ("accuracy", "exact_match", "f1", "confidence", "coverage_at_90")
 """those that are percentages"""
+BEST = dict.fromkeys(("ece", "brier", "nll", "gold_nll"), min)
+BEST |= dict.fromkeys(("accuracy", "exact_match", "f1", "auroc", "coverage_at_90"), max)
+"""those of which one end is best"""
 CONFIDENCES = {
     "sequence": "probability",
     "length_normalised": "length-normalised",
@@ -60,17 +66,6 @@ class Table:
     """(row, column) of cells that hold the best value of their column"""
 
 
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    value: Callable[[Metrics], float | None]
-    percent: bool = False
-    interval: str | None = None
-    """key of its 95 % interval in `ci95`"""
-    best: Callable[..., float] | None = None
-    """min or max"""
-
-
 def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     """Return one line a method: each element of `seeds` holds method -> numbers of one task.
 
@@ -82,13 +77,14 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
     open_ended = all("confidences" in m for m in everything)
     keys = _common_methods(seeds)
     with_gold = any(m.get("gold_nll") and not m["single_token_options"] for m in everything)
-    columns = _columns(open_ended, with_gold)
+    columns = ["exact_match", "f1"] if open_ended else ["accuracy"]
+    columns += ["confidence", "ece", "brier", "nll", "auroc", "coverage_at_90"]
+    columns += ["gold_nll"] * with_gold + ["vocab"] * (not open_ended)
     rows, rescaled = [], False
     for key in keys:
         metrics = [seed[key] for seed in seeds]
         cells = [_with_interval(column, metrics) for column in columns]
-        place = next(i for i, c in enumerate(columns) if c.title == FLOOR_HEADER)
-        cells[place] += f" ({floor_cell(metrics)})"
+        cells[columns.index("ece")] += f" ({floor_cell(metrics)})"
         if is_tempered(key) and metrics[0].get("vocab"):
             cells[-1] += "*"
             rescaled = True
@@ -110,42 +106,25 @@ def comparison_table(seeds: Sequence[Mapping[str, Metrics]]) -> Table:
             f"{short_name(COMMONEST)}: the first option of a tie counts as its prediction."
         )
     notes += _costs(seeds[0])
-    header = ("method", *(column.title for column in columns))
-    return Table(header, tuple(rows), "\n".join(notes), "\n".join(key), best)
+    return Table(("method", *titles(columns)), tuple(rows), "\n".join(notes), "\n".join(key), best)
 
 
-def _columns(open_ended: bool, with_gold: bool) -> list[_Column]:
-    scores = [
-        _Column("mean\nconfidence", lambda m: m.get("confidence"), True, "confidence"),
-        _Column(FLOOR_HEADER, lambda m: m["ece"], best=min),
-        _Column("Brier", lambda m: m["brier"], interval="brier", best=min),
-        _Column("NLL\n(nats)", lambda m: m["nll"], interval="nll", best=min),
-        _Column("AUROC", lambda m: m["auroc"], interval="auroc", best=max),
-        _Column("answered at\n90 % accuracy", lambda m: m["coverage_at_90"], True, best=max),
-    ]
-    if with_gold:
-        scores.append(
-            _Column("right option\n(nats a token)", lambda m: m.get("gold_nll"), best=min)
-        )
-    if open_ended:
-        exact = _Column("exact match", lambda m: m["exact_match"], True, "accuracy", max)
-        return [exact, _Column("F1", lambda m: m["f1"], True, best=max), *scores]
-    accuracy = _Column("accuracy", lambda m: m["accuracy"], True, "accuracy", max)
-    vocabulary = _Column("ECE over\nvocabulary", lambda m: m.get("vocab") and m["vocab"]["ece"])
-    return [accuracy, *scores, vocabulary]
+def _value(metrics: Metrics, column: str) -> float | None:
+    value = metrics.get(column)
+    return value and value["ece"] if column == "vocab" else value
 
 
-def _with_interval(column: _Column, metrics: Sequence[Metrics]) -> str:
-    shown = cell([column.value(m) for m in metrics], column.percent)
-    interval = metrics[0].get("ci95", {}).get(column.interval) if len(metrics) == 1 else None
+def _with_interval(column: str, metrics: Sequence[Metrics]) -> str:
+    shown = cell([_value(m, column) for m in metrics], column in SHARES)
+    interval = metrics[0].get("ci95", {}).get(column) if len(metrics) == 1 else None
     if interval is None or None in interval or shown == "n/a":
         return shown
-    low, high = (f"{100 * x:.1f}" if column.percent else f"{x:.3f}" for x in interval)
+    low, high = (f"{100 * x:.1f}" if column in SHARES else f"{x:.3f}" for x in interval)
     return f"{shown}\n[{low}, {high}]"
 
 
 def _best_cells(
-    columns: Sequence[_Column], keys: Sequence[str], seeds: Sequence[Mapping[str, Metrics]]
+    columns: Sequence[str], keys: Sequence[str], seeds: Sequence[Mapping[str, Metrics]]
 ) -> frozenset[tuple[int, int]]:
     """The best value of each column, and what reads like it; references have no part in it."""
     trained = [(i, key) for i, key in enumerate(keys) if key not in REFERENCES]
@@ -153,12 +132,12 @@ def _best_cells(
     for c, column in enumerate(columns, start=1):
         means = {}
         for i, key in trained:
-            values = [column.value(seed[key]) for seed in seeds]
+            values = [_value(seed[key], column) for seed in seeds]
             if None not in values:
                 means[i] = float(np.mean(np.array(values, float)))
-        shown = {i: cell([mean], column.percent) for i, mean in means.items()}
-        if column.best is not None and len(set(shown.values())) > 1:
-            best = shown[column.best(means, key=means.get)]
+        shown = {i: cell([mean], column in SHARES) for i, mean in means.items()}
+        if column in BEST and len(set(shown.values())) > 1:
+            best = shown[BEST[column](means, key=means.get)]
             found |= {(i, c) for i, text in shown.items() if text == best}
     return frozenset(found)
 
@@ -306,7 +285,7 @@ def cell(values: Sequence[float | None], percent: bool = False) -> str:
     return shown + unit
 
 
-def titles(names: Sequence[str]) -> tuple[str, ...]:
+def titles(names: Iterable[str]) -> tuple[str, ...]:
     """Return the titles of the columns `names`, keys of `TITLES`."""
     return tuple(TITLES[name] for name in names)
 
