@@ -332,7 +332,7 @@ def evaluation_text(config: EvalConfig, folder: Path) -> str:
     text += "".join(f"{note}\n\n" for note in notes)
     text += f"All numbers: {folder / FILE}"
     if config.predictions is None:
-        text += f"\nReport: {write_evaluation_report(folder, _short_name(config))}"
+        text += f"\nReport: {write_evaluation_report(folder, _short_name(config), notes)}"
         text += f"\nEvery answer: {folder / 'predictions'}"
     return text
 

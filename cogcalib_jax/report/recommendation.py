@@ -17,7 +17,6 @@ from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.text import (
     BASE,
     COMMONEST,
-    REFERENCES,
     TEXT_WIDTH,
     best_epoch_of,
     count,
@@ -123,15 +122,13 @@ def recommendation(run: Run) -> Recommendation | None:
     return Recommendation(take, example, key, command_line(*asks, *command))
 
 
-def trust(run: Run, take: Recommendation | None) -> tuple[str, ...]:
-    """Answer whether the confidence of the recommended method, or of the first one, can be trusted.
+def trust(run: Run, key: str) -> tuple[str, ...]:
+    """Answer whether the confidence of a method can be trusted.
 
     The numbers are those of the test questions of the first task, with the temperature if one was
     fitted, as `--predict` gives them. The first sentence is the answer.
     """
     methods = {m.key: m for m in run.methods}
-    first = next((key for key in methods if key not in REFERENCES), next(iter(methods)))
-    key = take.key if take else first
     method = methods.get(tempered(key), methods[key])
     m, p = method.metrics[run.tasks[0]], method.predictions[run.tasks[0]]
     n = questions(m)

@@ -6,7 +6,7 @@ The warnings about training come from the lines of metrics.jsonl.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cogcalib_jax.report.plots import task_pictures
 from cogcalib_jax.report.recommendation import base_words, read_base, recommendation, trust
 from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.report.text import (
+    REFERENCES,
     TEXT_WIDTH,
     count,
     is_tempered,
@@ -74,7 +75,8 @@ def write_report(run_dir: Path) -> str:
     )
     sections += [training] if training.pictures or training.verdict else []
     base, take = read_base(run.folder), recommendation(run)
-    cards = [Card("Can I trust its confidence?", trust(run, take))]
+    chosen = take.key if take else _models(run)[0]
+    cards = [Card("Can I trust its confidence?", trust(run, chosen))]
     if take is not None:
         code = tuple(filter(None, [take.example, take.command]))
         cards.append(Card("Which method do I take?", (*take.take, take.how_to_ask), code))
@@ -104,10 +106,11 @@ def write_report(run_dir: Path) -> str:
     return "\n\n".join(text)
 
 
-def write_evaluation_report(folder: Path, name: str = "") -> Path:
+def write_evaluation_report(folder: Path, name: str = "", notes: Iterable[str] = ()) -> Path:
     """Write plots/ and report.html of a finished evaluation; return the page's path.
 
-    name: of a single model in tables; several have their own. Raises UserError if the folder is no
+    name: of a single model in tables; several have their own. notes: what else its reader should
+    know first. Raises UserError if the folder is no
     finished evaluation.
     """
     run = read_evaluation(folder, name or folder.name)
@@ -116,9 +119,21 @@ def write_evaluation_report(folder: Path, name: str = "") -> Path:
     else:
         found = [findings([run], task) for task in run.tasks]
     sections = [_section(run, one) for one in found]
-    cards = [Card("Can I trust its confidence?", trust(run, None))]
+    first, *others = _models(run)
+    cards = [Card("Can I trust its confidence?", (*trust(run, first), *notes))]
+    if others:
+        cards = [
+            Card(f"Can I trust the confidence of {short_name(key)}?", trust(run, key)[:2])
+            for key in (first, *others)
+        ]
     write_whole(folder / PAGE, _page(f"Evaluation report: {folder.name}", run, sections, cards))
     return folder / PAGE
+
+
+def _models(run: Run) -> list[str]:
+    """The keys of rows that are models of their own; of references alone, theirs."""
+    trained = [m.key for m in run.methods if not (m.key in REFERENCES or is_tempered(m.key))]
+    return trained or [run.methods[0].key]
 
 
 def _section(run: Run, found: Findings) -> Section:

@@ -21,7 +21,15 @@ from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.report.plots import save_picture, wilson
 from cogcalib_jax.report.recommendation import read_base
 from cogcalib_jax.report.tables import Table
-from cogcalib_jax.report.text import Look, dynamics_text, is_sampled, looks, percent, short_name
+from cogcalib_jax.report.text import (
+    Look,
+    dynamics_text,
+    is_sampled,
+    looks,
+    percent,
+    short_name,
+    split_key,
+)
 
 KNOWN = "#0072B2"
 UNKNOWN = "#D55E00"
@@ -231,6 +239,7 @@ def training_pictures(run: Run) -> list[Picture]:
     losses = [found for m in trained if (found := _losses(m, style[m.key])) is not None]
     logged = [(short_name(m.key), m.dynamics) for m in trained if m.dynamics]
     gates = {m.key: gate for m in trained if (gate := _gate(m, style[m.key])) is not None}
+    ungated = any(split_key(key)[1] == "all" for key in gates)
     pictures = []
     with canvas.project_style():
         if losses:
@@ -270,7 +279,7 @@ def training_pictures(run: Run) -> list[Picture]:
                     " that are not trained on; the share is of those that are, and grows as they"
                     " are memorised. `cogcalib study detector` keeps the NLL of single questions"
                     " (docs/architecture.md)."
-                    + (" Plain fine-tuning logs both and uses neither." if "sft" in gates else ""),
+                    + (" Methods without a gate log both and use neither." if ungated else ""),
                     "metrics.jsonl",
                 )
             )

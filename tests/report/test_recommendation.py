@@ -106,7 +106,7 @@ def trusted(run, **numbers):
     found = read_run(run)
     method = next(m for m in found.methods if m.key == "sft_temperature")
     method.metrics["world"].update({"n": 60, "ece_p_value": 0.001} | numbers)
-    return trust(found, words(run))
+    return trust(found, words(run).key)
 
 
 @pytest.mark.parametrize(

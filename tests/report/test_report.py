@@ -341,11 +341,14 @@ def test_an_evaluation_has_the_same_page(tmp_path):
         (tmp_path / name / "eval.json").write_text(json.dumps(results))
     assert write_evaluation_report(tmp_path) == tmp_path / "report.html"
     page = read_page(tmp_path)
-    assert "Evaluation report" in page.text and "Can I trust its confidence?" in page.text
+    assert "Evaluation report" in page.text
+    assert all(f"Can I trust the confidence of {name}?" in page.text for name in ("one", "two"))
     assert "two minus one" in page.text and len(page.all("img")) == 3
     alone = tmp_path / "alone"
-    write_evaluation_report(single_run(alone), "cols")
-    assert "CoLS: 60 test questions of world." in read_page(alone).text
+    write_evaluation_report(single_run(alone), "cols", ["Without a temperature."])
+    told = read_page(alone).text
+    assert "CoLS: 60 test questions of world." in told and "Without a temperature." in told
+    assert "Can I trust its confidence?" in told
 
 
 @pytest.mark.slow
