@@ -54,24 +54,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The origin of the numbers of a section."""
-
-    numbers: str
-    """file with the numbers of the tables, relative to the folder of a run or method"""
-    place: str
-    """what stands before the files: "METHOD/", or nothing if the page lies beside them"""
-    commands: tuple[str, ...]
-    configs: tuple[str, ...]
-    """names among those of the page"""
-
-
-@dataclass(frozen=True)
 class Section:
     """The findings on one task, in training, or under one condition."""
 
     title: str
-    source: Source
+    numbers: str
+    """file with the numbers of the tables, relative to the folder of a run or method"""
+    place: str = ""
+    """what stands before the files: "METHOD/", or nothing if the page lies beside them"""
     verdict: tuple[str, ...] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     """by caption"""
@@ -84,8 +74,8 @@ class Section:
     @property
     def files(self) -> tuple[str, ...]:
         """The files with its numbers."""
-        names = [self.source.numbers, *(picture.numbers for picture in self.pictures)]
-        return tuple(dict.fromkeys(self.source.place + name for name in names))
+        names = [self.numbers, *(picture.numbers for picture in self.pictures)]
+        return tuple(dict.fromkeys(self.place + name for name in names))
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,6 @@ def page(
         sections=sections,
         making=making,
         cards=cards,
-        anchors={name: f"config-{i}" for i, name in enumerate(making.configs, start=1)},
         policy=policy,
         style=Markup(style),
         script=Markup(script),

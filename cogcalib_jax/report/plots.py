@@ -287,8 +287,7 @@ def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figu
         shown = curve.coverage * n >= FEWEST
         share, accuracy = curve.coverage[shown], 1 - curve.risk[shown]
         lowest = min([lowest, *accuracy])
-        how: dict[str, Any] = {"color": look.color, "linestyle": look.line}
-        axes.plot(share, accuracy, linewidth=2, **how)
+        axes.plot(share, accuracy, linewidth=2, **look.style)
         # Repeats of a question count as one.
         answered = np.maximum(share * p.questions, 1)
         ends = wilson(accuracy * answered, answered)
@@ -297,7 +296,7 @@ def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figu
         few = 0 < at_target * n < FEWEST
         at = f"fewer than {FEWEST} questions" if few else percent(at_target)
         label = f"{short_name(method.key)}: {at}"
-        handles.append(Line2D([], [], linewidth=2.2, label=label, **how))
+        handles.append(Line2D([], [], linewidth=2.2, label=label, **look.style))
     axes.axhline(target, color=canvas.INK, linewidth=1)
     axes.text(0.99, target + 0.006, f"{target * 100:.0f} % accuracy", va="bottom", ha="right",
               color=canvas.INK, fontsize=9)  # fmt: skip

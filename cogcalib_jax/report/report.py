@@ -22,7 +22,7 @@ from cogcalib_jax.report.comparison import (
     comparison_csv,
     findings,
 )
-from cogcalib_jax.report.html import Card, Making, Section, Source, browse_questions, page
+from cogcalib_jax.report.html import Card, Making, Section, browse_questions, page
 from cogcalib_jax.report.load_run import Method, Run, keeps_best, read_evaluation, read_run
 from cogcalib_jax.report.plots import task_pictures
 from cogcalib_jax.report.recommendation import base_words, read_base, recommendation, trust
@@ -68,7 +68,8 @@ def write_report(run_dir: Path) -> str:
     table = training_table(run)
     training = Section(
         "Training",
-        source=_source(run, "metrics.jsonl"),
+        numbers="metrics.jsonl",
+        place=_place(run),
         verdict=training_notes(run),
         tables={} if table is None else {"Training of each method": table},
         pictures=tuple(training_pictures(run)),
@@ -139,7 +140,8 @@ def _models(run: Run) -> list[str]:
 def _section(run: Run, found: Findings) -> Section:
     return Section(
         title=f"Results on {found.task}",
-        source=_source(run, "eval.json"),
+        numbers="eval.json",
+        place=_place(run),
         lead=GROUPS.get(found.task.partition(":")[2], ""),
         verdict=found.verdict,
         tables=found.tables,
@@ -151,11 +153,6 @@ def _section(run: Run, found: Findings) -> Section:
 def _place(run: Run) -> str:
     """The part before a method's files, as the run's page sees them."""
     return "METHOD/" if (run.folder / "comparison.json").is_file() else ""
-
-
-def _source(run: Run, numbers: str) -> Source:
-    configs = tuple(dict.fromkeys(m.config for m in run.methods if m.config in run.configs))
-    return Source(numbers, _place(run), commands_of(run), configs)
 
 
 def commands_of(run: Run) -> tuple[str, ...]:

@@ -61,6 +61,11 @@ class Look:
     color: str
     line: str
 
+    @property
+    def style(self) -> dict[str, Any]:
+        """Both, as Matplotlib's keywords."""
+        return {"color": self.color, "linestyle": self.line}
+
 
 def split_key(key: str) -> tuple[str, str, str]:
     """Return the (term, gate, derivation) of a method's folder name, as specs such as

@@ -46,28 +46,17 @@ COLUMNS = 3
 
 
 @dataclass(frozen=True)
-class Losses:
-    """The losses of one method over training."""
+class Curves:
+    """Two curves of one method over training, `[n, 2]` each: step and value."""
 
     name: str
     look: Look
-    train: np.ndarray
-    """[blocks, 2] step, and mean cross-entropy (nats) of the updates around it"""
-    validation: np.ndarray
-    """[validations, 2] step and NLL (nats)"""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The gate of one method over training."""
-
-    name: str
-    look: Look
-    threshold: np.ndarray
-    """[refits, 2] step and threshold (nats), NaN if it could not be fitted"""
-    known: np.ndarray
-    """[blocks, 2] step in the middle of some logged updates, and share of their examples with an
-    NLL at or below the threshold"""
+    left: np.ndarray
+    """cross-entropy (nats) of the updates around a step; or the threshold of the gate (nats) from
+    that step on, NaN if it could not be fitted"""
+    right: np.ndarray
+    """validation NLL (nats); or the share of the examples of the updates around a step with an NLL
+    at or below the threshold"""
 
 
 def dynamics_figure(
@@ -149,16 +138,15 @@ def _dynamics_panel(
     steps_axis(axes, last_step, style_end)
 
 
-def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) -> Figure:
+def gate_figure(gates: Sequence[Curves], last_step: int, style_end: int | None) -> Figure:
     """Draw the threshold, and the share of the training examples at or below it, over steps."""
     figure, left, right = _two_panels(len(gates))
     for gate in gates:
-        how: dict[str, Any] = {"color": gate.look.color, "linestyle": gate.look.line}
         # A threshold holds from its fit to the next one, and the last one to the end.
-        steps, values = np.vstack([gate.threshold, [last_step, gate.threshold[-1, 1]]]).T
-        left.plot(steps, values, drawstyle="steps-post", **how)
-        right.plot(*gate.known.T, marker="o", markersize=3, **how)
-    fitted = np.concatenate([gate.threshold[:, 1] for gate in gates])
+        threshold = np.vstack([gate.left, [last_step, gate.left[-1, 1]]])
+        left.plot(*threshold.T, drawstyle="steps-post", **gate.look.style)
+        right.plot(*gate.right.T, marker="o", markersize=3, **gate.look.style)
+    fitted = np.concatenate([gate.left[:, 1] for gate in gates])
     left.set_ylim(0, 1.08 * max(fitted[np.isfinite(fitted)], default=1.0))
     left.set_ylabel("threshold (nats)")
     left.set_title("Threshold", fontweight="bold")
@@ -170,23 +158,21 @@ def gate_figure(gates: Sequence[Gate], last_step: int, style_end: int | None) ->
     return figure
 
 
-def loss_figure(curves: Sequence[Losses], last_step: int, style_end: int | None) -> Figure:
+def loss_figure(losses: Sequence[Curves], last_step: int, style_end: int | None) -> Figure:
     """Draw training and validation losses over steps; a ring marks the best validation."""
-    figure, left, right = _two_panels(len(curves))
-    for curve in curves:
-        how: dict[str, Any] = {"color": curve.look.color, "linestyle": curve.look.line}
-        if len(curve.train):
-            left.plot(*curve.train.T, linewidth=2, **how)
-        if len(curve.validation):
-            right.plot(*curve.validation.T, marker="o", markersize=3, clip_on=False, **how)
-            best = curve.validation[curve.validation[:, 1].argmin()]
+    figure, left, right = _two_panels(len(losses))
+    for one in losses:
+        left.plot(*one.left.T, linewidth=2, **one.look.style)
+        if len(one.right):
+            right.plot(*one.right.T, marker="o", markersize=3, clip_on=False, **one.look.style)
+            best = one.right[one.right[:, 1].argmin()]
             right.plot(*best, marker="o", markersize=11, markerfacecolor="none",
-                       markeredgewidth=1.6, color=curve.look.color, clip_on=False)  # fmt: skip
+                       markeredgewidth=1.6, color=one.look.color, clip_on=False)  # fmt: skip
     left.set_ylabel("cross-entropy (nats)")
     left.set_title("Training", fontweight="bold")
     right.set_ylabel("NLL (nats)")
     right.set_title("Validation (ring: lowest)", fontweight="bold")
-    _finish(figure, (left, right), curves, last_step, style_end)
+    _finish(figure, (left, right), losses, last_step, style_end)
     return figure
 
 
@@ -200,7 +186,7 @@ def _two_panels(entries: int) -> tuple[Figure, Axes, Axes]:
 def _finish(
     figure: Figure,
     panels: Sequence[Axes],
-    entries: Sequence[Gate | Losses],
+    entries: Sequence[Curves],
     last_step: int,
     style_end: int | None,
 ) -> None:
@@ -209,8 +195,7 @@ def _finish(
         axes.set_xlabel("step (updates)")
         steps_axis(axes, last_step, style_end)
     handles: list[Any] = [
-        Line2D([], [], color=e.look.color, linestyle=e.look.line, linewidth=2.2, label=e.name)
-        for e in entries
+        Line2D([], [], linewidth=2.2, label=entry.name, **entry.look.style) for entry in entries
     ]
     canvas.legend_beside(figure, [*handles, *([style_patch()] if style_end else [])], 8.6, 0.4)
 
@@ -312,32 +297,32 @@ def _blocks(lines: Sequence[Mapping[str, Any]], field: str) -> np.ndarray:
     return np.array([block.mean(0) for block in blocks]).reshape(-1, 2)
 
 
-def _losses(method: Method, look: Look) -> Losses | None:
+def _losses(method: Method, look: Look) -> Curves | None:
     """The losses of a method, if any was logged."""
     updates = [line for line in method.logged("finetune") if line.get("ce") is not None]
     asked = [(line["step"], line["nll"]) for line in method.logged("validation")]
     if not updates and not asked:
         return None
     validation = np.array(asked, float).reshape(-1, 2)
-    return Losses(short_name(method.key), look, _blocks(updates, "ce"), validation)
+    return Curves(short_name(method.key), look, _blocks(updates, "ce"), validation)
 
 
-def _gate(method: Method, look: Look) -> Gate | None:
+def _gate(method: Method, look: Look) -> Curves | None:
     """The gate of a method, if thresholds and updates of fine-tuning were logged."""
     fits, updates = method.logged("refit"), method.logged("finetune")
     if not fits or not updates:
         return None
     values: list[Any] = [(line["step"], line["threshold"]) for line in fits]
     threshold = np.array(values, float)  # None becomes NaN
-    return Gate(short_name(method.key), look, threshold, _blocks(updates, "known_fraction"))
+    return Curves(short_name(method.key), look, threshold, _blocks(updates, "known_fraction"))
 
 
-def gate_text(gates: Sequence[Gate]) -> str:
+def gate_text(gates: Sequence[Curves]) -> str:
     """Return the alternative text of thresholds and known shares."""
     parts = []
     for gate in gates:
-        first, last = (_nats(gate.threshold[i, 1]) for i in (0, -1))
-        least, most = (percent(gate.known[i, 1]) for i in (0, -1))
+        first, last = (_nats(gate.left[i, 1]) for i in (0, -1))
+        least, most = (percent(gate.right[i, 1]) for i in (0, -1))
         parts.append(
             f"{gate.name}: threshold from {first} to {last}, known share from {least} to {most}."
         )
@@ -349,17 +334,17 @@ def _nats(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.3f} nats"
 
 
-def loss_text(losses: Sequence[Losses]) -> str:
+def loss_text(losses: Sequence[Curves]) -> str:
     """Return the alternative text of the losses."""
     parts = []
     for one in losses:
         words = []
-        if len(one.train):
-            words.append(f"training from {one.train[0, 1]:.3f} to {one.train[-1, 1]:.3f} nats")
-        if len(one.validation):
-            step, best = one.validation[one.validation[:, 1].argmin()]
+        if len(one.left):
+            words.append(f"training from {one.left[0, 1]:.3f} to {one.left[-1, 1]:.3f} nats")
+        if len(one.right):
+            step, best = one.right[one.right[:, 1].argmin()]
             words.append(
-                f"validation from {one.validation[0, 1]:.3f} to {one.validation[-1, 1]:.3f}, lowest"
+                f"validation from {one.right[0, 1]:.3f} to {one.right[-1, 1]:.3f}, lowest"
                 f" {best:.3f} at step {step:.0f}"
             )
         parts.append(f"{one.name}: {'; '.join(words)}.")

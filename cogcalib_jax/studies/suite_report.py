@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.report import canvas
-from cogcalib_jax.report.html import Making, Picture, Section, Source, page
+from cogcalib_jax.report.html import Making, Picture, Section, page
 from cogcalib_jax.report.load_run import Run
 from cogcalib_jax.report.plots import COLUMNS, save_picture
 from cogcalib_jax.report.report import commands_of, plain
@@ -72,7 +72,7 @@ def write_page(study: Study, found: StudyFindings) -> None:
         for condition in study.conditions
         for run in condition.runs.values()
     }
-    sections = [_task_section(study, found, task, tuple(configs)) for task in study.tasks]
+    sections = [_task_section(study, found, task) for task in study.tasks]
     sections += [_condition_section(study, c, found) for c in study.conditions]
     runs = sum(len(condition.runs) for condition in study.conditions)
     size = f"{count(len(study.conditions), 'condition')}, {count(runs, 'run')}."
@@ -96,13 +96,13 @@ def _place(study: Study, run: Run) -> str:
     return run.folder.relative_to(study.folder).as_posix()
 
 
-def _task_section(study: Study, found: StudyFindings, task: str, configs: Sequence[str]) -> Section:
+def _task_section(study: Study, found: StudyFindings, task: str) -> Section:
     tables = {}
     if task in found.side_by_side:
         tables = {"Conditions side by side": found.side_by_side[task], **found.across[task]}
     return Section(
         title=f"Conditions on {task}" if len(study.conditions) > 1 else f"Seeds on {task}",
-        source=Source(RESULTS, "", (study.command,), tuple(configs)),
+        numbers=RESULTS,
         tables=tables,
         pictures=tuple(_task_pictures(study, task)),
     )
@@ -116,12 +116,8 @@ def _condition_section(study: Study, condition: Condition, everything: StudyFind
     return Section(
         title=f"Condition: {condition.name}",
         lead=f"Changed in {study.preset}: {', '.join(condition.settings) or 'nothing'}.",
-        source=Source(
-            "seed-S/METHOD/eval.json",
-            f"{Path(next(iter(places.values()))).parent.as_posix()}/",
-            tuple(c for run in condition.runs.values() for c in commands_of(run)),
-            tuple(f"{place}/config.yaml" for place in places.values()),
-        ),
+        numbers="seed-S/METHOD/eval.json",
+        place=f"{Path(next(iter(places.values()))).parent.as_posix()}/",
         links={f"Report of seed {s}": f"{place}/report.html" for s, place in places.items()},
         verdict=tuple(
             f"{one.task}: {line}" if several else line for one in found for line in one.verdict
