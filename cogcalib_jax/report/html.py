@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cogcalib_jax.files import without_person
-from cogcalib_jax.report.load_run import Run
+from cogcalib_jax.report.load_run import LONGEST, Run
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.report.text import COMMONEST, REFERENCES, count, percent, short_name
 
@@ -34,8 +34,6 @@ MOST = 2000
 """questions on a page"""
 MISTAKES = 20
 """rows of a table that needs no script"""
-LONGEST = 600
-"""characters of a question"""
 
 
 @dataclass(frozen=True)
@@ -207,10 +205,8 @@ def browse_questions(run: Run, task: str) -> Questions:
     n = len(first.ids)
     worst = np.max(list(mistakes.values()), axis=0)
     shown = np.sort(np.argsort(-worst, kind="stable")[:MOST])
-    asked = [
-        {"id": first.ids[i], "text": first.texts[i][:LONGEST], "answer": first.expected[i]}
-        for i in shown
-    ]
+    texts = [x if len(x) <= LONGEST else f"{x[: LONGEST - 4]} ..." for x in first.texts]
+    asked = [{"id": first.ids[i], "text": texts[i], "answer": first.expected[i]} for i in shown]
     answers = {
         name: [[p.given[i], bool(p.correct[i]), round(float(p.confidence[i]), 4)] for i in shown]
         for name, p in predictions.items()
@@ -219,7 +215,7 @@ def browse_questions(run: Run, task: str) -> Questions:
     for name, p in predictions.items():
         surest = np.argsort(-mistakes[name], kind="stable")[:MISTAKES]
         rows = tuple(
-            (p.ids[i], p.texts[i][:LONGEST], p.given[i], p.expected[i], percent(p.confidence[i]))
+            (p.ids[i], texts[i], p.given[i], p.expected[i], percent(p.confidence[i]))
             for i in surest
             if not p.correct[i]
         )

@@ -29,6 +29,8 @@ STEP_FIELDS = {
 }
 # Folder in a run of one method with its numbers at the fitted temperature.
 TEMPERED = "temperature"
+LONGEST = 600
+"""characters of a question"""
 DYNAMICS_FIELDS = ("data", "group", "accuracy", "confidence")
 
 
@@ -237,7 +239,7 @@ def _question(row: dict[str, Any], names: Sequence[str]) -> str:
     """The question; of letters the end of the prompt, which alone says what they stand for."""
     prompt = str(row.get("prompt") or "").strip()
     if all(len(name.strip()) < 2 for name in names) and prompt:
-        return prompt[-600:]
+        return prompt if len(prompt) <= LONGEST else f"... {prompt[4 - LONGEST :]}"
     return str(row.get("question") or prompt).strip()
 
 
