@@ -118,14 +118,15 @@ class TrainStream(_Endless):
         answers = [len(e.prompt_ids) + len(e.completion_ids[e.answer]) - 1 for e in encoded]
         super().__init__(encoded, np.array(answers, np.int32), seed, batch_size, option_score)
         tokens = (steps or -(-len(encoded) // batch_size)) * self._lengths.mean() * batch_size
+        longest = {window: self._longest_in_first_epoch(window) for window in (0, *WINDOWS)}
         found = []
         for shapes in SHAPES:
-            window, buckets, share = self._fitted(shapes, multiple)
+            window, buckets, share = self._fitted(longest, shapes, multiple)
             found.append((tokens / share + tokens_per_shape * len(buckets), window, buckets))
             if len(buckets) < shapes:
                 break
-        _, self._window, self.buckets = min(found)
-        self._orders.clear()
+        _, window, self.buckets = min(found)
+        self._set_window(window)
 
     def padded_length(self, step: int) -> int:
         """Return the padded length of the batch of `step`."""
@@ -163,33 +164,36 @@ class TrainStream(_Endless):
         batches = middle.reshape(-1, self._size)
         return np.concatenate([order[:head], rng.permutation(batches).ravel(), order[tail:]])
 
-    def _fitted(self, shapes: int, multiple: int) -> tuple[int, tuple[int, ...], float]:
-        """Return a window with its padded lengths and its share of real tokens: the smallest that
-        reaches the wanted share, or else the one with the largest."""
+    def _set_window(self, window: int) -> None:
+        self._window = window // self._size * self._size
+        self._orders.clear()
+
+    def _fitted(
+        self, longest: dict[int, np.ndarray], shapes: int, multiple: int
+    ) -> tuple[int, tuple[int, ...], float]:
+        """Return a window with its padded lengths and its share of real tokens in the first epoch:
+        the smallest that reaches the wanted share, or else the one with the largest.
+
+        longest: the length of the longest row of every batch, by window.
+        """
         best = 0, (), 0.0
-        for window in (0, *WINDOWS):
-            self._window = window // self._size * self._size
-            self._orders.clear()
-            longest = self._longest_in_first_epoch()
-            buckets = length_buckets([*longest, self._lengths.max()], shapes, multiple)
-            share = self._real_share(longest, buckets)
+        sizes = np.minimum(
+            self._size, len(self._split) - np.arange(0, len(self._split), self._size)
+        )
+        for window, ends in longest.items():
+            buckets = length_buckets([*ends, self._lengths.max()], shapes, multiple)
+            padded = np.array(buckets)[np.searchsorted(buckets, ends)]
+            share = float(self._lengths.sum() / (padded * sizes).sum())
             if share > best[-1]:
-                best = self._window, buckets, share
+                best = window, buckets, share
             if share >= WANTED_REAL_TOKENS:
                 break
         return best
 
-    def _longest_in_first_epoch(self) -> list[int]:
+    def _longest_in_first_epoch(self, window: int) -> np.ndarray:
+        self._set_window(window)
         order = self._order(0)
-        starts = range(0, len(order), self._size)
-        return [int(self._lengths[order[i : i + self._size]].max()) for i in starts]
-
-    def _real_share(self, longest: list[int], buckets: Sequence[int]) -> float:
-        """Return the share of real tokens among those computed in the first epoch."""
-        padded = np.array(buckets)[np.searchsorted(buckets, longest)]
-        order = self._order(0)
-        sizes = np.minimum(self._size, len(order) - np.arange(0, len(order), self._size))
-        return float(self._lengths.sum() / (padded * sizes).sum())
+        return np.maximum.reduceat(self._lengths[order], np.arange(0, len(order), self._size))
 
 
 class AnchorStream(_Endless):
