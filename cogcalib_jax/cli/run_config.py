@@ -80,8 +80,9 @@ class RunConfig:
     """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
     it does on what it was not fine-tuned on"""
     option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
-    """score of an option of several tokens: docs/evaluation.md; auto: chosen on the validation
-    split before fine-tuning; pmi: only in evaluation"""
+    """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
+    per character (chars); auto: chosen on the validation split before fine-tuning; pmi: only in
+    evaluation"""
     data: DataConfig = field(default_factory=DataConfig)
     """the task and its rows"""
     world: WorldConfig = field(default_factory=WorldConfig)
