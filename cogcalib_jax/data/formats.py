@@ -6,10 +6,9 @@ import csv
 import gzip
 import io
 import json
-import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ TABLES = (".csv", ".tsv")
 """suffixes of the formats in which every value is a text"""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Row(NamedTuple):
@@ -112,7 +110,15 @@ def _read_json(file: Path, data: bytes) -> FileRows:
     """Read an array of objects, or one object a line, whatever the file's suffix is."""
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[":
-        return FileRows(list(_array(file, _text(file, data))))
+        try:
+            values = json.loads(_text(file, data))
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{file}: is not a JSON array of objects ({reason_of(error)}); write it again"
+            ) from error
+        return FileRows(
+            [Row(f"{file} row {n}", n, _object(value)) for n, value in enumerate(values, start=1)]
+        )
     # Split at "\n" alone: JSON text may hold U+2028, at which str.splitlines splits.
     lines = enumerate(data.split(b"\n"), start=1)
     rows = [Row(f"{file}:{number}", number, _parse(line)) for number, line in lines if line.strip()]
@@ -138,32 +144,6 @@ def _object(content: Any) -> Mapping[str, Any] | BadRow:
     if not isinstance(content, dict):
         return BadRow(f"must be a JSON object, is a {type(content).__name__}")
     return content
-
-
-def _array(file: Path, text: str) -> Iterator[Row]:
-    """Read the objects of a JSON array, each with the line that it begins on."""
-    decoder, number, line, counted = json.JSONDecoder(), 0, 1, 0
-
-    def skip_space(at: int) -> int:
-        return _SPACE.match(text, at).end()  # type: ignore[union-attr]
-
-    at = skip_space(text.index("[") + 1)
-    more = text[at : at + 1] != "]"
-    try:
-        while more:
-            value, end = decoder.raw_decode(text, at)
-            number, line, counted = number + 1, line + text.count("\n", counted, at), at
-            yield Row(f"{file}:{line}", number, _object(value))
-            at = skip_space(end)
-            more = text[at : at + 1] == ","
-            if more:
-                at = skip_space(at + 1)
-        if text[at : at + 1] != "]" or text[at + 1 :].strip():
-            raise json.JSONDecodeError("Expecting the end of the array", text, at)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file}: is not a JSON array of objects ({reason_of(error)}); write it again"
-        ) from error
 
 
 def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
