@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
-from cogcalib_jax.data.example import EncodedSplit, Example, question_clusters, repeats_note
+from cogcalib_jax.data.example import (
+    EncodedSplit,
+    Example,
+    fold_case,
+    question_clusters,
+    repeats_note,
+)
 from cogcalib_jax.metrics.bootstrap import NARROW, expected_noise_floor
 from cogcalib_jax.metrics.significance import (
     detectable_accuracy_difference,
@@ -122,12 +130,14 @@ def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> Non
 def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
     table, common = [], []
     for name, rows in splits.items():
-        found = inspection.references(rows)
-        accepted = f"{found.fewest} / {found.mean:.1f} / {found.most}"
-        commonest = textwrap.shorten(found.commonest, 30, placeholder="...")
-        table.append((name, f"{len(rows):,}", accepted, commonest, percent(found.share)))
-        if found.share > COMMON_REFERENCE:
-            common.append(f"{name} {percent(found.share)} ({commonest!r})")
+        counts = [len(row.aliases) for row in rows]
+        accepted = f"{min(counts)} / {sum(counts) / len(rows):.1f} / {max(counts)}"
+        answers = Counter(fold_case(row.aliases[0]) for row in rows)
+        ((answer, times),) = answers.most_common(1)
+        commonest, share = textwrap.shorten(answer, 30, placeholder="..."), times / len(rows)
+        table.append((name, f"{len(rows):,}", accepted, commonest, percent(share)))
+        if share > COMMON_REFERENCE:
+            common.append(f"{name} {percent(share)} ({commonest!r})")
     if common:
         report.remarks.append(
             f"one answer is frequent: giving it always is right in {', '.join(common)}"
@@ -187,19 +197,20 @@ def _quoted(text: str) -> str:
 
 
 def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: DataConfig) -> None:
-    """Add token counts, and one passage that was cut."""
+    """Add token counts, and how many passages were cut."""
     report.section("Tokens of a prompt with its longest option")
-    table, examples, many = [], [], []
+    table, many = [], []
     for name, split in splits.items():
         if not split:
             continue
-        found, cut = inspection.lengths(split), inspection.cut_rows(split)
-        numbers = (found.shortest, f"{found.median:g}", f"{found.p95:.0f}", found.longest)
-        shortened = f"{len(cut):,} ({percent(len(cut) / len(split))})"
-        table.append((name, *map(str, numbers), shortened))
-        examples += cut[:1]
+        # `split.lengths` counts inputs: the last token of a text is predicted and never read.
+        counts, cut = split.lengths + 1, inspection.cut_rows(split)
+        least, median, high, most = np.percentile(counts, [0, 50, 95, 100])
+        numbers = f"{least:.0f}", f"{median:g}", f"{high:.0f}", f"{most:.0f}"
+        share = percent(len(cut) / len(split))
+        table.append((name, *numbers, f"{len(cut):,} ({share})"))
         if len(cut) > MANY_CUT * len(split):
-            many.append(f"{name} {percent(len(cut) / len(split))}")
+            many.append(f"{name} {share}")
     if many:
         report.remarks.append(
             f"passages are cut to fit into {config.max_length} tokens, of {', '.join(many)}; a"
@@ -207,12 +218,6 @@ def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: Dat
         )
     report.table(("split", "least", "median", "95 %", "most", "passages cut"), table)
     report.line(f"At most {config.max_length} tokens are kept (data.max_length).")
-    if examples:
-        cut = inspection.show_cut(examples[0])
-        report.line(f"One that was cut, row {cut.id}; it begins:")
-        report.verbatim(cut.beginning)
-        report.line(f"and the cut, at {inspection.BORDER}:")
-        report.verbatim(f"...{cut.before}{inspection.BORDER}{cut.after}...")
 
 
 def show_prompt(

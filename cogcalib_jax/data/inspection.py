@@ -1,4 +1,4 @@
-"""Facts about rows before training: overlaps, labels, lengths, cut passages, the text fed."""
+"""Facts about rows before training: labels, overlaps, cut passages, the text fed."""
 
 from __future__ import annotations
 
@@ -36,28 +36,6 @@ class Labels(NamedTuple):
         return int(np.argmax(self.shares))
 
 
-class References(NamedTuple):
-    """The accepted answers of a split of open questions."""
-
-    fewest: int
-    mean: float
-    most: int
-    """accepted answers of a question"""
-    commonest: str
-    """the reference that most questions share, case and white space aside"""
-    share: float
-    """share of the questions with it"""
-
-
-class Lengths(NamedTuple):
-    """Tokens of prompts with their longest option (open questions: with the reference)."""
-
-    shortest: int
-    median: float
-    p95: float
-    longest: int
-
-
 class Overlap(NamedTuple):
     """Questions of one split that are also in another."""
 
@@ -69,18 +47,6 @@ class Overlap(NamedTuple):
     """the question of one of them"""
 
 
-class Cut(NamedTuple):
-    """The place at which a passage lost its middle or end."""
-
-    id: str
-    beginning: str
-    """beginning of the prompt"""
-    before: str
-    """end of the passage before the cut"""
-    after: str
-    """text after the cut"""
-
-
 def labels(rows: Sequence[Example]) -> Labels:
     """Count the right answers of questions with options, at least one."""
     options = Counter(len(row.choices) for row in rows)
@@ -88,28 +54,6 @@ def labels(rows: Sequence[Example]) -> Labels:
     chance = sum(count / size for size, count in options.items()) / len(rows)
     shares = tuple(float(share) for share in positions / len(rows))
     return Labels(dict(sorted(options.items())), shares, chance)
-
-
-def references(rows: Sequence[Example]) -> References:
-    """Count the accepted answers of open questions, at least one."""
-    counts = [len(row.aliases) for row in rows]
-    answers = Counter(fold_case(row.aliases[0]) for row in rows)
-    (commonest, times), *_ = answers.most_common(1)
-    return References(
-        min(counts), float(np.mean(counts)), max(counts), commonest, times / len(rows)
-    )
-
-
-def lengths(split: EncodedSplit) -> Lengths:
-    """Measure a split with at least one row."""
-    # `split.lengths` counts inputs: the last token of a text is predicted and never read.
-    counts = split.lengths + 1
-    return Lengths(
-        int(counts.min()),
-        float(np.median(counts)),
-        float(np.percentile(counts, 95)),
-        int(counts.max()),
-    )
 
 
 def repeated(rows: Sequence[Example]) -> int:
@@ -149,18 +93,6 @@ def _words(row: Example) -> str:
 def cut_rows(split: EncodedSplit) -> list[Encoded]:
     """Return the rows whose prompt does not hold the whole passage."""
     return [e for e in split if e.example.passage and e.example.passage not in e.prompt]
-
-
-def show_cut(row: Encoded, width: int = 60) -> Cut:
-    """Return the text on both sides of the cut, `width` characters each."""
-    passage, prompt = row.example.passage, row.prompt
-    # Bisection for the longest beginning of the passage that the prompt holds.
-    low, high = 0, len(passage)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if passage[:middle] in prompt else (low, middle - 1)
-    end = prompt.find(passage[:low]) + low if low else 0
-    return Cut(row.id, prompt[:width], prompt[max(0, end - width) : end], prompt[end : end + width])
 
 
 def fed_text(row: Encoded, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> str:

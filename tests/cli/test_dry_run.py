@@ -131,7 +131,6 @@ def test_of_ones_own_rows(base, rows, capsys, tmp_path):
     lengths = out.split("== Tokens")[1]
     assert line_of(lengths, "test") == ["test", "6", "6", "7", "20", "1 (5.0 %)"]
     assert line_of(lengths, "train")[1:] == ["6", "6", "6", "6", "0 (0.0 %)"]
-    assert "row row 61; it begins: | lisbon oslo cairo lima" in text
     assert re.search(r"\| <s>\w+ \w+ plays the▶ (banjo|cello|drums|flute)", out)
     assert "5 tokens and 1 token of answer" in text
     # 2 x 39 / 4 = 19.5 updates, 5 % of them for style.

@@ -10,12 +10,9 @@ from cogcalib_jax.data.inspection import (
     cut_rows,
     fed_text,
     labels,
-    lengths,
     near_overlaps,
     overlaps,
-    references,
     repeated,
-    show_cut,
 )
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.world.corpus import save_tokenizer, tokenizer_in_memory
@@ -35,17 +32,6 @@ def test_positions_and_chance():
     assert found.shares == (0.5, 0.25, 0.25, 0.0)
     assert found.commonest == 0
     assert found.chance == pytest.approx((0.25 * 3 + 0.5) / 4)
-
-
-def test_references_are_counted_without_case():
-    rows = [
-        ask(str(i), 0, (aliases[0],), aliases=aliases)
-        for i, aliases in enumerate([("Oslo",), ("oslo", "Oslo city", "Kristiania"), ("Lima",)])
-    ]
-    found = references(rows)
-    assert (found.fewest, found.most, found.commonest) == (1, 3, "oslo")
-    assert found.mean == pytest.approx(5 / 3)
-    assert found.share == pytest.approx(2 / 3)
 
 
 def test_equal_and_nearly_equal_questions():
@@ -89,16 +75,7 @@ def encode(rows, tokenizer, **fields):
     return encode_split("test", rows, tokenizer, config)[0], config
 
 
-def test_lengths_are_of_prompts_with_their_option(tokenizer):
-    """BOS, the words of the question, one word of answer."""
-    questions = ["Ada plays the", "Ada performs on the", "Ada", "Ada performs on the piano and"]
-    split, _ = encode([ask(question) for question in questions], tokenizer)
-    found = lengths(split)
-    assert (found.shortest, found.median, found.longest) == (3, 5.5, 8)
-    assert found.p95 == pytest.approx(6 + 0.85 * 2)
-
-
-def test_a_cut_passage_is_found_and_shown(tokenizer):
+def test_a_cut_passage_is_found(tokenizer):
     """14 tokens hold BOS, three words of the question, the answer, "..." and eight of passage: with
     four of them on either side, "lisbon" to "lima" and "harp" to "violin"."""
     passage = (
@@ -111,11 +88,6 @@ def test_a_cut_passage_is_found_and_shown(tokenizer):
         max_length=14,
     )
     assert [row.id for row in cut_rows(split)] == ["Ada plays the"]
-    cut = show_cut(split[0], 12)
-    assert cut.id == "Ada plays the"
-    assert cut.beginning == "lisbon oslo "
-    assert cut.before == " cairo lima "
-    assert cut.after == "... harp pia"
 
 
 def test_the_text_that_is_fed_shows_what_is_invisible(tokenizer):
