@@ -180,7 +180,6 @@ class Renamed:
 
 
 _RENAMED: dict[str, Renamed] = {}
-_RETIRED: set[str] = set()
 
 
 def rename(old: str, new: str, values: Mapping[str, str] | None = None) -> None:
@@ -214,22 +213,6 @@ def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
             if not inside and "." in section:
                 above, _, emptied = section.rpartition(".")
                 del get(stored, above)[emptied]
-    return stored
-
-
-def retire(*paths: str) -> None:
-    """Ignore these dotted paths in stored identities, for earlier releases compared them."""
-    _RETIRED.update(paths)
-
-
-def without_retired(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored identity without the paths that `retire` named."""
-    stored = deepcopy(stored)
-    for path in _RETIRED:
-        section, _, name = path.rpartition(".")
-        inside = get(stored, section) if section else stored
-        if isinstance(inside, dict):
-            inside.pop(name, None)
     return stored
 
 

@@ -17,7 +17,6 @@ from cogcalib_jax.cli import data_report
 from cogcalib_jax.cli.data_report import Report
 from cogcalib_jax.cli.eval_config import (
     EvalConfig,
-    require_same_evaluation,
     settled_option_score,
 )
 from cogcalib_jax.cli.evaluate import anchors_of, require_suitable
@@ -120,7 +119,7 @@ def _held(config: RunConfig) -> str:
 
 def _show_updates(report: Report, run: Prepared) -> None:
     training, steps = run.config.training, run.trainer.total_steps
-    rows = len(run.splits["train"])
+    rows, methods = len(run.splits["train"]), ", ".join(run.config.resolved_methods())
     epochs = steps * training.batch_size / rows
     report.section("Updates")
     report.line(
@@ -129,7 +128,7 @@ def _show_updates(report: Report, run: Prepared) -> None:
     )
     report.line(
         f"Fine-tuning: {count(steps, 'update')} of {training.batch_size} on"
-        f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {', '.join(run.methods)}."
+        f" {count(rows, 'question')} ({epochs:.1f} epochs) for each of: {methods}."
     )
     if (anchors := run.trainer.trainable.anchors) is not None:
         anchor, questions = run.config.anchor, count(len(anchors.questions), "question")
@@ -162,7 +161,7 @@ def dry_run_evaluation(config: EvalConfig) -> str:
     """
     folder = choose_folder(config.run_dir, "eval", config.resume)
     if config.resume:
-        require_same_evaluation(folder, config)
+        require_same_config(folder, config, places_too=False)
     models = evaluated_models(config, look_only=True)
     runs = [member.run for model in models for member in model.members or (model,)]
     runs = [run for run in runs if run is not None]

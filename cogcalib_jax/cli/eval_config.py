@@ -27,8 +27,7 @@ from cogcalib_jax.inference.config import (
 from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.models.config import ModelConfig
 from cogcalib_jax.report.text import REFERENCES, best_epoch_of, is_tempered, tempered
-from cogcalib_jax.settings import get, identity, marked_paths, often, setting, to_dict
-from cogcalib_jax.training.config import require_same_identity
+from cogcalib_jax.settings import get, marked_paths, often, setting, to_dict
 from cogcalib_jax.world.config import FactsConfig, MadeSettings, WorldConfig
 
 STORED = "stored"
@@ -374,13 +373,6 @@ def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
     """Return the run folders of an evaluation, with the methods of a comparison in its place."""
     # A best epoch is no training of its own, and so no member of an ensemble.
     return tuple(path for name in runs for path in method_folders(name, not ensemble))
-
-
-def require_same_evaluation(folder: Path, config: EvalConfig) -> EvalConfig:
-    """Refuse to resume with another config; return the config of the start."""
-    started = stored.read_config(folder, EvalConfig)
-    require_same_identity(folder, identity(started), identity(config))
-    return started
 
 
 def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:

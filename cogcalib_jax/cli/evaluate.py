@@ -21,7 +21,6 @@ from cogcalib_jax.cli.eval_config import (
     BARE,
     EvalConfig,
     read_trained_run,
-    require_same_evaluation,
     settled_option_score,
 )
 from cogcalib_jax.cli.evaluated import (
@@ -50,6 +49,7 @@ from cogcalib_jax.cli.results import (
     require_same_origin,
     write_results,
 )
+from cogcalib_jax.cli.run_config import require_same_config
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.cli.train import require_prefix
 from cogcalib_jax.console import say, show_note
@@ -87,7 +87,7 @@ def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
     with run_folder.holding_locks(), run_folder.resumable(folder, resume_command(PROGRAM, folder)):
         if config.resume:
             run_folder.take_up(folder)
-            stored = require_same_evaluation(folder, config)
+            stored = require_same_config(folder, config, places_too=False)
             moved = with_places_of(stored, config)
             if moved != stored:
                 run_folder.write_config(folder, moved)

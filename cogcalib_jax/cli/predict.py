@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +73,16 @@ def answer_questions(config: EvalConfig) -> str:
     predict, calibrator = predict_function(load(config, model, [encoded]), model, asked)
     if calibrator is not None and config.calibrator is not None:
         say(f"   {calibrator_words(calibrator.calibrator)}")
-    cut = _cut(config, predict, tokenizer)
+    below, said = _cut(config, predict, tokenizer)
 
     predictions = predict(encoded)
     require_numbers(predictions, encoded, model.words)
     asked = {question.where: question for question in questions}
-    rows = _rows([asked[e.id] for e in encoded], predictions, cut.below)
+    rows = _rows([asked[e.id] for e in encoded], predictions, below)
     _write(out, rows)
     answered = sum(row["answered"] for row in rows)
     left = f", {len(rows) - answered:,} left open" if answered < len(rows) else ""
-    sentences = [textwrap.fill(sentence, TEXT_WIDTH) for sentence in cut.sentences]
+    sentences = [textwrap.fill(sentence, TEXT_WIDTH) for sentence in said]
     return "\n".join([*sentences, f"{answered:,} answered{left}: {out}"])
 
 
@@ -119,25 +119,14 @@ def predicting_calibrator(adapter: str | None, option_score: OptionScore) -> Mod
     return stored_for(Path(adapter), option_score)
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """The cut-off below which questions are left open."""
-
-    below: float
-    """the lowest confidence of an answer; 0 leaves no question open, infinity all"""
-    sentences: tuple[str, ...] = ()
-    """the expected accuracy of the answers, in words"""
-
-
 def _cut(
-    config: EvalConfig,
-    predict: Predict,
-    tokenizer: PreTrainedTokenizerBase,
-) -> _Cut:
-    """Return the cut-off, from the validation split if a target is given, and the accuracy beyond
-    it on the calibration split, which fitted nothing but the calibrator."""
+    config: EvalConfig, predict: Predict, tokenizer: PreTrainedTokenizerBase
+) -> tuple[float, list[str]]:
+    """Return the lowest confidence of an answer (0: all are given, infinity: none), from the
+    validation split if a target is given; and sentences on the accuracy beyond it on the
+    calibration split, which fitted nothing but the calibrator."""
     if config.abstain_below is None and config.target_accuracy is None:
-        return _Cut(0.0)
+        return 0.0, []
     splits = load_splits(config.data, config.seed, made=config.made)
 
     def held_out(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -157,14 +146,11 @@ def _cut(
         confidence, correct = held_out("validation")
         below = cutoff_for(config.target_accuracy, confidence, correct)
         if below is None:
-            return _Cut(
-                np.inf,
-                (
-                    f"No cut-off reaches an accuracy of {percent(config.target_accuracy)} on"
-                    f" {count(len(confidence), 'validation question')} (all of them together:"
-                    f" {percent(correct.mean())}), so nothing is answered.",
-                ),
-            )
+            return np.inf, [
+                f"No cut-off reaches an accuracy of {percent(config.target_accuracy)} on"
+                f" {count(len(confidence), 'validation question')} (all of them together:"
+                f" {percent(correct.mean())}), so nothing is answered."
+            ]
         chosen = (
             f"Cut-off {below:.3f}: the lowest confidence from which on at least"
             f" {percent(config.target_accuracy)} of"
@@ -173,7 +159,7 @@ def _cut(
     else:
         chosen = f"Cut-off {below:g}, as given."
     expected = expected_accuracy(below, *held_out("calibration"))
-    return _Cut(below, (chosen, _promise(expected, config.data.task)))
+    return below, [chosen, _promise(expected, config.data.task)]
 
 
 def _promise(expected: ExpectedAccuracy | None, task: str) -> str:

@@ -25,7 +25,7 @@ from cogcalib_jax.cli.questions import (
 )
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import may_have_moved
-from cogcalib_jax.cli.tracking import require_trackers
+from cogcalib_jax.cli.tracking import make_trackers
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.example import EncodedSplit, require_shared_options
@@ -43,7 +43,6 @@ from cogcalib_jax.inference.evaluate import Calibrators, calibrated, data_hash
 from cogcalib_jax.inference.open_ended import OpenPredictions, OpenPredictor
 from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.machines import DistributedConfig
-from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import (
@@ -133,11 +132,6 @@ class Prepared:
     """split, or "anchor" -> hash of its rows"""
 
     @property
-    def methods(self) -> dict[str, MethodConfig]:
-        """Folder name -> resolved method."""
-        return self.config.resolved_methods()
-
-    @property
     def splits(self) -> dict[str, EncodedSplit]:
         """The five splits of the task, by name."""
         return self.trainer.splits | {"test": self.sets[self.config.data.task]}
@@ -159,7 +153,8 @@ def prepare(
         UserError: first what is known before a weight is read, then a base or an adapter that does
             not fit.
     """
-    from_main(lambda: require_trackers(config.track))
+    # Refuses trackers whose libraries are not installed.
+    from_main(lambda: make_trackers(config.track, Path(), "", {}) and None)
     with may_have_moved(config.adapter, "--adapter", config.resume):
         config = with_own_lora(config)
     mesh = make_mesh(config.mesh)

@@ -7,7 +7,7 @@ start, and weights between the start and sft.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from cogcalib_jax.calibration import TemperatureScaler
 from cogcalib_jax.cli.method_run import Run, Start, score, write_answers
 from cogcalib_jax.cli.prepare import answering
 from cogcalib_jax.cli.questions import fitting_sets
-from cogcalib_jax.cli.results import require_numbers
+from cogcalib_jax.cli.results import Predict, require_numbers
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.config import CHAT, DataConfig
@@ -52,7 +52,6 @@ from cogcalib_jax.report.text import BASE, COMMONEST
 from cogcalib_jax.settings import marked_paths
 from cogcalib_jax.training.log import options_belief
 
-Predict = Callable[[EncodedSplit], Predictions]
 PATH = "path"
 """folder of the shares that were tried, each with an adapter and predictions"""
 SHARES = (0.4, 0.6, 0.8)
@@ -185,11 +184,6 @@ def reference_rows(run: Run) -> dict[str, dict[str, Any]]:
         BASE: score(run, run.folder / BASE, partial(trainer.predictor, lora)),
         COMMONEST: score(run, run.folder / COMMONEST, constant, vocabulary=False),
     }
-
-
-def start_row(run: Run, start: Start) -> Predict:
-    """Return the function that answers with the model in which fine-tuning begins."""
-    return partial(run.trainer.predictor, start.lora)
 
 
 def interpolation_row(run: Run, start: Start, folder: Path) -> Predict:

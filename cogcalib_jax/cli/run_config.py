@@ -17,7 +17,13 @@ from cogcalib_jax.baselines.registry import (
     baseline_label,
     is_baseline,
 )
-from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, resume_command, stored_config
+from cogcalib_jax.cli.stored import (
+    CONFIG_FILE,
+    ConfigT,
+    read_config,
+    resume_command,
+    stored_config,
+)
 from cogcalib_jax.configlib.loading import Loaded, load_config
 from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset, split_arguments
 from cogcalib_jax.data.config import DataConfig
@@ -34,7 +40,7 @@ from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.report.text import tempered
-from cogcalib_jax.settings import identity, marked_paths, often, places, retire, setting
+from cogcalib_jax.settings import identity, marked_paths, often, places, setting
 from cogcalib_jax.training.config import (
     DEFAULT_OPTIMIZER,
     CheckpointConfig,
@@ -331,10 +337,6 @@ class RunConfig:
         )
 
 
-# Checkpoints of earlier releases compared places.
-retire(*marked_paths(RunConfig, "place"))
-
-
 def check_seed(seed: int) -> None:
     """Refuse seeds that do not fit into the 32 bits of a random key."""
     check(0 <= seed < 2**32, "seed", f"must be an integer from 0 to {2**32 - 1}")
@@ -418,13 +420,13 @@ def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
         )
 
 
-def require_same_config(folder: Path, config: RunConfig, *, places_too: bool = True) -> RunConfig:
-    """Refuse to resume the run in `folder` with another config; return the config of the start.
+def require_same_config(folder: Path, config: ConfigT, *, places_too: bool = True) -> ConfigT:
+    """Refuse to resume the work in `folder` with another config; return the config of the start.
 
     places_too: whether base, rows and first adapter must have their old paths; False if the caller
     compares hashes.
     """
-    stored = read_config(folder, RunConfig)
+    stored = read_config(folder, type(config))
     require_same_identity(folder, identity(stored), identity(config))
     if places_too:
         require_same_identity(folder, places(stored), places(config))

@@ -30,9 +30,7 @@ from cogcalib_jax.hf.adapter import base_hash
 from cogcalib_jax.hf.adapter_config import WEIGHTS_FILE
 from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.inference.config import WITHOUT_PRIOR
-from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.settings import Role, by_path
-from cogcalib_jax.training.checkpoint import MANIFEST, DamageError, read_manifest
 
 # File systems that have no locks say so with one of these.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -180,25 +178,21 @@ def hash_inputs(config: RunConfig, base: str | Path, data: Mapping[str, str]) ->
     return {"base": base_hash(model_folder(base)), "adapter": adapter, "data": dict(data)}
 
 
-def write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Write `inputs.json` of a run that begins."""
-    write_json(folder / INPUTS_FILE, inputs)
-
-
-def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, Any]) -> bool:
-    """Refuse to resume with another base, adapter or other rows than the run was started with.
-
-    Returns whether hashes were stored: runs of before `inputs.json` have them in checkpoints alone.
-    """
-    stored = _stored(folder)
-    if stored is None:
-        return False
+@in_main
+def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, Any]) -> None:
+    """Refuse to resume with another base, adapter or other rows than the run was started with."""
+    file = folder / INPUTS_FILE
+    stored = files.read_object(file, "put it back from a copy")
+    if not isinstance(stored.get("data"), dict) or not {"base", "adapter"} <= set(stored):
+        raise UserError(
+            f"{file}: damaged (it must hold base, adapter and data); put it back from a copy"
+        )
     changed = [
         split for split, value in stored["data"].items() if inputs["data"].get(split) != value
     ]
     if stored["base"] != inputs["base"]:
         what, given, option = "weights of the base differ", config.model.path, "--model.path"
-    elif stored.get("adapter", inputs["adapter"]) != inputs["adapter"]:
+    elif stored["adapter"] != inputs["adapter"]:
         what, given, option = "weights of the adapter differ", config.adapter, "--adapter"
     elif changed:
         what = f"rows differ (split {changed[0]})"
@@ -206,31 +200,13 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
         if changed[0] == "anchor":
             what, given, option = "anchor rows differ", config.anchor.path, "--anchor.path"
     else:
-        return True
+        return
     where = f"{option[2:]} = {given}" if given is not None else f"data.task = {config.data.task}"
     remedy = f"give the same one's place with {option}, or" if given is not None else ""
     raise UserError(
         f"{folder}: cannot resume: {where}: the {what} from what the run was started with;"
         f" {remedy} choose another --run-dir"
     )
-
-
-@in_main
-def _stored(folder: Path) -> dict[str, Any] | None:
-    file = folder / INPUTS_FILE
-    if file.is_file():
-        stored = files.read_object(file, "")
-        if not isinstance(stored.get("data"), dict) or "base" not in stored:
-            raise UserError(
-                f"{file}: damaged (it must hold base and data); put it back from a copy"
-            )
-        return stored
-    for manifest in sorted(folder.rglob(f"checkpoints/*/{MANIFEST}")):
-        try:
-            return read_manifest(manifest.parent)["identity"]["made_from"]
-        except (DamageError, KeyError):
-            continue
-    return None
 
 
 @contextmanager

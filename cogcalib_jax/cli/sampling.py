@@ -33,14 +33,12 @@ from cogcalib_jax.baselines.rows import (
 from cogcalib_jax.baselines.sampling import DropoutPredictor, EnsemblePredictor, draws
 from cogcalib_jax.baselines.variational import Prior, ScalaBl
 from cogcalib_jax.cli.method_run import Run, Start, score, train_method, write_answers
-from cogcalib_jax.cli.references import interpolation_row, start_row
-from cogcalib_jax.cli.results import has_results, read_results
+from cogcalib_jax.cli.references import interpolation_row
+from cogcalib_jax.cli.results import Predict, has_results, read_results
 from cogcalib_jax.cli.run_config import MC_DROPOUT, RunConfig
 from cogcalib_jax.cli.run_folder import write_config
 from cogcalib_jax.console import say
-from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.evaluate import write_json
-from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.parameters import (
     abstract_decoder,
     random_lora,
@@ -54,8 +52,6 @@ from cogcalib_jax.training.config import OPTIMIZERS
 from cogcalib_jax.training.finetune import FinetuneResult, make_trainer, style_phase
 from cogcalib_jax.training.log import options_belief
 from cogcalib_jax.training.variant import Variant
-
-Predict = Callable[[EncodedSplit], Predictions]
 
 
 @dataclass(frozen=True)
@@ -272,6 +268,6 @@ FITS: dict[str, Callable[[_Row, Any], Predict]] = {
     "ivon": _ivon,
     "scalabl": _scalabl,
     "ib_edl": _ib_edl,
-    "start": lambda row, _: start_row(row.run, row.start),
+    "start": lambda row, _: partial(row.run.trainer.predictor, row.start.lora),
     "interpolation": lambda row, _: interpolation_row(row.run, row.start, row.folder),
 }

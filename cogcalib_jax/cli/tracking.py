@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.distributed import is_main
@@ -65,15 +64,6 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, str]], Tracker]] = {
 }
 
 
-def require_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers whose libraries are not installed.
-
-    Raises:
-        UserError: the first of them, and how it is installed.
-    """
-    make_trackers(names, Path(), "", {})
-
-
 def make_trackers(
     names: Sequence[str], place: Path, title: str, env: Mapping[str, str] = os.environ
 ) -> list[Tracker]:
@@ -112,12 +102,13 @@ def tracked(
     place.mkdir(parents=True, exist_ok=True)
     trackers = make_trackers(config.track, place, title)
     begun = (folder / "metrics.jsonl").is_file()
+    described = {k: v for k, v in identity(config).items() if k not in LEFT_OUT}
     start = StartInfo(
         rows=len(trainer.splits["train"]),
         style_steps=trainer.style_steps,
         steps=trainer.total_steps,
         method=config.method.label,
-        config=_settings(config) | {"base": public_name(base)},
+        config=described | {"base": public_name(base)},
     )
     with announced(trackers, start):
         lines = [] if begun else Journal(style_folder / "metrics.jsonl").read()
@@ -128,7 +119,3 @@ def tracked(
         yield replace(trainer, trainable=replace(trainer.trainable, callbacks=trackers))
     for tracker in trackers:
         tracker.on_end(None)
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in identity(config).items() if name not in LEFT_OUT}

@@ -26,7 +26,13 @@ from cogcalib_jax.cli.prepare import prepare, with_processes
 from cogcalib_jax.cli.references import look_at_base, reference_rows
 from cogcalib_jax.cli.run_config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
 from cogcalib_jax.cli.sampling import sampling_rows
-from cogcalib_jax.cli.stored import CHOICE_FILE, CONFIG_FILE, read_choice, resume_command
+from cogcalib_jax.cli.stored import (
+    CHOICE_FILE,
+    CONFIG_FILE,
+    INPUTS_FILE,
+    read_choice,
+    resume_command,
+)
 from cogcalib_jax.console import say, warn
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.distributed import from_main, in_main
@@ -181,13 +187,12 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     inputs = run_folder.hash_inputs(config, base.place, hashes)
     if config.resume:
         stored = require_same_config(folder, written, places_too=False)
-        if not run_folder.require_same_inputs(folder, config, inputs):
-            require_same_config(folder, written)
+        run_folder.require_same_inputs(folder, config, inputs)
         moved = with_places_of(stored, written)
         if moved != stored:
             run_folder.write_config(folder, moved)
     else:
-        run_folder.write_inputs(folder, inputs)
+        write_json(folder / INPUTS_FILE, inputs)
         run_folder.write_config(folder, written)
     # The configs of methods do not mention a resume.
     config = replace(config, resume=False)

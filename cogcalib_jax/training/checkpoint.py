@@ -37,7 +37,6 @@ from cogcalib_jax.console import warn
 from cogcalib_jax.distributed import from_main, is_main, is_one_of_several, require_agreement
 from cogcalib_jax.errors import UserError, refusal
 from cogcalib_jax.files import with_path_in_errors, write_whole
-from cogcalib_jax.settings import without_retired
 from cogcalib_jax.sharding import fetch
 from cogcalib_jax.training.config import CheckpointConfig, require_same_identity
 
@@ -360,7 +359,7 @@ class Checkpoints:
         place = self.folder / name
         manifest = read_manifest(place)
         # Checkpoints of before name places as well.
-        require_same_identity(self.folder, without_retired(manifest["identity"]), identity)
+        require_same_identity(self.folder, manifest["identity"], identity)
         if manifest["name"] != name:
             raise DamageError(f"it was saved as {manifest['name']}")
         try:

@@ -15,7 +15,6 @@ from cogcalib_jax.settings import (
     places,
     style_identity,
     with_places_of,
-    without_retired,
 )
 from cogcalib_jax.training.config import TrainingConfig
 
@@ -120,13 +119,8 @@ def test_places_move_together():
     assert identity(with_places_of(config, moved)) == identity(config)
 
 
-def test_checkpoints_of_before_belong_to_the_runs_they_were_made_by():
-    """They hold places, and lack `data.shared_groups`."""
-    now = identity(own_rows())
-    assert "shared_groups" not in now["data"]
-    old = deepcopy(now) | {"adapter": "a"}
-    old["data"]["path"], old["model"]["path"] = "rows", "base"
-    assert without_retired(old) == now and "path" in old["data"]
+def test_an_added_field_counts_once_it_is_not_the_default():
+    assert "shared_groups" not in identity(own_rows())["data"]
     dropping = identity(own_rows(shared_groups="drop"))
     assert dropping["data"]["shared_groups"] == "drop"
 

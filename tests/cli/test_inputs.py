@@ -7,10 +7,10 @@ from cogcalib_jax.cli.run_folder import (
     may_have_moved,
     require_same_inputs,
     write_config,
-    write_inputs,
 )
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference.evaluate import write_json
 
 INPUTS = {"base": "b", "adapter": "a", "data": {"train": "t", "test": "s"}}
 
@@ -30,15 +30,16 @@ def config(*argv):
     ],
 )
 def test_whichever_of_them_differs_is_named_with_its_option(change, told, tmp_path):
-    write_inputs(tmp_path, INPUTS)
+    write_json(tmp_path / "inputs.json", INPUTS)
     asked = config("--adapter", "first")
-    assert require_same_inputs(tmp_path, asked, INPUTS)
+    require_same_inputs(tmp_path, asked, INPUTS)
     with pytest.raises(UserError, match=f"cannot resume: {told}"):
         require_same_inputs(tmp_path, asked, INPUTS | change)
 
 
-def test_without_hashes_places_must_be_the_same(tmp_path):
-    assert not require_same_inputs(tmp_path, config(), INPUTS)
+def test_places_count_for_a_caller_without_hashes(tmp_path):
+    with pytest.raises(UserError, match="inputs.json: no such file; put it back from a copy"):
+        require_same_inputs(tmp_path, config(), INPUTS)
     write_config(tmp_path, config())
     require_same_config(tmp_path, config("--data.path", "moved"), places_too=False)
     with pytest.raises(UserError, match="data.path is 'moved' but it was started with 'rows'"):
