@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -154,46 +154,24 @@ def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) ->
     )
 
 
-def show_overlaps(
-    report: Report, splits: Mapping[str, Sequence[Example]], sources: Collection[str]
-) -> None:
-    """Add the questions that splits still share.
-
-    sources: names of the splits whose questions must not stand in a later one.
-    """
-    report.section("Questions that stand in two places")
-    equal = [overlap for overlap in inspection.overlaps(splits) if overlap.first in sources]
-    if not sources:
-        report.line("What the model was trained on is not known here: nothing to compare with.")
-    elif not equal:
-        report.line(
-            f"No question of {', '.join(sources)} stands in another split (compared as a reader"
-            " sees them: white space and the order of options aside)."
-        )
-    for overlap in equal:
-        shown = f"{count(overlap.rows, 'question')} of {overlap.second} also in {overlap.first}"
-        report.line(f"{shown}, such as {_quoted(overlap.example)}.")
-        report.remarks.append(
-            f"{shown}: numbers on {overlap.second} flatter a model that was trained on them"
-        )
+def show_repeats(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
+    """Add the questions that are like one of an earlier split, or repeat one of their own."""
+    report.section("Questions that are nearly alike")
+    report.line("No question is in two splits: rows that repeat one of a later split are left out.")
     names = list(splits)
     for place, (name, rows) in enumerate(splits.items()):
-        before = {key: splits[key] for key in names[:place] if key in sources}
-        if near := inspection.near_overlaps(before, rows):
+        if near := inspection.near_overlaps([splits[key] for key in names[:place]], rows):
+            shown = textwrap.shorten(near[0].question, 70, placeholder=" ...")
             report.line(
                 f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
-                f" one of {', '.join(before)}, with other options, passage, punctuation or case,"
-                f" such as {_quoted(near[0].question)}; kept, for they may be other questions."
+                f" one of {', '.join(names[:place])}, with other options, passage, punctuation or"
+                f" case, such as {shown!r}; kept, for they may be other questions."
             )
         if repeats := inspection.repeated(rows):
             report.line(
                 f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
                 " one."
             )
-
-
-def _quoted(text: str) -> str:
-    return repr(textwrap.shorten(text, 70, placeholder=" ..."))
 
 
 def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: DataConfig) -> None:

@@ -51,8 +51,6 @@ class EvalConfig:
     """folder of the results; unset: runs/eval-N"""
     resume: bool = often(False, affects_identity=False, role="resume")
     """continue the evaluation in run_dir: what is finished there is not done again"""
-    dry_run: bool = often(False, affects_identity=False)
-    """report on questions, precision and parameters, and stop"""
     adapter: tuple[str, ...] = often(())
     """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
     ensemble: bool = False
@@ -141,7 +139,7 @@ class EvalConfig:
         )
         if self.predictions is not None:
             self._require_unset("predictions", "run", "adapter", "task", "predict", "resume")
-            self._require_unset("predictions", "dry_run", "ensemble", "mc_passes")
+            self._require_unset("predictions", "ensemble", "mc_passes")
             self._require_one_process("predictions")
             check(
                 self.model.path is None,
@@ -209,7 +207,7 @@ class EvalConfig:
             for name in ("out", "abstain_below", "target_accuracy"):
                 check(getattr(self, name) is None, name, "must be none unless predict is given")
             return
-        self._require_unset("predict", "task", "by", "run_dir", "resume", "dry_run")
+        self._require_unset("predict", "task", "by", "run_dir", "resume")
         self._require_unset("predict", "ensemble", "mc_passes")
         self._require_one_process("predict")
         check(self.out is not None, "out", "must name the file for the answers (--out FILE)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -103,7 +103,7 @@ def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     places = {model.name: folder / model.name if several else folder for model in models}
     todo = [model for model in models if not _is_done(places[model.name], model, sets)]
     calibrators = _calibrators(config, todo, sets)
-    anchors = {model.name: anchors_of(config, model, sets) for model in todo}
+    anchors = {model.name: _anchors_of(config, model, sets) for model in todo}
     for group in by_base(todo):
         _evaluate_group(config, folder, group, places, sets, calibrators, anchors, argv)
     if several:
@@ -177,11 +177,8 @@ def _calibrators(
     return asked
 
 
-def anchors_of(
-    config: EvalConfig,
-    model: Evaluated,
-    sets: Mapping[tuple[str, str], Sets],
-    note: Callable[[str], None] = show_note,
+def _anchors_of(
+    config: EvalConfig, model: Evaluated, sets: Mapping[tuple[str, str], Sets]
 ) -> EncodedSplit | None:
     """Return the anchors of TFB for `model`; None without TFB (UserError if there are none)."""
     if config.tfb is None:
@@ -189,7 +186,7 @@ def anchors_of(
     if model.adapter is None:
         raise UserError(f"tfb: {model.name} has no adapter to add noise to; leave it out")
     tokenizer = load_base_tokenizer(model.base, model.tokenizer_from, note=lambda _: None)
-    return tfb_anchors(config, model.run, tokenizer, sets[model.reads_with].values(), note)
+    return tfb_anchors(config, model.run, tokenizer, sets[model.reads_with].values())
 
 
 def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
@@ -199,11 +196,11 @@ def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tupl
     for reading, model in {model.reads_with: model for model in models}.items():
         tokenizer = load_base_tokenizer(model.base, model.tokenizer_from)
         sets[reading] = encode_questions(config, questions, tokenizer)
-        require_suitable(config, sets[reading])
+        _require_suitable(config, sets[reading])
     return sets
 
 
-def require_suitable(config: EvalConfig, sets: Sets) -> None:
+def _require_suitable(config: EvalConfig, sets: Sets) -> None:
     """Refuse questions without the fields or the options that `config` needs (UserError)."""
     require_fields(config.by, {task: question_fields(encoded) for task, encoded in sets.items()})
     averaging = next((n for n in ("ensemble", "mc_passes", "tfb") if getattr(config, n)), None)

@@ -37,7 +37,6 @@ from cogcalib_jax.inference.config import DEFAULT_CALIBRATOR, OptionScore, store
 from cogcalib_jax.inference.predictions import Predictions
 from cogcalib_jax.models.config import LoraConfig
 from cogcalib_jax.report.text import count
-from cogcalib_jax.world.base import base_place
 
 CALIBRATOR_FILE = "calibrator.json"
 """the calibrator that an evaluation fitted or read"""
@@ -87,18 +86,14 @@ class Evaluated:
         return {"base": base_hash(model_folder(self.base)), "adapter": adapter}
 
 
-def evaluated_models(config: EvalConfig, *, look_only: bool = False) -> list[Evaluated]:
+def evaluated_models(config: EvalConfig) -> list[Evaluated]:
     """Return the models that `config` names, in that order; a missing base of a world is built.
-
-    Args:
-        look_only: whether to build nothing and to read no weight, so that an adapter of another
-            base passes.
 
     Raises:
         UserError: an adapter that cannot be read, was trained on another base, or cannot be
             averaged.
     """
-    models = _single_models(config, look_only)
+    models = _single_models(config)
     if config.mc_passes is not None:
         for model in models:
             if model.lora is None or model.lora.lora_dropout == 0:
@@ -124,7 +119,7 @@ def _ensemble(members: Sequence[Evaluated]) -> Evaluated:
     return Evaluated("ensemble", first.base, None, first.run, first.lora, tuple(members))
 
 
-def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
+def _single_models(config: EvalConfig) -> list[Evaluated]:
     models = []
     if config.run:
         bases: dict[tuple[object, ...], str | Path] = {}
@@ -132,13 +127,10 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
         for name, place, run in zip(_names(config.run), config.run, runs, strict=True):
             made_from = (run.model.path, run.data, run.world, run.pretrain, run.seed)
             if config.model.path is None and made_from not in bases:
-                if look_only and run.model.path is None:
-                    bases[made_from] = base_place(run.world, run.pretrain, run.seed)[-1]
-                else:
-                    bases[made_from] = base_path(run.model, run.world, run.pretrain, run.seed)
+                bases[made_from] = base_path(run.model, run.world, run.pretrain, run.seed)
             base = config.model.path or bases[made_from]
             adapter = str(Path(place) / "adapter")
-            models.append(_with_adapter(name, base, adapter, run, look_only=look_only))
+            models.append(_with_adapter(name, base, adapter, run))
         return models
     base = config.model.path
     assert base is not None  # EvalConfig holds that there is a run or a base
@@ -146,27 +138,17 @@ def _single_models(config: EvalConfig, look_only: bool) -> list[Evaluated]:
     names = _names(["base" if adapter == BARE else adapter for adapter in adapters])
     for name, adapter in zip(names, adapters, strict=True):
         bare = adapter == BARE
-        models.append(
-            Evaluated(name, base, None)
-            if bare
-            else _with_adapter(name, base, adapter, look_only=look_only)
-        )
+        models.append(Evaluated(name, base, None) if bare else _with_adapter(name, base, adapter))
     return models
 
 
 def _with_adapter(
-    name: str,
-    base: str | Path,
-    adapter: str,
-    run: RunConfig | None = None,
-    *,
-    look_only: bool,
+    name: str, base: str | Path, adapter: str, run: RunConfig | None = None
 ) -> Evaluated:
     lora = read_lora_config(adapter)
     if not (Path(adapter) / WEIGHTS_FILE).is_file():
         raise UserError(f"{adapter}: no {WEIGHTS_FILE}; give a folder that holds a whole adapter")
-    if not look_only:
-        require_trained_on(Path(adapter), model_folder(base), str(base))
+    require_trained_on(Path(adapter), model_folder(base), str(base))
     return Evaluated(name, base, adapter, run, lora)
 
 

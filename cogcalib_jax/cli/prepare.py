@@ -159,12 +159,11 @@ def prepare(
         config = with_own_lora(config)
     mesh = make_mesh(config.mesh)
     check_mesh(mesh, config.training, config.evaluation, config.anchor if config.anchored else None)
-    made_from = (config.model, config.world, config.pretrain, config.seed)
     with may_have_moved(config.model.path, "--model.path", config.resume):
         if abstract:
-            base = outline_base(*made_from, config.adapter, note)
+            base = _outline_base(config, note)
         else:
-            place = base_path(*made_from)
+            place = base_path(config.model, config.world, config.pretrain, config.seed)
             say(f"== Data and model: {config.data.task} with {place}")
             base = _read_outline(place, config.adapter, note)
     with may_have_moved(config.data.path, "--data.path", config.resume):
@@ -272,33 +271,18 @@ def base_path(
     return ensure_base(world, pretrain, seed)
 
 
-def outline_base(
-    model: ModelConfig,
-    world: WorldConfig,
-    pretrain: PretrainConfig,
-    seed: int,
-    adapter: str | None = None,
-    note: Callable[[str], None] = show_note,
-) -> Outline:
-    """Read config.json and the tokenizer of a base; a world's base stays unbuilt.
-
-    Args:
-        adapter: folder of an adapter, whose tokenizer is used if it has its own.
-        note: gets what that tokenizer changes.
-
-    Raises:
-        UserError: as when a run reads them.
-    """
-    if model.path is not None:
-        return _read_outline(model.path, adapter, note)
-    made, _, folder = base_place(world, pretrain, seed)
+def _outline_base(config: RunConfig, note: Callable[[str], None]) -> Outline:
+    """Read config.json and the tokenizer of a base; a world's base stays unbuilt."""
+    if config.model.path is not None:
+        return _read_outline(config.model.path, config.adapter, note)
+    made, _, folder = base_place(config.world, config.pretrain, config.seed)
     if folder.is_dir():
-        built = _read_outline(folder, adapter, note)
+        built = _read_outline(folder, config.adapter, note)
         return replace(built, name="the world's base, which is built already")
     words = build_tokenizer(made.config)
     return Outline(
         "the world's base, which is not built yet",
-        base_architecture(pretrain, words),
+        base_architecture(config.pretrain, words),
         tokenizer_in_memory(made.config, CONTEXT),
         corpus=corpus_ids(made, words),
     )

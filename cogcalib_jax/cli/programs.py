@@ -92,15 +92,11 @@ def train(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """Evaluate, answer or score what `argv` asks for, and print the numbers."""
     config = load_evaluation(argv, prog="eval.py", description=EVAL)
-    from cogcalib_jax.cli.dry_run import dry_run_evaluation
     from cogcalib_jax.cli.evaluate import evaluate_run, evaluation_text
     from cogcalib_jax.cli.predict import answer_questions
     from cogcalib_jax.cli.results import score_predictions
     from cogcalib_jax.distributed import from_main, is_main
 
-    if config.dry_run:
-        print(plain_text(dry_run_evaluation(config)))
-        return
     enable_compile_cache()
     if config.predict is not None:
         print(plain_text(answer_questions(config)))

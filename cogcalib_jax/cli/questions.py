@@ -30,10 +30,8 @@ TAUGHT_FIT, UNSEEN_FIT = "taught_fit", "unseen_fit"
 """groups on which something is fitted or chosen: what was taught, in other words; what was not"""
 
 
-def test_questions(
-    config: EvalConfig, runs: Sequence[RunConfig], note: Note = show_note
-) -> Questions:
-    """Return the questions that `config` names; `note` gets what was left out or changed.
+def test_questions(config: EvalConfig, runs: Sequence[RunConfig]) -> Questions:
+    """Return the questions that `config` names.
 
     runs: the evaluated runs, whose own rows are split as for their training.
     """
@@ -49,7 +47,7 @@ def test_questions(
         else:
             examples, notes = load_test(data, config.seed, group or None, made=config.made)
         for text in filter(None, notes):
-            note(text)
+            show_note(text)
         return examples
 
     questions = {entry: read(entry) for entry in config.task or (config.data.task,)}
@@ -59,19 +57,16 @@ def test_questions(
 
 
 def encode_questions(
-    config: EvalConfig,
-    questions: Questions,
-    tokenizer: PreTrainedTokenizerBase,
-    note: Note = show_note,
+    config: EvalConfig, questions: Questions, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, EncodedSplit]:
-    """Return task -> questions as token ids; `note` gets what was left out or changed."""
+    """Return task -> questions as token ids."""
     sets = {}
     for entry, rows in questions.items():
         data = config.data.for_task(entry.partition(":")[0])
         sets[entry], notes = encode_split("test", rows, tokenizer, data, load_shots(data))
         say(f"   {entry}: {len(sets[entry]):,} questions")
-        for text in filter(None, notes):
-            note(text)
+        for text in notes:
+            show_note(text)
     return sets
 
 
@@ -80,13 +75,10 @@ def tfb_anchors(
     run: RunConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     measured: Iterable[EncodedSplit],
-    note: Note = show_note,
 ) -> EncodedSplit:
     """Return the anchors of `config.tfb` for the model of `run`, or for one without.
 
-    Args:
-        measured: the questions that are evaluated, which are left out.
-        note: gets what was left out or changed.
+    measured: the questions that are evaluated, which are left out.
 
     Raises:
         UserError: no question is left; rows that cannot be used.
@@ -108,7 +100,7 @@ def tfb_anchors(
         )
     encoded, notes = encode_split("anchor", kept, tokenizer, data, shots)
     for text in notes:
-        note(text)
+        show_note(text)
     return encoded
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,17 +35,6 @@ class Labels(NamedTuple):
         return int(np.argmax(self.shares))
 
 
-class Overlap(NamedTuple):
-    """Questions of one split that are also in another."""
-
-    first: str
-    second: str
-    rows: int
-    """rows of `second`"""
-    example: str
-    """the question of one of them"""
-
-
 def labels(rows: Sequence[Example]) -> Labels:
     """Count the right answers of questions with options, at least one."""
     options = Counter(len(row.choices) for row in rows)
@@ -61,26 +49,15 @@ def repeated(rows: Sequence[Example]) -> int:
     return len(rows) - len({question_key(row) for row in rows})
 
 
-def overlaps(splits: Mapping[str, Sequence[Example]]) -> list[Overlap]:
-    """Find equal questions in every pair of splits, compared by `question_key`."""
-    keys = {name: {question_key(row) for row in rows} for name, rows in splits.items()}
-    found = []
-    for first, second in combinations(splits, 2):
-        same = [row for row in splits[second] if question_key(row) in keys[first]]
-        if same:
-            found.append(Overlap(first, second, len(same), same[0].question))
-    return found
-
-
 def near_overlaps(
-    sources: Mapping[str, Sequence[Example]], rows: Sequence[Example]
+    earlier_splits: Iterable[Sequence[Example]], rows: Sequence[Example]
 ) -> list[Example]:
-    """Return the rows whose question has the same words as a row of `sources`, but not its
+    """Return the rows whose question has the same words as an earlier row, but not its
     passage, options, punctuation or case.
 
     Splitting keeps them, for they may be two questions.
     """
-    earlier = [row for source in sources.values() for row in source]
+    earlier = [row for split in earlier_splits for row in split]
     words, equal = set(map(_words, earlier)), set(map(question_key, earlier))
     return [row for row in rows if _words(row) in words and question_key(row) not in equal]
 

@@ -4,16 +4,10 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-import eval as eval_program
 import train
-from cogcalib_jax.cli.run_config import RunConfig
-from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import find_preset
-from cogcalib_jax.configlib.values import to_yaml
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf import files as model_files
 from cogcalib_jax.world.corpus import build_splits
@@ -124,7 +118,6 @@ def test_of_ones_own_rows(base, rows, capsys, tmp_path):
     assert sizes == {"style": 4, "train": 39, "calibration": 10}
     assert "1 of 67 rows cannot be used and were left out" in text
     assert "train: 3 of 66 rows left out, since they repeat a question of the test split" in text
-    assert "No question of style, train, calibration, validation, test stands in another" in text
     assert "1 of 20 questions of test in the same words as one of" in text
     assert re.search(r"choosing it always is right in .*test 75.0 % \(option 1\)", text)
     # Five tokens and the answer; the passage of 32 words is cut to fit into 20.
@@ -204,49 +197,6 @@ def test_mistakes_end_as_in_a_run(base, rows, capsys):
     assert "must be from 2 to 500" in refused(*skip, "--data.calibration-rows", "1000")
 
 
-@pytest.fixture
-def run(base, rows, tmp_path):
-    """A finished run as far as a dry run can tell."""
-    argv = custom(base, rows, "--data.on-bad-row", "skip", "--method.name", "sft")
-    argv[argv.index("--config") + 1] = find_preset("own_questions")
-    config = load_config(RunConfig, [*argv, "--compare", ""], prog="", description="").config
-    folder = tmp_path / "run"
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
-    lora = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(lora))
-    # Of the adapter's tensors a dry run reads the header alone.
-    down = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 32))}
-    save_file(down, folder / "adapter" / "adapter_model.safetensors")
-    return folder
-
-
-def test_an_evaluation_is_compared_with_what_was_trained_on(run, tmp_path, capsys):
-    """Three questions of ten stand among the run's training rows or in splits carved from them."""
-    trained = [json.loads(line) for line in (tmp_path / "rows/train.jsonl").open()]
-    other = write(tmp_path / "other", test=[ask(n, n % 4) for n in range(100, 110)])
-    shared = trained[:60]
-    path = other / "test.jsonl"
-    path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in shared))
-    argv = ["--run", str(run), "--task", "custom", "--data.path", str(path)]
-    out = report(capsys, eval_program.main, argv)
-    text = flat(out)
-    assert line_of(out, "custom")[1] == "70"
-    found = re.search(r"(\d+) questions of custom also in training rows of custom", text)
-    # 60 rows, of which 20 were carved for calibration and validation; of two that stand twice
-    # among the training rows both copies lie in one split.
-    assert 38 <= int(found[1]) <= 42
-    assert "What 70 questions of custom can show" in text
-    assert re.search(r"run: base [\d.]+ kB, adapter", text)
-    assert not list((tmp_path / "here").iterdir())
-
-
-def test_its_own_test_rows_were_not_trained_on(run, capsys):
-    out = report(capsys, eval_program.main, ["--run", str(run)])
-    assert line_of(out, "custom")[1] == "20"
-    assert "No question of training rows of custom stands in another split" in flat(out)
-
-
 @pytest.mark.parametrize(("context", "said"), [(16, True), (19, False)])
 def test_texts_beyond_the_models_context_are_said(base, rows, capsys, tmp_path, context, said):
     """The longest text is cut to 20 tokens, of which the last is no input."""
@@ -256,39 +206,6 @@ def test_texts_beyond_the_models_context_are_said(base, rows, capsys, tmp_path, 
     words = custom(short, rows, "--data.on-bad-row", "skip")
     here = "texts of up to 19 tokens are longer than the model's context of 16"
     assert (here in flat(report(capsys, train.main, words))) is said
-    asked = ["--model.path", str(short), "--task", "custom", "--data.path", str(rows)]
-    asked += ["--data.prompt", "cloze", "--data.max-length", "20"]
-    assert (here in flat(report(capsys, eval_program.main, asked))) is said
-
-
-def test_a_bare_base_on_several_tasks(base, rows, capsys):
-    world = arguments(base, "none")
-    argv = [
-        x
-        for option, value in zip(world[::2], world[1::2], strict=True)
-        if option.startswith(("--model.", "--data.", "--world."))
-        for x in (option, value)
-    ]
-    argv += ["--task", "world,world:taught_form_b"]
-    out = report(capsys, eval_program.main, argv)
-    assert line_of(out, "world")[1] == str(WORLD.test)
-    assert line_of(out, "world:taught_form_b")[1] == str(WORLD.train)
-    assert "What the model was trained on is not known here" in out
-
-
-def test_an_ensemble_counts_every_member(run, capsys, tmp_path):
-    other = shutil.copytree(run, tmp_path / "other-run")
-    argv = ["--run", f"{run},{other}", "--ensemble"]
-    assert "Dry run of evaluating ensemble on custom" in report(capsys, eval_program.main, argv)
-    assert run_main(eval_program.main, ["--run", str(run), "--ensemble", "--dry-run"]) == 2
-    assert "ensemble: needs at least two runs" in capsys.readouterr().err
-    assert run_main(eval_program.main, ["--run", str(run), "--mc-passes", "3", "--dry-run"]) == 2
-    assert "without dropout" in capsys.readouterr().err
-    asked = [{"question": f"{FIRST[n]} plays the", "answer": "banjo"} for n in range(10)]
-    file = str(write(tmp_path / "open", test=asked) / "test.jsonl")
-    argv += ["--task", "custom", "--data.path", file, "--data.prompt", "qa", "--dry-run"]
-    assert run_main(eval_program.main, argv) == 2
-    assert "ensemble: averages the probabilities of options" in capsys.readouterr().err
 
 
 def test_a_composition_by_the_world_is_composed(base, tmp_path, capsys):
@@ -302,10 +219,3 @@ def test_a_composition_by_the_world_is_composed(base, tmp_path, capsys):
     out = report(capsys, train.main, argv)
     assert line_of(out, "train")[1] == str(len(known))
     assert "known only after style adaptation" in flat(out)
-
-
-def test_what_has_no_model_has_no_dry_run(base, tmp_path, capsys):
-    file = tmp_path / "predictions.jsonl"
-    file.write_text("{}\n")
-    assert run_main(eval_program.main, ["--predictions", str(file), "--dry-run"]) == 2
-    assert "dry_run" in capsys.readouterr().err

@@ -6,12 +6,10 @@ from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
 from cogcalib_jax.data.inspection import (
-    Overlap,
     cut_rows,
     fed_text,
     labels,
     near_overlaps,
-    overlaps,
     repeated,
 )
 from cogcalib_jax.hf.tokenizer import load_tokenizer
@@ -34,7 +32,7 @@ def test_positions_and_chance():
     assert found.chance == pytest.approx((0.25 * 3 + 0.5) / 4)
 
 
-def test_equal_and_nearly_equal_questions():
+def test_nearly_equal_questions():
     train = [ask("Who plays?"), ask("Who works?"), ask("Who sings?")]
     test = [
         ask("Who  plays?", choices=PLAYS[::-1]),
@@ -43,8 +41,7 @@ def test_equal_and_nearly_equal_questions():
         ask("Who studies?"),
         ask("WHO PLAYS?"),
     ]
-    assert overlaps({"train": train, "test": test}) == [Overlap("train", "test", 1, "Who  plays?")]
-    assert near_overlaps({"train": train}, test) == [test[1], test[2], test[4]]
+    assert near_overlaps([train], test) == [test[1], test[2], test[4]]
     assert repeated([*train, test[0], train[1]]) == 2
     assert repeated(train) == 0
 
