@@ -79,7 +79,7 @@ def write_results(
         UserError: finished tasks with other questions or weights; as `require_numbers`.
     """
     hashes = {task: data_hash(encoded) for task, encoded in sets.items()}
-    results = _finished(folder, hashes, weights)
+    results = finished_tasks(folder / PARTIAL, hashes, weights)
     for task, encoded in sets.items():
         if task in results:
             continue
@@ -174,35 +174,27 @@ def _open_part(predictions: OpenPredictions, seed: int, clusters: np.ndarray) ->
     return lambda config, chosen: rows.metrics(seed, config, chosen)
 
 
-def _finished(
-    folder: Path, hashes: Mapping[str, str], weights: Mapping[str, str | None] | None
+def finished_tasks(
+    file: Path, hashes: Mapping[str, str], weights: Mapping[str, str | None] | None
 ) -> dict[str, Any]:
-    """Return task -> numbers of the finished tasks of an interrupted evaluation."""
-    file = folder / PARTIAL
+    """Return task -> numbers of an evaluation in `file`; {} if there is none.
+
+    hashes: task -> hash of its questions.
+
+    Raises:
+        UserError: results of other questions or another model.
+    """
     if not from_main(file.is_file):
         return {}
     results = _read(file)
-    require_same_origin(folder, results.pop("provenance"), hashes, weights)
-    return results
-
-
-def require_same_origin(
-    folder: Path,
-    made: Mapping[str, Any],
-    hashes: Mapping[str, str],
-    weights: Mapping[str, str | None] | None,
-) -> None:
-    """Refuse to continue results of other questions or another model.
-
-    made: provenance of the finished tasks. hashes: task -> hash of its questions.
-    """
-    done = made["data_hash"]
-    wanted = {"data_hash": {task: hashes.get(task) for task in done}}
-    stored = {"data_hash": done}
+    made = results.pop("provenance")
+    stored = {"data_hash": made["data_hash"]}
+    wanted = {"data_hash": {task: hashes.get(task) for task in made["data_hash"]}}
     if weights is not None:
         stored |= {"weights": made.get("weights")}
         wanted |= {"weights": dict(weights)}
-    require_same_identity(folder, stored, wanted)
+    require_same_identity(file.parent, stored, wanted)
+    return results
 
 
 def has_results(folder: Path) -> bool:
@@ -214,11 +206,6 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return task -> metrics of a finished evaluation."""
     results = _read(folder / FILE)
     return {task: metrics for task, metrics in results.items() if task != "provenance"}
-
-
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return the provenance of a finished evaluation."""
-    return _read(folder / FILE)["provenance"]
 
 
 @in_main

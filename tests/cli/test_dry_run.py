@@ -1,4 +1,4 @@
-"""--dry-run of train.py and eval.py: what is printed, counted by hand, and that nothing is done."""
+"""--dry-run of train.py: what is printed, counted by hand, and that nothing is done."""
 
 import json
 import re
