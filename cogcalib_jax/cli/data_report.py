@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cogcalib_jax.data import inspection
 from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.encoding import prompt_prefix
 from cogcalib_jax.data.example import (
+    Encoded,
     EncodedSplit,
     Example,
     fold_case,
     question_clusters,
+    question_key,
     repeats_note,
 )
 from cogcalib_jax.metrics.bootstrap import NARROW, expected_noise_floor
@@ -95,19 +98,18 @@ def show_rows(report: Report, splits: Mapping[str, EncodedSplit], notes: Sequenc
 def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
     table, skewed = [], []
     for name, rows in splits.items():
-        found = inspection.labels(rows)
-        best = found.shares[found.commonest]
+        sizes = Counter(len(row.choices) for row in rows)
         options = ", ".join(
-            f"{size}" if len(found.options) == 1 else f"{size} ({n:,} x)"
-            for size, n in found.options.items()
+            f"{size}" if len(sizes) == 1 else f"{size} ({sizes[size]:,} x)"
+            for size in sorted(sizes)
         )
-        shares = " ".join(f"{100 * share:.0f}" for share in found.shares)
-        table.append(
-            (name, f"{len(rows):,}", options, shares, percent(best), percent(found.chance))
-        )
-        error = (found.chance * (1 - found.chance) / len(rows)) ** 0.5
-        if best - found.chance > max(SKEWED, SKEWED_ERRORS * error):
-            skewed.append(f"{name} {percent(best)} (option {found.commonest + 1})")
+        shares = np.bincount([row.answer for row in rows], minlength=max(sizes)) / len(rows)
+        shown = " ".join(f"{100 * share:.0f}" for share in shares)
+        best, chance = shares.max(), _chance(rows)
+        table.append((name, f"{len(rows):,}", options, shown, percent(best), percent(chance)))
+        error = (chance * (1 - chance) / len(rows)) ** 0.5
+        if best - chance > max(SKEWED, SKEWED_ERRORS * error):
+            skewed.append(f"{name} {percent(best)} (option {shares.argmax() + 1})")
     if skewed:
         report.remarks.append(
             f"the right answer often stands at the same place: choosing it always is right in"
@@ -125,6 +127,11 @@ def _show_labels(report: Report, splits: Mapping[str, Sequence[Example]]) -> Non
         ),
         table,
     )
+
+
+def _chance(rows: Sequence[Example]) -> float:
+    """Return the expected accuracy of guessing."""
+    return float(np.mean([1 / len(row.choices) for row in rows]))
 
 
 def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
@@ -160,18 +167,37 @@ def show_repeats(report: Report, splits: Mapping[str, Sequence[Example]]) -> Non
     report.line("No question is in two splits: rows that repeat one of a later split are left out.")
     names = list(splits)
     for place, (name, rows) in enumerate(splits.items()):
-        if near := inspection.near_overlaps([splits[key] for key in names[:place]], rows):
+        if near := nearly_alike([splits[key] for key in names[:place]], rows):
             shown = textwrap.shorten(near[0].question, 70, placeholder=" ...")
             report.line(
                 f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
                 f" one of {', '.join(names[:place])}, with other options, passage, punctuation or"
                 f" case, such as {shown!r}; kept, for they may be other questions."
             )
-        if repeats := inspection.repeated(rows):
+        if repeats := len(rows) - _questions(rows):
             report.line(
                 f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
                 " one."
             )
+
+
+def nearly_alike(
+    earlier_splits: Iterable[Sequence[Example]], rows: Sequence[Example]
+) -> list[Example]:
+    """Return the rows whose question has the same words as an earlier row, but not its
+    passage, options, punctuation or case."""
+    earlier = [row for split in earlier_splits for row in split]
+    words, equal = set(map(_words, earlier)), set(map(question_key, earlier))
+    return [row for row in rows if _words(row) in words and question_key(row) not in equal]
+
+
+def _words(row: Example) -> str:
+    text = fold_case(row.question)
+    return " ".join(re.findall(r"\w+", text)) or text
+
+
+def _questions(rows: Sequence[Example]) -> int:
+    return len({question_key(row) for row in rows})
 
 
 def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: DataConfig) -> None:
@@ -182,7 +208,7 @@ def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: Dat
         if not split:
             continue
         # `split.lengths` counts inputs: the last token of a text is predicted and never read.
-        counts, cut = split.lengths + 1, inspection.cut_rows(split)
+        counts, cut = split.lengths + 1, cut_rows(split)
         least, median, high, most = np.percentile(counts, [0, 50, 95, 100])
         numbers = f"{least:.0f}", f"{median:g}", f"{high:.0f}", f"{most:.0f}"
         share = percent(len(cut) / len(split))
@@ -198,6 +224,11 @@ def show_lengths(report: Report, splits: Mapping[str, EncodedSplit], config: Dat
     report.line(f"At most {config.max_length} tokens are kept (data.max_length).")
 
 
+def cut_rows(split: EncodedSplit) -> list[Encoded]:
+    """Return the rows whose prompt does not hold the whole passage."""
+    return [e for e in split if e.example.passage and e.example.passage not in e.prompt]
+
+
 def show_prompt(
     report: Report,
     name: str,
@@ -209,10 +240,12 @@ def show_prompt(
     row = split[0]
     report.section("A prompt as the model reads it")
     report.line(
-        f"Row {row.id} of {name}, with special tokens; {inspection.LINE_END} is a line end, and at"
-        f" {inspection.BORDER} the right answer begins:"
+        f"Row {row.id} of {name}, with special tokens; ⏎ is a line end, and at ▶ the right answer"
+        " begins:"
     )
-    report.verbatim(inspection.fed_text(row, tokenizer, config))
+    special = "".join(tokenizer.convert_ids_to_tokens(prompt_prefix(config, tokenizer)))
+    text = f"{special}{row.prompt}▶{row.completions[row.answer]}"
+    report.verbatim(text.replace("\n", "⏎\n"))
     answer = row.completion_ids[row.answer]
     tokens = " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(answer)))
     report.line(
@@ -229,9 +262,8 @@ def show_prompt(
 def show_precision(report: Report, name: str, split: EncodedSplit, bins: int) -> None:
     """Add the smallest differences that a test set of this size can show."""
     examples = [e.example for e in split]
-    n = len(split) - inspection.repeated(examples)
-    is_open = split.is_open
-    chance = 0.0 if is_open else inspection.labels(examples).chance
+    n = _questions(examples)
+    chance = 0.0 if split.is_open else _chance(examples)
     floor = expected_noise_floor(n, chance, bins=bins)
     report.section(f"What {count(n, 'question')} of {name} can show")
     for note in repeats_note(name, question_clusters(examples)):

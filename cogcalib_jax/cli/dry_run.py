@@ -128,11 +128,8 @@ def _show_updates(report: Report, run: Prepared) -> None:
         f" {count(refits, 'time')}; validation on {len(run.splits['validation']):,}: first, then"
         f" {count(validations, 'time')}."
     )
-    if run.base.corpus is not None:
-        report.line(
-            f"Before that, the base is pretrained once on {len(run.base.corpus):,} rows; later runs"
-            " reuse it."
-        )
+    if run.base.place is None:
+        report.line("Before that, the base is pretrained once; later runs reuse it.")
 
 
 def _local_bytes(shapes: nnx.State) -> int:

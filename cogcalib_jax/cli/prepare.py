@@ -58,7 +58,7 @@ from cogcalib_jax.training.compatible import check_compatible, check_context, ch
 from cogcalib_jax.training.finetune import Trainer, make_trainer
 from cogcalib_jax.training.state import AnchorRows, Trainable
 from cogcalib_jax.training.variant import variant_of
-from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, corpus_ids, ensure_base
+from cogcalib_jax.world.base import CONTEXT, base_architecture, base_place, ensure_base
 from cogcalib_jax.world.config import PretrainConfig, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, tokenizer_in_memory
 
@@ -77,8 +77,6 @@ class Outline:
     tokenizer: PreTrainedTokenizerBase
     place: str | Path | None = None
     """folder or Hub id; None for a world's base that is not built yet"""
-    corpus: list[list[int]] | None = None
-    """token ids of the world, if a run would pretrain the base on it first"""
 
     def parts(
         self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh
@@ -284,7 +282,6 @@ def _outline_base(config: RunConfig, note: Callable[[str], None]) -> Outline:
         "the world's base, which is not built yet",
         base_architecture(config.pretrain, words),
         tokenizer_in_memory(made.config, CONTEXT),
-        corpus=corpus_ids(made, words),
     )
 
 

@@ -153,7 +153,7 @@ def test_a_world_whose_base_is_not_there_is_not_built(capsys, tmp_path):
     for name in ("train", "test", "validation", "calibration", "style"):
         assert line_of(out, name)[1:3] == [str(getattr(WORLD, name)), "8"]
     assert line_of(out, "world:taught_form_b")[1] == str(WORLD.train)
-    assert "Before that, the base is pretrained once on" in text
+    assert "Before that, the base is pretrained once" in text
     # 24 rows twice in batches of 8, and two updates before.
     assert "Style adaptation: 2 updates of 8 on 16 questions" in text
     assert (

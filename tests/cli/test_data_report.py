@@ -2,16 +2,10 @@
 
 import pytest
 
+from cogcalib_jax.cli.data_report import cut_rows, nearly_alike
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
-from cogcalib_jax.data.inspection import (
-    cut_rows,
-    fed_text,
-    labels,
-    near_overlaps,
-    repeated,
-)
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from cogcalib_jax.world.corpus import save_tokenizer, tokenizer_in_memory
 from tests.cli.small_base import WORLD
@@ -23,15 +17,6 @@ def ask(question, answer=0, choices=PLAYS, **more):
     return Example(id=question, question=question, choices=choices, answer=answer, **more)
 
 
-def test_positions_and_chance():
-    rows = [ask("a", 0), ask("b", 0), ask("c", 2), ask("d", 1, ("x", "y"))]
-    found = labels(rows)
-    assert found.options == {2: 1, 4: 3}
-    assert found.shares == (0.5, 0.25, 0.25, 0.0)
-    assert found.commonest == 0
-    assert found.chance == pytest.approx((0.25 * 3 + 0.5) / 4)
-
-
 def test_nearly_equal_questions():
     train = [ask("Who plays?"), ask("Who works?"), ask("Who sings?")]
     test = [
@@ -41,9 +26,7 @@ def test_nearly_equal_questions():
         ask("Who studies?"),
         ask("WHO PLAYS?"),
     ]
-    assert near_overlaps([train], test) == [test[1], test[2], test[4]]
-    assert repeated([*train, test[0], train[1]]) == 2
-    assert repeated(train) == 0
+    assert nearly_alike([train], test) == [test[1], test[2], test[4]]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +68,3 @@ def test_a_cut_passage_is_found(tokenizer):
         max_length=14,
     )
     assert [row.id for row in cut_rows(split)] == ["Ada plays the"]
-
-
-def test_the_text_that_is_fed_shows_what_is_invisible(tokenizer):
-    split, config = encode([ask("Ada plays the", 1, passage="lima")], tokenizer)
-    assert fed_text(split[0], tokenizer, config) == "<s>lima⏎\nAda plays the▶ cello"
