@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Encoded, Example
+from cogcalib_jax.data.formats import first_line
 from cogcalib_jax.errors import DAMAGED, UserError
 
 if TYPE_CHECKING:
@@ -391,7 +392,7 @@ def _rendered(
     # A template is a program: it may add values that are no text, divide by zero, count too far or
     # call itself for ever. ValueError also: several templates, and none that is the default.
     except (*DAMAGED, TemplateError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise _refusal(tokenizer, f"cannot write a conversation ({reason})") from error
 
 
