@@ -104,58 +104,44 @@ def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     calibrators = _calibrators(config, todo, sets)
     anchors = {model.name: _anchors_of(config, model, sets) for model in todo}
     for group in by_base(todo):
-        _evaluate_group(config, folder, group, places, sets, calibrators, anchors, argv)
+        loaded = load(config, group[0], sets[group[0].reads_with].values())
+        answered = [
+            (
+                model,
+                *predict_function(loaded, model, calibrators.get(model.name), anchors[model.name]),
+            )
+            for model in group
+        ]
+        # A mistake until here leaves no folder behind.
+        run_folder.make_folder(folder)
+        command = run_folder.original_command(folder, PROGRAM, argv)
+        if not config.resume:
+            run_folder.write_config(folder, config)
+        for model, predict, calibrator in answered:
+            say(f"== {model.name}: {model.words}")
+            place = places[model.name]
+            if isinstance(predict, Fitted):
+                write_json(place / TFB_FILE, predict.record)
+                say(f"   {predict.words}")
+            if calibrator is not None:
+                write_json(place / CALIBRATOR_FILE, calibrator.calibrator.to_json())
+                say(f"   {calibrator_words(calibrator.calibrator)}")
+            write_results(
+                place,
+                sets[model.reads_with],
+                predict,
+                config.evaluation,
+                config.seed,
+                command,
+                model=model.words,
+                by=config.by,
+                weights=model.weights(),
+                quantise=config.model.quantise,
+                started=lambda task: say(f"   {task}"),
+            )
     if several:
         results = {model.name: read_results(places[model.name]) for model in models}
         write_json(folder / f"{COMPARISON}.json", results)
-
-
-def _evaluate_group(
-    config: EvalConfig,
-    folder: Path,
-    models: Sequence[Evaluated],
-    places: Mapping[str, Path],
-    sets: Mapping[tuple[str, str], Sets],
-    calibrators: Mapping[str, ModelCalibrator],
-    anchors: Mapping[str, EncodedSplit | None],
-    argv: list[str],
-) -> None:
-    """Evaluate models that share a base.
-
-    places: name -> folder of the results. sets: `Evaluated.reads_with` -> question sets.
-    """
-    loaded = load(config, models[0], sets[models[0].reads_with].values())
-    answered = {
-        m.name: predict_function(loaded, m, calibrators.get(m.name), anchors.get(m.name))
-        for m in models
-    }
-    # A mistake until here leaves no folder behind.
-    run_folder.make_folder(folder)
-    command = run_folder.original_command(folder, PROGRAM, argv)
-    if not config.resume:
-        run_folder.write_config(folder, config)
-    for model in models:
-        say(f"== {model.name}: {model.words}")
-        predict, calibrator = answered[model.name]
-        if isinstance(predict, Fitted):
-            write_json(places[model.name] / TFB_FILE, predict.record)
-            say(f"   {predict.words}")
-        if calibrator is not None:
-            write_json(places[model.name] / CALIBRATOR_FILE, calibrator.calibrator.to_json())
-            say(f"   {calibrator_words(calibrator.calibrator)}")
-        write_results(
-            places[model.name],
-            sets[model.reads_with],
-            predict,
-            config.evaluation,
-            config.seed,
-            command,
-            model=model.words,
-            by=config.by,
-            weights=model.weights(),
-            quantise=config.model.quantise,
-            started=lambda task: say(f"   {task}"),
-        )
 
 
 def _calibrators(
