@@ -174,7 +174,7 @@ def show_repeats(report: Report, splits: Mapping[str, Sequence[Example]]) -> Non
                 f" one of {', '.join(names[:place])}, with other options, passage, punctuation or"
                 f" case, such as {shown!r}; kept, for they may be other questions."
             )
-        if repeats := len(rows) - _questions(rows):
+        if repeats := len(rows) - _distinct(rows):
             report.line(
                 f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
                 " one."
@@ -196,7 +196,7 @@ def _words(row: Example) -> str:
     return " ".join(re.findall(r"\w+", text)) or text
 
 
-def _questions(rows: Sequence[Example]) -> int:
+def _distinct(rows: Sequence[Example]) -> int:
     return len({question_key(row) for row in rows})
 
 
@@ -262,7 +262,7 @@ def show_prompt(
 def show_precision(report: Report, name: str, split: EncodedSplit, bins: int) -> None:
     """Add the smallest differences that a test set of this size can show."""
     examples = [e.example for e in split]
-    n = _questions(examples)
+    n = _distinct(examples)
     chance = 0.0 if split.is_open else _chance(examples)
     floor = expected_noise_floor(n, chance, bins=bins)
     report.section(f"What {count(n, 'question')} of {name} can show")

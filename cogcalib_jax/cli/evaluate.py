@@ -104,7 +104,7 @@ def _evaluate_all(config: EvalConfig, folder: Path, argv: list[str]) -> None:
     calibrators = _calibrators(config, todo, sets)
     anchors = {model.name: _anchors_of(config, model, sets) for model in todo}
     for group in by_base(todo):
-        loaded = load(config, group[0], sets[group[0].reads_with].values())
+        loaded = load_model(config, group[0], sets[group[0].reads_with].values())
         answered = [
             (
                 model,
@@ -241,7 +241,7 @@ class Loaded:
         return self.parameters(start)
 
 
-def load(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
+def load_model(config: EvalConfig, model: Evaluated, sets: Collection[EncodedSplit]) -> Loaded:
     """Load the base of `model` for adapters of its shape; `sets` are the questions."""
     rule = settled_option_score(config)
     require_prefix(rule, sets)
@@ -289,7 +289,7 @@ def predict_function(
 
     def predict(encoded: EncodedSplit) -> Predictions | OpenPredictions:
         if encoded.is_open:
-            assert loaded.answers is not None  # `load` was told of these questions
+            assert loaded.answers is not None  # `load_model` was told of these questions
             return answering(loaded.answers, lora, config.seed, lambda: open_maps)(encoded)
         return loaded.predictor(lora, encoded)
 

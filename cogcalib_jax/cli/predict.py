@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
 from cogcalib_jax.cli.eval_config import EvalConfig, settled_option_score
-from cogcalib_jax.cli.evaluate import load, predict_function
+from cogcalib_jax.cli.evaluate import load_model, predict_function
 from cogcalib_jax.cli.evaluated import (
     ModelCalibrator,
     asked_calibrator,
@@ -70,7 +70,7 @@ def answer_questions(config: EvalConfig) -> str:
         asked = asked_calibrator(config, model, tokenizer, rule)
     if asked is not None:
         asked.require(encoded)
-    predict, calibrator = predict_function(load(config, model, [encoded]), model, asked)
+    predict, calibrator = predict_function(load_model(config, model, [encoded]), model, asked)
     if calibrator is not None and config.calibrator is not None:
         say(f"   {calibrator_words(calibrator.calibrator)}")
     below, said = _cut(config, predict, tokenizer)

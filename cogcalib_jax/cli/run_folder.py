@@ -18,8 +18,8 @@ from cogcalib_jax.cli.stored import (
     CONFIG_FILE,
     INPUTS_FILE,
     LOCK_FILE,
-    choose,
     require_empty,
+    run_place,
 )
 from cogcalib_jax.configlib.loading import Loaded
 from cogcalib_jax.configlib.values import to_yaml
@@ -42,7 +42,7 @@ def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
     Raises:
         UserError: a folder that holds something, or on `resume` one with nothing to resume.
     """
-    return Path(from_main(lambda: str(choose(run_dir, name, resume))))
+    return Path(from_main(lambda: str(run_place(run_dir, name, resume))))
 
 
 @in_main

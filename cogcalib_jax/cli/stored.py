@@ -28,7 +28,7 @@ CHOICE_FILE = "option_score.json"
 ConfigT = TypeVar("ConfigT")
 
 
-def choose(run_dir: str | None, name: str, resume: bool) -> Path:
+def run_place(run_dir: str | None, name: str, resume: bool) -> Path:
     """Return the folder of a run as `run_folder.choose_folder` does, in one process alone."""
     if run_dir is None:
         folder = next(path for n in count() if not (path := DEFAULT_ROOT / f"{name}-{n}").exists())
@@ -91,7 +91,7 @@ def stored_config(argv: Sequence[str], cls: type) -> list[str]:
     file = Path(run_dir) / CONFIG_FILE
     if not file.is_file():
         if all(word is None for word in _words(given, cls, "processes")):
-            choose(run_dir, "", resume=True)
+            run_place(run_dir, "", resume=True)
         return []
     refuse_external_links(file.parent, (file,))
     return ["--config", str(file)]

@@ -294,7 +294,7 @@ def recommend(run: Run, candidates: Sequence[str]) -> None:
         return
     named = run.config.recommended
     chosen = from_main(
-        lambda: choose(run.folder, candidates, named if named in candidates else None)
+        lambda: choose_adapter(run.folder, candidates, named if named in candidates else None)
     )
     write_json(run.folder / RECOMMENDED_FILE, chosen | {"question": _example(validation)})
 
@@ -307,7 +307,9 @@ def simplest_first(folders: Sequence[str]) -> list[str]:
     return sorted(kept, key=lambda key: order.index(key) if key in order else len(order))
 
 
-def choose(run: Path, candidates: Sequence[str], recommended: str | None = None) -> dict[str, Any]:
+def choose_adapter(
+    run: Path, candidates: Sequence[str], recommended: str | None = None
+) -> dict[str, Any]:
     """Choose among `candidates` (the simplest first) by the files in their folders.
 
     recommended: the one that the config names; None: the choice is made here.

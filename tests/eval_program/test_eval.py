@@ -85,13 +85,13 @@ def test_runs_of_one_base_and_shape_load_it_once(trained, other, tmp_path, monke
     third = tmp_path / "third"
     shutil.copytree(run, third)
     loaded = []
-    load = evaluate.load
+    load = evaluate.load_model
 
     def counting(config, model, *more):
         loaded.append(model.name)
         return load(config, model, *more)
 
-    monkeypatch.setattr(evaluate, "load", counting)
+    monkeypatch.setattr(evaluate, "load_model", counting)
     runs = [run, other, third]
     assert run_eval("--run", *runs, "--task", "world", "--run-dir", tmp_path / "e") == 0
     assert loaded == ["run", "other"]
