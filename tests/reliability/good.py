@@ -4,12 +4,14 @@ import json
 from contextlib import chdir
 from pathlib import Path
 
+from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig, settle_comparison
-from cogcalib_jax.cli.run_folder import write_config
+from cogcalib_jax.cli.run_folder import hash_inputs, write_config
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import find_preset
 from cogcalib_jax.hf.adapter import save_adapter
 from cogcalib_jax.hf.weights import read_config
+from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.models.lora import LoraConfig
 from tests.cli.small_base import arguments, write_base
 from tests.models.small import small_decoder
@@ -27,6 +29,8 @@ def write_good(folder: Path) -> Path:
         )
         config = settle_comparison(loaded)
         write_config(folder / "run", config.for_method(config.method.resolve()))
+        inputs = hash_inputs(config, base, prepare(config, abstract=True).hashes)
+        write_json(folder / "run" / "inputs.json", inputs)
         (folder / "run" / "command.txt").write_text("python train.py\n")
         # The base was asked before: a resumed run only reads what it answered.
         asked = {"model": "the base", "task": "custom", "n": 4, "kind": "texts", "try": []}
