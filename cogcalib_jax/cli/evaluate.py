@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -39,7 +40,12 @@ from cogcalib_jax.cli.prepare import (
     stored_calibrators,
     with_processes,
 )
-from cogcalib_jax.cli.questions import encode_questions, test_questions, tfb_anchors
+from cogcalib_jax.cli.questions import (
+    encode_questions,
+    note_trained_questions,
+    test_questions,
+    tfb_anchors,
+)
 from cogcalib_jax.cli.results import (
     FILE,
     Predict,
@@ -177,6 +183,8 @@ def _anchors_of(
 def _question_sets(config: EvalConfig, models: Sequence[Evaluated]) -> dict[tuple[str, str], Sets]:
     """Return `Evaluated.reads_with` -> task -> questions as token ids of that tokenizer."""
     questions = test_questions(config, [m.run for m in models if m.run is not None])
+    members = chain.from_iterable(model.members or (model,) for model in models)
+    note_trained_questions(config, [m.run for m in members if m.run is not None], questions)
     sets: dict[tuple[str, str], Sets] = {}
     for reading, model in {model.reads_with: model for model in models}.items():
         tokenizer = load_base_tokenizer(model.base, model.tokenizer_from)

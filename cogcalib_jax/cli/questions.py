@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -54,6 +55,37 @@ def test_questions(config: EvalConfig, runs: Sequence[RunConfig]) -> Questions:
     if config.task:
         return questions
     return questions | extra_examples(config.data, config.seed, config.made)
+
+
+def note_trained_questions(
+    config: EvalConfig, runs: Sequence[RunConfig], questions: Questions
+) -> None:
+    """Say which of `questions` the runs were trained on, as far as their rows can still be read."""
+    for data, made, seed in dict.fromkeys((run.data, run.made, run.seed) for run in runs):
+        # Splits of one config share no question, and groups of a made task are what they say.
+        others = []
+        for entry in questions:
+            task, _, group = entry.partition(":")
+            stored = not isinstance(TASKS[task], MadeTask)
+            if config.data.for_task(task) != data or (group and stored):
+                others.append(entry)
+        if not others:
+            continue
+        try:
+            splits = load_splits(data, seed, made=made)
+        except UserError as error:
+            show_note(f"not compared with the training rows of {data.task}: {error}")
+            continue
+        trained = {question_key(row) for row in (*splits.style, *splits.train)}
+        for entry in others:
+            known = [row for row in questions[entry] if question_key(row) in trained]
+            if known:
+                example = textwrap.shorten(known[0].question, 70, placeholder=" ...")
+                show_note(
+                    f"{len(known):,} of {len(questions[entry]):,} questions of {entry} are training"
+                    f" rows of {data.task}, such as {example!r}: numbers on them flatter a model"
+                    " that was trained on them"
+                )
 
 
 def encode_questions(

@@ -7,6 +7,7 @@ import pytest
 
 from cogcalib_jax.cli.eval_config import EvalConfig, load_evaluation, read_trained_run
 from cogcalib_jax.cli.evaluate import evaluate_run
+from cogcalib_jax.cli.questions import note_trained_questions
 from cogcalib_jax.cli.questions import test_questions as read_questions
 from cogcalib_jax.cli.results import read_results
 from cogcalib_jax.cli.run_config import RunConfig
@@ -217,3 +218,33 @@ def test_the_rows_trained_on_are_not_scored_as_test_rows(run, tmp_path):
     assert test == load_splits(trained.data, trained.seed, made=trained.made).test
     assert 0 < len(test) < len(ROWS)
     assert len(read_questions(config, [])["custom"]) == len(ROWS)
+
+
+def test_questions_that_a_run_was_trained_on_are_named(run, tmp_path, capsys):
+    """30 of the run's 40 rows stand in the evaluated file; some of them it kept apart."""
+    (tmp_path / "rows").mkdir()
+    lines = [json.dumps(row) + "\n" for row in ROWS]
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(lines))
+    new = [json.dumps(row | {"question": f"And {row['question']}"}) + "\n" for row in ROWS]
+    (tmp_path / "rows" / "test.jsonl").write_text("".join(new))
+    (tmp_path / "other.jsonl").write_text("".join(lines[:30] + new))
+    settings = {"data.task": "custom", "data.path": str(tmp_path / "rows"), "model.path": "base"}
+    folder = run(**settings)
+    trained = read_trained_run(folder)
+    splits = load_splits(trained.data, trained.seed)
+    asked = {row.question for row in (*splits.style, *splits.train)}
+    shared = sum(row["question"] in asked for row in ROWS[:30])
+    assert 0 < shared < 30
+
+    def said(*argv: str) -> str:
+        config = load("--run", str(folder), *argv)
+        questions = read_questions(config, [trained])
+        capsys.readouterr()
+        note_trained_questions(config, [trained], questions)
+        return " ".join(capsys.readouterr().err.split())
+
+    other = ("--task", "custom", "--data.path", str(tmp_path / "other.jsonl"))
+    assert f"{shared} of 70 questions of custom are training rows of custom" in said(*other)
+    assert said() == ""
+    (tmp_path / "rows" / "train.jsonl").unlink()
+    assert "not compared with the training rows of custom" in said(*other)
