@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cogcalib_jax.cli.eval_config import EvalConfig, load_evaluation
-from cogcalib_jax.cli.evaluate import load, predict_function
+from cogcalib_jax.cli.evaluate import load_model, predict_function
 from cogcalib_jax.cli.evaluated import Evaluated, evaluated_models
 from cogcalib_jax.console import say
 from cogcalib_jax.data.encoding import encode_split
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     rows: list[tuple[str, ...]] = []
     for model in models:
         say(f"== {model.name}: {model.words}")
-        predict, _ = predict_function(load(config, model, splits.values()), model)
+        predict, _ = predict_function(load_model(config, model, splits.values()), model)
         rows += rows_of(model.name, predict(splits["calibration"]), predict(splits["test"]), config)
     note = f"n = {len(splits['test']):,} test questions; T = 1: no temperature."
     print(as_markdown(Table(HEADER, tuple(rows), note)))

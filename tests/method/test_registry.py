@@ -119,7 +119,7 @@ def test_every_reader_knows_a_term_that_was_registered_later(capsys):
     assert MethodConfig(name="cohinge").resolve().gate == "adaptive"
     assert parse_entry("hinge(margin=2)@random=0.4").resolve().label == "hinge-random"
     assert TuneConfig(terms=("hinge(margin=2)", "ls")).terms[0] == "hinge(margin=2)"
-    assert short_name("cohinge") == "CoHinge"
+    assert short_name("cohinge") == "Hinge on known data"
     assert short_name("hinge-margin=2-random") == "Hinge (margin 2) on a random share"
     assert "Hinge" in long_name("hinge")
     with pytest.raises(UserError, match="expected one of .*hinge"):
