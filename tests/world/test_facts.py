@@ -241,6 +241,7 @@ def test_slick_asks_a_fact_in_its_three_wordings(splits):
     ]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_may_split_values_and_names(tmp_path):
     """Options of several tokens train and are scored; bytes are the most there can be."""
     base, folder = write_base(tmp_path / "base"), tmp_path / "run"
