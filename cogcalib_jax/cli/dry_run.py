@@ -20,8 +20,9 @@ from cogcalib_jax.cli.prepare import (
     prepare,
     with_own_lora,
 )
-from cogcalib_jax.cli.run_config import RunConfig, require_same_config
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import choose_folder
+from cogcalib_jax.cli.stored import require_same_config
 from cogcalib_jax.report.text import count
 from cogcalib_jax.training.config import compose, known_to_the_world
 from cogcalib_jax.training.finetune import pauses

@@ -54,8 +54,7 @@ from cogcalib_jax.cli.results import (
     read_results,
     write_results,
 )
-from cogcalib_jax.cli.run_config import require_same_config
-from cogcalib_jax.cli.stored import resume_command
+from cogcalib_jax.cli.stored import require_same_config, resume_command
 from cogcalib_jax.cli.train import require_prefix
 from cogcalib_jax.console import say, show_note
 from cogcalib_jax.data.example import EncodedSplit

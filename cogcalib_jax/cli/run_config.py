@@ -17,13 +17,7 @@ from cogcalib_jax.baselines.registry import (
     baseline_label,
     is_baseline,
 )
-from cogcalib_jax.cli.stored import (
-    CONFIG_FILE,
-    ConfigT,
-    read_config,
-    resume_command,
-    stored_config,
-)
+from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, resume_command, stored_config
 from cogcalib_jax.configlib.loading import Loaded, load_config
 from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset, split_arguments
 from cogcalib_jax.data.config import DataConfig
@@ -40,13 +34,12 @@ from cogcalib_jax.machines import DistributedConfig, MeshConfig
 from cogcalib_jax.method.config import AnchorConfig, LossConfig, MethodConfig, parse_entry
 from cogcalib_jax.models.config import LoraConfig, ModelConfig
 from cogcalib_jax.report.text import tempered
-from cogcalib_jax.settings import identity, marked_paths, often, places, setting
+from cogcalib_jax.settings import marked_paths, often, setting
 from cogcalib_jax.training.config import (
     DEFAULT_OPTIMIZER,
     CheckpointConfig,
     CompositionConfig,
     TrainingConfig,
-    require_same_identity,
 )
 from cogcalib_jax.world.config import FactsConfig, MadeSettings, PretrainConfig, WorldConfig
 
@@ -418,19 +411,6 @@ def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
             f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
             " targets hold; leave it out"
         )
-
-
-def require_same_config(folder: Path, config: ConfigT, *, places_too: bool = True) -> ConfigT:
-    """Refuse to resume the work in `folder` with another config; return the config of the start.
-
-    places_too: whether base, rows and first adapter must have their old paths; False if the caller
-    compares hashes.
-    """
-    stored = read_config(folder, type(config))
-    require_same_identity(folder, identity(stored), identity(config))
-    if places_too:
-        require_same_identity(folder, places(stored), places(config))
-    return stored
 
 
 def settle_comparison(loaded: Loaded[RunConfig]) -> RunConfig:

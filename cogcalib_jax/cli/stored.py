@@ -13,7 +13,8 @@ from cogcalib_jax.configlib.sources import Arguments, split_arguments
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of, refuse_external_links
 from cogcalib_jax.inference.config import OptionScore, stored_option_score
-from cogcalib_jax.settings import Role, marked_paths
+from cogcalib_jax.settings import Role, identity, marked_paths, places
+from cogcalib_jax.training.config import require_same_identity
 
 DEFAULT_ROOT = Path("runs")
 CONFIG_FILE = "config.yaml"
@@ -126,3 +127,16 @@ def read_choice(folder: Path) -> OptionScore:
     if rule is None:
         raise UserError(f"{file}: names no rule; put it back from a copy, or train again")
     return rule
+
+
+def require_same_config(folder: Path, config: ConfigT, *, places_too: bool = True) -> ConfigT:
+    """Refuse to resume the work in `folder` with another config; return the config of the start.
+
+    places_too: whether base, rows and first adapter must have their old paths; False if the caller
+    compares hashes.
+    """
+    stored = read_config(folder, type(config))
+    require_same_identity(folder, identity(stored), identity(config))
+    if places_too:
+        require_same_identity(folder, places(stored), places(config))
+    return stored

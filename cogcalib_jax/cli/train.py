@@ -24,13 +24,14 @@ from cogcalib_jax.cli.method_run import (
 )
 from cogcalib_jax.cli.prepare import prepare, with_processes
 from cogcalib_jax.cli.references import look_at_base, reference_rows
-from cogcalib_jax.cli.run_config import BEST_EPOCHS, PROGRAM, RunConfig, require_same_config
+from cogcalib_jax.cli.run_config import BEST_EPOCHS, PROGRAM, RunConfig
 from cogcalib_jax.cli.sampling import sampling_rows
 from cogcalib_jax.cli.stored import (
     CHOICE_FILE,
     CONFIG_FILE,
     INPUTS_FILE,
     read_choice,
+    require_same_config,
     resume_command,
 )
 from cogcalib_jax.console import say, warn

@@ -20,7 +20,8 @@ import jax
 
 from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.prepare import with_own_lora
-from cogcalib_jax.cli.run_config import RunConfig, require_same_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.stored import require_same_config
 from cogcalib_jax.cli.train import train_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import SOURCE

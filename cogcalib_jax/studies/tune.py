@@ -25,8 +25,8 @@ import numpy as np
 
 from cogcalib_jax.cli import run_folder
 from cogcalib_jax.cli.prepare import with_own_lora
-from cogcalib_jax.cli.run_config import RunConfig, require_same_config
-from cogcalib_jax.cli.stored import CONFIG_FILE, read_config
+from cogcalib_jax.cli.run_config import RunConfig
+from cogcalib_jax.cli.stored import CONFIG_FILE, read_config, require_same_config
 from cogcalib_jax.cli.train import composed, open_run
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.configlib.sources import DEFAULT_PRESET, find_preset

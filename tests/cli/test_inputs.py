@@ -2,12 +2,13 @@
 
 import pytest
 
-from cogcalib_jax.cli.run_config import RunConfig, require_same_config
+from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import (
     may_have_moved,
     require_same_inputs,
     write_config,
 )
+from cogcalib_jax.cli.stored import require_same_config
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.evaluate import write_json
