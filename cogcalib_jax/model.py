@@ -262,7 +262,7 @@ class Model:
             examples: a split of a `Task`; or rows without a known answer (a file, a DataFrame,
                 dicts with question and choices).
             batch_size: questions computed at a time.
-            option_score: one of `OptionScore`; None: the model's own rule.
+            option_score: "mean", "sum", "chars" or "pmi"; None: the model's own rule.
             calibrator: replaces the model's own.
 
         Raises:

@@ -110,8 +110,8 @@ def write_report(run_dir: Path) -> str:
 def write_evaluation_report(folder: Path, name: str = "", notes: Iterable[str] = ()) -> Path:
     """Write plots/ and report.html of a finished evaluation; return the page's path.
 
-    name: of a single model in tables; several have their own. notes: what else its reader should
-    know first. Raises UserError if the folder is no
+    name: of a single model in tables; several have their own. notes: sentences that the reader
+    should know first. Raises UserError if the folder is no
     finished evaluation.
     """
     run = read_evaluation(folder, name or folder.name)
@@ -132,7 +132,7 @@ def write_evaluation_report(folder: Path, name: str = "", notes: Iterable[str] =
 
 
 def _models(run: Run) -> list[str]:
-    """The keys of rows that are models of their own; of references alone, theirs."""
+    """The keys of rows that are models of their own; the first key, if there is no such row."""
     trained = [m.key for m in run.methods if not (m.key in REFERENCES or is_tempered(m.key))]
     return trained or [run.methods[0].key]
 

@@ -358,7 +358,6 @@ class Checkpoints:
         """The arrays of a checkpoint on the host; DamageError, or UserError if it is another's."""
         place = self.folder / name
         manifest = read_manifest(place)
-        # Checkpoints of before name places as well.
         require_same_identity(self.folder, manifest["identity"], identity)
         if manifest["name"] != name:
             raise DamageError(f"it was saved as {manifest['name']}")
