@@ -68,7 +68,7 @@ class Blob(Baseline):
     own_training = True
 
 
-# Chosen on validation questions of a developing seed (docs/baselines.md).
+# Chosen on validation questions of a development seed (docs/baselines.md).
 TOLERANCES = {"pseudo_nll": 1.5, "gold_nll": 1.5, "flips": 0.1}
 
 
