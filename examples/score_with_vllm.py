@@ -1,6 +1,6 @@
 """Score one's own questions on a vLLM server, with the confidences of the training run.
 
-    python -m cogcalib_jax.hf.merge --run runs/world-0/cols --out merged/
+    cogcalib merge --run runs/world-0/cols --out merged/
     vllm serve merged/
     python examples/score_with_vllm.py --calibration merged/calibration.json \\
         --questions FILE.jsonl --model merged/ [--url http://localhost:8000]
