@@ -171,6 +171,11 @@ def load_anchors(
             note(text)
     if carved is None:
         return None
+    if config.anchor.tempered and others["calibration"].is_open:
+        raise UserError(
+            f"anchor.tempered is true: questions of {config.data.task} are open, and have no"
+            " options whose scores a temperature would divide; leave it out"
+        )
     made = isinstance(TASKS[config.data.task], MadeTask)
     require_apart(
         [e.example for e in carved],

@@ -300,20 +300,25 @@ def term_without_target(
     return term(rows)
 
 
-def start_belief(decoder: Decoder, batch: Batch, space: Space, top: int) -> StartBelief:
+def start_belief(
+    decoder: Decoder, batch: Batch, space: Space, top: int, temperature: float = 1.0
+) -> StartBelief:
     """Return what `decoder`, the start, believes at the scored positions: of the right answer's
     tokens, or where the answer of a row without one would begin.
 
-    space: that of the term which compares with it; top: tokens kept over the vocabulary.
+    space: that of the term which compares with it; top: tokens kept over the vocabulary;
+    temperature: it divides the scores of the classes.
     """
     hidden, _ = scored_hidden(decoder, batch, None)
     head = decoder.head()
     if space == "options":
         stats = None if batch.tree is None else row_stats(head, hidden, batch.targets)
-        return StartBelief(_option_rows(head, hidden, batch, stats, None).log_p[:, None])
+        rows = _option_rows(head, hidden, batch, stats, None)
+        tempered = rows._replace(logits=rows.logits / temperature)
+        return StartBelief(tempered.log_p[:, None])
 
     def at(hidden: jax.Array) -> StartBelief:
-        log_p = jax.nn.log_softmax(head.logits(hidden), -1)
+        log_p = jax.nn.log_softmax(head.logits(hidden) / temperature, -1)
         values, ids = jax.lax.top_k(log_p, top)
         others = jnp.put_along_axis(log_p, ids, MASKED_LOGIT, -1, inplace=False)
         return StartBelief(values, ids, jax.nn.logsumexp(others, -1))

@@ -354,6 +354,9 @@ class AnchorConfig:
     weight: float | None = None
     """weight of the mean term beside the mean loss; unset: the term's own default; 0 only measures
     it"""
+    tempered: bool = setting(False, added=True)
+    """hold to the start's belief at its own temperature, which is fitted to the calibration
+    questions before fine-tuning; only for a term that compares with the start"""
 
     def __post_init__(self) -> None:
         check(self.rows_per_step >= 1, "rows_per_step", "must be an integer of at least 1")
@@ -364,7 +367,12 @@ class AnchorConfig:
         )
         # The default is one, and names are looked up with JAX, which reading a config spares.
         if self.term != ANCHOR_TERM:
-            _check_term(self.term)
+            term = _check_term(self.term)
+            check(
+                term.needs_start or not self.tempered,
+                "tempered",
+                f"must be false with term {self.term}, which does not compare with the start",
+            )
         check(
             Path(self.path or "").name.partition(".")[0].casefold() not in NO_ANCHORS,
             "path",
@@ -412,7 +420,7 @@ class AnchorConfig:
         return Anchor(term, term.default_weight if self.weight is None else self.weight)
 
 
-def _check_term(spec: str) -> None:
+def _check_term(spec: str) -> Term:
     term = _made("term", TERMS.make, spec)
     allowed = ", ".join(entry.name for entry in TERMS if without_target(entry.cls))
     check(
@@ -420,6 +428,7 @@ def _check_term(spec: str) -> None:
         "term",
         f"must be a term that needs no right answer (allowed: {allowed})",
     )
+    return term
 
 
 def without_target(term: type[Term]) -> bool:

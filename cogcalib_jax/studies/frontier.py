@@ -321,8 +321,10 @@ def labels_of(run: Run, key: str) -> str:
     used = ["style"] if (config.get("training") or {}).get("style_steps") else []
     if key != START:
         used.append("train")
-    gated = is_gated(key.removesuffix("_best_epoch"))
-    if gated or key in USES_CALIBRATION:
+    gated, anchor = is_gated(key.removesuffix("_best_epoch")), config.get("anchor") or {}
+    held = key != START and (anchor.get("methods") is None or key in anchor["methods"])
+    # The start's own temperature is fitted to the calibration questions.
+    if gated or (held and anchor.get("tempered")) or key in USES_CALIBRATION:
         used.append("calibration")
     if _is_best(key):
         used.append("validation")

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cogcalib_jax.console import say
 from cogcalib_jax.data.batching import Batch, scored_batches
 from cogcalib_jax.data.example import Encoded, EncodedSplit
 from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
 from cogcalib_jax.inference.forward import example_losses
 from cogcalib_jax.inference.open_ended import OpenPredictor
+from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.method.config import GATES, MethodConfig
 from cogcalib_jax.method.gates import ThresholdFit, fit_threshold
@@ -237,7 +239,13 @@ def finetune(
 
     if anchors is not None:
         place = scratch("start_anchor")
-        anchors = anchors_with_start(anchors, trainable, built.space, start, batch_size, place)
+        temperature = 1.0
+        if anchors.config.tempered:
+            temperature = fit_temperature(trainer.predictor(start, trainer.splits["calibration"]))
+            say(f"   anchors are held to the start at temperature {temperature:.2f}")
+        anchors = anchors_with_start(
+            anchors, trainable, built.space, start, batch_size, place, temperature
+        )
     phase = Phase(
         name="finetune",
         method=method,

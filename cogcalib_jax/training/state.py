@@ -198,9 +198,13 @@ def anchors_with_start(
     lora: nnx.State,
     batch_size: int,
     scratch: Callable[[], Path],
+    temperature: float = 1.0,
 ) -> AnchorRows:
     """Return `anchors` with the start's beliefs of their answers' first token, or of their options
-    in options space, if their term asks for those; other arguments as for `start_beliefs`."""
+    in options space, if their term asks for those.
+
+    temperature: it divides the start's scores; other arguments as for `start_beliefs`.
+    """
     term, questions = anchors.config.build().term, anchors.questions
     if not term.needs_start:
         return anchors
@@ -210,7 +214,8 @@ def anchors_with_start(
         batches = question_batches(questions, batch_size, buckets)
     else:
         batches = map(without_answers, scored_batches(questions, batch_size, rule))
-    start = _beliefs(trainable, term, space, lora, batches, (len(questions), 1), scratch)
+    shape = len(questions), 1
+    start = _beliefs(trainable, term, space, lora, batches, shape, scratch, temperature)
     return replace(anchors, start=start)
 
 
@@ -222,10 +227,11 @@ def _beliefs(
     batches: Iterable[Batch],
     shape: tuple[int, int],
     scratch: Callable[[], Path],
+    temperature: float = 1.0,
 ) -> StartBelief:
     """The beliefs that `term` asks for; shape: rows and scored positions of all `batches`."""
     top = min(term.top, trainable.model.merge(lora).config.vocab_size)
-    function = partial(start_belief, space=space, top=top)
+    function = partial(start_belief, space=space, top=top, temperature=temperature)
     passed = SplitPass(trainable.model, trainable.mesh, function)
     arrays: dict[str, np.ndarray] = {}
     for batch in batches:

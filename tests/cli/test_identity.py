@@ -28,7 +28,8 @@ NEITHER = """
 NOT_STYLE = """
     compare ensemble_members also option_score
     recommended anchor.path anchor.carve anchor.methods anchor.epochs
-    anchor.learning_rate anchor.rows_per_step anchor.term anchor.weight evaluation.calibrator
+    anchor.learning_rate anchor.rows_per_step anchor.term anchor.weight anchor.tempered
+    evaluation.calibrator
     method.name method.term method.gate method.weight method.space method.normalise method.margin
     method.reduction
     training.optimizer evaluation.fit_taught

@@ -136,6 +136,12 @@ def test_labels_are_those_of_the_splits_that_a_row_reads(study, rows):
     assert labels_of(run, "start") == "style"
     assert labels_of(run, "cols") == "style, train, calibration"  # its threshold
     assert labels_of(run, "sft_best_epoch") == "style, train, validation"
+    held = replace(run, configs={"config.yaml": "anchor: {tempered: true, methods: [kl]}"})
+    assert [labels_of(held, key) for key in ("kl", "sft", "start")] == [
+        "train, calibration",
+        "train",
+        "",
+    ]
     assert rows["SFT", RAW].labels == "style, train"
     assert rows["SFT", TEMPERED].labels == "style, train, calibration"
     assert rows["SFT + DACA", OWN].labels == "style, train"

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from cogcalib_jax.errors import UserError
+from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.method.config import AnchorConfig, MethodConfig
 from cogcalib_jax.method.loss import Faults
 from cogcalib_jax.training import loop as loop_module
@@ -54,14 +55,15 @@ def whole(style, tmp_path_factory):
     return folder, finetune(held(), COLS, style[1], style[0], folder)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("space", ["options", "vocab"])
-def test_beliefs_are_those_of_the_start_where_the_answer_would_begin(space, tmp_path):
+def test_beliefs_are_those_of_the_start_where_the_answer_would_begin(space, temperature, tmp_path):
     made = anchors(term=f"kl(top={VOCAB})")
     trainable = trainer().trainable
-    found = anchors_with_start(made, trainable, space, lora(), 4, tmp_path).start
+    found = anchors_with_start(made, trainable, space, lora(), 4, tmp_path, temperature).start
     decoder = trainable.model.merge(lora())
     for i, row in enumerate(QUESTIONS):
-        logits = full_logits(decoder, row.prompt_ids)[-1]
+        logits = full_logits(decoder, row.prompt_ids)[-1] / temperature
         if space == "options":
             wanted = log_softmax(logits[[ids[0] for ids in row.completion_ids]])
             got = found.log_p[i, 0, : len(wanted)]
@@ -87,6 +89,21 @@ def test_a_large_weight_holds_the_model_where_it_was_on_questions_it_never_learn
         assert found[0] == pytest.approx(0.0, abs=1e-5)
         sizes[weight] = np.mean(found[15:])
     assert sizes[10.0] < 0.1 * sizes[0.0], sizes
+
+
+def test_a_tempered_start_is_at_the_temperature_of_the_calibration_questions(style, tmp_path):
+    made = held(dropout=False, tempered=True, rows_per_step=len(QUESTIONS))
+    predictor = made.predictor
+    temperature = fit_temperature(predictor(style[1], made.splits["calibration"]))
+    assert abs(np.log(temperature)) > 0.1
+    finetune(made, COLS, style[1], style[0], tmp_path)
+    start = predictor(style[1], QUESTIONS)
+    wanted = []
+    for scores, exists in zip(start.option_scores, start.mask, strict=True):
+        p, q = log_softmax(scores[exists]), log_softmax(scores[exists] / temperature)
+        wanted.append(np.sum(np.exp(q) * (q - p)))
+    first = lines(tmp_path, phase="finetune")[0]["anchor"]
+    assert first == pytest.approx(np.mean(wanted), rel=1e-4)
 
 
 def test_style_adaptation_is_not_held_and_its_start_may_be_shared(style, tmp_path):
