@@ -154,6 +154,15 @@ def encode_split(
             f"{name}: {encoder.truncated} of {len(examples)} passages lost their "
             f"{encoder.template.cut} to fit into {config.max_length} tokens"
         )
+    unknown = tokenizer.unk_token_id
+    if unknown not in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        holds = [unknown in chain(row.prompt_ids, *row.completion_ids) for row in encoded]
+        if any(holds):
+            first = encoded[holds.index(True)].id
+            notes.append(
+                f"{name}: {sum(holds)} of {len(examples)} rows hold text that the tokenizer does"
+                f" not know, for which the model reads {tokenizer.unk_token!r} (the first: {first})"
+            )
     if config.prompt == CHAT:
         notes.extend(chat_notes(tokenizer))
     if encoded and config.protocol != CLEAN:

@@ -291,6 +291,21 @@ def repeats_note(name: str, clusters: np.ndarray) -> tuple[str, ...]:
     )
 
 
+def contradictions_note(name: str, rows: Iterable[Example]) -> tuple[str, ...]:
+    """Return a note on the questions of the rows `name` whose right choice differs between rows."""
+    right: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        if not row.is_open:
+            right.setdefault(question_key(row), set()).add(as_read(row.choices[row.answer]))
+    differ = [key for key, answers in right.items() if len(answers) > 1]
+    if not differ:
+        return ()
+    return (
+        f"{name}: {len(differ):,} of {len(right):,} questions have different right answers in"
+        f" different rows (the first: {differ[0][1]!r:.80}); no model can be right in all of them",
+    )
+
+
 def _key(passage: str, question: str, options: Iterable[str]) -> tuple[str, ...]:
     return (as_read(passage), as_read(question), *sorted(map(as_read, options)))
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from cogcalib_jax.files import reason_of
 TABLES = (".csv", ".tsv")
 """suffixes of the formats in which every value is a text"""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+# The line that Excel writes and reads before a header.
+_DECLARED = re.compile(r'"?sep=([,;\t])"?\r?\n', re.IGNORECASE)
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
@@ -160,8 +163,10 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
     rows: list[Row] = []
     line = 1
     try:
+        if _DECLARED.match(text):
+            next(cells)
         header = [cell.strip() or f"column {i}" for i, cell in enumerate(next(cells), start=1)]
-        _require_distinct(file, header)
+        require_distinct(file, header)
         line = cells.line_num + 1
         for record in cells:
             if any(cell.strip() for cell in record):
@@ -183,7 +188,9 @@ def _cells(text: str, separator: str) -> Any:
 
 
 def _separator(file: Path, text: str) -> str:
-    """Return the separator that cuts the header into the most columns."""
+    """Return the separator that the file declares, or that cuts the header into most columns."""
+    if declared := _DECLARED.match(text):
+        return declared[1]
     counts = {}
     for separator in _SEPARATORS:
         try:
@@ -207,7 +214,8 @@ def _separator(file: Path, text: str) -> str:
     return best[0]
 
 
-def _require_distinct(file: Path, names: list[str]) -> None:
+def require_distinct(file: Path | str, names: list[str]) -> None:
+    """Refuse a table in which two columns have one name; raises UserError."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
@@ -235,7 +243,7 @@ def _read_parquet(file: Path) -> FileRows:
         raise UserError(
             f"{file}: is not a readable Parquet file ({first_line(error)}); write it again"
         ) from error
-    _require_distinct(file, table.column_names)
+    require_distinct(file, table.column_names)
     columns = [_values(file, name, table[name]) for name in table.column_names]
     rows = zip(*columns, strict=True) if columns else iter([()] * table.num_rows)
     return FileRows(

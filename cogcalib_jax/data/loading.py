@@ -14,6 +14,7 @@ from cogcalib_jax.data.example import (
     Example,
     NoLabel,
     Splits,
+    contradictions_note,
     question_clusters,
     repeats_note,
 )
@@ -287,6 +288,7 @@ def _usable(
     rows, source = stored.rows, stored.source
     examples, refused = _examples(task, reader, rows)
     examples = _as_published(examples, config, source, notes)
+    notes += contradictions_note(f"{config.task} {name}", examples)
     if twice := sum(not e.is_open and right_choice_repeats(e) for e in examples):
         notes.append(
             f"{config.task} {name}: {twice} of {len(examples)} rows hold the right choice twice;"
@@ -294,9 +296,10 @@ def _usable(
             " numbers"
         )
     if all(isinstance(reason, NoLabel) for _, reason in refused) and not examples:
+        named = "" if reader is None else " or name its column with --data.columns answer=COLUMN,"
         raise UserError(
-            f"{source}: none of its {len(rows)} rows has an answer; an unlabelled split cannot be "
-            "used: give a labelled file of that name, or leave it out if the task allows it"
+            f"{source}: none of its {len(rows)} rows has an answer; the first {refused[0][1]}; give"
+            f" a file with answers,{named} or leave an unlabelled split out if the task allows it"
         )
     if not refused:
         return examples

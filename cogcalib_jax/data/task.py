@@ -14,7 +14,7 @@ from cogcalib_jax.console import say
 from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.encoding import template_of
 from cogcalib_jax.data.example import BadRow, Example, KeptTuple
-from cogcalib_jax.data.formats import Row
+from cogcalib_jax.data.formats import Row, require_distinct
 from cogcalib_jax.data.loading import load_splits, read_line
 from cogcalib_jax.data.prompts import Template
 from cogcalib_jax.data.sources import Stored, stored_rows
@@ -191,7 +191,8 @@ def stored_source(source: RowSource, name: str) -> Stored:
     if isinstance(source, str | Path):
         stored = stored_rows([Path(source)], str(source))
     else:
-        if hasattr(source, "to_dict") and hasattr(source, "columns"):
+        if hasattr(source, "notna"):
+            require_distinct(f"{name} rows", list(map(str, source.columns)))
             # Missing values of a table (NaN, NA, NaT) become None.
             source = source.astype(object).where(source.notna(), None).to_dict("records")
         rows = [Row(f"{name} row {n}", n, _content(row)) for n, row in enumerate(source, start=1)]
@@ -280,7 +281,7 @@ def are_examples(rows: Any) -> bool:
 def _content(row: Any) -> Mapping[str, Any] | BadRow:
     if not isinstance(row, Mapping):
         return BadRow(f"must be a dict of columns, is a {type(row).__name__}")
-    return {key: _plain(value) for key, value in row.items()}
+    return {str(key): _plain(value) for key, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,7 @@ from cogcalib_jax.sharding import fetch
 
 # Parts of a multimodal model beside its text half.
 REST = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+GENERATION = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Buffers of old checkpoints, which the decoder computes.
 IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -85,7 +86,15 @@ def read_config(name: str | Path) -> DecoderConfig:
     """
     folder = model_folder(name, weights=False)
     path = folder / "config.json"
-    config = from_hf(read_object(path, "a model's folder holds its config.json"), str(path))
+    raw, generation = (
+        read_object(path, "a model's folder holds its config.json"),
+        folder / GENERATION,
+    )
+    if generation.is_file():
+        # As in transformers, its tokens end a text, and not those of config.json.
+        ends = read_object(generation, "").get("eos_token_id")
+        raw |= {} if ends is None else {"eos_token_id": ends}
+    config = from_hf(raw, str(path))
     if config.part_of is None:
         return config
     # transformers 5 says for these that the head is the embedding, and looks at the weights.

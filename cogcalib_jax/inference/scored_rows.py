@@ -129,14 +129,17 @@ def read_scored(path: Path) -> ScoredFile:
         except BadRow as reason:
             raise UserError(f"{row.where}: {reason}") from reason
         contents.append(content)
+    doubt: tuple[str, ...] = ()
     if CONFIDENCE in kind:
         confidence = np.array([row[CONFIDENCE] for row in contents], float)
         scores = ConfidenceRows(confidence, np.array([bool(row[CORRECT]) for row in contents]))
     else:
         scores = _option_rows(contents, kind)
+        if len(rows) > 1 and scores.answers.min() > 0:
+            doubt = ("no answer is 0, so the first option is never right: answers count from 0",)
     clusters = clusters_of_predictions(contents)
     scores = replace(scores, clusters=clusters)
-    notes = repeats_note(path.name, clusters)
+    notes = repeats_note(path.name, clusters) + doubt
     if kind == (LOGPROBS, ANSWER):
         notes += ("probabilities are the exponentials of option_logprobs, made to sum to 1",)
     used = {PROBS, LOGPROBS, ANSWER, CONFIDENCE, CORRECT, HASH, "extra"}

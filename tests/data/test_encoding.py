@@ -395,3 +395,12 @@ def test_real_tokenizers_with_and_without_bos(name, first, prompt):
     first_id, *rest = pmi_prefix(PROMPTS[prompt], tokenizer)
     assert tokenizer.convert_ids_to_tokens(first_id) == first
     assert tokenizer.decode(rest).strip() == BEFORE_ANSWER[prompt]
+
+
+def test_text_that_the_tokenizer_does_not_know_is_noted():
+    rows = [example(), example(choices=("red", "東京"), name="y")]
+    _, notes = encode(rows, word_level(), prompt="cloze")
+    assert notes == (
+        "test: 1 of 2 rows hold text that the tokenizer does not know, for which the model reads"
+        " '<unk>' (the first: y)",
+    )

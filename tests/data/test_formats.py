@@ -165,3 +165,11 @@ def test_a_cell_may_be_a_long_passage(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("q,a\n" + "word " * 100_000 + ",1\n")
     assert len(contents(file)[0]["q"]) == 500_000
+
+
+@pytest.mark.parametrize("declared", ["sep=;\n", '"sep=;"\r\n', "SEP=;\r\n"])
+def test_a_table_may_declare_its_separator_as_excel_does(tmp_path, declared):
+    (tmp_path / "x.csv").write_text("\ufeff" + declared + "question;A,B;answer\nq;1;2\n")
+    (row,) = read_file(tmp_path / "x.csv").rows
+    assert row.content == {"question": "q", "A,B": "1", "answer": "2"}
+    assert row.where.endswith("x.csv:3")

@@ -37,6 +37,24 @@ def test_splits_share_no_question_and_the_seed_decides_who_goes_where():
     assert questions(made) != questions(other)
 
 
+def test_columns_of_a_table_need_not_be_texts_and_stand_once():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([[f"{i}?", "x", "y", i % 2] for i in range(40)])
+    named = {"question": "0", "choices": ["1", "2"], "answer": "3"}
+    task = Task.from_rows(table, columns=named)
+    assert {row.choices[row.answer] for row in task.train} == {"x", "y"}
+    with pytest.raises(UserError, match="train rows: column 'A' occurs twice"):
+        Task.from_rows(table.set_axis(["question", "A", "A", "answer"], axis=1))
+
+
+def test_numbers_of_groups_are_read_beside_an_empty_cell():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(rows()).assign(group=[None, *range(len(rows()) - 1)])
+    assert table["group"].dtype == float
+    groups = {row.group for row in Task.from_rows(table).train}
+    assert "3" in groups or "4" in groups
+
+
 def test_a_table_of_pandas_and_a_datasets_table_are_rows():
     pandas = pytest.importorskip("pandas")
     import datasets

@@ -330,3 +330,15 @@ def test_a_loaded_decoder_computes_what_it_was_saved_as(tmp_path):
     save_decoder(decoder, tmp_path / "out")
     back = load_decoder(tmp_path / "out", mesh=one_device(), remat="layer")
     np.testing.assert_allclose(forward(back, tokens())[1], forward(decoder, tokens())[1], atol=1e-6)
+
+
+def test_generation_ends_where_generation_config_says(tmp_path):
+    """As in transformers: the tokens that end a turn of a chat often stand there alone."""
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["llama3"] | {"eos_token_id": 2}))
+    file = tmp_path / "generation_config.json"
+    for content, ends in (("{}", (2,)), ('{"eos_token_id": [3, 5]}', (3, 5))):
+        file.write_text(content)
+        assert read_config(tmp_path).eos_token_ids == ends
+    file.write_text('{"eos_token_id": "x"}')
+    with pytest.raises(UserError, match="eos_token_id is 'x'; expected a whole number"):
+        read_config(tmp_path)

@@ -73,6 +73,13 @@ def test_confidence_alone(read):
     assert file.scores.metrics(0, CONFIG) == summarize_confidence([0.8, 0.3], [1, 0], resamples=100)
 
 
+def test_answers_that_may_count_from_one_are_noted(read):
+    assert read(PROBS, PROBS).notes == (
+        "no answer is 0, so the first option is never right: answers count from 0",
+    )
+    assert read(PROBS, PROBS | {"answer": 0}).notes == ()
+
+
 def test_numbers_of_chosen_rows_are_those_of_a_file_with_these_alone(read):
     other = {"option_probs": [0.1, 0.9], "answer": 1}
     chosen = read(PROBS, other, PROBS).scores.metrics(0, CONFIG, np.array([0, 2]))

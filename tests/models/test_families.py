@@ -86,6 +86,7 @@ def test_several_end_of_text_tokens_are_kept():
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each layer type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lack factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"is_causal": False}, "is_causal is False; expected causal attention"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected silu or gelu_pytorch_tanh"),
         ({"quantization_config": {"bits": 4}}, "quantised by a method without a name; expected"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
@@ -198,6 +199,11 @@ def test_each_layer_type_may_have_its_own_rope():
     assert read_rope(raw, "full_attention") == linear
     assert read_rope(raw, "sliding_attention") == RopeConfig(theta=1e4)
     assert write_rope(linear) == parameters["full_attention"]
+    scaled = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}
+    beside = {"rope_parameters": {"full_attention": scaled}, "original_max_position_embeddings": 4}
+    assert read_rope(raw | beside, "full_attention").original_max_position_embeddings == 8
+    beside["rope_parameters"] = scaled
+    assert read_rope(raw | beside).original_max_position_embeddings == 4
     one = raw | {"rope_parameters": parameters["full_attention"]}
     assert read_rope(one, "sliding_attention") == linear
 

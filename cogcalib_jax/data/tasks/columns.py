@@ -31,6 +31,8 @@ Columns = Mapping[str, str]
 """field -> its column, or its columns joined by "+", as `--data.columns` names them"""
 
 _RUN = re.compile(r"(.*?)([a-z]|\d+)")
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_ARRAY = re.compile(rf"\[\s*(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+\s*\]", re.DOTALL)
 _PAIRS = (("label", "text"), ("key", "value"))
 
 
@@ -164,7 +166,7 @@ def _choices(row: Mapping[str, Any], asked: Columns) -> list[Choices]:
                 found += _run(row, columns, tuple(end.upper() for end in ends))
     for name in _named(row, asked, "choices"):
         # Beside columns A, B, C, ... a plain text is a remark.
-        if not (found and isinstance(row[name], str) and _parsed(row[name]) is None):
+        if not (found and isinstance(row[name], str) and parsed(row[name]) is None):
             found.append(Choices((name,), *_read_choices(row[name], name)))
     return found
 
@@ -214,7 +216,7 @@ def _read_choices(value: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
     or {"key": ..., "value": ...}.
     """
     if isinstance(value, str):
-        value = _parsed(value)
+        value = parsed(value)
         if value is None:
             raise BadRow(
                 f"{name!r} must be a list of texts, is a text; write it as JSON,"
@@ -247,16 +249,35 @@ def _labels(labels: Any, size: int, name: str) -> tuple[str, ...]:
     return labels
 
 
-def _parsed(value: str) -> Any:
-    """Return the list or object that a text notates, or None."""
-    if value.strip()[:1] not in ("[", "{"):
+def parsed(value: str) -> Any:
+    """Return the list or object that a text notates, or None.
+
+    A table that pandas wrote may hold lists as numpy shows them: ['red' 'green'], or array([...])
+    within an object.
+    """
+    value = value.strip()
+    if value[:1] not in ("[", "{"):
         return None
-    for parse in (json.loads, ast.literal_eval):
+    if _ARRAY.fullmatch(value):  # to Python, texts beside each other are one
+        return [ast.literal_eval(text) for text in re.findall(_QUOTED, value, re.DOTALL)]
+    for parse in (json.loads, _python):
         try:
-            return parse(value.strip())
+            return parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
+
+
+def _python(value: str) -> Any:
+    return ast.literal_eval(_Lists().visit(ast.parse(value, mode="eval")))
+
+
+class _Lists(ast.NodeTransformer):
+    """Puts the list in the place of array([...], dtype=object)."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
+        return node.args[0] if is_array else node
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -270,7 +291,7 @@ def _is_list(value: Any, kind: type) -> bool:
 def _like_choices(row: Mapping[str, Any]) -> str | None:
     """Return a column, or columns joined by "+", whose values look like choices; or None."""
     for name, value in row.items():
-        value = _parsed(value) if isinstance(value, str) else value
+        value = parsed(value) if isinstance(value, str) else value
         if _is_list(value, str) or (_is_list(value, Mapping) and _reads(value, name)):
             return name
         if isinstance(value, Mapping) and len(value) > 1 and _is_lettered(value):

@@ -19,6 +19,7 @@ from cogcalib_jax.data.tasks.columns import (
     find,
     in_order,
     is_absent,
+    parsed,
     two_columns,
 )
 from cogcalib_jax.data.tasks.fields import (
@@ -55,6 +56,8 @@ class Reader:
     """columns that are not empty and not read"""
     notes: tuple[str, ...] = ()
     """how columns and answers are read, if not in the usual way"""
+    listed: bool = False
+    """whether the answers of open questions are lists that are written as texts"""
 
     def __call__(self, content: Mapping[str, Any], number: int, where: str = "") -> Example:
         """Return the question of a row.
@@ -76,7 +79,7 @@ class Reader:
         if found.choices is None:
             if not self.needs_answer:
                 raise BadRow("has no choices; give the options to choose from")
-            aliases = _accepted(self._labelled(content, found))
+            aliases = _accepted(self._labelled(content, found), self.listed)
             choices, answer = aliases[:1], 0
         else:
             choices = found.choices.texts
@@ -156,7 +159,13 @@ def settle(
             str(k): None for k, v in row.content.items() if k not in used and not is_absent(v)
         }
     notes = _notes([columns for _, columns in found], names, settled)
-    return Reader(asked, names, settled, needs_answer, frozenset(read), tuple(unread), notes)
+    # A text in brackets may be an answer itself, unless that of every question is one.
+    open_answers = _open_answers(found, names)
+    listed = bool(open_answers) and all(_is_listed(value) for value in open_answers)
+    notes += ("answers by list",) * listed
+    return Reader(
+        asked, names, settled, needs_answer, frozenset(read), tuple(unread), notes, listed
+    )
 
 
 _Found = Sequence[tuple[Row, Found]]
@@ -231,15 +240,26 @@ def _value(answer: Any) -> Any:
     return answer if isinstance(answer, bool | float) else as_json(answer)
 
 
-def _require_no_letters(found: _Found, names: Sequence[str], asked: Columns) -> None:
-    """Refuse open questions whose answers are all letters: their choices are in other columns."""
-    if asked.get("choices") == OPEN:
-        return
-    values = [
+def _open_answers(found: _Found, names: Sequence[str]) -> list[Any]:
+    """Return the answers of the questions without choices."""
+    return [
         row.content[column]
         for row, columns in found
         if columns.choices is None and (column := _first(columns.answers, names))
     ]
+
+
+def _is_listed(answer: Any) -> bool:
+    """Return whether an answer is a list of texts that is written as a text."""
+    held = parsed(answer) if isinstance(answer, str) else None
+    return isinstance(held, list) and all(isinstance(item, str) for item in held)
+
+
+def _require_no_letters(found: _Found, names: Sequence[str], asked: Columns) -> None:
+    """Refuse open questions whose answers are all letters: their choices are in other columns."""
+    if asked.get("choices") == OPEN:
+        return
+    values = _open_answers(found, names)
     if len(values) > 1 and all(isinstance(v, str) and _LETTER.fullmatch(v.strip()) for v in values):
         where = next(row.where for row, columns in found if columns.choices is None)
         raise UserError(
@@ -300,10 +320,10 @@ def _extra(content: Mapping[str, Any], used: set[str | None]) -> dict[str, Any]:
     return extra | {"known": bool(known)}
 
 
-def _accepted(answer: Any) -> tuple[str, ...]:
-    """Return the accepted answers of an open question."""
+def _accepted(answer: Any, listed: bool) -> tuple[str, ...]:
+    """Return the accepted answers of an open question; `listed` as in `Reader`."""
     if isinstance(answer, str):
-        answer = [answer]
+        answer = parsed(answer) if listed else [answer]
     if not isinstance(answer, list | tuple):
         raise BadRow(
             f"has no choices, so its answer must be a text or a list of texts, is {answer!r:.60}"
@@ -315,6 +335,8 @@ def _name(content: Mapping[str, Any], field: str) -> str | None:
     value = content.get(field)
     if is_absent(value):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # tables with an empty cell hold 1.0 for 1
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return clean(value, field)

@@ -195,7 +195,7 @@ Way = Literal["text", "letter", "boolean", "index"]
 """values of `--data.answers`"""
 _Reading = Literal["text", "letter", "boolean", "index from 0", "index from 1"]
 _YES_NO = {True: ("yes", "true"), False: ("no", "false")}
-_WHOLE = re.compile(r"[+-]?\d{1,18}(\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d*)?", re.ASCII)
 _BRACKETS = "().: "
 
 
@@ -352,7 +352,7 @@ def _position(
     if isinstance(value, bool):
         return None
     if reading == "text":
-        return next((i for form in _forms(value) if (i := _text(form, texts)) is not None), None)
+        return next((_text(form, texts) for form in _forms(value)), None)
     if reading == "letter":
         return next((i for form in _forms(value) if (i := _label(form, labels)) is not None), None)
     number = _whole(value)
@@ -370,8 +370,13 @@ def _boolean(value: Any, texts: Sequence[str]) -> int | None:
 
 
 def _text(value: str, texts: Sequence[str]) -> int | None:
-    """Return the choice with this text; if there is none, the only one that differs in case."""
+    """Return the choice with this text; if there is none, the only one that differs in case, or in
+    how it writes the same number: a table may hold 2 in one column and 2.0 in another."""
     found = matching_choices(value, texts)
+    number = _number(value)
+    if not found and number is not None:
+        found = [i for i, text in enumerate(texts) if _number(text) == number]
+        return found[0] if len(found) == 1 else None
     # A choice that occurs twice as written is refused later.
     if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
         return found[0]
@@ -403,12 +408,18 @@ def _forms(value: Any) -> list[str]:
 
 def _whole(value: Any) -> int | None:
     """Return a whole number, also one that is written as a text, or None."""
+    number = _number(value)
+    return None if number is None or number % 1 else int(number)
+
+
+def _number(value: Any) -> Decimal | None:
+    """Return a number, also one that is written as a text, or None."""
     if isinstance(value, str):
         value = value.strip()
-        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else None
+        return Decimal(value) if _NUMBER.fullmatch(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if value == value and abs(value) < 10**18 and value == int(value) else None
+    return Decimal(repr(value)) if abs(value) < 10**18 else None
 
 
 def _words(reading: _Reading) -> str:

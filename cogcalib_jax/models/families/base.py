@@ -122,6 +122,9 @@ class Family:
         if missing:
             raise UserError(f"{', '.join(missing)} missing. {OWN_FILE}")
         _require_values(known)
+        for name, value in (("use_bidirectional_attention", True), ("is_causal", False)):
+            if known.get(name) is value:
+                raise wrong(name, value, "causal attention", "Use a model that generates text")
         heads, eos = known["num_attention_heads"], known["eos_token_id"]
         if known["head_dim"] is None and known["hidden_size"] % heads:
             raise UserError(
@@ -319,11 +322,10 @@ def read_rope(
         read["factor"] = _required(rope, "factor")
     if form in ("default", "linear"):
         return RopeConfig(**read)
-    length = (
-        known.get("original_max_position_embeddings")
-        or rope.get("original_max_position_embeddings")
-        or known["max_position_embeddings"]
-    )
+    # Beside the parameters it comes first, as in transformers, but not for those of a layer type.
+    places = (known, rope) if kind is None else (rope,)
+    lengths = [place.get("original_max_position_embeddings") for place in places]
+    length = next(filter(None, lengths), known["max_position_embeddings"])
     read["original_max_position_embeddings"] = length
     if form == "llama3":
         for key in ("factor", "low_freq_factor", "high_freq_factor"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.families.base import (
     BIAS,
@@ -26,11 +25,6 @@ LOCAL_THETA = "rope_local_base_freq"
 
 def read_gemma2(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 2 has four norms a layer, which multiply by 1 + weight, and caps scores and logits."""
-    if raw["use_bidirectional_attention"]:
-        raise UserError(
-            "use_bidirectional_attention is true; expected causal attention. Use a model that"
-            " generates text"
-        )
     require_whole(raw, "query_pre_attn_scalar")
     return {
         "norms": "sandwich",
@@ -88,7 +82,6 @@ GEMMA2 = Family(
         "layer_types": None,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
-        "use_bidirectional_attention": None,
         "bos_token_id": 2,
         "eos_token_id": 1,
     },

@@ -74,6 +74,16 @@ def test_two_ways_that_differ_are_refused_with_the_options(values, texts, option
         assert None not in settled(values, texts, **said)[1]
 
 
+def test_an_answer_may_write_the_number_of_a_choice_otherwise():
+    """Tables with an empty cell hold 2.0 in that column and 2 in another."""
+    numbers = ("20.0", "30", "40.50", "red")
+    assert settled(["20", 30.0, "40.5"], numbers) == ("text", [0, 1, 2])
+    assert settled(["20", "RED"], numbers) == ("text", [0, 3])
+    assert settled(["2.00", "2"], ("2", "2.0", "3", "4"), way="text")[1] == [None, 0]
+    with pytest.raises(UserError, match=r"'2' may be the text of a choice \('2.0'\) or an index"):
+        settled(["2", "1"], ("1.0", "2.0", "3.0", "4.0"))
+
+
 def test_two_ways_that_agree_everywhere_are_fine():
     assert settled(["A", "B"], ("a", "b", "c", "d"))[1] == [0, 1]
     # From 1, by text and by number: the same.

@@ -226,3 +226,56 @@ def test_columns_may_be_named_for_training(tmp_path):
     columns = ("question=stem", "choices=p+q", "answer=key")
     splits = load_splits(DataConfig(task="custom", path=str(file), columns=columns), 0)
     assert "question from stem; choices from p+q; answer from key; answers by letter" in splits.read
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        "['red' 'it\\'s'\n 'blue']",
+        """['red' "it's" 'blue']""",
+        """{'text': array(['red', "it's",\n 'blue'], dtype=object),
+            'label': array(['A', 'B', 'C'], dtype=object)}""",
+    ],
+)
+def test_a_list_as_numpy_shows_it_is_read(tmp_path, choices):
+    """So it stands in a table that pandas wrote of a Parquet file."""
+    (read,), _ = load(tmp_path, {"question": "Which?", "choices": choices, "answer": "B"})
+    assert (read.choices, read.answer) == (("red", "it's", "blue"), 1)
+
+
+def test_a_choice_may_look_like_an_array(tmp_path):
+    choices = repr(["array([1], dtype=object)", "'a' 'b'"])
+    (read,), _ = load(tmp_path, {"question": "Which?", "choices": choices, "answer": "B"})
+    assert read.choices == ("array([1], dtype=object)", "'a' 'b'")
+
+
+def test_answers_of_open_questions_that_are_all_lists_in_texts_are_lists(tmp_path):
+    lists = [{"question": "0?", "answer": "['a', 'b']"}, {"question": "1?", "answer": '["c"]'}]
+    rows, (read,) = load(tmp_path, *lists)
+    assert [row.aliases for row in rows] == [("a", "b"), ("c",)]
+    assert "answers by list" in read
+    rows, (read,) = load(tmp_path, *lists, {"question": "2?", "answer": "d"})
+    assert [row.aliases for row in rows] == [("['a', 'b']",), ('["c"]',), ("d",)]
+    assert "answers by list" not in read
+
+
+def test_rows_without_an_answer_say_which_columns_they_have(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, *two(choices=[WORDS, WORDS], key=[0, 1]))
+    assert str(caught.value).endswith(
+        "train.jsonl: none of its 2 rows has an answer; the first has no answer (its columns are:"
+        " question, choices, key); give a file with answers, or name its column with --data.columns"
+        " answer=COLUMN, or leave an unlabelled split out if the task allows it"
+    )
+
+
+def test_questions_with_different_right_answers_are_noted(tmp_path):
+    rows = two(choices=[WORDS, WORDS], answer=["red", "green"])
+    again = {"question": "Which  0?", "choices": WORDS[::-1], "answer": "blue"}
+    _, (_, note, _) = load(tmp_path, *rows, again)
+    assert note == (
+        "custom test: 1 of 2 questions have different right answers in different rows (the first:"
+        " 'Which 0?'); no model can be right in all of them"
+    )
+    _, notes = load(tmp_path, *rows, again | {"answer": "red"})
+    assert not any("different right answers" in note for note in notes)
