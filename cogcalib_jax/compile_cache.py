@@ -74,7 +74,7 @@ def enable_compile_cache() -> Path | None:
 
 @cache
 def release_after_compiling() -> None:
-    """Let this process give memory that the compiler has freed back to the system, from now on.
+    """From now on, return memory that the compiler has freed to the system.
 
     The C library would keep it: 0.2 GB beside the arrays of a step, in a run that compiled nine
     padded lengths of a model of 135M. The process gives it back after each program that took a

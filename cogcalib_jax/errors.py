@@ -121,6 +121,9 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     Args:
         main: receives the arguments without the program's name; None counts as 0.
         argv: the arguments; by default `sys.argv[1:]`.
+
+    Returns:
+        The exit code, for `sys.exit`.
     """
     try:
         code = _run(main, list(sys.argv[1:] if argv is None else argv))
@@ -263,7 +266,7 @@ _KINDS = {signal.SIGTERM: Preempted, signal.SIGINT: Interrupted}
 
 
 def leave_to_jax(number: signal.Signals) -> None:
-    """Listen to `number` no more: JAX's service has taken it from Python."""
+    """Stop listening to the signal `number`, which JAX's service handles from now on."""
     del _KINDS[number]
 
 

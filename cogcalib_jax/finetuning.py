@@ -205,7 +205,7 @@ def _made_from(model: Model, splits: dict[str, Any]) -> dict[str, Any]:
 def _answers(
     model: Model, task: Task, splits: dict[str, Any], evaluation: EvaluationConfig
 ) -> OpenPredictor | None:
-    """Return what writes answers to open questions; None for questions with choices."""
+    """Return the predictor of open questions; None for questions with choices."""
     if not splits["train"].is_open:
         return None
     return model.base.open_predictor(task.train.prompting.data, evaluation)

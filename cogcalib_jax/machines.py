@@ -43,7 +43,7 @@ class DistributedConfig:
     auto: bool = setting(False, role="processes")
     """take all three from the cluster: TPU pods, Slurm, Open MPI"""
     heartbeat_seconds: int = setting(100, role="processes")
-    """a process that is not heard of for so long is lost, and the others end"""
+    """seconds without a sign of life after which a process counts as lost and the others end"""
 
     def __post_init__(self) -> None:
         given = [x for x in (self.coordinator, self.processes, self.process) if x is not None]

@@ -410,7 +410,7 @@ class Model:
             examples: the calibration split of a task.
             calibrator: a name (temperature, vector, platt, isotonic, mixture, linear_mixture,
                 daca), with settings if wanted, as in "vector(l2=0.1)"; or one of your own.
-            taught: taught facts in other words, with the same say; None: a fit blind to them.
+            taught: taught facts in other words, with equal weight; None: the fit ignores them.
             batch_size, option_score: as for `predict`.
 
         Raises UserError for questions on which it cannot be fitted.

@@ -1,23 +1,23 @@
-"""Score one's own questions with transformers and PEFT, with the confidences of the training run.
+"""Score your own questions with transformers and PEFT, with the confidences of the training run.
 
     python examples/score_with_transformers.py --adapter ADAPTER --questions FILE.jsonl \\
         [--option-score mean|sum|chars|pmi]
 
 ADAPTER holds adapter_config.json, adapter_model.safetensors and calibration.json, as train.py
 writes them. A line of FILE: {"question": "...", "choices": ["...", "..."], "passage": "..."}; the
-passage may be absent. --base BASE names the base where it is not where the adapter says. For each
+passage may be absent. --base BASE names the base if it is not where the adapter says. For each
 line one JSON object is printed:
 
-    option_probs    softmax over the options' scores; a score is made of the log-probability of the
-                    option's text after the prompt, by the rule of the run: per token (mean), in
-                    all (sum) or per character (chars); pmi, if you ask for it, subtracts the
+    option_probs    softmax over the option scores; a score is the log-probability of the option's
+                    text after the prompt, by the rule of the run: per token (mean), summed
+                    (sum) or per character (chars); pmi, if you ask for it, subtracts the
                     log-probability of the same text without the question
     tempered_probs  the same with the scores divided by the temperature that was fitted on the run's
                     calibration questions; null if none could be fitted, or for another rule
     calibrated_probs
                     by the calibrator of the run: tempered_probs, unless --evaluation.calibrator
                     named another one. It may be vector, platt or isotonic; a mixture is refused,
-                    for it needs the scores of a second adapter. null as above
+                    because it needs the scores of a second adapter. null as above
 
 Prompts are scored whole. (A run cuts the middle out of a passage that makes a prompt longer than
 calibration.json's max_length.) Needs torch, transformers and peft alone.

@@ -1,4 +1,4 @@
-"""Score one's own questions on a vLLM server, with the confidences of the training run.
+"""Score your own questions on a vLLM server, with the confidences of the training run.
 
     cogcalib merge --run runs/world-0/cols --out merged/
     vllm serve merged/
@@ -9,13 +9,13 @@ A line of FILE: {"question": "...", "choices": ["...", "..."], "passage": "..."}
 absent. For each line one JSON object with option_probs, tempered_probs and calibrated_probs is
 printed; they mean what they mean in score_with_transformers.py. Needs nothing but Python.
 
-Why not the list of likeliest tokens. The usual way, to generate one token and look the options up
-in its top log-probabilities, is cut off: a server returns at most --max-logprobs of them (20 unless
-it is told otherwise; OpenAI's own API has such a limit too), so an option that the model thinks
-unlikely is missing, and taking it for 0 raises the confidence of the others. An option of several
-tokens is never in it. Here each option is sent as part of the prompt with "echo", and the server
-returns the log-probability of every token of the prompt, however unlikely: exact for all options,
-at the price of one prompt more for each. (Servers that ignore "echo" are found out and refused.)
+Why not the list of likeliest tokens. The usual way is to generate one token and look the options
+up in its top log-probabilities. But a server returns at most --max-logprobs of them (by default
+20; OpenAI's API has such a limit, too). An unlikely option is missing there, and counting it as 0
+raises the confidence of the others. An option of several tokens is never there. Here each option
+is sent as part of the prompt with "echo", and the server returns the log-probability of every token
+of the prompt. This is exact for all options, at the cost of one more prompt for each. (Servers that
+ignore "echo" are detected and refused.)
 
 What moves the numbers. Calibration was measured on these weights in the dtype of the run. A server
 that quantises weights, activations or the KV cache (AWQ, GPTQ, FP8, --kv-cache-dtype fp8) computes
@@ -24,14 +24,14 @@ questions, and fit the temperature again, on that server. Sampling parameters do
 long as the server reports raw log-probabilities (--logprobs-mode raw_logprobs, vLLM's default).
 
 Why the adapter is merged. vLLM leaves LoRA on lm_head out of the log-probabilities of a prompt,
-without a word (https://github.com/vllm-project/vllm/issues/51594, open when this was written), and
-those are what is read here. So the calibration.json of an unmerged adapter on lm_head is refused.
+without a message (https://github.com/vllm-project/vllm/issues/51594, open when this was written),
+and this script reads these. So the calibration.json of an unmerged adapter on lm_head is refused.
 An adapter without lm_head (--lora.target-modules q_proj,v_proj) can also be served with
 --enable-lora.
 
-The check before the work. calibration.json holds one calibration question with the scores of its
-options. It is asked first; nothing is scored if the server's log-probabilities differ from the
-stored ones by more than the stored tolerance (nats a token; --tolerance changes it).
+The check at the start. calibration.json holds one calibration question with the scores of its
+options. It is scored first; the script stops if the server's log-probabilities differ from the
+stored ones by more than the stored tolerance (nats per token; --tolerance changes it).
 """
 
 import argparse

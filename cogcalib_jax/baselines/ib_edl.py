@@ -173,7 +173,7 @@ class IbEdlPredictor:
         self._pass = SplitPass(model, mesh, scores)
 
     def __call__(self, lora: nnx.State, encoded: Sequence[Encoded], seed: int) -> Any:
-        """Return the predictions; over the vocabulary the model says how probable any option is."""
+        """Return the predictions; the probability of all options together is the model's own."""
         key = jax.random.fold_in(jax.random.key(seed), STREAM)
         multiple = length_multiple(self._mesh)
         batches = scored_batches(encoded, self._config.batch_size, None, multiple=multiple)

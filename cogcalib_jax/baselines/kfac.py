@@ -45,8 +45,8 @@ HEAD = "lm_head"
 
 
 class Flow(NamedTuple):
-    """Through one LoRA matrix `[layers, out, in]`; the head's has one layer, and the scored
-    positions as time.
+    """Inputs and gradients of one LoRA matrix `[layers, out, in]`; the head has one layer, and its
+    time axis holds the scored positions.
 
     Gradients times inputs, summed over time, are derivatives with respect to the matrix.
     """
@@ -328,9 +328,9 @@ def covariance(flow: Flow, block: Block, prior_precision: jax.Array | float) -> 
     """Return what one LoRA matrix adds to the covariance of the linearised model's outputs,
     `[batch, directions, directions]`.
 
-    The Jacobian is the product of a flow's two sides. What of it lies outside the curvature's
-    eigenvectors keeps the prior's variance; it is split off before squaring, so that nothing large
-    cancels. The short side has a whole basis, so what lies outside does so on the wide side.
+    The Jacobian is the product of a flow's two sides. Its part outside the curvature's
+    eigenvectors keeps the prior's variance; it is split off before squaring, so that no large
+    numbers cancel. The short side has a complete basis, so this part lies on the wide side.
     """
     inputs, gradients = flow.inputs, flow.gradients
     seen_inputs = jnp.einsum("lbti,lik->lbtk", inputs, block.input_basis)

@@ -51,7 +51,7 @@ SHAPES = 4
 
 
 class Posterior(NamedTuple):
-    """A pytree: where the mean is the trained parameters themselves."""
+    """The posterior as a pytree; its mean is the trained parameters themselves."""
 
     blocks: dict[str, Block]
     prior_precision: jax.Array | float
@@ -182,8 +182,8 @@ class LaplacePredictor:
     """Averages over the posterior; each question costs one backward pass an option.
 
     The draws of a question come from the seed and its number in the split. The posterior is over
-    the options' logits: how probable it is that an answer is an option at all is the trained
-    model's word, so an option's probability over the vocabulary is that times its averaged one.
+    the options' logits. The probability of all options together comes from the trained model, and
+    an option's probability over the vocabulary is its averaged one times that.
     """
 
     def __init__(
@@ -235,9 +235,12 @@ def options_predictions(
     """Return predictions of averages over the options alone.
 
     Args:
+        encoded: the questions.
         rows: `[n]` their numbers, in the order of the other arrays.
         logprobs: `[n, options]` log of the mean probabilities, nats.
         options: `[n]` log-probability of all options together over the vocabulary.
+        samples: draws of the average.
+        option_score: the rule of the run.
     """
     tokens = option_tokens(encoded)
     averaged = np.full(tokens.shape, -np.inf)

@@ -36,7 +36,7 @@ class McDropout(Baseline):
     " training and an answer cost {n} times as much",
 )
 class Ensemble(Baseline):
-    """Several fine-tunings, each with first weights and a data order of its own."""
+    """Several fine-tunings, each with its own first weights and data order."""
 
     adapters = "any"
 
@@ -80,7 +80,7 @@ TOLERANCES = {"pseudo_nll": 1.5, "gold_nll": 1.5, "flips": 0.1}
 )
 @dataclass(frozen=True)
 class Tfb(Baseline):
-    """Noise on A of a trained adapter, as large as it may be without changing the anchors' answers.
+    """The largest noise on A of a trained adapter that keeps its answers to the anchors.
 
     `criterion`: pseudo_nll and gold_nll are the relative change of the NLL of the adapter's own
     answers or of the right ones, flips the share of answers that change; at most `tolerance`, where
@@ -149,8 +149,8 @@ class IvonRow(IvonSettings, Baseline):
 )
 @dataclass(frozen=True)
 class ScalaBlRow(Baseline):
-    """SFT with a distribution over one scale for each rank of each matrix. `rate`: of the descent
-    on the divergence from the prior; `deviation`: the first standard deviation.
+    """SFT with a distribution over one scale for each rank of each matrix. `rate`: step size of the
+    descent on the divergence from the prior; `deviation`: the first standard deviation.
     """
 
     rate: float = 0.2
@@ -209,8 +209,7 @@ class StartRow(Baseline):
     cost="one forward pass with an adapter of twice the rank",
 )
 class InterpolationRow(Baseline):
-    """Weights between the start and the comparison's sft; the share has the lowest NLL on what is
-    fitted on."""
+    """Weights between the start and the comparison's sft, at the share with the lowest NLL."""
 
     one_pass = True
     adapters = "matrices"

@@ -94,7 +94,7 @@ def prepare_abstract(config: RunConfig, note: Callable[[str], None]) -> Prepared
 
 
 def _held(config: RunConfig) -> str:
-    """The words on which methods are held on anchors, and how long they are trained."""
+    """Describe the methods that are trained with anchors, and how long they are trained."""
     held, anchor = [key for key in config.resolved_methods() if config.holds(key)], config.anchor
     words = "" if anchor.methods is None else f", for {', '.join(held) or 'no method'}"
     own = ", ".join(f"{name} {value:g}" for name, value in anchor.of_training.items())

@@ -41,18 +41,18 @@ class EvalConfig:
     """The models of an evaluation (runs, or a base with or without adapters) and its questions."""
 
     run: tuple[str, ...] = often(())
-    """finished runs (of a comparison: all its methods); the first gives the defaults of data,
-    evaluation, seed, mesh and model, but each keeps its own base"""
+    """finished runs (a comparison stands for all its methods); the first one sets the defaults of
+    data, evaluation, seed, mesh and model, but each keeps its own base"""
     task: tuple[str, ...] = often(())
-    """what to evaluate on, each NAME or NAME:GROUP; none: data.task, as a training run does"""
+    """tasks to evaluate on, each NAME or NAME:GROUP; none: data.task, as in a training run"""
     by: tuple[str, ...] = often(())
-    """fields of the questions, such as subject, whose values get numbers of their own"""
+    """fields of the questions, such as subject; each value of a field gets its own numbers"""
     run_dir: str | None = often(None, affects_identity=False, role="folder")
     """folder of the results; unset: runs/eval-N"""
     resume: bool = often(False, affects_identity=False, role="resume")
-    """continue the evaluation in run_dir: what is finished there is not done again"""
+    """continue the evaluation in run_dir; finished tasks are not repeated"""
     adapter: tuple[str, ...] = often(())
-    """folders of LoRA adapters in PEFT layout on model.path; the word none: the bare base"""
+    """folders of LoRA adapters in PEFT layout for model.path; the word none means the bare base"""
     ensemble: bool = False
     """runs or adapters on one base as a single model, whose probabilities are averaged"""
     mc_passes: int | None = None
@@ -65,24 +65,24 @@ class EvalConfig:
     predictions: str | None = often(None)
     """score this file of predictions made elsewhere, without a model; docs/evaluation.md"""
     predict: str | None = often(None)
-    """answer the questions of this file with confidence (a file of rows, answers not needed)"""
+    """file of questions (answers not needed) to answer with confidence"""
     out: str | None = often(None)
     """file that predict writes its answers to"""
     abstain_below: float | None = None
     """predict: leave questions open whose confidence is lower than this"""
     target_accuracy: float | None = often(None)
-    """predict: leave as few open as make the rest this accurate on held-out questions"""
+    """predict: leave unsure questions open until the rest is this accurate on held-out questions"""
     option_score: ChosenOptionScore | None = often(None)
     """score of an option of several tokens: docs/evaluation.md; unset: the rule of the runs or
     adapters, else mean"""
     calibrator: str | None = often(None)
-    """calibrator of the options' scores, fitted on the calibration split of each run, or of
-    data for adapters without a run (temperature, vector, platt, isotonic, mixture, linear_mixture,
-    daca); stored: the one in calibration.json; unset: none, but predict takes the stored one"""
+    """calibrator of option scores: temperature, vector, platt, isotonic, mixture, linear_mixture
+    or daca, fitted on the calibration split of each run (of data, for adapters without a run);
+    stored: the one in calibration.json; unset: none, but predict uses the stored one"""
     start: str | None = None
-    """of adapters without a run: the adapter in which training began; unset: the bare base"""
+    """for adapters without a run: the adapter from which training began; unset: the bare base"""
     seed: int = 0
-    """of questions that are made, of resampling and of simulated noise"""
+    """seed of generated questions, resampling and simulated noise"""
     data: DataConfig = field(default_factory=DataConfig)
     """the questions; path holds those of data.task, other tasks are read from the Hub"""
     world: WorldConfig = field(default_factory=WorldConfig)

@@ -335,7 +335,7 @@ def _calibrated(folder: Path) -> str:
 
 
 def _temperature(config: EvalConfig) -> list[str]:
-    """Return notes that the table is without the calibrator of `--predict`, if there is one."""
+    """Return a note that the table leaves out the calibrator of `--predict`, if there is one."""
     if config.calibrator is not None:
         return []
     adapters = [str(Path(run) / "adapter") for run in config.run] or list(config.adapter)

@@ -184,7 +184,7 @@ class ModelCalibrator:
 
     calibrator: Calibrator
     populations: tuple[EncodedSplit, ...] = ()
-    """the questions to fit it on, each split with the same say; none: it is fitted"""
+    """the questions to fit it on, each split with equal weight; none: it is fitted"""
     start: Path | Literal["none"] | None = None
     """adapter of the start, if the calibrator needs it; "none": the bare base"""
     options: tuple[str, ...] | None = None
@@ -231,6 +231,9 @@ def asked_calibrator(
     config: EvalConfig, model: Evaluated, tokenizer: PreTrainedTokenizerBase, rule: OptionScore
 ) -> ModelCalibrator | None:
     """Return the calibrator that `config` names for `model`, if any; nothing is scored yet.
+
+    Args:
+        rule: the rule that scores the options.
 
     Raises:
         UserError: no stored calibrator for this rule, or a model without the run, start or shared

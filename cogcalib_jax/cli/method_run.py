@@ -287,10 +287,11 @@ def write_calibration(
     """Write `calibration.json`, with which other tools give the same confidences.
 
     Args:
+        adapter: the adapter's folder.
         calibration: the split that temperature and calibrator are fitted on.
         predictions: of the adapted model on that split, with the start's scores if the calibrator
             needs them; its answers if the questions are open; None for the start of a run.
-        taught: of the adapted model on taught facts, which have the same say in fits.
+        taught: of the adapted model on taught facts, which have equal weight in fits.
         probe: a question with its scores, from `choose_probe`.
         start_adapter: folder of the start's adapter, of which the hash is stored.
     """

@@ -265,7 +265,7 @@ def base_path(
     if model.path is not None:
         return model.path
     say("== The base: a small Llama that has read about a made-up world")
-    # Every process builds it, for there is nothing else to do; the main one's is kept.
+    # Every process builds it, as there is nothing else to do; that of the main one is kept.
     return ensure_base(world, pretrain, seed)
 
 

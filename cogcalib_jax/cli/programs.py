@@ -1,7 +1,7 @@
 """The programs behind the commands `train`, `eval`, `predict`, `score`, `bench` and `plan`.
 
-What they run is imported once the options are read, so that help and a refused option come without
-JAX; benchmarks are loaded by name, for they lie above this room.
+The work is imported after the options are read, so that help and errors in options need no
+JAX. Benchmarks are loaded by name, because they lie above this room.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cogcalib_jax.errors import UserError, plain_text
 from cogcalib_jax.files import program_words
 
 TRAIN = f"""\
-Fine-tune with LoRA so that confidences keep their meaning; see README.md.
+Fine-tune a language model with LoRA, compare methods, recommend one; see README.md.
 
   cogcalib train
   cogcalib train --config own_questions --model.path MODEL --data.path questions.csv
@@ -41,9 +41,9 @@ needs no answers.
 
   --run RUN/METHOD        folder of a finished run, or --model.path BASE --adapter FOLDER
   --questions FILE        rows with a question and its choices
-  --out FILE              receives one JSON line a question
+  --out FILE              receives one JSON line per question
   --abstain-below P       leave questions open whose confidence is lower
-  --target-accuracy P     leave as few open as make the rest this accurate on held-out questions
+  --target-accuracy P     leave unsure questions open so that the rest is this accurate
 
 Other options: cogcalib eval --help."""
 SCORE = """\
@@ -55,15 +55,16 @@ Other options: cogcalib eval --help."""
 BENCH = """\
 usage: bench.py COMMAND [OPTIONS]
 
-Measure what runs cost.
+Measure the speed and memory of runs.
 
-`train` times each method's training step, `eval` scores questions, and `plan` compiles a step for
-accelerators that are not here.
+`train` times each method's training step, `eval` scores questions, `load` reads a checkpoint, and
+`plan` compiles a step for accelerators that this machine lacks.
 
 Commands, each with --help: """
 BENCHMARKS = {
     "train": "bench.train_step",
     "eval": "bench.evaluation",
+    "load": "bench.loading",
     "plan": "bench.plan",
 }
 

@@ -55,31 +55,31 @@ class RunConfig:
     """A fine-tuning run, or a comparison of methods from one start."""
 
     seed: int = often(0, role="seed")
-    """seed of the data order, LoRA's first weights, dropout, and of rows that are made"""
+    """seed of the data order, LoRA's first weights, dropout and generated rows"""
     run_dir: str | None = often(None, affects_identity=False, role="folder")
     """folder of the results; unset: runs/NAME-N after the preset's name"""
     resume: bool = often(False, affects_identity=False, role="resume")
     """continue the run in run_dir from its newest checkpoint"""
     dry_run: bool = often(False, affects_identity=False, role="dry_run")
-    """report on data, precision and parameters, and stop"""
+    """report what would be read and trained, and what the test set can show; then stop"""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = often((), affects_identity=False)
-    """trackers that keep the numbers of training, too, in METHOD/tracking (extra `trackers`)"""
+    """trackers that also keep the numbers of training, in METHOD/tracking (extra `trackers`)"""
     compare: tuple[str, ...] = often((), affects_style=False, role="comparison", registry=BASELINES)
-    """methods to train from the same start, each NAME or TERM@GATE, with settings and =WEIGHT if
-    wanted (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and beside them baselines, with settings
-    if wanted (blob, tfb(criterion=flips)); []: method alone"""
+    """methods to train from the same start: NAME or TERM@GATE, with optional settings and =WEIGHT
+    (cols, focal(gamma=3), mbls(margin=5)@soft=0.3), and baselines with optional settings (blob,
+    tfb(criterion=flips)); []: only the method of method.name"""
     recommended: str | None = setting(None, affects_style=False, added=True)
-    """method that recommended.json names, as the folder with its temperature (kl_temperature),
-    which then holds the adapter, too; unset: chosen on validation questions"""
+    """method that recommended.json names, as its folder (kl_temperature), which then also holds
+    the adapter; unset: chosen on validation questions"""
     ensemble_members: int = setting(5, affects_style=False)
-    """fine-tunings in a comparison's ensemble, the first being its sft"""
+    """number of fine-tunings in a comparison's ensemble; the first is its sft"""
     ensemble_member: int = 0
-    """of an ensemble, each with LoRA's first weights and a data order of its own; 0: a plain run"""
+    """number of this ensemble member, which decides first weights and data order; 0: a plain run"""
     also: tuple[str, ...] = setting((), affects_style=False)
-    """tasks, each NAME or NAME:GROUP, whose test questions are answered beside the run's own: how
-    it does on what it was not fine-tuned on"""
+    """further tasks, each NAME or NAME:GROUP, whose test questions are answered, too: they show
+    how the methods do on questions of another kind"""
     option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
-    """score of an option of several tokens: its log-probability per token (mean), in all (sum), or
+    """score of an option of several tokens: its log-probability per token (mean), summed (sum), or
     per character (chars); auto: chosen on the validation split before fine-tuning; pmi: only in
     evaluation"""
     data: DataConfig = field(default_factory=DataConfig)
@@ -97,13 +97,13 @@ class RunConfig:
     method: MethodConfig = setting(default_factory=MethodConfig, affects_style=False)
     """the calibration term and its gate"""
     anchor: AnchorConfig = setting(default_factory=AnchorConfig, affects_style=False, added=True)
-    """questions without answers on which a term holds every method; unset: none"""
+    """questions without answers on which a term keeps methods near their start; unset: none"""
     loss: LossConfig = field(default_factory=LossConfig)
     """cross-entropy and the gate's NLL"""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """optimisation"""
     composition: CompositionConfig = setting(default_factory=CompositionConfig, affects_style=False)
-    """which of the fine-tuning rows are used, by what the model knows of them"""
+    """the share of known rows among the fine-tuning rows"""
     evaluation: EvaluationConfig = setting(default_factory=EvaluationConfig, affects_style=False)
     """scoring and metrics"""
     # On another mesh sums are taken in another order: what follows agrees to 1e-5, and not bit for
@@ -228,8 +228,7 @@ class RunConfig:
         return bool(self.anchor.path is not None or self.anchor.carve or self._made_anchors)
 
     def _check_posteriors(self) -> None:
-        """Refuse distributions of A and B where an adapter has more than these, or less in some
-        layers."""
+        """Refuse distributions of A and B if an adapter has other parameters, or lacks layers."""
         fits = self.lora.distributions
         for key, one in self.baselines.items():
             check(
@@ -304,7 +303,7 @@ class RunConfig:
         return self.for_method(sft, "sft")
 
     def holds(self, folder: str) -> bool:
-        """Return whether the method of `folder` is held on anchors."""
+        """Return whether the method of `folder` is trained with anchors."""
         methods = self.anchor.methods
         return self.anchored and (methods is None or folder in methods)
 

@@ -211,7 +211,7 @@ def require_same_inputs(folder: Path, config: RunConfig, inputs: Mapping[str, An
 
 @contextmanager
 def may_have_moved(place: str | Path | None, option: str, resume: bool) -> Iterator[None]:
-    """Add to the error of a place that is missing on `resume` how to give its new place."""
+    """Add to the error of a missing path on `resume` the option that gives its new path."""
     try:
         yield
     except UserError as error:
@@ -232,7 +232,7 @@ def refuse_meaningless(loaded: Loaded[Any], advice: Mapping[Role, str], command:
 
 
 def refuse_choice_of_rule(option_score: str, command: str) -> None:
-    """Refuse `option_score: auto` for a command that compares runs, for each would choose."""
+    """Refuse `option_score: auto` for a command that compares runs: each would choose its own."""
     if option_score == "auto":
         raise UserError(
             f"option_score = auto: {command} compares runs with starts of their own, which must be"

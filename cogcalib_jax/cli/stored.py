@@ -67,7 +67,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def require_empty(folder: Path) -> None:
-    """Refuse a folder that holds more than a start without a first config leaves (UserError)."""
+    """Refuse a folder with more files than an aborted start without a config leaves (UserError)."""
     if _holds_something(folder):
         begun = (folder / CONFIG_FILE).is_file()
         resume = "add --resume to continue it, or " if begun else ""

@@ -63,6 +63,8 @@ def load_config(
         cls: a frozen dataclass; fields that are dataclasses are sections.
         argv: the arguments without the program's name: `--config FILE`, `--help`, and any field
             by its dotted path, hyphens and underscores being the same.
+        prog: the program's name in the help.
+        description: the text above the options in the help.
         default_preset: the preset without `--config`; None: the defaults.
         start: a config with the values that neither preset nor command line gives; None: the
             defaults of `cls`.
@@ -204,15 +206,15 @@ def _print_help(
 ) -> None:
     """Print the fields of `cls` with type, default after the preset, and doc line.
 
-    tyro lays the text out. It gets a mirror of the config in which every field is text, for the
-    syntax it shows for the config itself (`--no-resume`) is not the one that is read here.
+        tyro makes the layout. It gets a copy of the config in which every field is text, because
+        the syntax it shows for the config itself (`--no-resume`) is not the one that is read here.
 
     everything: also the fields that are not marked as `often`.
     """
     everything = everything or not any(field.often for field in fields(cls))
     if not everything:
         description += "\n\nThese settings are changed most often; --help-all shows every one."
-    option = _option("FILE", "Preset (YAML); the other options are laid over it.", preset)
+    option = _option("FILE", "Preset: a name, or a YAML file. Other options override it.", preset)
     mirror = _mirror(cls, given, dataclasses.MISSING, everything, config=option)
     with contextlib.suppress(SystemExit):
         tyro.cli(mirror, prog=prog, description=description, args=["--help"])

@@ -136,7 +136,7 @@ def show(value: Any) -> str:
 
 
 def is_word(text: str) -> bool:
-    """Return whether no YAML reader and no field type takes this for anything but text."""
+    """Return whether every YAML reader and every field type reads this as text."""
     # none unsets an optional field; yes, no, on ... are booleans of YAML 1.1.
     taken = ("none", "null", "true", "false", "yes", "no", "on", "off", "y", "n")
     word = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII)

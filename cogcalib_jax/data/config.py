@@ -27,20 +27,21 @@ class DataConfig:
     task: str = often("world")
     """Name of a task (docs/tasks.md)."""
     path: str | None = often(None, place=True)
-    """Local folder with the task's splits in the Hub's schema, or one file; none reads the Hub."""
+    """File or folder of your rows (CSV, JSON, Parquet; docs/tasks.md) or of a published task in the
+    Hub's schema; none reads the Hub."""
     columns: tuple[str, ...] | None = often(None)
-    """Columns of your own rows, as question=stem,choices=A+B+C+D,answer=key; unset: usual names."""
+    """Columns of your rows, as question=stem,choices=A+B+C+D,answer=key; unset: the usual names."""
     answers: Way | None = None
     """Form of the answers in your own rows; unset: the one form that fits every row."""
     answers_from: Literal[0, 1] | None = None
     """The index of the first choice in your own rows; unset: found from the rows."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be used: error stops and names it, skip leaves it out and counts it."""
-    prompt: str = often("auto")
-    """Prompt template: letters, cloze or qa; auto: the task's own; chat: the tokenizer's format."""
+    """If a row is unusable: error stops and names it, skip leaves it out and counts it."""
+    prompt: str = often("auto", role="prompt")
+    """Prompt: letters, cloze or qa; auto: that of the task; chat: the tokenizer's chat template."""
     few_shot: int = 0
-    """Solved questions of the training split before every question; they are not trained on."""
-    protocol: str = CLEAN
+    """Number of solved training questions before every question; they are not trained on."""
+    protocol: str = setting(CLEAN, role="protocol")
     """clean, or a published set-up with its prompt and splits (docs/protocols.md)."""
     max_length: int = 300
     """Most tokens of a prompt with its longest option; longer passages lose their middle."""
@@ -55,7 +56,7 @@ class DataConfig:
     test_rows: int | None = None
     """Most test rows; none uses all."""
     shared_groups: Literal["keep", "drop"] = setting("keep", added=True)
-    """Your own training rows whose group is also in your validation or test file."""
+    """Keep or drop your training rows whose group is also in your validation or test file."""
     split_seed: int = 0
     """Decides which rows go where; tasks that make their rows have a seed of their own."""
 

@@ -126,7 +126,7 @@ class KeptTuple(tuple[Kept, ...]):
 
 
 class EncodedSplit(KeptTuple[Encoded]):
-    """A tuple of encoded rows that caches the facts about all rows that shapes of batches need.
+    """A tuple of encoded rows that caches what the shapes of batches depend on.
 
     Shapes depend on the split and not on the rows drawn, so a split compiles once per padded
     length. A slice is a split with the same prompts.

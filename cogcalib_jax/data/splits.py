@@ -128,6 +128,7 @@ def require_apart(
 
     Args:
         others: what messages call the rows -> the rows.
+        where: the anchors' source, for the message.
         groups_are_names: whether groups are names of people, which a question without a group may
             hold.
 
@@ -205,7 +206,7 @@ def _carved_sizes(official: Official, n_train: int, config: DataConfig) -> dict[
 def _drops_groups(config: DataConfig) -> bool:
     """Return whether a row that shares a group with a later official split is left out.
 
-    The groups that readers find in published tasks join rows that answer one another.
+    The groups that readers find in published tasks join rows that reveal each other's answers.
     """
     task = TASKS[config.task]
     published = isinstance(task, RowTask) and task.hub is not None

@@ -64,6 +64,8 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
     An adapter in `folder` is replaced as a whole. All processes call this; the main one writes.
 
     Args:
+        folder: of the adapter.
+        decoder: the model.
         base_name: Hub id or folder of the base, for readers of the file.
     """
     lora, alpha = decoder.lora, decoder.lora.lora_alpha
@@ -152,7 +154,7 @@ def load_adapter(folder: str | Path, decoder: Decoder) -> None:
 
 
 def trained_on_quantised(adapter: Path) -> str | None:
-    """Return `model.quantise` of the run that trained an adapter; None for other tools' ones."""
+    """Return `model.quantise` of the run that trained an adapter; None for those of other tools."""
     stored = read_calibration(adapter)
     return None if stored is None else stored["base"].get(QUANTISE, "none")
 
@@ -161,11 +163,13 @@ def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[s
     """Return the adapter's tensors by our names ("model.layers.0.self_attn.q_proj.lora_A").
 
     Layers that the adapter leaves out get zeros, as do rows of A and columns of B beyond a layer's
-    own rank. They add nothing, and as A and B are both zero there, so are their gradients: training
-    leaves them as they are.
+    own rank. They add nothing. A and B are zero there, so their gradients are zero and training
+    does not change them.
 
     Args:
+        folder: of the adapter.
         lora: the LoRA parameters that they are for, arrays or ShapeDtypeStructs.
+        config: of the decoder.
 
     Raises:
         UserError: no file, or tensors that do not fit `lora`.
@@ -349,6 +353,8 @@ def require_trained_on(adapter: Path, base: Path, name: str) -> None:
     Adapters of other tools carry no hash and are accepted; a note says if they name another base.
 
     Args:
+        adapter: its folder.
+        base: folder of the base.
         name: Hub id or folder of the base, as it was given.
     """
     calibration = read_calibration(adapter)

@@ -1,4 +1,4 @@
-"""From a batch to what is known about each example: loss terms, NLL, correctness, option scores.
+"""Numbers of each example of a batch: loss terms, NLL, correctness, option scores.
 
 The same functions serve the training step and every evaluation. `[positions, vocab]` is by far the
 largest array, so logits exist for one chunk of positions at a time. A gradient through many chunks

@@ -127,7 +127,7 @@ def with_start(predictions: Predictions, start: Predictions | None) -> Predictio
 
 
 def fit_temperature(predictions: Predictions) -> float:
-    """The temperature that `TemperatureScaler` fits to the scores of `predictions`.
+    """Return the temperature that `TemperatureScaler` fits to the scores of `predictions`.
 
     Fitted on the calibration split, never on test questions. Raises UserError for a split that is
     answered without a mistake.
@@ -149,7 +149,7 @@ def fit_calibrator(calibrator: Fitted, predictions: Predictions) -> Fitted:
 
 
 def fit_on(calibrator: Fitted, populations: Sequence[Predictions]) -> Fitted:
-    """Fit `calibrator` to several populations of questions, each with the same say, and return it.
+    """Fit `calibrator` to several populations of questions with equal weight, and return it.
 
     Raises UserError as its `fit` does; a calibrator that weighs no rows takes one population.
     """
@@ -235,6 +235,7 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
         calibration: one model's predictions, by any rule, on which each rule's temperature is
             fitted.
         validation: the same model's predictions of other questions.
+        seed: of the bootstrap.
     """
     if _rules_agree(calibration) and _rules_agree(validation):
         return Choice(
@@ -299,7 +300,11 @@ def how_asked(
 
     Args:
         adapter: the folder of the adapter, which is written already.
+        base: Hub id or folder of the base.
+        lora: the adapter's form.
+        data: how questions are encoded.
         template: of every prompt, solved questions included.
+        tokenizer: that the questions are read with.
         option_score: the rule by which options are scored; None for open questions.
         quantise: the form in which the base is held; entered only if it is one.
     """

@@ -223,12 +223,12 @@ def prediction_rows(predictions: Predictions, encoded: Sequence[Encoded]) -> lis
 
 
 def held_as(quantise: Quantise) -> dict[str, str]:
-    """Return what a prediction row says of its model's base; nothing of one that is whole."""
+    """Return the entry of a prediction row about a quantised base; {} for any other base."""
     return {} if quantise == "none" else {"quantise": quantise}
 
 
 def row_identity(example: Example) -> dict[str, Any]:
-    """Return what a prediction row says of its question beside the texts.
+    """Return the entries of a prediction row about its question, besides the texts.
 
     `group` is absent for a row without one and null for a row in which it was null.
     """

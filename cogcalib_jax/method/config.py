@@ -328,10 +328,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """Questions without answers, and the term that holds the model near something on them.
+    """Questions without answers, and the term that keeps the model near its start on them.
 
-    A step adds `weight * mean term over its anchor rows` to its mean loss. The gate has no say: it
-    decides about examples with an answer.
+    A step adds `weight * mean term over its anchor rows` to its mean loss. The gate does not apply
+    to anchors, because it needs answers.
     """
 
     path: str | None = setting(None, place=True)
@@ -341,11 +341,11 @@ class AnchorConfig:
     """rows of train that become such questions, in a split of their own; a task that makes its rows
     has world.anchor or facts.anchor instead"""
     methods: tuple[str, ...] | None = setting(None, added=True)
-    """folders of the methods of a comparison that are held; unset: all; []: none"""
+    """folders of the methods of a comparison that use anchors; unset: all; []: none"""
     epochs: float | None = setting(None, added=True)
-    """training.epochs of the held methods, which bear more passes; unset: as many as the others"""
+    """training.epochs of the methods with anchors; unset: as many as the others"""
     learning_rate: float | None = setting(None, added=True)
-    """training.learning_rate of the held methods; unset: that of the others"""
+    """training.learning_rate of the methods with anchors; unset: that of the others"""
     rows_per_step: int = 8
     """questions per update, over all devices and micro-batches"""
     term: str = ANCHOR_TERM

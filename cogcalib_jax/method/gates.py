@@ -89,7 +89,7 @@ class Adaptive(Gate):
 @register_gate("frozen_threshold", label="known data, frozen threshold")
 @dataclass(frozen=True)
 class FrozenThreshold(Adaptive):
-    """The same with the first threshold, which is never fitted again."""
+    """Like `adaptive`, but with the first threshold, which is never fitted again."""
 
     refits = False
 
@@ -150,7 +150,7 @@ class FrozenRandom(_Labelled):
 @register_gate("oracle", label="known data, true labels")
 @dataclass(frozen=True)
 class Oracle(_Labelled):
-    """Examples that the rows themselves call known, as those of the world do."""
+    """Examples whose rows say that the base knows them (column `known`; the world's rows do)."""
 
     labelled_by = "world"
 

@@ -258,7 +258,7 @@ class MDCA(Term):
 @register_term("kl", label="KL to the start")
 @dataclass(frozen=True)
 class StartKL(Term):
-    """KL(start || model), the start being the model in which the gated phase begins.
+    """KL(start || model); the start is the model at the beginning of the gated phase.
 
     Over the vocabulary it is the divergence of coarsened distributions: the start's `top` likeliest
     tokens, and all others as one class. That is at most the full divergence.
@@ -283,7 +283,7 @@ class UniformKL(Term):
     """KL(uniform || model) over the classes: for questions known to have no answer (anchors).
 
     It differs from `ls` with a mean by the entropy of the uniform distribution, so it is 0 where
-    the model believes nothing.
+    the model's probabilities are uniform.
     """
 
     default_weight = 1.0

@@ -259,7 +259,7 @@ class ExpectedAccuracy:
 
 
 def cutoff_for(target: float, confidence: ArrayLike, correct: ArrayLike) -> float | None:
-    """The lowest confidence [rows] from which on answers reach the accuracy `target`.
+    """Return the lowest confidence [rows] above which answers reach the accuracy `target`.
 
     The largest share of the rows, most confident first and ties whole, whose accuracy is at least
     `target`; None where not even the most confident ones reach it.
@@ -408,6 +408,10 @@ def summarize_confidence(
     Args:
         confidence: [rows] probabilities.
         correct: [rows] of 0 and 1.
+        clusters: as for `summarize`.
+        bins: as for `summarize`.
+        seed: as for `summarize`.
+        resamples: as for `summarize`.
     """
     _, hits = check_confidence(confidence, correct)
     values = np.asarray(confidence)

@@ -290,20 +290,20 @@ class ModelConfig:
     path: str | None = often(None, place=True)
     """Hub id or local folder in Hugging Face layout; unset: the base of the knowledge world"""
     dtype: Literal["auto", "float32", "bfloat16"] = often("auto")
-    """of the base's weights and products; auto is bfloat16 on accelerators, and on a CPU with
-    instructions for it if the checkpoint is stored so; otherwise float32"""
+    """dtype of the base's weights and products; auto: bfloat16 on accelerators, and on CPUs with
+    bfloat16 instructions if the checkpoint is stored in bfloat16; otherwise float32"""
     remat: Literal["none", "layer", "dots"] = "none"
-    """what the backward pass computes again to save memory: nothing, layers, all but products"""
+    """what the backward pass recomputes to save memory: nothing, layers, or all but products"""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     """attention kernel: xla everywhere, cudnn on NVIDIA GPUs, splash on TPUs; refused elsewhere"""
     quantise: Quantise = often("none", added=True)
-    """hold the blocks' projections in 8 or 4 bits (QLoRA), quantised while they are loaded"""
+    """hold the projections of layers in 8 or 4 bits (QLoRA); they are quantised while loading"""
 
     def __post_init__(self) -> None:
         check(self.path != "", "path", "must be a Hub id or a folder")
 
     def jax_dtype(self, mesh: Mesh, stored: str | None) -> jnp.dtype:
-        """Return the dtype on the hardware of `mesh` of a checkpoint whose dtype is `stored`."""
+        """Return the dtype in which devices of `mesh` hold a checkpoint stored as `stored`."""
         import jax.numpy as jnp
 
         if self.dtype != "auto":
@@ -344,7 +344,7 @@ class LoraConfig:
     lora_alpha: float = setting(16.0, of_adapter=True)
     """the update is scaled by lora_alpha / r"""
     target_modules: tuple[str, ...] = often(("q_proj", "v_proj", "lm_head"), of_adapter=True)
-    """projections with an adapter; all-linear means all of every layer, without lm_head"""
+    """projections with an adapter; all-linear: all projections of every layer, but not lm_head"""
     lora_dropout: float = 0.0
     """share of A's inputs that is dropped while training"""
     use_rslora: bool = setting(False, of_adapter=True, added=True)
@@ -400,7 +400,7 @@ class LoraConfig:
 
     @property
     def distributions(self) -> tuple[str, ...]:
-        """Which distributions of parameters fit: "any", those of "matrices" A and B that may be
+        """The distributions of parameters that fit: "any", those of "matrices" A and B that may be
         zero in some layers, and "plain" ones, which give noise to all of A and B."""
         rows = map(self.trained_rows, ("embed_tokens", "lm_head"))
         if self.use_dora or any(ids is not None for ids in rows):

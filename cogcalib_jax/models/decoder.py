@@ -41,7 +41,7 @@ REMAT_POLICIES = {
 
 class Embedding(nnx.Module):
     """The table of token vectors, weight `[vocab, hidden]`; with trained rows also lora_rows
-    `[rows, hidden]`, a LoRAParam in float32: what these have more."""
+    `[rows, hidden]`, a LoRAParam in float32: their differences from the table."""
 
     def __init__(
         self, config: DecoderConfig, lora: LoraConfig | None, dtype: jnp.dtype, rngs: nnx.Rngs

@@ -22,9 +22,9 @@ FIRST_ROOT = 0.05
 class Linear(nnx.Module):
     """y = x W^T + b + scale * B A x, with an adapter B A or without.
 
-    With DoRA the rows of W + scale * B A are brought to lengths of their own (`gain`).
-    lora_magnitude `[*stack, out]`, a LoRAParam, is what these lengths have more than the rows of W,
-    so that an adapter of zeros is the base, as with LoRA.
+    With DoRA the rows of W + scale * B A are scaled to trained lengths (`gain`). lora_magnitude
+    `[*stack, out]`, a LoRAParam, is the difference of these lengths from those of W, so an adapter
+    of zeros is the base, as with LoRA.
 
     Layers of a stack may have adapters of different ranks and scales, or none: A and B are as large
     as the largest rank wants, and zero beyond a layer's own.
@@ -210,7 +210,7 @@ def row_index(ids: tuple[int, ...]) -> np.ndarray | slice:
 
 
 def rows_of(rows: jax.Array, ids: tuple[int, ...], tokens: jax.Array) -> jax.Array:
-    """Return `[..., width]` for tokens `[...]`: what trained rows have more, zeros for others."""
+    """Return `[..., width]` for tokens `[...]`: differences of trained rows, zeros for others."""
     if not ids:
         return rows[tokens]
     place = jnp.argmax(tokens[..., None] == jnp.asarray(ids), -1)
@@ -366,8 +366,8 @@ class Head:
         return self._adapted(hidden, dropout_key, of_weight, of_adapter, length)
 
     def slope(self, logits: jax.Array) -> jax.Array:
-        """Return the derivative of `logits` in the products that they were made of, like `logits`,
-        for a head without a temperature."""
+        """Return the derivative of `logits` by the products that form them, like `logits`, for a
+        head without a temperature."""
         slope = jnp.full_like(logits, 1 / self.divisor)
         return slope if self.softcap is None else slope * (1 - (logits / self.softcap) ** 2)
 

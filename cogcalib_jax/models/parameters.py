@@ -257,11 +257,10 @@ def merge_lora(decoder: Decoder) -> Decoder:
 
 
 def against_base(decoder: Decoder, lora: nnx.State, *, stored: bool) -> nnx.State:
-    """Return LoRA parameters as `decoder` has them for those that PEFT stores, or the other way
-    round.
+    """Convert LoRA parameters from PEFT's form to the form of `decoder`, or back.
 
-    Of DoRA's lengths of rows, and of trained rows, PEFT stores whole values, while the decoder has
-    what these are more than the base's.
+    PEFT stores whole values of DoRA's row lengths and of trained rows; the decoder has their
+    differences from the base.
 
     stored: whether `lora` has PEFT's. Layers without an adapter have no length: 0.
     """

@@ -261,7 +261,7 @@ def _of_answers(rows: Sequence[dict[str, Any]]) -> Predictions:
 
 
 def _check_same_questions(folder: Path, methods: Sequence[Method]) -> None:
-    """Paired differences mean nothing unless row i is the same question everywhere."""
+    """Check that row i is the same question for all methods, as paired differences need."""
     first = methods[0]
     for method in methods[1:]:
         if list(method.metrics) != list(first.metrics):
@@ -278,7 +278,7 @@ def _check_same_questions(folder: Path, methods: Sequence[Method]) -> None:
 
 
 def _style_end(methods: Iterable[Method]) -> int | None:
-    """Methods of a comparison share a style phase, and each of their logs opens with it."""
+    """Return the last step of style adaptation, with which every log of a comparison begins."""
     steps = [line["step"] for m in methods for line in m.steps if line.get("phase") == "style"]
     return max(steps, default=None)
 
@@ -327,7 +327,7 @@ def keeps_best(run: Run, method: Method) -> bool:
 
 
 def _config_of(run: Path, place: str) -> str:
-    """A row derived from a method has that one's; what has none of its own, that of the run."""
+    """Return a row's config: its own, else that of the method it derives from, else the run's."""
     for ending in ("", "_temperature", "_best_epoch"):
         place = place.removesuffix(ending)
         own = Path(place) / "config.yaml"

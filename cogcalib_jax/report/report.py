@@ -132,7 +132,7 @@ def write_evaluation_report(folder: Path, name: str = "", notes: Iterable[str] =
 
 
 def _models(run: Run) -> list[str]:
-    """The keys of rows that are models of their own; the first key, if there is no such row."""
+    """Return the keys of rows with their own model; if there is none, the first key."""
     trained = [m.key for m in run.methods if not (m.key in REFERENCES or is_tempered(m.key))]
     return trained or [run.methods[0].key]
 

@@ -126,7 +126,7 @@ def _with_interval(column: str, metrics: Sequence[Metrics]) -> str:
 def _best_cells(
     columns: Sequence[str], keys: Sequence[str], seeds: Sequence[Mapping[str, Metrics]]
 ) -> frozenset[tuple[int, int]]:
-    """The best value of each column, and what reads like it; references have no part in it."""
+    """Find the best value of each column and the cells that read the same; skip references."""
     trained = [(i, key) for i, key in enumerate(keys) if key not in REFERENCES]
     found = set()
     for c, column in enumerate(columns, start=1):

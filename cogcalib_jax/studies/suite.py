@@ -64,7 +64,7 @@ class SuiteConfig:
     conditions: tuple[str, ...] = ("'as in the preset'",)
     """each a name, in quotes if it has blanks, then settings as PATH=VALUE"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """0 to 4 for developing; 100 to 104, once, for publishing what was frozen"""
+    """0 to 4 for development; 100 to 104, once, for publishing frozen settings"""
     across: tuple[str, ...] = ()
     """methods whose conditions are compared with the first one"""
     followed: tuple[str, ...] = ()

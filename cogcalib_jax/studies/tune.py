@@ -2,12 +2,12 @@
 
     cogcalib study tune --config world --seeds 0,1,2
 
-Every candidate is trained from the same style-adapted start. Plain fine-tuning is a candidate like
-all others, also stopped at its best validation epoch and with a fitted temperature. Recommended is
-the simplest candidate that cannot be told from the best, and a preset that trains it is written.
+Every candidate is trained from the same style-adapted start. Plain fine-tuning is a candidate, too,
+and so are its best validation epoch and a fitted temperature. The command recommends the simplest
+candidate that is not distinguishable from the best, and writes a preset that trains it.
 
-The answers of a candidate are kept in the folder as soon as it is trained. The same command
-continues after any interruption, and may then ask for more.
+The folder keeps the answers of a candidate as soon as it is trained. The same command
+continues after any interruption. A later command may add seeds, terms, gates, weights or epochs.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ class TuneConfig(RunConfig):
     """A run, and the candidates tried on its validation split."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """seeds for developing; those that are published (100 and up) are refused"""
+    """development seeds; published seeds (100 and up) are refused"""
     terms: tuple[str, ...] = ("ls", "mbls", "ecp")
-    """terms that are tried, with settings if wanted: ls,mbls(margin=5),focal(gamma=3)"""
+    """terms to try, with optional settings: ls,mbls(margin=5),focal(gamma=3)"""
     gates: tuple[str, ...] = ("all", "adaptive")
-    """gates each term is tried with"""
+    """gates to try with each term"""
     weights: tuple[float, ...] = (0.1, 0.3, 1.0)
-    """weights each term is tried with"""
+    """weights to try with each term"""
     epochs: tuple[float, ...] = ()
-    """lengths of fine-tuning that are tried; none: the preset's"""
+    """lengths of fine-tuning to try; none: the preset's"""
     out: str | None = None
     """folder for tune.md, tune.jsonl and the recommended preset; unset: runs/tune-NAME"""
 
@@ -327,7 +327,7 @@ def recommend(found: Found, seeds: int) -> tuple[Candidate, str]:
     """Return the recommended candidate, and a table and sentences in Markdown.
 
     Among candidates whose accuracy is within one point of plain fine-tuning's, the lowest
-    validation NLL leads. Recommended is the simplest one that cannot be told from the leader.
+    validation NLL leads. Recommend the simplest one that is not distinguishable from it.
     Candidates that lack a seed (a temperature that could not be fitted) are left out.
     """
     whole = {c: beliefs for c, beliefs in found.items() if len(beliefs) == seeds}

@@ -47,10 +47,12 @@ def check_compatible(
     context: int | None = None,
     new_tokens: int = 0,
 ) -> tuple[str, ...]:
-    """Refuse what cannot be trained together, and return notes for the person who watches.
+    """Refuse what cannot be trained together, and return notes for the user.
 
     Args:
         splits: name -> encoded rows; `train` is among them.
+        methods: the resolved methods that are trained.
+        loss: the loss that all of them share.
         data_name: what messages call the rows, usually the name of the task.
         option_score: the rule by which options are scored, or auto.
         averaged: names of the baselines that average the probabilities of options.
@@ -119,7 +121,7 @@ def _require_options_space(
 def _require_shared_classes(
     train: EncodedSplit, methods: Sequence[MethodConfig], data_name: str
 ) -> None:
-    """A term that compares classes over questions needs classes that mean the same in all."""
+    """Refuse terms that compare classes over questions if classes differ between questions."""
     for method in methods:
         built = method.build()
         if built.term is None or not (built.term.needs_classes or built.term.per == "batch"):
@@ -139,7 +141,7 @@ def _require_known_rows(
     composition: CompositionConfig | None,
     data_name: str,
 ) -> None:
-    """The oracle gate needs rows that say what the base knows, as only the world's do."""
+    """Refuse the oracle gate for rows that do not say what the base knows."""
     asks = any(GATES.make(method.gate).labelled_by == "world" for method in methods)
     if asks and not all("known" in row.example.extra for row in train):
         raise UserError(
@@ -164,6 +166,7 @@ def check_context(context: int, sets: Iterable[EncodedSplit], new_tokens: int) -
     Args:
         context: tokens that the model was made for (`max_position_embeddings`).
         sets: the questions. Without any, nothing is refused.
+        new_tokens: most tokens of a generated answer.
 
     Raises:
         UserError: a prompt of an open question and its answer exceed the context.

@@ -14,7 +14,7 @@ import numpy as np
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import FieldError, UserError, check, check_counts
 from cogcalib_jax.registry import Registry
-from cogcalib_jax.settings import TAKEN, often, setting, with_new_names
+from cogcalib_jax.settings import often, setting, with_new_names
 
 OPTIMIZERS: Registry = Registry("optimizer", module="cogcalib_jax.training.variant")
 DEFAULT_OPTIMIZER = "adamw"
@@ -61,7 +61,7 @@ class TrainingConfig:
     validate_every: int | None = setting(None, affects_style=False)
     """updates between validations and probes; unset: once an epoch"""
     keep: Literal["last", "best"] = setting("last", affects_style=False)
-    """which adapter a run leaves: that of the last update, or of the lowest validation NLL"""
+    """the adapter that a run keeps: that of the last update, or of the lowest validation NLL"""
     probe_rows: int = setting(512, affects_style=False)
     """fine-tuning rows whose accuracy and confidence are followed over training; 0 for none"""
     log_every: int = 10
@@ -119,9 +119,6 @@ class TrainingConfig:
         return sorted({end for end in ends if end < total} | {total})
 
 
-TAKEN["checkpoint.keep_best"] = False
-
-
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When training state is saved and how much of it is kept."""
@@ -130,9 +127,11 @@ class CheckpointConfig:
     """steps between checkpoints; unset means at the end of each epoch"""
     keep: int = 2
     """checkpoints kept, newest first"""
+    keep_best: bool = False
+    """also keep the one of the lowest validation NLL, if a validation falls on a checkpoint"""
 
     def __post_init__(self) -> None:
-        check_counts(self, "every", unset=True)
+        check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
         check_counts(self, "keep")
 
 
@@ -166,7 +165,7 @@ class CompositionConfig:
     """share of rows the model knows, at equal size for every share; natural: as they come, at that
     size, too; unset: all rows as they are"""
     by: Literal["start", "world"] = "start"
-    """who says what is known: the NLL rule on the style-adapted model, or the world itself"""
+    """decides if a row is known: the NLL rule on the style-adapted model, or the world's record"""
 
     def __post_init__(self) -> None:
         share = self.known_share

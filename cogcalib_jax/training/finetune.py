@@ -155,7 +155,7 @@ def make_trainer(
     splits: dict[str, EncodedSplit],
     answers: OpenPredictor | None = None,
 ) -> Trainer:
-    """Compile nothing yet; put together what the methods of a run share.
+    """Collect what the methods of a run share; nothing is compiled yet.
 
     answers: the predictor of open questions, if those of `splits` are open.
     """

@@ -104,9 +104,10 @@ def run_phase(
 
         def save() -> None:
             now = course.progress
+            best = course.pause_done and float(now.best_step) == course.updates
             sizes = {journal.path: journal.size() for journal in journals}
             stopped = not course.pause_done
-            checkpoints.save(course.updates, now, identity, sizes, stopped=stopped)
+            checkpoints.save(course.updates, now, identity, sizes, stopped=stopped, best=best)
             course.saved = True
             for callback in trainable.callbacks:
                 callback.on_checkpoint(CheckpointInfo(phase.first_step + course.updates, folder))
@@ -305,7 +306,7 @@ def anchor_batches(
 
 
 def _with_beliefs(batch: Batch, start: StartBelief | None) -> Batch:
-    """`batch` with the start's beliefs of its rows, of those of all rows."""
+    """Return `batch` with the beliefs of its rows, taken from those of all rows."""
     if start is None:
         return batch
     positions = batch.positions.shape[1]

@@ -120,7 +120,7 @@ class NoCheckpoints(Checkpoints):
 
 
 class Files:
-    """The places of a phase: files at the very paths."""
+    """The places of a phase: files at these paths."""
 
     def journal(self, path: Path) -> Journal:
         """Return the lines of that name; equal paths give the same lines."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice, product
 
 from cogcalib_jax.errors import check, check_counts
-from cogcalib_jax.settings import TAKEN, rename, setting
+from cogcalib_jax.settings import rename, setting
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class WorldConfig:
     """The size of a world and how its facts are distributed over exposures and splits."""
 
     entities: int = 1230
-    """people with a fact per relation each; all facts of a person lie in one split"""
+    """people, each with one fact per relation; all facts of a person are in one split"""
     exposures: tuple[int, ...] = (0, 1, 4, 12, 40)
     """how often the pretraining corpus may state a fact"""
     exposure_probabilities: tuple[float, ...] = (0.30, 0.20, 0.10, 0.15, 0.25)
@@ -174,7 +174,7 @@ class WorldConfig:
     known_exposure: int = 12
     """facts stated at least this often are labelled known, for analysis and oracle gates"""
     question_rows: int = 1
-    """corpus rows per question form and fact of the people who are in no split"""
+    """corpus rows for each question form and each fact of the people who are in no split"""
     train: int = 840
     """fine-tuning questions"""
     test: int = 1520
@@ -186,10 +186,10 @@ class WorldConfig:
     style: int = 960
     """style-adaptation questions; the people left over show the question format in the corpus"""
     anchor: int = setting(0, added=True)
-    """questions without answers about people of their own, beside `entities`, who
-    are asked about nowhere else; the corpus states their facts as it does those of all people"""
+    """anchors: questions without answers about further people, who are in no split; the corpus
+    states their facts as it states those of all people"""
     other_relations: tuple[str, ...] = ()
-    """relations that no split asks about, but the group other_relations; splits shrink by them"""
+    """relations that only the group other_relations asks about; the splits become smaller"""
     seed: int | None = None
     """seed of the world; unset: the run's seed"""
 
@@ -250,7 +250,7 @@ class FactsConfig:
     train: int = 480
     """questions that are taught"""
     test: int = 480
-    """test questions, about other people, as in all splits that follow"""
+    """test questions; these and all splits below are about other people"""
     validation: int = 240
     """validation questions"""
     calibration: int = 180
@@ -258,7 +258,7 @@ class FactsConfig:
     style: int = 180
     """style-adaptation questions"""
     anchor: int = setting(0, added=True)
-    """questions without answers about people who are asked about nowhere else"""
+    """anchors: questions without answers about people who are in no split"""
     relations: tuple[str, ...] = ("birthplace", "job", "field")
     """what is asked about every person"""
     seed: int | None = None
@@ -298,41 +298,52 @@ class MadeSettings:
 # The learning rate decides how much of the corpus is learnt in one pass. With batches of 32: at
 # 3e-3 facts stated 45 times were answered right in .43 of the cases (one seed), at 1.5e-3 facts
 # stated 40 times in .85 (a seed that went badly), at 1e-3 in .99 (all of three seeds).
-RECIPE = {
-    "num_layers": 3,
-    "num_heads": 4,
-    "kv_heads": 2,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "warmup_steps": 40,
-    "weight_decay": 0.01,
-    "b2": 0.98,
-    "clip_norm": 1.0,
-}
-"""depth and heads of the base, and its AdamW: a cosine from the peak down to zero"""
-# They were fields of `PretrainConfig`.
-TAKEN.update({f"pretrain.{name}": value for name, value in RECIPE.items()})
-
-
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The width of the world's base, and where it is kept."""
+    """The shape of the world's base and its one pass over the corpus."""
 
     hidden_size: int = 128
     """width of the residual stream"""
+    num_layers: int = 3
+    """transformer blocks"""
+    num_heads: int = 4
+    """query heads"""
+    kv_heads: int = 2
+    """key-value heads"""
     intermediate_size: int = 344
     """width of the SwiGLU MLP"""
+    batch_size: int = 32
+    """corpus rows per update"""
+    learning_rate: float = 1e-3
+    """peak learning rate of AdamW, decayed to zero by a cosine"""
+    warmup_steps: int = 40
+    """updates over which the learning rate rises from zero"""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay"""
+    b2: float = 0.98
+    """decay of AdamW's second moment"""
+    clip_norm: float = 1.0
+    """gradients of a larger global norm are scaled down to it"""
     cache_dir: str | None = None
     """where bases are kept; unset: $COGCALIB_CACHE or the user's cache, in bases/"""
 
     def __post_init__(self) -> None:
-        check_counts(self, "hidden_size", "intermediate_size")
-        check(self.hidden_size % 8 == 0, "hidden_size", "must be a multiple of 8")
-
-    @property
-    def recipe(self) -> dict[str, float]:
-        """What the weights depend on, by name."""
-        return RECIPE | {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-        }
+        check_counts(self, "hidden_size", "num_layers", "num_heads", "kv_heads")
+        check_counts(self, "intermediate_size", "batch_size")
+        check(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "num_heads",
+            f"must divide hidden_size ({self.hidden_size}) into heads of even width",
+        )
+        check(
+            self.num_heads % self.kv_heads == 0,
+            "kv_heads",
+            f"must divide num_heads ({self.num_heads})",
+        )
+        check(0 < self.learning_rate < 1, "learning_rate", "must be a number between 0 and 1")
+        check(self.warmup_steps >= 0, "warmup_steps", "must be an integer of at least 0")
+        check(
+            0 <= self.weight_decay < math.inf, "weight_decay", "must be a finite number, at least 0"
+        )
+        check(0 < self.b2 < 1, "b2", "must be between 0 and 1")
+        check(self.clip_norm > 0, "clip_norm", "must be a number above 0")

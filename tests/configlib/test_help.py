@@ -22,7 +22,7 @@ def test_help_shows_every_field_with_type_default_and_doc(capsys, monkeypatch):
     shown = help_text(capsys, monkeypatch)
     assert "prog.py" in shown and "Does it." in shown
     for option, kind, doc, default in [
-        ("config", "FILE", "Preset (YAML); the other options are laid over it.", "none"),
+        ("config", "FILE", "Preset: a name, or a YAML file. Other options override it.", "none"),
         ("name", "TEXT", "Name of the run.", "run"),
         ("seed", "INT", "Seed.", "0"),
         ("resume", "[true|false]", "Continue.", "false"),
