@@ -121,9 +121,6 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     Args:
         main: receives the arguments without the program's name; None counts as 0.
         argv: the arguments; by default `sys.argv[1:]`.
-
-    Returns:
-        The exit code, for `sys.exit`.
     """
     try:
         code = _run(main, list(sys.argv[1:] if argv is None else argv))

@@ -40,10 +40,6 @@ def user_cache(variables: Mapping[str, str] = os.environ, platform: str = sys.pl
 
     $COGCALIB_CACHE, or a folder in $XDG_CACHE_HOME or ~/.cache on Linux, in ~/Library/Caches on
     macOS, in %LOCALAPPDATA% on Windows.
-
-    Args:
-        variables: the environment.
-        platform: as in `sys.platform`.
     """
     if own := variables.get("COGCALIB_CACHE"):
         return Path(own).expanduser()

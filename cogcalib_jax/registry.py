@@ -55,7 +55,6 @@ class Registry(Generic[T]):
         """Make an empty registry.
 
         Args:
-            kind: the word for an entry in messages: "term", "gate", "calibrator".
             module: defines the project's own entries; imported when a name is first looked up.
             fitted: whether values are fitted to data: such classes are neither frozen nor pytrees.
         """

@@ -26,8 +26,6 @@ Role = Literal[
     "comparison",
     "methods",  # term and gate
     "weights",
-    "prompt",
-    "protocol",
     "processes",
 ]
 """what a field decides in a run, for programs that are built on runs"""
@@ -202,9 +200,18 @@ def renamed_from(name: str) -> list[str]:
     return [new.path for old, new in _RENAMED.items() if old.rpartition(".")[2] == name]
 
 
+TAKEN: dict[str, Any] = {}
+"""dotted path of what was a field -> the value that every run has now"""
+
+
 def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that a run stored, under the field names of today."""
+    """Return a config that a run stored, with the fields of today under their names."""
     stored = deepcopy(stored)
+    for path, value in TAKEN.items():
+        section, _, name = path.rpartition(".")
+        inside = get(stored, section)
+        if isinstance(inside, dict) and name in inside and inside[name] == value:
+            del inside[name]
     for old, new in _RENAMED.items():
         section, _, name = old.rpartition(".")
         inside = get(stored, section) if section else stored

@@ -235,12 +235,9 @@ def options_predictions(
     """Return predictions of averages over the options alone.
 
     Args:
-        encoded: the questions.
         rows: `[n]` their numbers, in the order of the other arrays.
         logprobs: `[n, options]` log of the mean probabilities, nats.
         options: `[n]` log-probability of all options together over the vocabulary.
-        samples: draws of the average.
-        option_score: the rule of the run.
     """
     tokens = option_tokens(encoded)
     averaged = np.full(tokens.shape, -np.inf)

@@ -120,8 +120,7 @@ class DropoutPredictor:
 class EnsemblePredictor:
     """Adapters on one base, evaluated together and averaged.
 
-    The base is held once, and read once for all members that are evaluated together; each of those
-    has activations of its own, so `members_at_once` bounds the memory that they take.
+    The base is held once, and read once for all members; each has activations of its own.
     """
 
     def __init__(
@@ -141,15 +140,6 @@ class EnsemblePredictor:
     ) -> Predictions:
         """The average over `members`: LoRA parameters of the same shapes, at least one; over: what
         they are called."""
-        at_once = self._config.members_at_once or len(members)
-        predictions = []
-        for first in range(0, len(members), at_once):
-            predictions += self._together(members[first : first + at_once], encoded)
-        return average(predictions, over)
-
-    def _together(
-        self, members: Sequence[nnx.State], encoded: Sequence[Encoded]
-    ) -> list[Predictions]:
         lora = stack_members(members)
 
         def score(rows: Sequence[Encoded]) -> np.ndarray:
@@ -162,7 +152,7 @@ class EnsemblePredictor:
 
         logprobs = score(encoded)
         priors = prior_scores(encoded, score) if self._option_score == "pmi" else None
-        return [
+        predictions = [
             predictions_of(
                 encoded,
                 logprobs[..., member],
@@ -171,6 +161,7 @@ class EnsemblePredictor:
             )
             for member in range(len(members))
         ]
+        return average(predictions, over)
 
 
 def stack_members(members: Sequence[nnx.State]) -> nnx.State:

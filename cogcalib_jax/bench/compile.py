@@ -269,7 +269,6 @@ def update_memory(
     compiler adds or saves is not counted.
 
     Args:
-        shape: one micro-batch, padded.
         classes: logits formed at a scored position.
     """
     held = {"quantise": quantise, "activations": dtype}

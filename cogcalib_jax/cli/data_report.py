@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -162,38 +161,15 @@ def _show_references(report: Report, splits: Mapping[str, Sequence[Example]]) ->
 
 
 def show_repeats(report: Report, splits: Mapping[str, Sequence[Example]]) -> None:
-    """Add the questions that are like one of an earlier split, or repeat one of their own."""
-    report.section("Questions that are nearly alike")
+    """Add how many questions of a split repeat another one of it."""
+    report.section("Repeated questions")
     report.line("No question is in two splits: rows that repeat one of a later split are left out.")
-    names = list(splits)
-    for place, (name, rows) in enumerate(splits.items()):
-        if near := nearly_alike([splits[key] for key in names[:place]], rows):
-            shown = textwrap.shorten(near[0].question, 70, placeholder=" ...")
-            report.line(
-                f"{len(near):,} of {count(len(rows), 'question')} of {name} in the same words as"
-                f" one of {', '.join(names[:place])}, with other options, passage, punctuation or"
-                f" case, such as {shown!r}; kept, for they may be other questions."
-            )
+    for name, rows in splits.items():
         if repeats := len(rows) - _distinct(rows):
             report.line(
                 f"Within {name}, {repeats:,} of {count(len(rows), 'question')} repeat an earlier"
                 " one."
             )
-
-
-def nearly_alike(
-    earlier_splits: Iterable[Sequence[Example]], rows: Sequence[Example]
-) -> list[Example]:
-    """Return the rows whose question has the same words as an earlier row, but not its
-    passage, options, punctuation or case."""
-    earlier = [row for split in earlier_splits for row in split]
-    words, equal = set(map(_words, earlier)), set(map(question_key, earlier))
-    return [row for row in rows if _words(row) in words and question_key(row) not in equal]
-
-
-def _words(row: Example) -> str:
-    text = fold_case(row.question)
-    return " ".join(re.findall(r"\w+", text)) or text
 
 
 def _distinct(rows: Sequence[Example]) -> int:

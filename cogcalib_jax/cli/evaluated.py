@@ -232,9 +232,6 @@ def asked_calibrator(
 ) -> ModelCalibrator | None:
     """Return the calibrator that `config` names for `model`, if any; nothing is scored yet.
 
-    Args:
-        rule: the rule that scores the options.
-
     Raises:
         UserError: no stored calibrator for this rule, or a model without the run, start or shared
             options that the calibrator needs.

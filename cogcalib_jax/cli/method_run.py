@@ -287,7 +287,6 @@ def write_calibration(
     """Write `calibration.json`, with which other tools give the same confidences.
 
     Args:
-        adapter: the adapter's folder.
         calibration: the split that temperature and calibrator are fitted on.
         predictions: of the adapted model on that split, with the start's scores if the calibrator
             needs them; its answers if the questions are open; None for the start of a run.

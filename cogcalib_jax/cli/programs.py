@@ -57,14 +57,13 @@ usage: bench.py COMMAND [OPTIONS]
 
 Measure the speed and memory of runs.
 
-`train` times each method's training step, `eval` scores questions, `load` reads a checkpoint, and
-`plan` compiles a step for accelerators that this machine lacks.
+`train` times each method's training step, `eval` scores questions, and `plan` compiles a step for
+accelerators that this machine lacks.
 
 Commands, each with --help: """
 BENCHMARKS = {
     "train": "bench.train_step",
     "eval": "bench.evaluation",
-    "load": "bench.loading",
     "plan": "bench.plan",
 }
 

@@ -6,8 +6,6 @@ start, and weights between the start and sft.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,14 +21,9 @@ from cogcalib_jax.cli.method_run import Run, Start, score, write_answers
 from cogcalib_jax.cli.prepare import answering
 from cogcalib_jax.cli.questions import fitting_sets
 from cogcalib_jax.cli.results import Predict, require_numbers
-from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, warn
-from cogcalib_jax.data.config import CHAT, DataConfig
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.data.prompts import CLEAN
-from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.distributed import from_main, in_main
-from cogcalib_jax.files import command_line
 from cogcalib_jax.hf.adapter import load_adapter
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from cogcalib_jax.hf.stacking import stack_adapters
@@ -49,7 +42,6 @@ from cogcalib_jax.report.recommendation import (
     read_base,
 )
 from cogcalib_jax.report.text import BASE, COMMONEST
-from cogcalib_jax.settings import marked_paths
 from cogcalib_jax.training.log import options_belief
 
 PATH = "path"
@@ -68,7 +60,6 @@ def look_at_base(run: Run) -> None:
     - `chance`: the accuracy of guessing; `commonest_answer`: that of the constant prediction
     - `option_mass`: the mean probability of all options together over the vocabulary; null if the
       options do not exclude one another
-    - `try`: commands that ask in another form
 
     and `validation.jsonl` in the folders of both rows holds the answers.
     """
@@ -116,7 +107,6 @@ def _ask_base(run: Run) -> dict[str, Any]:
         "chance": chance,
         "commonest_answer": commonest,
         "option_mass": mass,
-        "try": other_forms(run.command, run.config.data, kind, bool(run.tokenizer.chat_template)),
     }
 
 
@@ -125,40 +115,6 @@ def _kind_of_options(encoded: EncodedSplit) -> str:
     letters = all(len(text) == 1 and text in ascii_letters for text in answers)
     # Letters of several tokens have a mass, too, if none begins another.
     return LETTERS if letters and encoded.exclusive_options else TEXTS
-
-
-def other_forms(command: str, data: DataConfig, kind: str, has_chat: bool) -> list[str]:
-    """Return the commands that ask the same questions in another form.
-
-    Args:
-        command: the command that started the run.
-        kind: LETTERS, TEXTS or OPEN.
-        has_chat: whether the tokenizer has a chat template.
-    """
-    if isinstance(TASKS[data.task], MadeTask):
-        return []
-    prompts = {LETTERS: ["cloze"], TEXTS: ["letters"], OPEN: []}[kind]
-    if has_chat and data.prompt != CHAT:
-        prompts = [*prompts, CHAT]
-    roles = ("folder", "resume", "prompt", "protocol")
-    places = {role: marked_paths(RunConfig, "role", role)[0] for role in roles}
-    more = []
-    if data.protocol == CLEAN:
-        del places["protocol"]
-    else:
-        more = [f"--{places['protocol']}", CLEAN]
-    words = _without(shlex.split(command), set(places.values()))
-    return [command_line(*words, *more, f"--{places['prompt']}", prompt) for prompt in prompts]
-
-
-def _without(words: Sequence[str], options: set[str]) -> list[str]:
-    kept, dropping = [], False
-    for word in words:
-        if word.startswith("--"):
-            dropping = word[2:].partition("=")[0].replace("-", "_") in options
-        if not dropping:
-            kept.append(word)
-    return kept
 
 
 def reference_rows(run: Run) -> dict[str, dict[str, Any]]:

@@ -66,8 +66,6 @@ def write_results(
     Finished tasks of an interrupted evaluation are kept.
 
     Args:
-        sets: task -> questions.
-        command: the command line, which is stored.
         model: the model's name in messages.
         by: fields whose values get numbers of their own.
         weights: hashes of the model's files, which are stored.

@@ -70,10 +70,8 @@ def make_trackers(
     """Return trackers, which have written nothing yet.
 
     Args:
-        names: keys of `TRACKERS`.
         place: the folder for their files.
         title: their name of the run.
-        env: the user's environment.
 
     Raises:
         UserError: a library is not installed.

@@ -286,9 +286,6 @@ def recommend(run: Run, candidates: Sequence[str]) -> None:
     equal to the lowest NLL if the paired 95 % interval of the difference holds 0; the simplest,
     the first of `candidates`, is recommended. Averages over several models are no candidates, for
     `--predict` answers with one adapter.
-
-    Args:
-        candidates: folders in the run's folder that hold an adapter, the simplest first.
     """
     validation = run.trainer.splits["validation"]
     if not validation:
@@ -313,7 +310,6 @@ def choose_adapter(
 ) -> dict[str, Any]:
     """Choose among `candidates` (the simplest first) by the files in their folders.
 
-    recommended: the one that the config names; None: the choice is made here.
 
     Returns:
         The content of `recommended.json` without its example: `method`, the folder; `chosen_on`,

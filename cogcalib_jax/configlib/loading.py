@@ -63,8 +63,6 @@ def load_config(
         cls: a frozen dataclass; fields that are dataclasses are sections.
         argv: the arguments without the program's name: `--config FILE`, `--help`, and any field
             by its dotted path, hyphens and underscores being the same.
-        prog: the program's name in the help.
-        description: the text above the options in the help.
         default_preset: the preset without `--config`; None: the defaults.
         start: a config with the values that neither preset nor command line gives; None: the
             defaults of `cls`.

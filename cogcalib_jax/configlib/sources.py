@@ -8,6 +8,7 @@ strict part of YAML: mappings, lists and scalars; every key is the name of a fie
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,18 @@ import yaml
 import cogcalib_jax
 from cogcalib_jax.configlib.values import Refused, allowed, plain, require_text, show
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.settings import fields, get, leaves, put, renamed, renamed_from, was_section
+from cogcalib_jax.settings import (
+    TAKEN,
+    fields,
+    get,
+    leaves,
+    put,
+    renamed,
+    renamed_from,
+    was_section,
+)
+
+log = logging.getLogger(__name__)
 
 SOURCE = "command line"
 DEFAULT_PRESET = "world"
@@ -143,6 +155,9 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
             if name not in known and was_section(path) and isinstance(value_node, yaml.MappingNode):
                 read(None, value_node, f"{path}.")
                 continue
+            if name not in known and path in TAKEN:
+                _require_same(path, value, where)
+                continue
             if name not in known:
                 raise unknown_key(cls, path, where)
             if name in tree:
@@ -166,6 +181,14 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
         _require_no_contradiction(path, given, get(tree, path))
         put(tree, path, given)
     return tree
+
+
+def _require_same(path: str, value: Any, where: str) -> None:
+    """Refuse another value of what is no field any more, and say that the same one goes."""
+    now = show(TAKEN[path])
+    if show(value) != now:
+        raise UserError(f"{where}: {path} = {show(value)}: is always {now} now; delete the line")
+    log.info("note: %s: %s is no field any more; it is always %s", where, path, now)
 
 
 def _require_no_contradiction(path: str, old: Given, new: Given | None) -> None:

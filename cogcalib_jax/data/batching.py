@@ -338,7 +338,6 @@ def length_buckets(
 
     Args:
         lengths: input lengths of the rows, any order, at least one.
-        max_buckets: the most padded lengths, and so the most compiled shapes.
         multiple: every padded length is a multiple of this.
     """
     rounded = -(-np.asarray(lengths, dtype=np.int64) // multiple) * multiple

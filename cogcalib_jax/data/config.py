@@ -37,11 +37,11 @@ class DataConfig:
     """The index of the first choice in your own rows; unset: found from the rows."""
     on_bad_row: Literal["error", "skip"] = "error"
     """If a row is unusable: error stops and names it, skip leaves it out and counts it."""
-    prompt: str = often("auto", role="prompt")
+    prompt: str = often("auto")
     """Prompt: letters, cloze or qa; auto: that of the task; chat: the tokenizer's chat template."""
     few_shot: int = 0
     """Number of solved training questions before every question; they are not trained on."""
-    protocol: str = setting(CLEAN, role="protocol")
+    protocol: str = CLEAN
     """clean, or a published set-up with its prompt and splits (docs/protocols.md)."""
     max_length: int = 300
     """Most tokens of a prompt with its longest option; longer passages lose their middle."""

@@ -108,9 +108,7 @@ def encode_split(
     """Return a split as token ids, and notes on cut passages and rows that were left out.
 
     Args:
-        name: the split's name, for messages.
         examples: its rows; `Batch.row` counts those that could be encoded.
-        tokenizer: a tokenizer from `load_tokenizer`.
         config: the prompt, `max_length` and `on_bad_row`.
         shots: the `config.few_shot` solved questions before each, from `Splits.shots` or
             `load_shots`.

@@ -87,9 +87,7 @@ def load_test(
     Args:
         config: as for `load_splits`; a `path` that is one file is the test set as a whole. Other
             splits may be missing. `test_rows` also limits a group.
-        seed: the run's seed; decides rows that are made.
         group: one of `groups_of(config.task)`: a part of the test split, or questions beside it.
-        made: as for `load_splits`.
 
     Raises:
         UserError: as `load_splits`; no such group, or no row in it.

@@ -128,7 +128,6 @@ def require_apart(
 
     Args:
         others: what messages call the rows -> the rows.
-        where: the anchors' source, for the message.
         groups_are_names: whether groups are names of people, which a question without a group may
             hold.
 

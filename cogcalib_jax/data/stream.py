@@ -106,8 +106,6 @@ class TrainStream(_Endless):
 
         Args:
             encoded: the split (ValueError if it has no rows).
-            seed: decides the order.
-            batch_size: rows of a batch.
             steps: the number of updates; None: one epoch.
             tokens_per_shape: how many tokens are computed in the time that a further padded length
                 takes to compile.

@@ -64,8 +64,6 @@ def save_adapter(folder: Path, decoder: Decoder, base_name: str | Path) -> None:
     An adapter in `folder` is replaced as a whole. All processes call this; the main one writes.
 
     Args:
-        folder: of the adapter.
-        decoder: the model.
         base_name: Hub id or folder of the base, for readers of the file.
     """
     lora, alpha = decoder.lora, decoder.lora.lora_alpha
@@ -167,9 +165,7 @@ def open_adapter(folder: Path, lora: nnx.State, config: DecoderConfig) -> dict[s
     does not change them.
 
     Args:
-        folder: of the adapter.
         lora: the LoRA parameters that they are for, arrays or ShapeDtypeStructs.
-        config: of the decoder.
 
     Raises:
         UserError: no file, or tensors that do not fit `lora`.
@@ -353,8 +349,6 @@ def require_trained_on(adapter: Path, base: Path, name: str) -> None:
     Adapters of other tools carry no hash and are accepted; a note says if they name another base.
 
     Args:
-        adapter: its folder.
-        base: folder of the base.
         name: Hub id or folder of the base, as it was given.
     """
     calibration = read_calibration(adapter)

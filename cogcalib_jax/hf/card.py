@@ -63,9 +63,6 @@ def write_card(
     """Write the card of an adapter into its folder, which may hold a calibration.json.
 
     Args:
-        adapter: the folder.
-        base_name: Hub id or folder of the base.
-        lora: the adapter's form.
         run: the run folder that holds the adapter, if there is one.
         results: folders whose eval.json is of this adapter, the second one with its temperature;
             none: the numbers of its validation during training, if `run` has them.
@@ -109,10 +106,6 @@ def model_card(
 
     Args:
         run: the run folder that the adapter comes from, if known.
-        base_name: the base as it was named.
-        base: its folder.
-        lora: the adapter's form.
-        argv: the merge's arguments.
         untied: whether the merge gave the head a tensor of its own.
         quantise: how the base was held while the adapter was trained, if that is known.
 

@@ -67,7 +67,6 @@ def stored_experts(
     Args:
         path: of the parameter, ("layers", "mlp", "experts", "gate_proj", "weight").
         shape: of one layer of it.
-        config: of the decoder.
         present: the names of the checkpoint's tensors, which decide on the layout.
     """
     projection, kind = path[-2:]

@@ -258,7 +258,6 @@ def merged_tensors(
     Args:
         tensors: of the base, by name.
         deltas: by the name of their weight.
-        dtype: as in MergeConfig.
 
     Raises:
         UserError: values that the dtype cannot hold.

@@ -133,8 +133,6 @@ def load_base_tokenizer(
     """Return the tokenizer of a base, or of an adapter on it that has its own.
 
     Args:
-        base: a local folder or Hub id.
-        adapter: a folder; None: none.
         note: receives what the adapter's tokenizer changes.
 
     Raises:
@@ -176,9 +174,6 @@ def own_tokenizer(
     """Return the tokenizer of `adapter` on `base`, and notes on what it changes.
 
     Args:
-        base: a local folder or Hub id.
-        adapter: a folder.
-        theirs: the base's tokenizer.
         rows: number of rows of the base's embedding.
 
     Raises:
@@ -264,9 +259,7 @@ def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) ->
     """Copy the tokenizer that an adapter was trained with into the adapter's folder.
 
     Args:
-        base: folder or Hub id of the base.
         start: folder of the adapter that training began with; its files replace the base's.
-        adapter: the folder.
     """
     folder = model_folder(base, weights=False)
     files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))

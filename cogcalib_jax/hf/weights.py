@@ -119,14 +119,9 @@ def load_decoder(
     holds, read from the files as it needs them, and quantised some rows at a time.
 
     Args:
-        name: a local folder or Hub id.
         lora: adds fresh LoRA parameters of this form; None: none.
         dtype: of the base's parameters.
-        mesh: the devices.
         seed: of the LoRA parameters, which begin as PEFT's do.
-        remat: what the backward pass computes again; see `ModelConfig`.
-        attention: the kernel; see `ModelConfig`.
-        quantise: the form of the blocks' projections; see `ModelConfig`.
 
     Raises:
         UserError: tensors that are missing, unexpected or of another shape, all in one message; a
@@ -194,7 +189,6 @@ def read_quantised(
     Args:
         parts: the tensor of each layer.
         codes: shape, dtype and sharding of the codes; the dtype says how weights are quantised.
-        scales: of the scales, cut as the codes are.
     """
     in_a_byte = scales.shape[-2] // codes.shape[-2]
     step = max(2, QUANTISED_NUMBERS // codes.shape[-1] // 2 * 2)

@@ -130,10 +130,8 @@ def load_on_mesh(
 
     Args:
         settings: where the base lies, and how it is held; `path` is set.
-        mesh: the devices.
         lora: the form of the adapter; None: no adapter.
         adapter: folder of an adapter of this form; None: fresh parameters, drawn from `seed`.
-        seed: see `adapter`.
 
     Raises:
         UserError: files that are missing, damaged or of an unknown family; an adapter of another

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cogcalib_jax.errors import FieldError, UserError, check, check_counts
-from cogcalib_jax.settings import often, rename, setting
+from cogcalib_jax.settings import TAKEN, often, rename, setting
 
 OptionScore = Literal["mean", "sum", "chars", "pmi"]
 ChosenOptionScore = Literal[OptionScore, "auto"]
@@ -23,6 +23,7 @@ DEFAULT_OPTION_SCORE: OptionScore = "mean"
 OLD_FIELD = "normalisation"
 OLD_VALUES = {"token_mean": "mean"}
 rename(f"evaluation.{OLD_FIELD}", "option_score", OLD_VALUES)
+TAKEN["evaluation.members_at_once"] = None
 
 
 def score_options(
@@ -82,8 +83,8 @@ class OpenConfig:
     """ask the model whether its answer is true, for the confidence `p_true`"""
 
     def __post_init__(self) -> None:
-        check(self.max_new_tokens >= 1, "max_new_tokens", "must be an integer of at least 1")
-        check(self.samples >= 0, "samples", "must be an integer of at least 0")
+        check_counts(self, "max_new_tokens")
+        check_counts(self, "samples", least=0)
         check(0 < self.temperature <= 1e6, "temperature", "must be above 0 and at most a million")
 
 
@@ -95,8 +96,6 @@ class EvaluationConfig:
     """sequences scored at a time"""
     mc_passes: int = 10
     """MC-dropout and BLoB: passes with dropout on, or draws, whose probabilities are averaged"""
-    members_at_once: int | None = None
-    """members of an ensemble evaluated together, each with activations of its own; unset: all"""
     bins: int = 15
     """equal-width bins of the expected calibration error"""
     resamples: int = 1000
@@ -118,7 +117,6 @@ class EvaluationConfig:
         check(1 <= self.batch_size <= 2**20, "batch_size", f"must be an integer from 1 to {2**20}")
         check_calibrator(self.calibrator)
         check_counts(self, "mc_passes")
-        check_counts(self, "members_at_once", unset=True)
         check(1 <= self.bins <= 1000, "bins", "must be an integer from 1 to 1000")
         check(
             100 <= self.resamples <= 10**6, "resamples", f"must be an integer from 100 to {10**6}"

@@ -235,7 +235,6 @@ def choose_option_score(calibration: Predictions, validation: Predictions, seed:
         calibration: one model's predictions, by any rule, on which each rule's temperature is
             fitted.
         validation: the same model's predictions of other questions.
-        seed: of the bootstrap.
     """
     if _rules_agree(calibration) and _rules_agree(validation):
         return Choice(
@@ -300,11 +299,7 @@ def how_asked(
 
     Args:
         adapter: the folder of the adapter, which is written already.
-        base: Hub id or folder of the base.
-        lora: the adapter's form.
-        data: how questions are encoded.
         template: of every prompt, solved questions included.
-        tokenizer: that the questions are read with.
         option_score: the rule by which options are scored; None for open questions.
         quantise: the form in which the base is held; entered only if it is one.
     """

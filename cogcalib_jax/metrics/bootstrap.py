@@ -171,9 +171,6 @@ def bootstrap_intervals(
         means_of: name -> finite values [rows], such as the rows' NLL.
         clusters: [rows] labels; rows with one label (repeats of a question) are drawn together.
             None: every row by itself.
-        resamples: number of resamples.
-        seed: of the resampling.
-        level: nominal coverage.
 
     Returns:
         [low, high] for "accuracy", "confidence", "auroc" and every name of `means_of`; None for
@@ -294,9 +291,7 @@ def ece_noise_floor(
 
     Args:
         confidence: [rows] probabilities.
-        bins: as for `ece`.
         draws: number of simulated answer sheets.
-        seed: of the simulation.
         clusters: [rows] labels of rows that belong together; None: every row by itself.
     """
     confidence = check_probabilities(confidence, "confidence", 1)

@@ -408,10 +408,6 @@ def summarize_confidence(
     Args:
         confidence: [rows] probabilities.
         correct: [rows] of 0 and 1.
-        clusters: as for `summarize`.
-        bins: as for `summarize`.
-        seed: as for `summarize`.
-        resamples: as for `summarize`.
     """
     _, hits = check_confidence(confidence, correct)
     values = np.asarray(confidence)

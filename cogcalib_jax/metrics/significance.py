@@ -147,10 +147,6 @@ def paired_difference(
         statistic: "mean", "ece" (of `bins` equal-width bins), "auroc", or a function of
             (confidence, correct), which costs a call per resample, seed and method.
         clusters: one entry per seed: labels [questions], equal for repeats of a question, or None.
-        resamples: number of resamples.
-        seed: of the resampling.
-        level: nominal coverage.
-        bins: of the ECE.
 
     Raises:
         InvalidRows: seeds or questions that do not pair, bad values, an undefined statistic.

@@ -200,10 +200,7 @@ def splash_attention(
         query: `[b, t, heads, d]`.
         key, value: `[b, t, kv_heads, d]`.
         window: of this layer, as in `visible`; None: all layers see everything.
-        windows: of all layers.
-        mesh: the devices; None: one.
         interpret: run the kernel step by step on any device.
-        scale, softcap: as in `xla_attention`.
 
     Returns:
         `[b, t, heads, d]`.

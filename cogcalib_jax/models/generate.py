@@ -66,10 +66,7 @@ def generate(
     A greedy continuation does not depend on the other prompts.
 
     Args:
-        decoder: the model.
         prompts: token ids of each prompt, at least one.
-        sampling: the choice of tokens.
-        seed: of sampling.
         stop: tokens that end a continuation, beside the model's end-of-text tokens.
         pad_to: rows and prompt tokens to pad to, so that calls share a compilation; None: the next
             powers of two.

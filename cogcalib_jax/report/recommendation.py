@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of, refusing_damage
 from cogcalib_jax.report.load_run import Method, Run
@@ -31,6 +32,7 @@ from cogcalib_jax.report.verdict import LEVEL
 
 BASE_FILE = "base.json"
 LETTERS, TEXTS, OPEN = "letters", "texts", "open"
+OTHER_PROMPTS = {LETTERS: "cloze", TEXTS: "letters"}
 """kinds of answers: letters of options, other options, open questions"""
 FORM_IS_WRONG = 0.5
 """Probability mass on the letters below which the form is called wrong."""
@@ -240,8 +242,9 @@ def base_words(base: Mapping[str, Any]) -> list[str]:
 
 def _what_is_wrong(base: Mapping[str, Any]) -> str:
     name = base["model"][0].upper() + base["model"][1:]
-    commands = " or ".join(base["try"])
-    another = f" Try another form: {commands}" if commands else ""
+    prompt = OTHER_PROMPTS.get(base["kind"])
+    asks_itself = isinstance(TASKS.get(base["task"]), MadeTask)
+    another = f" Try another prompt: --data.prompt {prompt}" if prompt and not asks_itself else ""
     if base["kind"] == LETTERS and base["option_mass"] < FORM_IS_WRONG:
         return (
             "The form is wrong: after this prompt most of the probability lies on other tokens than"

@@ -43,13 +43,13 @@ from cogcalib_jax.training.config import CheckpointConfig, require_same_identity
 # What is in a checkpoint and what it means: to be raised whenever a field of the saved tree or of
 # the manifest is added, removed or read in another way. Not the package's version: most versions
 # change nothing here, and a checkpoint of theirs is as good.
-FORMAT = 2
+FORMAT = 3
+BEFORE = 2  # whose manifests also say which checkpoint was the best
 
 MANIFEST = "manifest.json"
 # What it holds beside `format` and its own checksum.
 KINDS = {
     "name": str,
-    "best": bool,
     "identity": dict,
     "journals": dict,
     "leaves": dict,
@@ -84,7 +84,7 @@ def read_manifest(place: Path) -> dict[str, Any]:
         raise DamageError(f"{MANIFEST} cannot be read") from error
     if _sealed(manifest) != stored:
         raise DamageError(f"{MANIFEST} does not match its checksum")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (BEFORE, FORMAT):
         raise UserError(
             f"{place}: cannot resume: its format is {manifest.get('format')} and this program's"
             f" {FORMAT}; resume with the version that wrote it, or start another run"
@@ -203,7 +203,6 @@ class Checkpoints:
         journals: Mapping[Path, int] = MappingProxyType({}),
         *,
         stopped: bool = False,
-        best: bool = False,
     ) -> None:
         """Save `tree` as it is now; it may be donated as soon as this returns.
 
@@ -211,13 +210,10 @@ class Checkpoints:
         of several processes, before this returns.
 
         Args:
-            step: updates made.
             tree: arrays, LoRA parameters and their moments: little beside a model. Each process
                 holds a copy of all of it for a moment, the main one until it is written.
             identity: JSON that says what the checkpoint belongs to.
             journals: files that are only appended to -> bytes of each that belong to this state.
-            stopped: see `Restored`.
-            best: it has the lowest validation NLL so far.
 
         Raises:
             UserError: the one before could not be written (a full disk, a folder without
@@ -228,7 +224,7 @@ class Checkpoints:
         # update writes there.
         host = jax.tree.map(lambda leaf: np.array(fetch(leaf)), tree)
         name = f"{step}-stopped" if stopped else str(step)
-        manifest = {"name": name, "best": best, "identity": identity}
+        manifest = {"name": name, "identity": identity}
         if is_one_of_several():
             # Orbax has all processes agree while it writes, and what they do meanwhile would come
             # in between: here they wait.
@@ -288,11 +284,7 @@ class Checkpoints:
 
     def _forget_old(self) -> None:
         names = self._names()
-        kept = set(names[-self._config.keep :])
-        if self._config.keep_best:
-            best = [name for name in names if _is_best(self.folder / name)]
-            kept |= set(best[-1:])
-        for name in set(names) - kept:
+        for name in names[: -self._config.keep]:
             shutil.rmtree(self.folder / name)
 
     def _names(self) -> list[str]:
@@ -311,8 +303,6 @@ class Checkpoints:
 
         Args:
             like: arrays of the shapes and on the devices wanted.
-            identity: as it was saved with.
-            journals: the files it was saved with.
 
         Raises:
             UserError: the checkpoint belongs to something else (the first field that differs is
@@ -387,13 +377,6 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / name).rename(aside)
             warn(f"{self.folder}: {reason}; moved to {aside.name}, and checkpoint {used} is used")
-
-
-def _is_best(place: Path) -> bool:
-    try:
-        return read_manifest(place)["best"]
-    except DamageError:
-        return False
 
 
 def _placed(host: Any, like: Any) -> Any:

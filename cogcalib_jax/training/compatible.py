@@ -51,8 +51,6 @@ def check_compatible(
 
     Args:
         splits: name -> encoded rows; `train` is among them.
-        methods: the resolved methods that are trained.
-        loss: the loss that all of them share.
         data_name: what messages call the rows, usually the name of the task.
         option_score: the rule by which options are scored, or auto.
         averaged: names of the baselines that average the probabilities of options.
@@ -166,7 +164,6 @@ def check_context(context: int, sets: Iterable[EncodedSplit], new_tokens: int) -
     Args:
         context: tokens that the model was made for (`max_position_embeddings`).
         sets: the questions. Without any, nothing is refused.
-        new_tokens: most tokens of a generated answer.
 
     Raises:
         UserError: a prompt of an open question and its answer exceed the context.

@@ -14,7 +14,7 @@ import numpy as np
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import FieldError, UserError, check, check_counts
 from cogcalib_jax.registry import Registry
-from cogcalib_jax.settings import often, setting, with_new_names
+from cogcalib_jax.settings import TAKEN, often, setting, with_new_names
 
 OPTIMIZERS: Registry = Registry("optimizer", module="cogcalib_jax.training.variant")
 DEFAULT_OPTIMIZER = "adamw"
@@ -119,6 +119,9 @@ class TrainingConfig:
         return sorted({end for end in ends if end < total} | {total})
 
 
+TAKEN["checkpoint.keep_best"] = False
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When training state is saved and how much of it is kept."""
@@ -127,11 +130,9 @@ class CheckpointConfig:
     """steps between checkpoints; unset means at the end of each epoch"""
     keep: int = 2
     """checkpoints kept, newest first"""
-    keep_best: bool = False
-    """also keep the one of the lowest validation NLL, if a validation falls on a checkpoint"""
 
     def __post_init__(self) -> None:
-        check(self.every is None or self.every >= 1, "every", "must be an integer of at least 1")
+        check_counts(self, "every", unset=True)
         check_counts(self, "keep")
 
 

@@ -104,10 +104,9 @@ def run_phase(
 
         def save() -> None:
             now = course.progress
-            best = course.pause_done and float(now.best_step) == course.updates
             sizes = {journal.path: journal.size() for journal in journals}
             stopped = not course.pause_done
-            checkpoints.save(course.updates, now, identity, sizes, stopped=stopped, best=best)
+            checkpoints.save(course.updates, now, identity, sizes, stopped=stopped)
             course.saved = True
             for callback in trainable.callbacks:
                 callback.on_checkpoint(CheckpointInfo(phase.first_step + course.updates, folder))

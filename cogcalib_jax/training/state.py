@@ -179,7 +179,6 @@ def start_beliefs(
     """Return the start's beliefs by row of `encoded`; None if the method's term asks for none.
 
     Args:
-        lora: the start's LoRA parameters.
         scratch: gives the folder of the arrays if they take more than `IN_MEMORY` bytes.
     """
     if method.term is None or not method.term.needs_start:

@@ -62,7 +62,6 @@ class Variant:
         Args:
             head: gives logits of `hidden`.
             hidden: `[batch, positions, d]` at the scored positions.
-            batch: the examples.
             key: for noise.
             dropout_key: of the head's dropout; None: none.
         """

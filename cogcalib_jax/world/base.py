@@ -29,7 +29,7 @@ from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.parameters import random_decoder
 from cogcalib_jax.sharding import make_mesh, shard_batch
-from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.config import RECIPE, PretrainConfig, WorldConfig
 from cogcalib_jax.world.corpus import (
     BOS,
     EOS,
@@ -72,7 +72,6 @@ def ensure_base(world: WorldConfig, config: PretrainConfig, seed: int) -> Path:
 
     Args:
         world: the world; its seed, if set, overrides `seed` for the world itself.
-        config: the base.
         seed: the run's seed, which also draws the base's first weights.
 
     Raises:
@@ -97,13 +96,11 @@ def base_folder(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> 
     Its name is a hash of everything that the weights depend on, such as the corpus itself and the
     version of JAX.
     """
-    recipe = asdict(config)
-    cache = recipe.pop("cache_dir")
-    root = Path(cache).expanduser() if cache else user_cache()
+    root = Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
     depends_on = {
         "corpus": world.corpus,
         "vocabulary": vocabulary(world.config),
-        "recipe": recipe,
+        "recipe": config.recipe,
         "seed": seed,
         "version": RECIPE_VERSION,
         "jax": jax.__version__,
@@ -138,7 +135,7 @@ def pretrain_base(
         save_tokenizer(world.config, unfinished, CONTEXT)
         record = {
             "world": asdict(world.config),
-            "pretrain": {**asdict(config), "cache_dir": None},
+            "pretrain": config.recipe | {"cache_dir": None},
             "seed": seed,
             "corpus_rows": len(world.corpus),
             "last_loss": loss,
@@ -161,10 +158,10 @@ def base_architecture(config: PretrainConfig, tokenizer: Tokenizer) -> DecoderCo
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.hidden_size // config.num_heads,
+        num_layers=RECIPE["num_layers"],
+        num_heads=RECIPE["num_heads"],
+        kv_heads=RECIPE["kv_heads"],
+        head_dim=config.hidden_size // RECIPE["num_heads"],
         max_position_embeddings=CONTEXT,
         bos_token_id=tokenizer.token_to_id(BOS),
         eos_token_id=tokenizer.token_to_id(EOS),
@@ -205,15 +202,15 @@ def _corpus_batch(rows: list[list[int]], length: int, batch_size: int) -> Corpus
 def _train(world: World, config: PretrainConfig, seed: int, mesh: Mesh) -> tuple[nnx.Module, float]:
     """Return the trained decoder and its loss on the last batches, nats per token."""
     tokenizer = build_tokenizer(world.config)
-    batches = list(corpus_batches(corpus_ids(world, tokenizer), config.batch_size))
+    batches = list(corpus_batches(corpus_ids(world, tokenizer), RECIPE["batch_size"]))
     decoder = random_decoder(base_architecture(config, tokenizer), mesh=mesh, seed=seed)
     graphdef, params = nnx.split(decoder)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(config.warmup_steps, len(batches) - 1), len(batches)
+        0.0, RECIPE["learning_rate"], min(RECIPE["warmup_steps"], len(batches) - 1), len(batches)
     )
     optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay),
+        optax.clip_by_global_norm(RECIPE["clip_norm"]),
+        optax.adamw(schedule, b2=RECIPE["b2"], weight_decay=RECIPE["weight_decay"]),
     )
 
     def mean_nll(params: nnx.State, batch: CorpusBatch) -> jax.Array:

@@ -91,13 +91,6 @@ def test_an_ensemble_is_numpys_mean_over_separately_evaluated_members(kind, opti
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_how_many_members_go_together_changes_nothing(kind, at_once):
-    together = ensemble()(members(), SPLITS[kind])
-    same(ensemble(members_at_once=at_once)(members(), SPLITS[kind]), together)
-
-
-@pytest.mark.parametrize("kind", SPLITS)
 def test_an_ensemble_of_one_is_the_plain_model(kind):
     same(ensemble()(members()[:1], SPLITS[kind]), plain(kind))
 

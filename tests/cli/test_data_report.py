@@ -2,7 +2,7 @@
 
 import pytest
 
-from cogcalib_jax.cli.data_report import cut_rows, nearly_alike
+from cogcalib_jax.cli.data_report import cut_rows
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import Example
@@ -15,18 +15,6 @@ PLAYS = ("banjo", "cello", "drums", "flute")
 
 def ask(question, answer=0, choices=PLAYS, **more):
     return Example(id=question, question=question, choices=choices, answer=answer, **more)
-
-
-def test_nearly_equal_questions():
-    train = [ask("Who plays?"), ask("Who works?"), ask("Who sings?")]
-    test = [
-        ask("Who  plays?", choices=PLAYS[::-1]),
-        ask("Who works!"),
-        ask("Who sings?", choices=("one", "two")),
-        ask("Who studies?"),
-        ask("WHO PLAYS?"),
-    ]
-    assert nearly_alike([train], test) == [test[1], test[2], test[4]]
 
 
 @pytest.fixture(scope="module")

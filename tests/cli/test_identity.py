@@ -22,7 +22,7 @@ from cogcalib_jax.training.config import TrainingConfig
 NEITHER = """
     run_dir resume dry_run track adapter data.path model.path training.nonfinite
     mesh.data mesh.fsdp mesh.tensor mesh.expert
-    checkpoint.every checkpoint.keep checkpoint.keep_best
+    checkpoint.every checkpoint.keep
 """
 # anchor.path is a place, but whether there are anchors at all is not.
 NOT_STYLE = """
@@ -35,7 +35,7 @@ NOT_STYLE = """
     training.optimizer evaluation.fit_taught
     training.schedule training.refit_every training.validate_every training.keep
     training.probe_rows composition.known_share composition.by
-    evaluation.batch_size evaluation.mc_passes evaluation.members_at_once evaluation.bins
+    evaluation.batch_size evaluation.mc_passes evaluation.bins
     evaluation.resamples evaluation.open.max_new_tokens evaluation.open.samples
     evaluation.open.temperature evaluation.open.p_true
 """
@@ -59,9 +59,7 @@ BOTH = """
     training.style_steps training.style_learning_rate training.log_every
     distributed.coordinator distributed.processes distributed.process distributed.auto
     distributed.heartbeat_seconds
-    pretrain.hidden_size pretrain.num_layers pretrain.num_heads pretrain.kv_heads
-    pretrain.intermediate_size pretrain.batch_size pretrain.learning_rate pretrain.warmup_steps
-    pretrain.weight_decay pretrain.b2 pretrain.clip_norm pretrain.cache_dir
+    pretrain.hidden_size pretrain.intermediate_size pretrain.cache_dir
 """
 FIELDS = [path for path, _ in leaves(RunConfig)]
 

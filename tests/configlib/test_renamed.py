@@ -3,7 +3,7 @@
 import pytest
 
 from cogcalib_jax.configlib.loading import from_yaml
-from cogcalib_jax.settings import _RENAMED, rename, with_new_names
+from cogcalib_jax.settings import _RENAMED, TAKEN, rename, with_new_names
 from tests.configlib.example import Config, load, nested, refusal
 
 OLD = "model.old_term"
@@ -71,3 +71,24 @@ def test_what_a_run_stored_gets_its_new_names():
     assert with_new_names(kept) == kept
     assert stored["model"]["old_term"] == "smoothing"
     assert with_new_names({"seed": 3}) == {"seed": 3}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    monkeypatch.setitem(TAKEN, "model.depth", 0.001)
+
+
+def test_what_is_no_field_any_more_is_read_with_the_value_it_always_has(taken, tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text(nested("model.depth", "0.001"))
+    assert load(preset=tmp_path / "p.yaml").config == Config()
+    note = "p.yaml:2: model.depth is no field any more; it is always 0.001\n"
+    assert capsys.readouterr().err.endswith(note)
+    assert with_new_names({"model": {"depth": 0.001}}) == {"model": {}}
+
+
+def test_another_value_of_it_is_refused(taken):
+    assert refusal(nested("model.depth", "2")).endswith(
+        ":2: model.depth = 2: is always 0.001 now; delete the line"
+    )
+    other = {"model": {"depth": 2}}
+    assert with_new_names(other) == other

@@ -33,7 +33,7 @@ def write_good(folder: Path) -> Path:
         write_json(folder / "run" / "inputs.json", inputs)
         (folder / "run" / "command.txt").write_text("python train.py\n")
         # The base was asked before: a resumed run only reads what it answered.
-        asked = {"model": "the base", "task": "custom", "n": 4, "kind": "texts", "try": []}
+        asked = {"model": "the base", "task": "custom", "n": 4, "kind": "texts"}
         shares = ("accuracy", "low", "high", "chance", "commonest_answer", "nll")
         base_record = asked | dict.fromkeys(shares, 0.5) | {"option_mass": None}
         (folder / "run" / "base.json").write_text(json.dumps(base_record))

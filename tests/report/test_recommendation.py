@@ -151,7 +151,6 @@ GOOD = {
     "chance": 0.25,
     "commonest_answer": 0.3,
     "option_mass": 0.97,
-    "try": ["python train.py --data.prompt cloze"],
 }
 CHANCE = {"accuracy": 0.27, "low": 0.21, "high": 0.34}
 
@@ -169,24 +168,24 @@ def test_accuracy_stands_beside_chance_and_the_commonest_answer():
 def test_little_mass_on_the_letters_means_that_the_form_is_wrong(accuracy):
     _, warning = base_words(GOOD | accuracy | {"option_mass": 0.49})
     assert warning.startswith("The form is wrong")
-    assert warning.endswith("Try another form: python train.py --data.prompt cloze")
+    assert warning.endswith("Try another prompt: --data.prompt cloze")
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "said", "prompt"),
     [
-        ("letters", "does not know which one is right"),
-        ("texts", "either the form is wrong for it, or it lacks the knowledge"),
+        ("letters", "does not know which one is right", "cloze"),
+        ("texts", "either the form is wrong for it, or it lacks the knowledge", "letters"),
     ],
 )
-def test_a_base_at_chance_is_named(kind, said):
+def test_a_base_at_chance_is_named(kind, said, prompt):
     _, warning = base_words(GOOD | CHANCE | {"kind": kind})
-    assert "is at chance" in warning and said in warning and "--data.prompt cloze" in warning
+    assert "is at chance" in warning and said in warning and f"--data.prompt {prompt}" in warning
 
 
 def test_texts_need_no_mass_and_no_commonest_answer_is_given_for_open_questions():
     assert len(base_words(GOOD | {"kind": "texts", "option_mass": 0.01})) == 1
-    none = {"kind": "open", "chance": 0.0, "option_mass": None, "commonest_answer": None, "try": []}
+    none = {"kind": "open", "chance": 0.0, "option_mass": None, "commonest_answer": None}
     (line,) = base_words(GOOD | none)
     assert line.endswith(
         "right (95 % interval 52.8 % to 66.8 %), by the reference answer word for word."

@@ -35,10 +35,10 @@ def tree(factor: float = 1.0):
     }
 
 
-def saved(folder, steps=(3,), best=(), **config):
+def saved(folder, steps=(3,), **config):
     with Checkpoints(folder, CheckpointConfig(**config)) as checkpoints:
         for step in steps:
-            checkpoints.save(step, tree(float(step)), IDENTITY, best=step in best)
+            checkpoints.save(step, tree(float(step)), IDENTITY)
     return Checkpoints(folder, CheckpointConfig(**config))
 
 
@@ -77,13 +77,6 @@ def test_the_newest_is_restored_and_only_so_many_are_kept(tmp_path):
     checkpoints = saved(tmp_path, steps=(2, 4, 9, 10), keep=2)
     assert same(checkpoints.restore(tree(), IDENTITY).tree, 10.0)
     assert steps_in(tmp_path) == ["10", "9"]
-
-
-def test_the_best_is_kept_beside_them(tmp_path):
-    saved(tmp_path, steps=(1, 2, 3, 4, 5), best=(1, 2), keep=1, keep_best=True)
-    assert steps_in(tmp_path) == ["2", "5"]
-    saved(tmp_path, steps=(6,), best=(6,), keep=1, keep_best=True)
-    assert steps_in(tmp_path) == ["6"]
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
@@ -142,7 +135,7 @@ def test_another_config_is_refused_by_field(tmp_path):
 def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path)
     monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    with pytest.raises(UserError, match=r"its format is 2 and this program's 3"):
+    with pytest.raises(UserError, match=r"its format is 3 and this program's 4"):
         checkpoints.restore(tree(), IDENTITY)
 
 
@@ -242,12 +235,12 @@ def test_one_under_another_name_is_damage(renamed, tmp_path, capfd):
     assert steps_in(tmp_path) == ["2", f"{renamed}-damaged"]
 
 
-@pytest.mark.parametrize("key", ["name", "best", "identity", "journals", "leaves", "files"])
+@pytest.mark.parametrize("key", ["name", "identity", "journals", "leaves", "files"])
 @pytest.mark.parametrize("value", [None, [], 3])
 def test_a_manifest_of_other_kinds_is_damage(key, value, tmp_path):
     """Also where its own checksum is right."""
     content = dict.fromkeys(("identity", "journals", "leaves", "files"), {})
-    content |= {"name": "3", "best": False}
+    content |= {"name": "3"}
     checkpoint.write_manifest(tmp_path, content)
     assert checkpoint.read_manifest(tmp_path).items() >= content.items()
     checkpoint.write_manifest(tmp_path, content | {key: value})

@@ -20,7 +20,7 @@ from cogcalib_jax.world.base import (
     ensure_base,
     pretrain_base,
 )
-from cogcalib_jax.world.config import PretrainConfig, WorldConfig
+from cogcalib_jax.world.config import RECIPE, PretrainConfig, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, build_world
 
 WORLD = WorldConfig(
@@ -33,15 +33,15 @@ WORLD = WorldConfig(
     calibration=8,
     style=8,
 )
-TINY = PretrainConfig(
-    hidden_size=32,
-    num_layers=1,
-    num_heads=2,
-    kv_heads=1,
-    intermediate_size=64,
-    learning_rate=2e-2,
-    warmup_steps=5,
-)
+TINY = PretrainConfig(hidden_size=32, intermediate_size=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"num_layers": 1, "learning_rate": 2e-2, "warmup_steps": 5}.items():
+            patch.setitem(RECIPE, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_whatever_changes_the_weights_changes_the_folder(mesh):
         base_folder(world, TINY, 2, mesh),
         base_folder(build_world(WORLD, 2), TINY, 1, mesh),
         base_folder(build_world(replace(WORLD, question_rows=2), 1), TINY, 1, mesh),
-        base_folder(world, replace(TINY, num_layers=2), 1, mesh),
+        base_folder(world, replace(TINY, hidden_size=40), 1, mesh),
     }
     assert len(folders) == 5
     elsewhere = base_folder(world, replace(TINY, cache_dir="/elsewhere"), 1, mesh)
@@ -178,10 +178,7 @@ def test_the_folder_says_how_the_base_was_made(base):
     assert 0 < record["last_loss"] < np.log(129)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("num_heads", 3), ("kv_heads", 3), ("learning_rate", 0.0), ("batch_size", 0), ("b2", 1.0)],
-)
+@pytest.mark.parametrize(("field", "value"), [("hidden_size", 12), ("intermediate_size", 0)])
 def test_impossible_bases_are_refused_by_field(field, value):
     with pytest.raises(FieldError, match=field):
         replace(PretrainConfig(), **{field: value})

@@ -128,7 +128,6 @@ def settle(
     """Return the reader of a task's rows.
 
     Args:
-        rows: the rows of all splits.
         asked: field -> columns, as the user names them.
         answers: the form of the answers, if the user names it.
         answers_from: the index of the first choice, if the user names it.

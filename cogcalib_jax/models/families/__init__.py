@@ -20,10 +20,6 @@ FAMILIES: dict[str, Family | TextHalf] = dict(
 def from_hf(raw: dict[str, Any], source: str) -> DecoderConfig:
     """Return the architecture that the contents `raw` of a config.json describe.
 
-    Args:
-        raw: the JSON object.
-        source: the name of the file, for messages.
-
     Raises:
         UserError: an unknown family, something a family does not support, or values of no model.
     """
