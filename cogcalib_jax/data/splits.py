@@ -71,11 +71,13 @@ def make_splits(official: Official, config: DataConfig, carve: int = 0) -> Split
     left = held - sum(sizes.values())
     if left < 2 or min(sizes.values()) < 1:
         shown = {"solved questions (data.few_shot)": len(train) - held} if shots else {}
-        parts = ", ".join(f"{rows} {name}" for name, rows in (sizes | shown).items())
+        # A default size of 0 is a share of too few rows.
+        parts = ", ".join(f"{rows or 1} {name}" for name, rows in (sizes | shown).items())
+        fewer = " or lower --data.calibration-rows and --data.validation-rows"
         raise UserError(
             f"task {config.task}: {len(train)} training rows are too few for {parts} and at"
-            f" least 2 rows for style adaptation and fine-tuning{lost}; give more rows or lower"
-            f" --data.calibration-rows and --data.validation-rows{_keep(config) if lost else ''}"
+            f" least 2 rows for style adaptation and fine-tuning{lost}; give more rows"
+            f"{fewer if max(sizes.values()) > 1 else ''}{_keep(config) if lost else ''}"
         )
     carved: dict[str, list[int]] = {}
     for name, rows in sizes.items():

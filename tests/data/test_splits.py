@@ -231,6 +231,8 @@ def test_leakage_runs_through_chains_of_questions_and_groups():
 def test_too_few_rows_name_the_numbers():
     with pytest.raises(UserError, match="6 training rows are too few for 5 calibration"):
         make_splits(Official(plain(6), plain(2, "v"), plain(2, "t")), config(calibration_rows=5))
+    with pytest.raises(UserError, match="3 .* 1 test, 1 validation, 1 cal.*; give more rows$"):
+        make_splits(Official(plain(3), None, None), config())
     with pytest.raises(UserError, match="0 training rows are too few"):
         make_splits(Official(plain(3, "t"), plain(2, "v"), plain(3, "t")), config())
     with pytest.raises(UserError, match="all validation rows repeat"):

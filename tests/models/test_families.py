@@ -205,7 +205,11 @@ def test_each_layer_type_may_have_its_own_rope():
     beside["rope_parameters"] = scaled
     assert read_rope(raw | beside).original_max_position_embeddings == 4
     one = raw | {"rope_parameters": parameters["full_attention"]}
-    assert read_rope(one, "sliding_attention") == linear
+    assert read_rope(one) == linear
+    with pytest.raises(UserError, match="expected parameters for each layer type"):
+        read_rope(one, "sliding_attention")  # transformers reads none of them
+    one = raw | {"rope_parameters": None, "rope_scaling": parameters["full_attention"]}
+    assert read_rope(one, "full_attention") == linear
 
 
 GEMMA, OLMO = MODELS["gemma3"], MODELS["olmo3"]
@@ -234,6 +238,8 @@ def test_sliding_layers_have_a_rope_of_their_own_where_the_family_says_so():
     config = from_hf(GEMMA, "config.json")
     assert config.layer_ropes == (1, 0, 1) and config.sliding_windows == (5, 0, 5)
     assert config.ropes == (RopeConfig(1e5, "linear", 4.0), RopeConfig(30.0))
+    kinds = {"layer_types": ["full_attention"] * 3, "sliding_window_pattern": None}
+    assert from_hf(GEMMA | kinds, "").sliding_windows == (0, 0, 0)
     older = {"layer_types": None, "sliding_window_pattern": 6, "num_hidden_layers": 13}
     assert from_hf(GEMMA | older, "").layer_ropes == (1, 1, 1, 1, 1, 0) * 2 + (1,)
     assert from_hf(OLMO | older, "").layer_ropes == (1, 1, 1, 0) * 3 + (1,)

@@ -354,6 +354,8 @@ def rope_of(known: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]
     """Return the parameters of RoPE in config.json, those of `kind` as in `read_rope`."""
     rope = known.get("rope_scaling") or known.get("rope_parameters") or {}
     if kind is not None and isinstance(rope, dict):
+        if rope and not known.get("rope_scaling") and rope.keys().isdisjoint(LAYER_KINDS):
+            raise wrong("rope_parameters", rope, "parameters for each layer type")
         rope = rope.get(kind, rope)
     if not isinstance(rope, dict):
         raise UserError(f"RoPE parameters are {rope!r:.40}; expected a JSON object. {OWN_FILE}")

@@ -51,12 +51,12 @@ def write_gemma2(config: DecoderConfig) -> dict[str, Any]:
 def read_gemma3(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gemma 3 is Gemma 2 with norms of query and key heads, without caps, and with another RoPE in
     sliding layers: five of six, of which older files give the pattern alone."""
-    require_whole(raw, "sliding_window_pattern")
     kinds = raw["layer_types"]
     if raw["attn_logit_softcapping"] is not None:
         why = "none, for transformers computes Gemma 3 without it"
         raise wrong("attn_logit_softcapping", raw["attn_logit_softcapping"], why, "Remove it")
     if kinds is None:
+        require_whole(raw, "sliding_window_pattern")
         kinds = pattern(raw["num_hidden_layers"], raw["sliding_window_pattern"])
     common = read_gemma2({**raw, "layer_types": kinds})
     return common | {"qk_norm": "head"} | read_layer_ropes(raw, kinds, raw[LOCAL_THETA])
