@@ -52,7 +52,7 @@ class DistributedConfig:
             "coordinator",
             "must be given together with processes and process (or auto alone)",
         )
-        check(not (self.auto and given), "auto", "must be alone: the cluster says the rest")
+        check(not (self.auto and given), "auto", "must be alone: the cluster provides the rest")
         check(
             10 <= self.heartbeat_seconds <= 86400,
             "heartbeat_seconds",

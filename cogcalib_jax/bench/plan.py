@@ -426,7 +426,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
         f" {figures['compile_s']:.0f} s, not executed.",
     ]
     if figures["estimate"]:
-        notes.append("ESTIMATE: memory by formula, for the compiler of these chips is not here.")
+        notes.append("ESTIMATE: memory by formula; the compiler of these chips is not available.")
     if "step" in flops:
         kernels = "; hand-written kernels not counted" if figures["kernels_not_counted"] else ""
         notes.append(

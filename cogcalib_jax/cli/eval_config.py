@@ -111,7 +111,7 @@ class EvalConfig:
         check(
             not self.run or not self.adapter,
             "adapter",
-            "must be none where a run is given, which has its own; give model.path instead of run",
+            "must be none if run is given, which has its own; give model.path instead of run",
         )
         check_tasks(self.task, "task")
         check(
@@ -422,17 +422,17 @@ def _read_config(folder: Path) -> RunConfig:
             )
         if folder.name in REFERENCES:
             raise UserError(
-                f"{folder}: holds answers alone, for nothing was trained; for the base give"
+                f"{folder}: holds only answers, because nothing was trained; for the base give"
                 " --model.path BASE --adapter none"
             )
         raise UserError(
-            f"{folder}: holds answers alone, its weights were not kept; for those of the best epoch"
-            " train the method by itself with --training.keep best"
+            f"{folder}: holds only answers; its weights were not kept. For the weights of the best"
+            " epoch, train the method alone with --training.keep best"
         )
     if not file.is_file():
         raise UserError(
-            f"{folder}: no config.yaml, so it is no run that train.py wrote; give the folder of a"
-            " run, or of a comparison of methods"
+            f"{folder}: no config.yaml, so it is not a run of train.py; give the folder of a run,"
+            " or of a comparison of methods"
         )
     refuse_external_links(folder, (file, folder / "adapter", folder / stored.CHOICE_FILE))
     config = stored.read_config(folder, RunConfig)

@@ -225,8 +225,8 @@ def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
     task = file.stem
     if task == "provenance" or not is_plain_name(task):
         raise UserError(
-            f"{file}: its name stands for the task in the results, where {task!r} cannot; give it"
-            " another"
+            f"{file}: its name becomes the name of the task, and {task!r} cannot be one; rename the"
+            " file"
         )
     folder = run_folder.choose_folder(config.run_dir, "eval", resume=False)
     scored = read_scored(file)

@@ -234,13 +234,13 @@ class RunConfig:
             check(
                 one.adapters in fits,
                 "compare",
-                f"must not name {key}, which is of A and B alone, where the adapter has"
+                f"must not name {key}, which draws only A and B, if the adapter has"
                 " DoRA (lora.use_dora), trained rows of embedding or head, or other ranks by layer",
             )
         check(
             "plain" in fits or self.training.optimizer == DEFAULT_OPTIMIZER,
             "training.optimizer",
-            f"must be {DEFAULT_OPTIMIZER} where the adapter has DoRA (lora.use_dora), trained rows"
+            f"must be {DEFAULT_OPTIMIZER} if the adapter has DoRA (lora.use_dora), trained rows"
             " of embedding or head, or other ranks by layer",
         )
 
@@ -407,8 +407,8 @@ def _require_nothing_retyped(loaded: Loaded[RunConfig]) -> None:
     retyped = sorted(set(marked_paths(RunConfig, "of_adapter")) & loaded.explicit)
     if loaded.config.adapter is not None and retyped:
         raise UserError(
-            f"command line: --{retyped[0]} has no meaning beside --adapter, whose rank, alpha and"
-            " targets hold; leave it out"
+            f"command line: --{retyped[0]} cannot be used with --adapter, which sets rank, alpha"
+            " and targets; leave it out"
         )
 
 

@@ -160,7 +160,7 @@ def original_command(folder: Path, program: str, argv: list[str]) -> str:
         return file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: {files.reason_of(error)}; remove it, and this command is kept in its place"
+            f"{file}: {files.reason_of(error)}; remove it; this command is then stored instead"
         ) from error
 
 

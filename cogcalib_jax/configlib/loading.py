@@ -204,8 +204,8 @@ def _print_help(
 ) -> None:
     """Print the fields of `cls` with type, default after the preset, and doc line.
 
-        tyro makes the layout. It gets a copy of the config in which every field is text, because
-        the syntax it shows for the config itself (`--no-resume`) is not the one that is read here.
+    tyro makes the layout. It gets a copy of the config in which every field is text, because the
+    syntax it shows for the config itself (`--no-resume`) is not the one that is read here.
 
     everything: also the fields that are not marked as `often`.
     """

@@ -66,7 +66,7 @@ class DataConfig:
         check(self.prompt in prompts, "prompt", f"must be a prompt (allowed: {', '.join(prompts)})")
         task = TASKS[self.task]
         if isinstance(task, MadeTask):
-            makes = f"task {self.task} makes its own rows; for yours add --data.task custom"
+            makes = f"task {self.task} makes its own rows; for your rows add --data.task custom"
             check(self.path is None, "path", f"must be none: {makes}")
             for name in LIMITS:
                 own = f"{task.section}.{name.removesuffix('_rows')}"
@@ -123,7 +123,7 @@ class DataConfig:
                 check(
                     getattr(self, name) is None,
                     name,
-                    f"must be unset: task {self.task} has columns and answers of its own",
+                    f"must be unset: task {self.task} has its own columns and answers",
                 )
         try:
             self.column_names()

@@ -254,7 +254,7 @@ def _stored(task: RowTask, config: DataConfig, names: Mapping[str, str]) -> dict
         else:
             stored[name] = sources.read_files(Path(config.path), split, _files(task, config, split))
         if not stored[name].rows:
-            raise UserError(f"{stored[name].source}: has no rows; give a file that holds some")
+            raise UserError(f"{stored[name].source}: has no rows; give a file with rows")
     return stored
 
 

@@ -79,7 +79,7 @@ def write_card(
     sections = [
         front,
         f"# LoRA adapter on {public_name(base_name)}",
-        "Fine-tuned with cogcalib_jax, which trains confidences to keep their meaning.",
+        "Fine-tuned with cogcalib_jax, which trains models to have calibrated confidences.",
         _fact_list(facts),
         "## Prompt and answers",
         _prompt(asked),
@@ -143,7 +143,7 @@ def _reading(file: Path) -> Iterator[Any]:
     except (*DAMAGED, FileNotFoundError, yaml.YAMLError) as error:
         raise UserError(
             f"{file}: damaged ({reason_of(error)}); put it back from a copy, or merge its adapter"
-            " with --adapter instead of --run, for a card without its numbers"
+            " with --adapter instead of --run (the card then has no numbers)"
         ) from error
 
 
@@ -270,7 +270,7 @@ def _prompt(asked: Mapping[str, Any]) -> str:
     # As JSON: it shows spaces and lines, and nothing in it can end the block.
     text = json.dumps(prompt, indent=2, ensure_ascii=False)
     return (
-        "Prompts are these pieces, in the order start, passage (left out where a question has"
+        "Prompts are these pieces, in the order start, passage (left out if a question has"
         " none), question, option (once for each), end; the answer follows as `completion`. The"
         " files of the tokenizer are beside the adapter.\n\n"
         f"```json\n{text}\n```"

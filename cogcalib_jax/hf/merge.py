@@ -87,8 +87,8 @@ class MergeConfig:
         check(
             (self.run is None) != (self.adapter is None),
             "run",
-            "must name the folder of a run (--run runs/NAME-N), or else --adapter that of an"
-            " adapter: one of the two",
+            "must name the folder of a run (--run runs/NAME-N); or give --adapter FOLDER: one of"
+            " the two",
         )
         gb = self.max_shard_gb
         check(0 < gb < math.inf, "max_shard_gb", "must be a finite number above 0")
@@ -188,7 +188,7 @@ def _finished_run(run: Path) -> Path:
     refuse_external_links(run, [run / name for name in read])
     if not (run / "config.yaml").is_file():
         raise UserError(
-            f"{run}: no config.yaml, so it is no run that train.py wrote; give the folder of a run"
+            f"{run}: no config.yaml, so it is not a run of train.py; give the folder of a run"
         )
     if not (run / "adapter").is_dir():
         raise UserError(f"{run}: no adapter, so its training is not finished; continue it first")

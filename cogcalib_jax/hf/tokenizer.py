@@ -118,8 +118,8 @@ def _why_not_loaded(source: Path, error: Exception) -> str:
             read_object(source / name, "")
     if "custom code" in str(error):
         return (
-            f"{source}: its tokenizer needs Python code that comes with it, which is never run; use"
-            " a model whose tokenizer is a tokenizer.json that transformers reads by itself"
+            f"{source}: its tokenizer needs its own Python code, which is never run; use a model"
+            " whose tokenizer.json transformers can read without it"
         )
     return (
         f"{source}: cannot load a tokenizer ({reason_of(error)}); fetch tokenizer.json and"

@@ -149,7 +149,7 @@ def require_fields(wanted: Sequence[str], tasks: Mapping[str, Sequence[Mapping[s
             if reason := _why_not(asked, task, rows):
                 raise UserError(f"by = {asked}: {reason}{others}")
         if asked not in every:
-            known = ", ".join(good) or f"none, as {', '.join(tasks)} says nothing of its questions"
+            known = ", ".join(good) or f"none, because {', '.join(tasks)} has no such fields"
             raise UserError(f"by = {asked}: no such field of the questions (there are: {known})")
 
 

@@ -276,8 +276,8 @@ def compare_evaluations(folder: Path, bins: int) -> list[Findings]:
             DIFFERENCES: difference_table(comparisons, questions(numbers[first])),
         } | _subgroups(numbers)
         remarks = [
-            f"{short_name(name)}: no difference from {short_name(first)} is given, for it was not"
-            " asked the very same texts (a passage may be cut elsewhere by another tokenizer)."
+            f"{short_name(name)}: no difference from {short_name(first)}, because it was not asked"
+            " the same texts (another tokenizer may cut a passage elsewhere)."
             for name in others
             if name not in same
         ]

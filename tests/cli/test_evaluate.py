@@ -133,7 +133,7 @@ def test_worlds_of_two_seeds_ask_different_questions(run):
     ("argv", "message"),
     [
         ([], "must name the folder of a run (--run runs/NAME-N), or --model.path a base model"),
-        (["--run", "nowhere"], "nowhere: no config.yaml, so it is no run that train.py wrote"),
+        (["--run", "nowhere"], "nowhere: no config.yaml, so it is not a run of train.py"),
         ([*BASE, "--task", "obqa"], "must name tasks, each NAME or NAME:GROUP (got 'obqa'"),
         ([*BASE, "--task", "world", "world"], "must name each task once"),
         (
@@ -166,7 +166,7 @@ def test_an_unfinished_run_is_refused(run):
 
 
 def test_a_run_and_an_adapter_contradict_each_other(run):
-    assert "must be none where a run is given" in refusal("--run", str(run()), "--adapter", "x")
+    assert "must be none if run is given" in refusal("--run", str(run()), "--adapter", "x")
 
 
 @pytest.fixture(scope="module")

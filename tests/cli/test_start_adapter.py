@@ -94,7 +94,7 @@ def test_its_settings_cannot_be_retyped(base, adapter, tmp_path, retyped, capsys
     value = {"target_modules": "q_proj", "use_dora": "true"}.get(retyped, "3")
     argv = command(base, tmp_path / "run", adapter, f"--lora.{retyped}", value)
     assert run_main(train.main, argv) == 2
-    assert f"--lora.{retyped} has no meaning beside --adapter" in capsys.readouterr().err
+    assert f"--lora.{retyped} cannot be used with --adapter" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -41,7 +41,7 @@ def test_differences_are_from_the_first_named_over_the_very_same_questions(folde
     difference = task.comparisons[0].differences["NLL"]
     expected = metrics["first"]["task"]["nll"] - metrics["second"]["task"]["nll"]
     assert difference.difference == pytest.approx(expected, abs=1e-9)
-    assert task.verdict[0].startswith("third: no difference from second is given, for it was not")
+    assert task.verdict[0].startswith("third: no difference from second, because it was not")
 
 
 def test_text_markdown_and_csv_tell_the_same(folder):

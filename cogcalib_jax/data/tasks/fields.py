@@ -188,7 +188,7 @@ def as_json(value: Any) -> Any:
         return f"PT{seconds.normalize():f}S"
     if isinstance(value, uuid.UUID):
         return str(value)
-    raise BadRow(f"holds a value of type {type(value).__name__}, for which JSON has no form")
+    raise BadRow(f"holds a value of type {type(value).__name__}, which JSON cannot hold")
 
 
 Way = Literal["text", "letter", "boolean", "index"]
