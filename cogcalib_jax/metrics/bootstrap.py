@@ -31,6 +31,8 @@ from cogcalib_jax.metrics.checks import (
 # Counts in a chunk (rows x resamples). With 1,000,000 rows one resample at a time is a third faster
 # than sixteen, whose temporaries leave the cache (measured).
 _CHUNK_ELEMENTS = 2**20
+# Drawn by one call: calls are what few rows cost, and larger blocks leave the cache.
+_BLOCK_ELEMENTS = 2**13
 
 
 def count_chunks(
@@ -46,15 +48,17 @@ def count_chunks(
     width = padded_length(rows)
     units = rows if clusters is None else int(clusters.max()) + 1
     chunk = min(resamples, max(1, _CHUNK_ELEMENTS // width))
+    block = max(1, _BLOCK_ELEMENTS // units)
     for start in range(0, resamples, chunk):
         counts = np.zeros((chunk, width), np.int32)
-        for i in range(min(chunk, resamples - start)):
+        end = min(chunk, resamples - start)
+        for first in range(0, end, block):
+            lines = np.arange(min(block, end - first))
             # 4 ms for 1,000,000 rows; JAX's threefry alone takes 24.
-            drawn = rng.integers(0, units, units, dtype=np.uint32)
-            if clusters is None:
-                counts[i] = np.bincount(drawn, minlength=width)
-            else:
-                counts[i, :rows] = np.bincount(drawn, minlength=units)[clusters]
+            drawn = rng.integers(0, units, (len(lines), units), dtype=np.uint32)
+            cells = (drawn + units * lines[:, None]).ravel()
+            found = np.bincount(cells, minlength=len(lines) * units).reshape(-1, units)
+            counts[first + lines, :rows] = found if clusters is None else found[:, clusters]
         yield counts
 
 
