@@ -47,7 +47,7 @@ def without_option(argv: list[str]) -> list[str]:
 def enable_compile_cache() -> Path | None:
     """Let JAX store the programs that it compiles, and load them at the next start.
 
-    Call this before anything is compiled, for JAX looks for a cache once a process. Programs that
+    Call this before anything is compiled: JAX looks for a cache once per process. Programs that
     take a tenth of a second or more to compile are stored. JAX's own settings have priority:
     `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`, and
     `JAX_ENABLE_COMPILATION_CACHE=false`, which turns the cache off.

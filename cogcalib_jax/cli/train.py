@@ -284,7 +284,7 @@ def recommend(run: Run, candidates: Sequence[str]) -> None:
 
     The choice uses the NLL of validation questions, answered as by `--predict`. Candidates are
     equal to the lowest NLL if the paired 95 % interval of the difference holds 0; the simplest,
-    the first of `candidates`, is recommended. Averages over several models are no candidates, for
+    the first of `candidates`, is recommended. Averages over several models are no candidates, as
     `--predict` answers with one adapter.
     """
     validation = run.trainer.splits["validation"]

@@ -378,8 +378,8 @@ def start_of(adapter: Path, spec: str) -> Path:
 def reduced_adapter(lora: nnx.State, *, touches_head: bool) -> nnx.State:
     """Return the adapter with a part switched off, as a faulty server might apply it.
 
-    The part is the head's where the adapter has one, for servers drop that part alone; otherwise
-    it is the whole adapter.
+    The part is that of the head if the adapter has one, because servers drop only that part;
+    otherwise it is the whole adapter.
     """
 
     def switch_off(path: tuple[str, ...], leaf: nnx.Variable) -> nnx.Variable:

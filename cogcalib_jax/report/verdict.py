@@ -341,7 +341,7 @@ def _gate(c: Comparison, weights: Mapping[str, float]) -> str:
 def at_floor(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Name the methods whose ECE a calibrated model might show as well, in every seed.
 
-    A model at chance is left out, for a low ECE is easy if all confidences are low; so is the
+    A model at chance is left out, as a low ECE is easy if all confidences are low; so is the
     constant prediction, whose ECE says only that training and test rows are alike.
     """
     names = [

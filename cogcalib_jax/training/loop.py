@@ -251,7 +251,7 @@ def train_stream(
 ) -> TrainStream:
     """Return the batches of `steps` updates with `method`.
 
-    A short training, or one of a small model, gets few padded lengths, for each is compiled.
+    A short training, or one of a small model, gets few padded lengths, as each is compiled.
     """
     spaces = trainable.loss.space, method.build().term_space
     return TrainStream(
