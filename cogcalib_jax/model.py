@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from cogcalib_jax.data.task import (
     Prompting,
     RowSource,
     are_examples,
+    as_examples,
     questions_of,
     stored_prompting,
 )
@@ -238,11 +239,10 @@ class Model:
         Raises:
             UserError: a question that does not fit or cannot be told from another.
         """
-        found = isinstance(examples, Examples)
-        asked = examples.prompting if found else self.prompting
-        name = examples.split if found else "questions"
+        rows = as_examples(examples, self.prompting)
+        asked = rows.prompting
         encoded, notes = encode_split(
-            name, examples, self.tokenizer, asked.data, asked.shots, asked.template
+            rows.split, rows, self.tokenizer, asked.data, asked.shots, asked.template
         )
         for note in (*notes, *check_context(self.config.max_position_embeddings, [encoded], 0)):
             show_note(note)
@@ -325,11 +325,11 @@ class Model:
         Raises:
             UserError: choices that are equal or cannot be told apart.
         """
-        row = {"question": question, "choices": list(choices)}
+        texts = [*(choices.values() if isinstance(choices, Mapping) else choices)]
+        row = {"question": question, "choices": choices if isinstance(choices, str) else texts}
         predictions = self.predict([row | ({"passage": passage} if passage else {})])
-        probs = dict(zip(choices, predictions.probs[0].tolist(), strict=True))
-        chosen = choices[int(predictions.predicted[0])]
-        return Answer(chosen, probs[chosen], probs)
+        probs = dict(zip(texts, predictions.probs[0].tolist(), strict=True))
+        return Answer(chosen := texts[int(predictions.predicted[0])], probs[chosen], probs)
 
     def answer(
         self,

@@ -52,12 +52,16 @@ def test_one_question_gets_the_answer_that_a_split_of_it_gets(model):
     assert answer.answer == row["choices"][found.predicted[0]]
     np.testing.assert_allclose(list(answer.probs.values()), found.probs[0], atol=1e-6)
     assert answer.confidence == max(answer.probs.values())
+    lettered = dict(zip("ABCDEFGH", row["choices"], strict=False))
+    assert model.ask(row["question"], lettered) == answer
 
 
 def test_rows_without_known_answers_are_not_scored(model):
     found = model.predict([{"question": "Box 1?", "choices": ["a", "b"]}])
     with pytest.raises(ValueError, match="answers"):
         _ = found.correct
+    with pytest.raises(ValueError, match="answers"):
+        _ = found.gold_nll
 
 
 def test_the_base_is_what_is_left_without_the_adapter(place, model):
@@ -125,6 +129,8 @@ def test_open_questions_are_answered_and_not_predicted(model):
     [
         (lambda m: m.ask("Q?", ["a", "a"]), "two of its choices are equal"),
         (lambda m: m.ask("Q?", ["a"]), "choice"),
+        (lambda m: m.ask("Q?", "ab"), "'choices' must be a list of texts, is a text"),
+        (lambda m: m.calibrate([{"question": "Q?"}]), "expected a split of a Task"),
         (lambda m: m.calibrate(task().calibration, "warmth"), "calibrator is 'warmth'; expected"),
         (lambda m: m.predict(task().test, calibrator=cc.LogitMixture()), "start"),
         (lambda m: m.calibrate(task().calibration, "mixture"), "expected a model with its start"),

@@ -278,6 +278,22 @@ def are_examples(rows: Any) -> bool:
     return listed and all(isinstance(row, Example) for row in rows)
 
 
+def as_examples(rows: Sequence[Example], prompting: Prompting) -> Examples:
+    """Return questions with their own prompting, or with `prompting` if they have none.
+
+    Raises:
+        UserError: rows that are no questions yet.
+    """
+    if isinstance(rows, Examples):
+        return rows
+    if not are_examples(rows):
+        raise UserError(
+            f"questions are {rows!r:.40}; expected a split of a Task, such as task.calibration."
+            " Make one with Task.from_rows"
+        )
+    return Examples.of(rows, "questions", prompting)
+
+
 def _content(row: Any) -> Mapping[str, Any] | BadRow:
     if not isinstance(row, Mapping):
         return BadRow(f"must be a dict of columns, is a {type(row).__name__}")

@@ -143,14 +143,18 @@ class Predictions:
 
         Raises ValueError for questions whose answers are not known.
         """
+        self._require_answers()
+        return (self.predicted == self.answers).astype(np.float64)
+
+    def _require_answers(self) -> None:
         if (self.answers == UNKNOWN).any():
             raise ValueError("answers are not known; expected labelled questions, as a Task has")
-        return (self.predicted == self.answers).astype(np.float64)
 
     @property
     def gold_nll(self) -> np.ndarray:
         """[n] float64: NLL of the right option over the vocabulary, nats per token; answers must be
         known. No temperature divides the logits."""
+        self._require_answers()
         rows = np.arange(len(self.answers))
         return -self.logprobs[rows, self.answers] / self.tokens[rows, self.answers]
 
