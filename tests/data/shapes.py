@@ -195,6 +195,11 @@ SHAPES = [
     ),
     Shape(
         "Choices",
+        "a list as numpy shows it",
+        choices(choices=tuple(" ".join(map(repr, row)).join("[]") for row in (PLANETS, OTHERS))),
+    ),
+    Shape(
+        "Choices",
         "columns named with `--data.columns question=stem,choices=x+y+z,answer=key`",
         lines(
             {"stem": "Which is red?", "x": "Mars", "y": "Venus", "z": "Earth", "key": 0},
@@ -222,6 +227,11 @@ SHAPES = [
         PLAIN.replace('"answer"', '"Label"'),
     ),
     Shape("Open questions", "a text, or all texts that are accepted", lines(WHO, WHERE)),
+    Shape(
+        "Open questions",
+        "lists in texts, if all answers are",
+        lines(WHO | {"answer": json.dumps(WHO["answer"])}, WHERE | {"answer": '["Oslo"]'}),
+    ),
 ]
 YES_NO = [
     Shape("Answers", "true or false, beside yes and no (or true and false)", _yes_no(True, True)),
