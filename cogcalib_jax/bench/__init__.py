@@ -1,5 +1,5 @@
-"""Measurements of this machine, and a step compiled for absent accelerators.
+"""A step compiled for absent accelerators, and the command around a measurement.
 
-The programs load `train_step`, `evaluation`, `loading` and `plan` by name. `compile` makes a step
-from shapes alone.
+`compile` makes a step from shapes alone, and `plan` is the command. Speed is measured by the
+scripts in benchmarks/.
 """

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cogcalib_jax.bench.command import Phases, cpu_count, median, memory_note, run_benchmark
+from benchmarks.measuring import Phases, cpu_count, median, memory_note
+from cogcalib_jax.bench.command import run_benchmark
 from cogcalib_jax.bench.hardware import forward_flops
 from cogcalib_jax.cli.prepare import assemble_model, base_path
 from cogcalib_jax.cli.run_config import RunConfig
@@ -55,7 +56,13 @@ class EvalBenchConfig(RunConfig):
 def bench_eval(argv: list[str]) -> str:
     """Run the command `eval` and return its table."""
     return run_benchmark(
-        "eval", EvalBenchConfig, argv, measure, table, description=__doc__, refused=REFUSED
+        "python bench.py eval",
+        EvalBenchConfig,
+        argv,
+        measure,
+        table,
+        description=__doc__,
+        refused=REFUSED,
     )
 
 
