@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cogcalib_jax.errors import check
+from cogcalib_jax.errors import check, check_counts
 from cogcalib_jax.settings import setting
 
 
@@ -25,9 +25,7 @@ class MeshConfig:
         check(
             self.data == -1 or self.data >= 1, "data", "must be at least 1, or -1 for what is left"
         )
-        check(self.fsdp >= 1, "fsdp", "must be an integer of at least 1")
-        check(self.tensor >= 1, "tensor", "must be an integer of at least 1")
-        check(self.expert >= 1, "expert", "must be an integer of at least 1")
+        check_counts(self, "fsdp", "tensor", "expert")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.cli.prepare import Assembled, answering, stored_calibrators
+from cogcalib_jax.cli.prepare import Prepared, answering, stored_calibrators
 from cogcalib_jax.cli.questions import TAUGHT_FIT, fitting_sets
 from cogcalib_jax.cli.results import Predict, has_results, read_results, write_results
 from cogcalib_jax.cli.run_config import RunConfig
@@ -41,18 +41,15 @@ NOT_ALONE = "this adapter is the start of a run, which is not calibrated; mixtur
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Prepared):
     """A run under way, with all that its methods share."""
 
-    config: RunConfig
     folder: Path
     command: str
-    base: str | Path
-    tokenizer: PreTrainedTokenizerBase
-    assembled: Assembled
-    trainer: Trainer
-    sets: dict[str, EncodedSplit]
-    """task -> test questions"""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.base.tokenizer
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,8 @@ def train_method(
     if not from_main((start.adapter / CALIBRATION_FILE).is_file):
         _save(run, trainer, config, start.lora, start.adapter)
         calibration = trainer.splits["calibration"]
-        write_calibration(start.adapter, config, run.base, run.tokenizer, calibration, None)
-    with tracked(run.folder, config, run.base, trainer, start.style, folder) as tracking:
+        write_calibration(start.adapter, config, run.base.place, run.tokenizer, calibration, None)
+    with tracked(run.folder, config, run.base.place, trainer, start.style, folder) as tracking:
         result = finetune(tracking, method, start.lora, start.style, folder)
     keep_adapter(run, trainer, config, start, result.lora, folder)
     return result
@@ -126,7 +123,7 @@ def keep_adapter(
     write_calibration(
         adapter,
         config,
-        run.base,
+        run.base.place,
         run.tokenizer,
         calibration,
         predictions,
@@ -136,14 +133,14 @@ def keep_adapter(
     )
     for warning in _warnings(adapter):
         warn(f"{folder.name}: {warning}")
-    write_card(adapter, run.base, config.lora, run=folder)
+    write_card(adapter, run.base.place, config.lora, run=folder)
 
 
 def _save(run: Run, trainer: Trainer, config: RunConfig, lora: nnx.State, adapter: Path) -> None:
     # A PEFT adapter holds the mean of a distribution over parameters.
     decoder = without_uncertainty(trainer.trainable.model.merge(lora))
-    save_adapter(adapter, decoder, run.base)
-    main_only(copy_tokenizer)(run.base, config.adapter, adapter)
+    save_adapter(adapter, decoder, run.base.place)
+    main_only(copy_tokenizer)(run.base.place, config.adapter, adapter)
 
 
 @in_main
@@ -190,7 +187,7 @@ def score_adapter(
             trainer.answers, lora, run.config.seed, lambda: stored_calibrators(adapter)
         )
         rows = {folder.name: score(run, folder, predict)}
-        write_card(adapter, run.base, run.config.lora, run=folder, results=[folder])
+        write_card(adapter, run.base.place, run.config.lora, run=folder, results=[folder])
         return rows
     scored: dict[int, Predictions] = {}
 
@@ -206,7 +203,7 @@ def score_adapter(
     if temperature is not None:
         rows[tempered.name] = score(run, tempered, both)
     results = [folder] if temperature is None else [folder, tempered]
-    write_card(adapter, run.base, run.config.lora, run=folder, results=results)
+    write_card(adapter, run.base.place, run.config.lora, run=folder, results=results)
     return rows
 
 
@@ -265,7 +262,7 @@ def score(
             config.evaluation,
             config.seed,
             run.command,
-            model=f"{folder.name} on {run.base}",
+            model=f"{folder.name} on {run.base.place}",
             vocabulary=vocabulary,
             quantise=config.model.quantise,
         )

@@ -84,7 +84,7 @@ def _ask_base(run: Run) -> dict[str, Any]:
         belief, kind = trainer.belief(lora, validation), OPEN
     else:
         predictions = trainer.predictor(lora, validation)
-        require_numbers(predictions, validation, f"{BASE} on {run.base}")
+        require_numbers(predictions, validation, f"{BASE} on {run.base.place}")
         belief, kind = options_belief(predictions), _kind_of_options(validation)
         chance = float(np.mean(1 / predictions.mask.sum(-1)))
         if validation.exclusive_options:

@@ -179,13 +179,14 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     else:
         say(f"== Run {folder}: {methods}")
     prepared = prepare(config)
-    config, base, hashes = prepared.config, prepared.base, prepared.hashes
+    config = prepared.config
 
     # A mistake until here leaves no folder behind.
     run_folder.make_folder(folder)
     command = run_folder.original_command(folder, PROGRAM, argv)
     written = config.as_written()
-    inputs = run_folder.hash_inputs(config, base.place, hashes)
+    hashes = prepared.hashes
+    inputs = run_folder.hash_inputs(config, prepared.base.place, hashes)
     if config.resume:
         stored = require_same_config(folder, written, places_too=False)
         run_folder.require_same_inputs(folder, config, inputs)
@@ -195,21 +196,12 @@ def _open(config: RunConfig, folder: Path, argv: list[str]) -> Run:
     else:
         write_json(folder / INPUTS_FILE, inputs)
         run_folder.write_config(folder, written)
-    # The configs of methods do not mention a resume.
-    config = replace(config, resume=False)
     trainer = prepared.trainer
     made_from = {"data": {key: hashes[key] for key in trainer.splits}, "base": inputs["base"]}
     trainer = replace(trainer, trainable=replace(trainer.trainable, made_from=made_from))
-    return Run(
-        config,
-        folder,
-        command,
-        base.place,
-        base.tokenizer,
-        prepared.assembled,
-        trainer,
-        prepared.sets,
-    )
+    # The configs of methods do not mention a resume.
+    prepared = replace(prepared, config=replace(config, resume=False), trainer=trainer)
+    return Run(**vars(prepared), folder=folder, command=command)
 
 
 @in_main

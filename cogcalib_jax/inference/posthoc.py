@@ -43,7 +43,6 @@ from cogcalib_jax.models.parameters import map_parameters
 Fitted = TypeVar("Fitted", bound=Calibrator)
 STORED = "calibrator"
 """the entry of calibration.json that holds a calibrator, or null"""
-# Not pmi: it is no rule to train with.
 
 
 @dataclass(frozen=True)
@@ -132,29 +131,20 @@ def fit_temperature(predictions: Predictions) -> float:
     Fitted on the calibration split, never on test questions. Raises UserError for a split that is
     answered without a mistake.
     """
-    return fit_calibrator(TemperatureScaler(), predictions).temperature_
-
-
-def fit_calibrator(calibrator: Fitted, predictions: Predictions) -> Fitted:
-    """Fit `calibrator` to the option scores of `predictions`, and return it.
-
-    Raises UserError as its `fit` does, also where it needs `start_scores` and there are none.
-    """
-    return calibrator.fit(
-        predictions.option_scores,
-        predictions.answers,
-        mask=predictions.mask,
-        start_scores=predictions.start_scores,
-    )
+    return fit_on(TemperatureScaler(), [predictions]).temperature_
 
 
 def fit_on(calibrator: Fitted, populations: Sequence[Predictions]) -> Fitted:
-    """Fit `calibrator` to several populations of questions with equal weight, and return it.
+    """Fit `calibrator` to populations of questions with equal weight, and return it.
 
-    Raises UserError as its `fit` does; a calibrator that weighs no rows takes one population.
+    Raises UserError as its `fit` does, also where it needs `start_scores` and there are none; a
+    calibrator that weighs no rows takes one population.
     """
     if len(populations) == 1:
-        return fit_calibrator(calibrator, populations[0])
+        (one,) = populations
+        return calibrator.fit(
+            one.option_scores, one.answers, mask=one.mask, start_scores=one.start_scores
+        )
     width = max(one.mask.shape[1] for one in populations)
 
     def joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -55,11 +55,6 @@ class SplitPass:
 
         self._run = jax.jit(run)
 
-    def compile(self, lora: nnx.State, batch: Batch | PackedBatch, *scalars: float) -> None:
-        """Compile the function for the shape of `batch` and run nothing; `lora` and the model may
-        be shapes without arrays."""
-        self._run.lower(lora, self._frozen, shard_batch(self._mesh, batch), *scalars).compile()
-
     @property
     def compiled_shapes(self) -> int:
         """The number of batch shapes that the function was compiled for."""

@@ -7,7 +7,7 @@ import pytest
 
 from cogcalib_jax.calibration import CALIBRATORS, TemperatureScaler
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.inference.posthoc import fit_calibrator
+from cogcalib_jax.inference.posthoc import fit_on
 from cogcalib_jax.metrics import top_label
 from tests.inference.test_posthoc import calibration
 from tests.method.registered import own_names
@@ -22,7 +22,7 @@ def with_start(seed=0):
 
 @pytest.mark.parametrize("name", own_names(CALIBRATORS))
 def test_confidence_and_correctness_are_those_of_the_calibrated_probabilities(name):
-    fitted = fit_calibrator(CALIBRATORS.make(name), with_start())
+    fitted = fit_on(CALIBRATORS.make(name), [with_start()])
     predictions = replace(with_start(seed=1), calibrator=fitted)
     scores, mask = predictions.option_scores, predictions.mask
     probs = fitted(scores, mask=mask, start_scores=predictions.start_scores)
@@ -39,7 +39,7 @@ def test_confidence_and_correctness_are_those_of_the_calibrated_probabilities(na
 
 def test_a_calibrator_of_one_temperature_gives_the_probabilities_at_it():
     predictions = calibration()
-    fitted = fit_calibrator(TemperatureScaler(), predictions)
+    fitted = fit_on(TemperatureScaler(), [predictions])
     tempered = replace(predictions, temperature=fitted.temperature_)
     np.testing.assert_array_equal(replace(predictions, calibrator=fitted).probs, tempered.probs)
     with pytest.raises(ValueError, match="temperature is 2; expected 1 beside a calibrator"):
@@ -48,4 +48,4 @@ def test_a_calibrator_of_one_temperature_gives_the_probabilities_at_it():
 
 def test_a_mixture_without_the_starts_scores_is_refused():
     with pytest.raises(UserError, match="start_scores is None"):
-        fit_calibrator(CALIBRATORS.make("mixture"), calibration())
+        fit_on(CALIBRATORS.make("mixture"), [calibration()])
