@@ -34,10 +34,8 @@ LONG_SECONDS = 1.0
 
 
 def without_option(argv: list[str]) -> list[str]:
-    """Return `argv` without `--no-compile-cache`, which turns the cache off for this process.
-
-    Call this before JAX is imported.
-    """
+    """Return `argv` without `--no-compile-cache`, which turns the cache off for this process if
+    this is called before JAX is imported."""
     rest = [word for word in argv if word != OPTION]
     if len(rest) < len(argv):
         os.environ[ENABLED] = "false"

@@ -204,11 +204,7 @@ def require(condition: bool, name: str, value: float | str, expected: str) -> No
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the settings of "name(key=value, ...)".
-
-    Raises:
-        UserError: the text has another form.
-    """
+    """Return the name and the settings of "name(key=value, ...)" (UserError: another form)."""
     text = spec.strip()
     name, opened, inside = text.partition("(")
     if bool(opened) != text.endswith(")") or ("(" in inside or inside.count(")") > 1):

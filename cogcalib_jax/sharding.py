@@ -160,11 +160,8 @@ class Part(NamedTuple):
 
 
 def local_part(mesh: Mesh, size: int) -> Part:
-    """Return the rows of a batch of `size` that this process's devices hold.
-
-    Raises:
-        UserError: the batch cannot be cut evenly.
-    """
+    """Return the rows of a batch of `size` that this process's devices hold (UserError: they cannot
+    be cut evenly)."""
     require_even("batch", size, mesh)
     indices = named_sharding(mesh, ("batch",)).addressable_devices_indices_map((size,))
     held = {row for (rows,) in indices.values() for row in range(*rows.indices(size))}

@@ -175,11 +175,7 @@ def largest_passing(
 
 
 def parse(spec: str | Tfb) -> Tfb:
-    """Return the settings that `spec` names, for an adapter that is given.
-
-    Raises:
-        UserError: a spec of something else.
-    """
+    """Return the settings that `spec` names (UserError if it names something else)."""
     made = BASELINES.make(spec)
     if not isinstance(made, Tfb) or made.of != Tfb.of:
         raise UserError(f"tfb is {spec}; expected tfb or tfb(SETTING=VALUE, ...) without of")

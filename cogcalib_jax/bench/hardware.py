@@ -160,11 +160,8 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """Return the topology named `v5e:4x4`, `v5p:4x4x4` ... or `h100:8`.
-
-    Raises:
-        UserError: no such topology, or its compiler is missing.
-    """
+    """Return the topology named `v5e:4x4`, `v5p:4x4x4` ... or `h100:8` (UserError: there is none,
+    or its compiler is missing)."""
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if found is None or found[1] not in CHIPS:
         raise UserError(

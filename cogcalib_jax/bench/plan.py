@@ -165,11 +165,7 @@ def spread_mesh(argv: list[str]) -> list[str]:
 
 
 def architecture(config: PlanConfig) -> DecoderConfig:
-    """Return the model's shape, from a file: nothing is fetched.
-
-    Raises:
-        UserError: no shape is known under the model's name.
-    """
+    """Return the model's shape from a file (UserError: none is known); nothing is fetched."""
     if config.shape is not None:
         return _shape_file(Path(config.shape))
     name = config.model.path
@@ -198,11 +194,8 @@ def _shape_file(file: Path) -> DecoderConfig:
 
 
 def plan(config: PlanConfig) -> tuple[DecoderConfig, list[Attempt]]:
-    """Return the run as asked for and, if it does not fit, changes up to the first that does.
-
-    Raises:
-        UserError: an impossible topology, mesh or batch.
-    """
+    """Return the run as asked for and, if it does not fit, changes up to the first that does
+    (UserError: an impossible topology, mesh or batch)."""
     # A TPU or GPU that is present stays free for others.
     jax.config.update("jax_platforms", "cpu")
     decoder = architecture(config)

@@ -137,10 +137,8 @@ def at_bound(temperature: float) -> bool:
 
 
 def bound_warning(temperature: float, rows: int) -> str | None:
-    """Return a warning for a temperature at a bound of the search; None for an ordinary one.
-
-    rows: number of calibration questions it was fitted on.
-    """
+    """Return a warning for a temperature at a bound of the search, fitted on `rows` questions; None
+    for an ordinary one."""
     if not at_bound(temperature):
         return None
     if temperature > 1:

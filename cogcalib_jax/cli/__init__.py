@@ -42,11 +42,8 @@ EXAMPLES = """\
 
 
 def main(argv: list[str]) -> None:
-    """Run the program that the first word names with the words after it.
-
-    Raises:
-        UserError: no such program, and whatever the program refuses.
-    """
+    """Run the program that the first word names with the words after it (UserError: no such
+    one)."""
     if argv[:1] in (["--version"], ["-V"]):
         print(f"cogcalib {version('cogcalib-jax')}")
         return

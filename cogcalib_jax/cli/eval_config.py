@@ -374,10 +374,8 @@ def _all_folders(runs: Sequence[str], ensemble: bool) -> tuple[str, ...]:
 
 
 def method_folders(name: str, best_epochs: bool = True) -> tuple[str, ...]:
-    """Return the run folder `name`, or the folders of all methods of a comparison.
-
-    best_epochs: whether to include the best epochs that were kept.
-    """
+    """Return the run folder `name`, or the folders of all methods of a comparison, with the best
+    epochs that were kept if `best_epochs`."""
     folder = Path(name)
     config = _read_config(folder)
     if not config.compare:

@@ -82,10 +82,7 @@ Sets = Mapping[str, EncodedSplit]
 
 
 def evaluate_run(config: EvalConfig, argv: list[str]) -> Path:
-    """Evaluate all models of `config` and return the folder of the results.
-
-    argv: the command line, which is stored with them.
-    """
+    """Evaluate all models of `config`, store `argv` with the results, and return their folder."""
     config = with_processes(config)
     folder = run_folder.choose_folder(config.run_dir, "eval", config.resume)
     with run_folder.holding_locks(), run_folder.resumable(folder, resume_command(PROGRAM, folder)):
@@ -271,10 +268,7 @@ def predict_function(
     calibrator: ModelCalibrator | None = None,
     anchors: EncodedSplit | None = None,
 ) -> tuple[Predict, ModelCalibrator | None]:
-    """Return the function from questions to predictions of `model`, and its fitted calibrator.
-
-    anchors: of TFB.
-    """
+    """Return the function from questions to predictions of `model`, and its fitted calibrator."""
     config, base = loaded.config, loaded.base
     if model.members:
         members = [loaded.parameters(one.adapter) for one in model.members]
@@ -304,10 +298,8 @@ def predict_function(
 
 
 def evaluation_text(config: EvalConfig, folder: Path) -> str:
-    """Return the tables of a finished evaluation and the places of its files.
-
-    For several models comparison.md and comparison.csv are written.
-    """
+    """Return the tables of a finished evaluation and the places of its files; for several models
+    write comparison.md and comparison.csv."""
     if (folder / f"{COMPARISON}.json").is_file():
         comparison = write_comparison(folder, config.evaluation.bins)
         return (

@@ -284,11 +284,8 @@ def calibrator_words(calibrator: Calibrator) -> str:
 
 
 def stored_for(adapter: Path, rule: OptionScore) -> ModelCalibrator | None:
-    """Return the calibrator in an adapter's calibration.json; None if there is none for `rule`.
-
-    Raises:
-        UserError: a mixture of other adapters than those that the file names.
-    """
+    """Return the calibrator in an adapter's calibration.json (UserError: a mixture of other
+    adapters than those that the file names); None if there is none for `rule`."""
     calibrator, content = posthoc.stored_calibrator(adapter), read_calibration(adapter) or {}
     if calibrator is None or stored_option_score(content) not in (None, rule):
         return None

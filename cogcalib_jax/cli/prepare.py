@@ -81,11 +81,8 @@ class Outline:
     def parts(
         self, lora: LoraConfig | None, config: ModelConfig, mesh: Mesh
     ) -> tuple[FrozenModel, nnx.State]:
-        """Return the model and its LoRA parameters as shapes without arrays.
-
-        Raises:
-            UserError: a mesh that cannot cut the model, or an attention kernel that it cannot run.
-        """
+        """Return the model and its LoRA parameters as shapes without arrays (UserError: a mesh that
+        cannot cut the model, or an attention kernel that it cannot run)."""
         require_cut(self.config, mesh)
         stored = None if self.place is None else stored_dtype(self.place)
         graphdef, abstract = abstract_decoder(
@@ -324,11 +321,8 @@ def open_predictor(
     tokenizer: PreTrainedTokenizerBase,
     sets: Iterable[EncodedSplit],
 ) -> OpenPredictor | None:
-    """Return the predictor of the open questions among `sets`; None if all have options.
-
-    Raises:
-        UserError: a tokenizer that cannot write what is asked of it.
-    """
+    """Return the predictor of the open questions among `sets` (UserError: a tokenizer that cannot
+    write what is asked of it); None if all have options."""
     if not any(rows.is_open for rows in sets):
         return None
     return OpenPredictor(model, evaluation, data, tokenizer, predictor)

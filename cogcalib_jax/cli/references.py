@@ -118,10 +118,8 @@ def _kind_of_options(encoded: EncodedSplit) -> str:
 
 
 def reference_rows(run: Run) -> dict[str, dict[str, Any]]:
-    """Score both references on the test sets, each into a folder of its name.
-
-    Open questions have no commonest answer.
-    """
+    """Score both references on the test sets, each into a folder of its name; open questions have
+    no commonest answer."""
     trainer, lora = run.trainer, run.assembled.lora
     say("== Base, and always the commonest answer")
     if trainer.answers is not None:

@@ -216,10 +216,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 @run_folder.holding_locks()
 def score_predictions(config: EvalConfig, argv: list[str]) -> Path:
-    """Score the file `config.predictions` without a model, and return the folder of the results.
-
-    The file's name stands for the task. argv: the command line, which is stored.
-    """
+    """Score the file `config.predictions` without a model, and return the folder of the results,
+    where its name stands for the task and `argv` is stored."""
     assert config.predictions is not None
     file = Path(config.predictions)
     task = file.stem

@@ -277,10 +277,8 @@ class RunConfig:
         return tuple(entry for entry in self.compare if not is_baseline(entry))
 
     def resolved_methods(self, entries: tuple[str, ...] | None = None) -> dict[str, MethodConfig]:
-        """Return folder name -> resolved method of every loss that the run trains with.
-
-        entries: of a comparison; None: the run's own.
-        """
+        """Return folder name -> resolved method of every loss that the run trains with, or of
+        `entries` of a comparison."""
         if entries is None and not self.compare:
             return {self.method.label: self.method.resolve()}
         entries = self._trained() if entries is None else entries
@@ -347,10 +345,8 @@ def check_tasks(entries: tuple[str, ...], field: str) -> None:
 
 
 def check_entries(entries: tuple[str, ...], field: str, *, baselines: bool = False) -> None:
-    """Refuse methods of a comparison that do not exist or are named twice.
-
-    baselines: whether they may stand beside the methods; they have no weight.
-    """
+    """Refuse methods of a comparison that do not exist or are named twice. Beside them may stand
+    `baselines`, which have no weight."""
     labels = []
     for entry in entries:
         named = baselines and is_baseline(entry)

@@ -47,11 +47,7 @@ def choose_folder(run_dir: str | None, name: str, resume: bool) -> Path:
 
 @in_main
 def make_folder(folder: Path) -> None:
-    """Make a chosen folder and lock it.
-
-    Raises:
-        UserError: it cannot be written, or another process was faster.
-    """
+    """Make a chosen folder and lock it (UserError: not writable, or another process was faster)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,11 +70,8 @@ def lock_folder(folder: Path) -> None:
 
 @in_main
 def take_up(folder: Path) -> None:
-    """Lock the folder of a resumed run and remove half-written files of a killed process.
-
-    Raises:
-        UserError: another process works in it.
-    """
+    """Lock the folder of a resumed run (UserError: another process works in it) and remove
+    half-written files of a killed process."""
     _lock(folder)
     for path in [*folder.rglob(f"*{files.SUFFIX}")]:
         if path.is_dir() and not path.is_symlink():
@@ -221,10 +214,8 @@ def may_have_moved(place: str | Path | None, option: str, resume: bool) -> Itera
 
 
 def refuse_meaningless(loaded: Loaded[Any], advice: Mapping[Role, str], command: str) -> None:
-    """Refuse options of a run that mean nothing for `command`.
-
-    advice: role of a field -> what to write instead.
-    """
+    """Refuse options of a run that mean nothing for `command`; `advice` has, for the role of a
+    field, what to write instead."""
     refused = by_path(type(loaded.config), advice)
     for path in sorted(loaded.explicit & refused.keys()):
         option = "--" + path.replace("_", "-")

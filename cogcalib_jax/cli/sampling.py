@@ -78,10 +78,7 @@ class _Row:
 
 def sampling_rows(run: Run, start: Start, sft: FinetuneResult | None) -> dict[str, dict[str, Any]]:
     """Train and score the baselines of the comparison, each into a folder of its name, with its
-    answers to the validation questions.
-
-    sft: the comparison's plain fine-tuning, if it has one; baselines reuse it.
-    """
+    answers to the validation questions; they reuse its plain fine-tuning `sft`, if it has one."""
     rows = {}
     for name, baseline in run.config.baselines.items():
         folder = run.folder / name

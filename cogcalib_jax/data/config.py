@@ -101,11 +101,8 @@ class DataConfig:
         check(self.split_seed >= 0, "split_seed", "must be at least 0")
 
     def for_task(self, task: str) -> DataConfig:
-        """Return the same settings for `task`, without the path and columns of `self.task`.
-
-        Raises:
-            FieldError: a setting that `task` does not allow.
-        """
+        """Return the same settings for `task`, without the path and columns of `self.task`
+        (FieldError: a setting that `task` does not allow)."""
         if task == self.task:
             return self
         made = isinstance(TASKS.get(task), MadeTask)

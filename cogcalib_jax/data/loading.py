@@ -60,11 +60,8 @@ def load_splits(
 
 
 def load_shots(config: DataConfig) -> tuple[Example, ...]:
-    """Return the solved questions that `load_splits` draws, for evaluation alone.
-
-    Raises:
-        UserError: as `load_splits`; no training split to draw them from.
-    """
+    """Return the solved questions that `load_splits` draws, for evaluation alone (UserError: as
+    there, or no training split to draw them from)."""
     if config.few_shot == 0:
         return ()
     task = TASKS[config.task]
@@ -239,11 +236,8 @@ def _split_names(task: RowTask, config: DataConfig) -> dict[str, str]:
 
 
 def _stored(task: RowTask, config: DataConfig, names: Mapping[str, str]) -> dict[str, Stored]:
-    """Return our split -> the rows of the stored split that it is read from.
-
-    Raises:
-        UserError: a split that is not there, cannot be read, or has no rows.
-    """
+    """Return our split -> the rows of the stored split that it is read from (UserError: a split
+    that is not there, cannot be read, or has no rows)."""
     stored = {}
     for name, split in names.items():
         if config.path is None:
@@ -334,11 +328,8 @@ def _as_published(
 def _examples(
     task: RowTask, reader: Reader | None, rows: Sequence[Row]
 ) -> tuple[list[Example], list[tuple[str, BadRow]]]:
-    """Return the usable rows, and the places of the others with the reasons.
-
-    Raises:
-        UserError: a row with choices among open questions, or an open one among rows with choices.
-    """
+    """Return the usable rows, and the places of the others with the reasons (UserError: a row with
+    choices among open questions, or an open one among rows with choices)."""
     examples: list[Example] = []
     refused: list[tuple[str, BadRow]] = []
     seen: dict[str, str] = {}

@@ -65,11 +65,8 @@ class Template:
     """the part that a passage loses if it is too long"""
 
     def __call__(self, example: Example) -> Prompt:
-        """Return the prompt of `example`.
-
-        Raises:
-            BadRow: more options than letters, or an open question that would not end.
-        """
+        """Return the prompt of `example` (BadRow: more options than letters, or an open question
+        that would not end)."""
         if example.is_open and not self.stop:
             raise BadRow("is an open question, and this prompt has options; use --data.prompt qa")
         uses_letters = "{letter}" in "".join((*self.option, *self.completion))

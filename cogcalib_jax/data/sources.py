@@ -87,11 +87,8 @@ def _reason(error: Exception, hub: Hub) -> str:
 
 
 def read_files(folder: Path, split: str, files: Sequence[Path]) -> Stored:
-    """Read all rows of one split of a local folder from `files`, as `split_files` found them.
-
-    Raises:
-        UserError: no such folder, no file for the split, or a file that cannot be read.
-    """
+    """Read all rows of one split of a local folder from `files`, as `split_files` found them
+    (UserError: no such folder, no file for the split, or a file that cannot be read)."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder or file; --data.path names the folder of the splits, or one"

@@ -157,11 +157,8 @@ def require_apart(
 
 
 def draw_shots(official: Official, config: DataConfig) -> tuple[Example, ...]:
-    """Return the solved questions that `make_splits` draws from the same rows.
-
-    Raises:
-        UserError: fewer training questions than `config.few_shot`.
-    """
+    """Return the solved questions that `make_splits` draws from the same rows (UserError: too
+    few)."""
     train, _, _ = _without_overlap(official, config)
     return _deal_shots(train, config)[0]
 

@@ -183,11 +183,8 @@ class Task:
 
 
 def stored_source(source: RowSource, name: str) -> Stored:
-    """Return the rows of `source`, each with its place for messages.
-
-    Raises:
-        UserError: a file that cannot be read, or a source without rows.
-    """
+    """Return the rows of `source`, at least one, each with its place for messages (UserError:
+    none)."""
     if isinstance(source, str | Path):
         stored = stored_rows([Path(source)], str(source))
     else:
@@ -261,11 +258,8 @@ def read_questions(stored: Stored, columns: Columns) -> tuple[list[Question], Re
 
 
 def questions_of(source: RowSource, prompting: Prompting) -> Examples:
-    """Return questions without answers; their `answer` means nothing.
-
-    Raises:
-        UserError: a row that cannot be used, with its place.
-    """
+    """Return questions without answers, whose `answer` means nothing (UserError: an unusable
+    row)."""
     questions, _ = read_questions(stored_source(source, "questions"), {})
     return Examples.of([one.example for one in questions], "questions", prompting)
 

@@ -273,10 +273,8 @@ def _require_match(
 
 
 def require_same_base(folder: Path, own: Callable[[str], np.ndarray]) -> None:
-    """Refuse an adapter that carries the embedding or head of another base.
-
-    own: returns the float32 weight of "embed_tokens" or "lm_head" of the base at hand.
-    """
+    """Refuse an adapter that carries the embedding or head of another base than that of which `own`
+    returns the float32 weight of "embed_tokens" or "lm_head"."""
     file = folder / WEIGHTS_FILE
     tensors, form = adapter_tensors(folder)[0], read_lora_config(folder)
     for name, module in BASE_COPIES.items():

@@ -241,10 +241,8 @@ def _read_index(index: Path) -> dict[str, Tensor]:
 def write_folder(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
 ) -> None:
-    """Write tensors as one file, or as shards of at most `max_shard_bytes` with an index.
-
-    The tensors of one shard are in memory at a time.
-    """
+    """Write tensors as one file, or as shards of at most `max_shard_bytes` with an index; those of
+    one shard are in memory at a time."""
     shards: list[Path] = []
     placed: dict[str, Path] = {}
     total = 0

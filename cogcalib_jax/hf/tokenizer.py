@@ -256,11 +256,8 @@ def combined_files(base: Path, adapter: Path) -> dict[str, Path]:
 
 
 def copy_tokenizer(base: str | Path, start: str | Path | None, adapter: Path) -> None:
-    """Copy the tokenizer that an adapter was trained with into the adapter's folder.
-
-    Args:
-        start: folder of the adapter that training began with; its files replace the base's.
-    """
+    """Copy the tokenizer that an adapter was trained with, that of `start` where it began with one,
+    into the adapter's folder."""
     folder = model_folder(base, weights=False)
     files = tokenizer_files(folder) if start is None else combined_files(folder, Path(start))
     for name, file in files.items():

@@ -63,10 +63,8 @@ class FittedTemperature:
 
 
 def stored_temperature(adapter: Path) -> FittedTemperature | None:
-    """Read the temperature in an adapter's `calibration.json`; None if there is no such file.
-
-    Raises UserError for a damaged file.
-    """
+    """Read the temperature in an adapter's `calibration.json` (UserError: a damaged file); None if
+    there is no such file."""
     calibration = read_calibration(adapter)
     if calibration is None:
         return None
@@ -107,10 +105,8 @@ def stored_calibrator(adapter: Path) -> Calibrator | None:
 def with_calibrator(
     predictions: Predictions, calibrator: Calibrator | None, start: Predictions | None = None
 ) -> Predictions:
-    """Return `predictions` with the probabilities of `calibrator`; None: the model's own.
-
-    start: the start's predictions of the same questions, for a calibrator that needs them.
-    """
+    """Return `predictions` with the probabilities of `calibrator`, which may need the start's
+    predictions of the same questions; None: the model's own."""
     if isinstance(calibrator, TemperatureScaler):
         return replace(predictions, temperature=calibrator.temperature_)
     if calibrator is None:
@@ -317,11 +313,8 @@ def how_asked(
 
 
 def fitted_elsewhere(calibrator: Calibrator | None) -> dict[str, Any]:
-    """Return the entries of a calibrator that was fitted before the adapter is saved.
-
-    Raises:
-        UserError: a calibrator that one adapter alone cannot apply.
-    """
+    """Return the entries of a calibrator that was fitted before the adapter is saved (UserError:
+    one that an adapter alone cannot apply)."""
     if calibrator is not None and (calibrator.needs_start or calibrator.needs_classes):
         needs = "the start's scores" if calibrator.needs_start else "one list of options"
         raise UserError(

@@ -169,11 +169,8 @@ class Predictions:
         return self.logprobs if self.tempered_logprobs is None else self.tempered_logprobs
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return one JSON-able object a question, as in files of predictions.
-
-        Raises:
-            ValueError: the questions are not known.
-        """
+        """Return one JSON-able object a question, as in files of predictions (ValueError: the
+        questions are not known)."""
         if self.encoded is None:
             raise ValueError("encoded is None; expected predictions that a Model made")
         return prediction_rows(self, self.encoded)

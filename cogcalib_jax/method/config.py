@@ -210,11 +210,8 @@ def _prior_weight(spec: str) -> float:
 
 
 def parse_entry(entry: str) -> MethodConfig:
-    """Return the method of a comparison's entry: NAME or TERM@GATE, each with =WEIGHT if wanted.
-
-    Raises:
-        UserError: no such term, gate or name, or a weight that is no finite number of at least 0.
-    """
+    """Return the method of a comparison's entry, NAME or TERM@GATE, each with =WEIGHT if wanted
+    (UserError: no such term, gate or name, or a weight that is no finite number of at least 0)."""
     name, *weight = split_outside(entry, "=")
     spec, *gate = split_outside(name, "@")
     if len(weight) > 1 or len(gate) > 1:

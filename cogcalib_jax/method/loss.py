@@ -84,10 +84,8 @@ class LossSums(NamedTuple):
 
 
 def gate_values(method: Objective, inputs: GateInputs, key: jax.Array) -> jax.Array:
-    """Return the gate's value for each example, `[batch]` float32 in [0, 1], without gradient.
-
-    key: for gates that draw.
-    """
+    """Return the gate's value for each example, `[batch]` float32 in [0, 1], without gradient;
+    `key` is for gates that draw."""
     inputs = jax.lax.stop_gradient(inputs)
     return jax.lax.stop_gradient(method.gate(inputs, key))
 

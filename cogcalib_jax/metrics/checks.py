@@ -98,10 +98,8 @@ def check_confidence(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatAr
 
 
 def cluster_numbers(clusters: ArrayLike | None, rows: int) -> IntArray | None:
-    """Return clusters [rows] numbered from 0 by first appearance; None if no two rows share one.
-
-    clusters: [rows] labels that can be sorted; rows with equal labels belong together.
-    """
+    """Return clusters [rows] numbered from 0 by first appearance of their labels, which can be
+    sorted; None if no two rows share one."""
     if clusters is None:
         return None
     labels = np.asarray(clusters)
@@ -151,10 +149,7 @@ def check_options(
 
 
 def check_answers(answers: ArrayLike, mask: NDArray[np.bool_], name: str = "answers") -> IntArray:
-    """Return the option indices [rows] as int64; each must exist in mask [rows, options].
-
-    name: for messages.
-    """
+    """Return the option indices [rows] as int64; each must exist in mask [rows, options]."""
     answers = np.asarray(answers)
     if answers.shape != mask.shape[:1]:
         raise InvalidRows(f"{name} has shape {answers.shape}: expected {mask.shape[:1]}")

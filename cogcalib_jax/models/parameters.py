@@ -170,10 +170,8 @@ def random_lora(
 
 
 def with_uncertainty(decoder: Decoder, seed: int) -> Decoder:
-    """Return the model with a normal distribution around each LoRA matrix A, sharing its arrays.
-
-    seed: of the first standard deviations.
-    """
+    """Return the model with a normal distribution around each LoRA matrix A, whose first standard
+    deviations are drawn from `seed`, sharing its arrays."""
     lora = UncertainLora(**vars(decoder.lora))
     graphdef, abstract = _like(decoder, decoder.config, lora)
     fresh = nnx.to_flat_state(random_lora(decoder.config, lora, abstract, seed))

@@ -108,11 +108,8 @@ quantised_product.defvjp(_forward, _backward)
 def parameter_shapes(
     kind: Quantise, shape: tuple[int, ...]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Return codes and scales of a weight of this shape `[*stack, out, in]`, as shapes.
-
-    Raises:
-        UserError: an odd number of rows.
-    """
+    """Return codes and scales of a weight of this shape `[*stack, out, in]`, as shapes (UserError:
+    an odd number of rows)."""
     *stack, out, columns = shape
     if out % 2:
         raise UserError(

@@ -241,10 +241,8 @@ def subgroup_table(field: str, models: Mapping[str, Mapping[str, Metrics]]) -> T
 
 
 def write_comparison(folder: Path, bins: int) -> str:
-    """Write comparison.md and comparison.csv beside comparison.json; return the text to print.
-
-    bins: those of the ECEs in comparison.json.
-    """
+    """Write comparison.md and comparison.csv beside comparison.json, whose ECEs have `bins`; return
+    the text to print."""
     tasks = compare_evaluations(folder, bins)
     markdown = "\n\n".join(f"## {task.task}\n\n{task.show(as_markdown)}" for task in tasks)
     write_whole(folder / f"{COMPARISON}.md", markdown + "\n")

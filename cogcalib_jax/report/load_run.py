@@ -122,10 +122,8 @@ def read_run(folder: Path) -> Run:
 
 
 def read_evaluation(folder: Path, name: str) -> Run:
-    """Read the folder of eval.py, whose models need not have been asked the same texts.
-
-    name: of a single model. Raises UserError as `read_run` does.
-    """
+    """Read the folder of eval.py, whose models need not have been asked the same texts; `name` is
+    that of a single model. Raises UserError as `read_run` does."""
     return _read(folder, name)
 
 

@@ -125,10 +125,8 @@ def reliability_diagram(
 
 
 def reliability_figure(panels: Sequence[Answers], subtitle: str = "") -> Figure:
-    """Draw accuracy per confidence bin against the diagonal, a panel for each method.
-
-    subtitle: below a headline; without it the figure has neither.
-    """
+    """Draw accuracy per confidence bin against the diagonal, a panel for each method; with a
+    `subtitle` the figure has it below a headline."""
     head = 0.75 if subtitle else 0.0
     grid = _Grid(len(panels), height=2.9, below=1.9, head=head, foot=0.85)
     if subtitle:

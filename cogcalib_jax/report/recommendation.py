@@ -55,10 +55,8 @@ _REFERENCES = {
 
 
 def read_validation_nll(folder: Path) -> np.ndarray:
-    """Return the NLL `[n]`, in nats, of the validation questions in a folder's `validation.jsonl`.
-
-    Raises UserError for a damaged file.
-    """
+    """Return the NLL `[n]`, in nats, of the validation questions in a folder's `validation.jsonl`
+    (UserError: a damaged file)."""
     file = folder / VALIDATION_FILE
     try:
         with refusing_damage(file, WRITTEN_AGAIN):
@@ -215,10 +213,8 @@ def read_base(run: Path) -> dict[str, Any] | None:
 
 
 def base_words(base: Mapping[str, Any]) -> list[str]:
-    """Describe the base in one or two sentences; the second names a problem, if there is one.
-
-    base: as in `base.json`, see `cli.references.look_at_base`.
-    """
+    """Describe the base, as in `base.json` (see `cli.references.look_at_base`), in one or two
+    sentences; the second names a problem, if there is one."""
     name = base["model"][0].upper() + base["model"][1:]
     right = (
         f"{name}, before training: {percent(base['accuracy'])} of"

@@ -305,10 +305,8 @@ def floor_cell(metrics: Sequence[Metrics]) -> str:
 
 
 def confidence_table(results: Mapping[str, Metrics]) -> Table | None:
-    """Return a line for each method and each of its confidences; None if questions have options.
-
-    results: method -> numbers of one task.
-    """
+    """Return a line for each method, with its numbers of one task, and each of its confidences;
+    None if questions have options."""
     if not all("confidences" in metrics for metrics in results.values()):
         return None
     names = ("confidence", "ece", "brier", "nll", "auroc", "coverage_at_90")

@@ -23,11 +23,8 @@ FRONTIER = "world_frontier"
 
 
 def main(argv: list[str]) -> None:
-    """Run the suite that the first word names, or `tune` or `detector`, with the words after it.
-
-    Raises:
-        UserError: no such suite, and whatever a study refuses.
-    """
+    """Run the suite that the first word names, or `tune` or `detector`, with the words after it
+    (UserError: no such suite, and whatever a study refuses)."""
     if argv and argv[0] in ("--help", "-h"):
         print(_help())
         return

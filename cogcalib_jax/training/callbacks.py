@@ -150,11 +150,7 @@ MLFLOW_BATCH = 100
 
 
 def import_library(module: str, package: str) -> ModuleType:
-    """Return a module of the extra `trackers`.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return a module of the extra `trackers` (UserError: it is not installed)."""
     try:
         return import_module(module)
     except ImportError as error:

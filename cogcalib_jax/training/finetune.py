@@ -80,10 +80,8 @@ class Trainer:
         )
 
     def nll(self, lora: nnx.State, encoded: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-        """Return NLL `[rows]` in nats and correctness `[rows]` bool of the examples, in order.
-
-        Raises UserError when an NLL is not finite.
-        """
+        """Return NLL `[rows]` in nats and correctness `[rows]` bool of the examples, in order
+        (UserError: an NLL that is not finite)."""
         split = EncodedSplit.of(encoded)
         rule = self.trainable.tree_rule(split, self.trainable.loss.space)
         batches = scored_batches(split, self.evaluation.batch_size, rule)
@@ -327,10 +325,8 @@ def finetune(
 def fixed_labels(
     trainer: Trainer, method: MethodConfig, start: nnx.State, threshold: float
 ) -> np.ndarray:
-    """Return the labels of a gate that flags examples once, `[rows of train]` float64.
-
-    They are 0 for a gate that uses none.
-    """
+    """Return the labels of a gate that flags examples once, `[rows of train]` float64; 0 for a gate
+    that uses none."""
     train, gate = trainer.splits["train"], GATES.make(method.gate)
     if gate.labelled_by == "world":
         known = np.array([float(e.example.extra["known"]) for e in train])

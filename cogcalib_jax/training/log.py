@@ -321,11 +321,8 @@ def validate(
     journal: Journal,
     dynamics: Journal,
 ) -> dict[str, float | None]:
-    """Follow every set; write metrics.jsonl and dynamics.jsonl.
-
-    Returns:
-        The numbers of the validation split; none if it is not followed.
-    """
+    """Follow every set, write metrics.jsonl and dynamics.jsonl, and return the numbers of the
+    validation split; none if it is not followed."""
     validation: dict[str, float | None] = {}
     for one in followed:
         belief = believes(one.encoded)

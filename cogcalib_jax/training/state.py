@@ -152,10 +152,8 @@ class Progress(NamedTuple):
 def begin(
     trainable: Trainable, phase: Phase, lora: nnx.State, threshold: float, labels: np.ndarray
 ) -> Progress:
-    """The state before the first update: fresh optimizer, nothing validated yet.
-
-    lora: LoRA parameters of the start.
-    """
+    """The state before the first update from LoRA parameters `lora`: fresh optimizer, nothing
+    validated."""
     lora = trainable.variant.begin(lora)
     optimizer = trainable.optimizer(phase.schedule)
     return Progress(

@@ -171,11 +171,7 @@ class StoredRun:
 
 
 def read_stored_run(folder: Path) -> StoredRun:
-    """Read the config of a finished run of one method.
-
-    Raises:
-        UserError: a folder that is no run, or not finished.
-    """
+    """Read the config of a finished run of one method (UserError: no run, or not finished)."""
     file = folder / CONFIG_FILE
     if not (folder / "adapter").is_dir() or not file.is_file():
         raise UserError(

@@ -55,11 +55,8 @@ class Found(NamedTuple):
 
 
 def parse_columns(entries: Iterable[str]) -> dict[str, str]:
-    """Return `FIELD=COLUMN` and `choices=COLUMN+COLUMN` as a mapping.
-
-    Raises:
-        ValueError: an entry of another form; the message follows "must be".
-    """
+    """Return `FIELD=COLUMN` and `choices=COLUMN+COLUMN` as a mapping (ValueError: another form; the
+    message follows "must be")."""
     asked: dict[str, str] = {}
     for entry in entries:
         field, _, columns = (part.strip() for part in entry.partition("="))

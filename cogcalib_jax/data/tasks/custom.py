@@ -171,11 +171,8 @@ _Found = Sequence[tuple[Row, Found]]
 
 
 def _answer_columns(found: _Found) -> tuple[str, ...]:
-    """Return the columns of the answers, the plainest name first.
-
-    Raises:
-        UserError: two columns that could both be the answer of a row, and differ.
-    """
+    """Return the columns of the answers, the plainest name first (UserError: two that could both be
+    a row's answer, and differ)."""
     names = in_order((name for _, columns in found for name in columns.answers), "answer")
     if all(len(columns.answers) < 2 for _, columns in found):
         return names

@@ -308,11 +308,8 @@ def _candidates(way: Way | None, start: int | None, zero: bool) -> list[_Reading
 
 
 def _fits(rows: Sequence[Asked], candidates: Sequence[_Reading]) -> list[_Reading]:
-    """Return the readings that fit every row that any reading fits; [] if none fits a row.
-
-    Raises:
-        UserError: none fits them all.
-    """
+    """Return the readings that fit every row that any reading fits (UserError: none fits them all);
+    [] if none fits a row."""
     fitting = [[name for name in candidates if row.position(name) is not None] for row in rows]
     usable = [(row, names) for row, names in zip(rows, fitting, strict=True) if names]
     counts = Counter(name for names in fitting for name in names)
