@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,18 @@ from cogcalib_jax.inference.predictions import Predictions, write_rows
 from cogcalib_jax.models.parameters import without_uncertainty
 from cogcalib_jax.report.recommendation import VALIDATION_FILE
 from cogcalib_jax.report.text import count
-from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune
-from cogcalib_jax.training.log import Belief, options_belief
+from cogcalib_jax.training.finetune import FinetuneResult, Trainer, Watch, finetune
+from cogcalib_jax.training.log import Belief, Followed, options_belief
+from cogcalib_jax.training.storage import Journal
 
 NO_OPTIONS = (
     "open questions have no options, whose scores a temperature would divide; Platt scaling and the"
     " isotonic map take its place"
 )
+KNOWN_FILE = "known.jsonl"
+"""the start's answers to the questions in the form of `known_by`"""
+SCORES = "knownness.jsonl"
+"""NLL and confidence of the questions that are followed, one file for each method"""
 NOT_ALONE = "this adapter is the start of a run, which is not calibrated; mixtures take its scores"
 
 
@@ -88,7 +96,8 @@ def train_method(
         calibration = trainer.splits["calibration"]
         write_calibration(start.adapter, config, run.base.place, run.tokenizer, calibration, None)
     with tracked(run.folder, config, run.base.place, trainer, start.style, folder) as tracking:
-        result = finetune(tracking, method, start.lora, start.style, folder)
+        watch = _watch_known(run, folder)
+        result = finetune(tracking, method, start.lora, start.style, folder, watch)
     keep_adapter(run, trainer, config, start, result.lora, folder)
     return result
 
@@ -235,14 +244,75 @@ def _write_validation(run: Run, folder: Path, start: Start, lora: nnx.State) -> 
 
 def write_answers(file: Path, encoded: EncodedSplit, belief: Belief) -> None:
     """Write one JSON line for each question: its id, whether it is right, confidence and NLL."""
+    write_rows(file, _answer_lines(encoded, belief))
+
+
+def _answer_lines(encoded: EncodedSplit, belief: Belief) -> list[dict[str, Any]]:
     rows = zip(encoded, belief.correct, belief.confidence, belief.nll, strict=True)
-    write_rows(
-        file,
-        [
-            {"id": e.id, "correct": bool(c), "confidence": float(p), "nll": float(n)}
-            for e, c, p, n in rows
-        ],
-    )
+    return [
+        {"id": e.id, "correct": bool(c), "confidence": float(p), "nll": float(n)}
+        for e, c, p, n in rows
+    ]
+
+
+def store_known(run: Run, start: nnx.State) -> None:
+    """Ask the start all questions in the form of `known_by`, and keep its answers, once a run.
+
+    This tells what the start knows, and nothing is scored, fitted or chosen by it.
+    """
+    file, lines = run.folder / KNOWN_FILE, []
+    if not run.known or from_main(file.is_file):
+        return
+    say(f"== What the start knows: all questions in another form ({run.config.known_by})")
+    for data, encoded in run.known.items():
+        belief = options_belief(run.trainer.predictor(start, encoded))
+        lines += [{"data": data} | line for line in _answer_lines(encoded, belief)]
+        say(f"   {data}: {int(belief.correct.sum()):,} of {len(encoded):,} right")
+    write_rows(file, lines)
+
+
+def read_known(folder: Path, data: str) -> dict[str, bool]:
+    """Return id -> whether the start of the run in `folder` was right in the form of `known_by`.
+
+    It is {} for a run without `known_by`.
+    """
+    file = folder / KNOWN_FILE
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = map(json.loads, text.splitlines())
+    return {line["id"]: line["correct"] for line in lines if line["data"] == data}
+
+
+def known_rows(folder: Path, followed: Followed) -> dict[str, list[int]]:
+    """Return {"known": [rows] 0 or 1} of the questions that are followed; {} without `known_by`."""
+    found = read_known(folder, followed.data)
+    # A row that the other form left out (`on_bad_row: skip`) was not shown to be known.
+    return {"known": [int(found.get(e.id, False)) for e in followed.encoded]} if found else {}
+
+
+def _watch_known(run: Run, folder: Path) -> Watch | None:
+    """Return what writes NLL and confidence of every question that is followed, and whether the
+    start knows it; None without `known_by`, and for a training that was begun without it."""
+
+    def begun_without() -> bool:
+        begun = any((folder / "checkpoints").glob("[0-9]*"))
+        return begun and not (folder / SCORES).is_file()
+
+    if not run.known or from_main(begun_without):
+        return None
+
+    def records(
+        lora: nnx.State, beliefs: Sequence[tuple[Followed, Belief]]
+    ) -> Iterator[dict[str, Any]]:
+        for one, belief in beliefs:
+            yield {
+                "data": one.data,
+                "nll": belief.nll.tolist(),
+                "confidence": belief.confidence.tolist(),
+                "correct": belief.correct.astype(int).tolist(),
+                **from_main(partial(known_rows, run.folder, one)),
+            }
+
+    return Watch(Journal(folder / SCORES), records)
 
 
 def score(

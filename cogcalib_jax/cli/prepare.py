@@ -21,6 +21,7 @@ from cogcalib_jax.cli.questions import (
     TAUGHT_FIT,
     encode_splits,
     evaluation_sets,
+    in_other_form,
     load_anchors,
 )
 from cogcalib_jax.cli.run_config import RunConfig
@@ -125,6 +126,8 @@ class Prepared:
     """task -> test questions"""
     hashes: dict[str, str]
     """split, or "anchor" -> hash of its rows"""
+    known: dict[str, EncodedSplit]
+    """split -> its questions in the form of `known_by`; {} if that is unset"""
 
     @property
     def splits(self) -> dict[str, EncodedSplit]:
@@ -194,6 +197,9 @@ def prepare(
         hashes["anchor"] = anchors.data_hash
         require_agreement("anchor", lambda: hashes["anchor"])
         notes += check_context(context, [anchors.questions], 0)
+    apart = {name: rows for name, rows in splits.items() if name != "style"}
+    known = in_other_form(config, base.tokenizer, apart, note)
+    notes += check_context(context, known.values(), 0)
     for text in dict.fromkeys(notes):
         note(text)
     if abstract:
@@ -211,7 +217,7 @@ def prepare(
     )
     training = {name: rows for name, rows in splits.items() if name != "test"}
     trainer = make_trainer(trainable, config.evaluation, training, answers)
-    return Prepared(config, base, assembled, trainer, sets, hashes)
+    return Prepared(config, base, assembled, trainer, sets, hashes, known)
 
 
 def with_processes(config: AnyConfig) -> AnyConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.cli.eval_config import EvalConfig
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.console import say, show_note
-from cogcalib_jax.data.config import DataConfig
+from cogcalib_jax.data.config import WORDING, DataConfig
 from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit, Example, question_key, unlabelled
 from cogcalib_jax.data.loading import groups_of, is_split_file, load_shots, load_splits, load_test
+from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.splits import require_apart
 from cogcalib_jax.data.task import load_questions
 from cogcalib_jax.data.tasks import TASKS, MadeTask
@@ -234,6 +236,41 @@ def evaluation_sets(
         for text in dict.fromkeys([*notes, *more]):
             note(text)
     return sets
+
+
+def in_other_form(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    splits: Mapping[str, EncodedSplit],
+    note: Note = show_note,
+) -> dict[str, EncodedSplit]:
+    """Return split -> its questions in the form of `known_by`; {} if that is unset.
+
+    Raises:
+        UserError: as `encode_split`; open questions.
+    """
+    if config.known_by is None:
+        return {}
+    data, task, found = config.data, TASKS[config.data.task], {}
+    if config.known_by != WORDING:
+        data = replace(data, prompt=config.known_by, protocol=CLEAN)
+    shots = load_shots(data)
+    for name, rows in splits.items():
+        if rows.is_open:
+            raise UserError(
+                f"known_by is {config.known_by}; expected none for {data.task}, whose questions are"
+                " open. Leave it out"
+            )
+        examples = [row.example for row in rows]
+        if config.known_by == WORDING:
+            assert isinstance(task, MadeTask)  # RunConfig holds that
+            others = [[w for w in task.wordings(e) if w.question != e.question] for e in examples]
+            # The last: of invented facts, one in which nobody else is asked the same question.
+            examples = [wordings[-1] for wordings in others]
+        found[name], notes = encode_split(name, examples, tokenizer, data, shots)
+        for text in notes:
+            note(f"known_by = {config.known_by}: {text}")
+    return found
 
 
 def fitting_sets(

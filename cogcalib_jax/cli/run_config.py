@@ -78,6 +78,9 @@ class RunConfig:
     also: tuple[str, ...] = setting((), affects_style=False)
     """further tasks, each NAME or NAME:GROUP, whose test questions are answered, too: they show
     how the methods do on questions of another kind"""
+    known_by: str | None = setting(None, affects_identity=False)
+    """form in which the start is asked all questions once more, apart from scores, to tell what it
+    knows: another prompt (letters, cloze, qa, chat), or wording for a task that makes its rows"""
     option_score: ChosenOptionScore = often(DEFAULT_OPTION_SCORE, affects_style=False)
     """score of an option of several tokens: its log-probability per token (mean), summed (sum), or
     per character (chars); auto: chosen on the validation split before fine-tuning; pmi: only in
@@ -140,6 +143,11 @@ class RunConfig:
         check(len(set(self.track)) == len(self.track), "track", "must name each tracker once")
         check_tasks(self.also, "also")
         self._check_also()
+        check(
+            self.known_by is None or self.known_by in self.data.other_forms,
+            "known_by",
+            f"must be a form beside the run's own (allowed: {', '.join(self.data.other_forms)})",
+        )
         check_entries(self.compare, "compare", baselines=True)
         self._check_posteriors()
         check(

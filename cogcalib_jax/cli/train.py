@@ -20,6 +20,7 @@ from cogcalib_jax.cli.method_run import (
     Start,
     keep_best_epoch,
     score_adapter,
+    store_known,
     train_method,
 )
 from cogcalib_jax.cli.prepare import prepare, with_processes
@@ -85,6 +86,7 @@ def _train_and_score(run: Run, style: Path | None) -> None:
     run = with_option_score(run, lora)
     references = reference_rows(run) if config.compare else {}
     run = composed(run, lora)
+    store_known(run, lora)
     config = run.config
 
     methods = config.resolved_methods()

@@ -14,6 +14,8 @@ from cogcalib_jax.settings import often, setting
 
 MAX_CALIBRATION_ROWS = 500
 CHAT = "chat"
+WORDING = "wording"
+"""a form of a question: its own prompt with another text, which tasks that make their rows have"""
 OWN_ROWS = ("columns", "answers", "answers_from")
 """fields about the user's own rows"""
 LIMITS = ("calibration_rows", "validation_rows", "train_rows", "test_rows")
@@ -108,6 +110,14 @@ class DataConfig:
         made = isinstance(TASKS.get(task), MadeTask)
         unset = (*OWN_ROWS, *(LIMITS if made else ()))
         return replace(self, task=task, path=None, **dict.fromkeys(unset))
+
+    @property
+    def other_forms(self) -> tuple[str, ...]:
+        """The prompts that are not the run's own, and WORDING for a task that makes its rows."""
+        task = TASKS[self.task]
+        own = task.prompt if self.prompt == "auto" else self.prompt
+        prompts = tuple(name for name in (*PROMPTS, CHAT) if name != own)
+        return (*prompts, WORDING) if isinstance(task, MadeTask) else prompts
 
     def column_names(self) -> dict[str, str]:
         """Return field -> columns, from `columns`."""

@@ -5,12 +5,12 @@
 Before fine-tuning and at every validation the gate's NLL is recorded for questions that are trained
 on and for validation questions, with the threshold fitted at that moment. It is judged as a
 detector of what the base knows (SliCK categories and, in the world, how often the corpus states a
-fact) and of right answers.
+fact) and of right answers. With `known_by` right answers in that form stand in SliCK's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from cogcalib_jax.baselines.registry import BASELINES, is_baseline
-from cogcalib_jax.cli.method_run import Run
+from cogcalib_jax.cli.method_run import SCORES, Run, known_rows, store_known
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.run_folder import require_folder, require_writable, resumable
 from cogcalib_jax.cli.train import open_run
@@ -34,6 +34,7 @@ from cogcalib_jax.data.encoding import encode_split
 from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.data.prompts import CLEAN
 from cogcalib_jax.data.tasks import TASKS, MadeTask
+from cogcalib_jax.distributed import from_main
 from cogcalib_jax.errors import UserError, check, plain_text
 from cogcalib_jax.inference.evaluate import data_hash, provenance, write_json
 from cogcalib_jax.inference.forward import completion_logprob, example_losses
@@ -43,20 +44,20 @@ from cogcalib_jax.method.config import LossConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.settings import style_identity
 from cogcalib_jax.studies import study_command
-from cogcalib_jax.studies.detector_report import (
+from cogcalib_jax.studies.detector_report import write_results
+from cogcalib_jax.studies.detector_results import (
     HELD_OUT,
     KNOWN,
     LABELS,
     NUMBERS,
     PROVENANCE,
-    SCORES,
     TRAINED,
     UNKNOWN,
     tidy_rows,
-    write_results,
 )
 from cogcalib_jax.studies.suite import Cell, advice, as_run, listing, run_cells
 from cogcalib_jax.training.finetune import Trainer, Watch, finetune, style_phase
+from cogcalib_jax.training.log import Belief, Followed
 from cogcalib_jax.training.storage import Journal
 
 # SliCK: Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?", EMNLP
@@ -173,11 +174,12 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
     start = style_phase(
         trainer, run.assembled.lora, run.folder / "style", style_identity(run.config)
     )
+    store_known(run, start)
     methods = run.config.resolved_methods()
     for key, method in methods.items():
         say(f"== {key}, watched: {trainer.total_steps} updates")
         folder = run.folder / key
-        watch = Watch(Journal(folder / SCORES), partial(scores, trainer, rows))
+        watch = Watch(Journal(folder / SCORES), partial(scores, trainer, run.folder))
         finetune(trainer, method, start, run.folder / "style", folder, watch)
     hashes = {data: data_hash(encoded) for data, encoded in rows.items()}
     write_json(run.folder / PROVENANCE, provenance(cell.seed, hashes))
@@ -186,43 +188,46 @@ def watch_seed(cell: Cell, config: RunConfig, style: Path | None, shots: int = S
 
 
 def write_labels(run: Run, rows: Mapping[str, EncodedSplit], shots: int) -> None:
-    """Write what the base knows of each question: a line with its SliCK category and exposure."""
+    """Write what the base knows of each question: a line with its SliCK category and exposure.
+
+    With `known_by`, which costs a small part of 40 solved questions a row, there is no category.
+    """
     if (run.folder / LABELS).is_file():
         return
-    say("== SliCK categories, before any training")
-    slick = SlickScorer(run, shots)
+    slick = None if run.known else SlickScorer(run, shots)
+    if slick is not None:
+        say("== SliCK categories, before any training")
     lines: list[dict[str, Any]] = []
     for data, encoded in rows.items():
-        found = slick(run.assembled.lora, encoded)
-        lines += [
-            {
-                "data": data,
-                "id": row.id,
-                "known": row.example.extra.get("known"),
-                "exposure": row.example.extra.get("exposure"),
-                "slick": str(found.category[i]),
-                "greedy": float(found.greedy[i].mean()),
-                "sampled": float(found.sampled[i].mean()),
-            }
-            for i, row in enumerate(encoded)
-        ]
+        found = None if slick is None else slick(run.assembled.lora, encoded)
+        for i, row in enumerate(encoded):
+            stated = {name: row.example.extra.get(name) for name in ("known", "exposure")}
+            lines.append({"data": data, "id": row.id, **stated})
+            if found is not None:
+                lines[-1] |= {
+                    "slick": str(found.category[i]),
+                    "greedy": float(found.greedy[i].mean()),
+                    "sampled": float(found.sampled[i].mean()),
+                }
     write_rows(run.folder / LABELS, lines)
 
 
 def scores(
-    trainer: Trainer, rows: Mapping[str, EncodedSplit], lora: nnx.State
+    trainer: Trainer, folder: Path, lora: nnx.State, beliefs: Sequence[tuple[Followed, Belief]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield NLL, correctness and the gate's decision for every question, with the threshold of this
-    moment."""
+    """Yield NLL, correctness and the gate's decision for every question that is followed, with the
+    threshold of this moment; and what the run in `folder` stored of `known_by`."""
     threshold = trainer.refit(lora).threshold
-    for data, encoded in rows.items():
-        nll, correct = trainer.nll(lora, encoded)
+    for one, belief in beliefs:
+        nll, correct = trainer.nll(lora, one.encoded)
         yield {
-            "data": data,
+            "data": one.data,
             "threshold": threshold,
             "nll": nll.tolist(),
+            "confidence": belief.confidence.tolist(),
             "correct": correct.astype(int).tolist(),
             "called_known": (nll <= threshold).astype(int).tolist(),
+            **from_main(partial(known_rows, folder, one)),
         }
 
 

@@ -1,8 +1,9 @@
 """Every method of a suite by what it learnt and by what it does elsewhere: three populations.
 
 *Taught*: the facts that were trained on, asked in other words. *Unseen*: the test questions.
-*Retained*: those of them that the base knows by a record that is not used for scoring. Whatever is
-fitted or chosen here uses two other populations with the same say, `taught_fit` and `unseen_fit`.
+*Retained*: those of them that the start knows by evidence that is not used for scoring: right
+answers in another form (`known_by`), or the world's record. Whatever is fitted or chosen here uses
+two other populations with the same say, `taught_fit` and `unseen_fit`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cogcalib_jax.calibration import (
     equal_weights,
 )
 from cogcalib_jax.calibration.scaling import softmax
+from cogcalib_jax.cli.method_run import read_known
 from cogcalib_jax.cli.questions import TAUGHT_FIT, UNSEEN_FIT
 from cogcalib_jax.cli.references import PATH
 from cogcalib_jax.errors import UserError
@@ -48,7 +50,7 @@ MIXTURES = {
     "SFT + DACA": "daca",
 }
 """calibrators of sft that take the start's scores, too"""
-NOT_A_PATH = ("compare", "also", "training.probe_rows", "evaluation.resamples")
+NOT_A_PATH = ("compare", "also", "known_by", "training.probe_rows", "evaluation.resamples")
 """settings that change no model"""
 USES_CALIBRATION = ("interpolation",)
 """rows that choose something on calibration questions"""
@@ -63,7 +65,7 @@ class Answered:
     answers: np.ndarray
     """[n] index of the right option"""
     known: np.ndarray
-    """[n] bool: whether the base knows the answer by the world's record"""
+    """[n] bool: whether the start knows the answer"""
 
 
 Answers = Mapping[str, Answered]
@@ -99,8 +101,10 @@ class Row:
         ]
 
 
-def read_answers(folder: Path, task: str) -> Answers:
-    """Return the scores that a method's `predictions/` hold, by population.
+def read_answers(run: Path, method: str, task: str) -> Answers:
+    """Return the scores that the `predictions/` of a method of a run hold, by population.
+
+    Retained are the unseen questions that the start knows: by `known_by`, else as the rows say.
 
     Raises:
         UserError: no predictions of the test questions.
@@ -113,12 +117,13 @@ def read_answers(folder: Path, task: str) -> Answers:
     }
     found = {}
     for name, entry in files.items():
-        file = folder / "predictions" / task_file(entry)
+        file = run / method / "predictions" / task_file(entry)
         if file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()
-            found[name] = _answered([json.loads(line) for line in lines])
+            rows = [json.loads(line) for line in lines]
+            found[name] = _answered(rows, read_known(run, "test") if name == UNSEEN else {})
     if UNSEEN not in found:
-        raise UserError(f"{folder}: has no predictions of {task}; run the suite again")
+        raise UserError(f"{run / method}: has no predictions of {task}; run the suite again")
     known = found[UNSEEN].known
     if known.any():
         all_of = found[UNSEEN]
@@ -126,13 +131,15 @@ def read_answers(folder: Path, task: str) -> Answers:
     return found
 
 
-def _answered(rows: Sequence[Mapping[str, Any]]) -> Answered:
+def _answered(rows: Sequence[Mapping[str, Any]], right: Mapping[str, bool]) -> Answered:
+    """right: id -> whether the start is right in another form; {}: the rows say what is known."""
     width = max(len(row["option_scores"]) for row in rows)
     scores = np.full((len(rows), width), -np.inf)
     for i, row in enumerate(rows):
         scores[i, : len(row["option_scores"])] = row["option_scores"]
     answers = np.array([row["answer"] for row in rows])
-    known = [bool((row.get("extra") or {}).get("known")) for row in rows]
+    stated = [bool((row.get("extra") or {}).get("known")) for row in rows]
+    known = [right.get(row["id"], False) for row in rows] if right else stated
     return Answered(scores, answers, np.array(known))
 
 
@@ -218,7 +225,7 @@ def _rows(study: Study, condition: Condition, seed: int, run: Run) -> Iterator[t
     """Yield every row that one run has a part in, with its numbers there."""
     task, first = run.tasks[0], condition is study.conditions[0]
     answers = {
-        m.key: read_answers(run.folder / m.key, task)
+        m.key: read_answers(run.folder, m.key, task)
         for m in run.methods
         if not is_tempered(m.key) and m.key not in REFERENCES
     }
@@ -254,7 +261,7 @@ def _first_point(study: Study, seed: int, key: str, path: str) -> Iterator[tuple
     if isinstance(config, int | float):
         name = f"{short_name(key)}, {path.rpartition('.')[2]} {config:g}"
         row = Row(name, labels_of(run, key), path=(f"{short_name(key)}: {path}", float(config)))
-        found = read_answers(run.folder / key, run.tasks[0])
+        found = read_answers(run.folder, key, run.tasks[0])
         yield from _raw_and_tempered(row, found, run.bins, _stored_temperature(run, key))
 
 
@@ -262,7 +269,12 @@ def _between(run: Run, start: Answers, end: Answers) -> Iterator[tuple[Row, Foun
     """Yield what lies between the start and sft: mixtures, weights, calibrators of both."""
     labels = labels_of(run, SFT)
     tried = sorted((run.folder / "interpolation" / PATH).glob("*"))
-    weights = {float(place.name): read_answers(place, run.tasks[0]) for place in tried}
+    weights = {
+        float(place.name): read_answers(
+            run.folder, f"interpolation/{PATH}/{place.name}", run.tasks[0]
+        )
+        for place in tried
+    }
     paths = {"Linear mixture": {weight: mixed(start, end, weight) for weight in MIXED}}
     paths |= {"Interpolation": weights} if weights else {}
     for name, points in paths.items():

@@ -39,7 +39,7 @@ LINES = ("-", "--", "-.", ":")
 WORDS = {
     TAUGHT: "Taught facts, asked in other words",
     UNSEEN: "Unseen: the test questions",
-    RETAINED: "Retained: test questions that the base knows by the record of its corpus",
+    RETAINED: "Retained: test questions that the start knows (record of the corpus, or known_by)",
 }
 BLIND = (
     "This task has no second wording of what was taught, so there is no number for it; whatever was"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cogcalib_jax.cli.method_run import SCORES
 from cogcalib_jax.metrics.significance import student_t
 from cogcalib_jax.report.comparison import Findings, findings
 from cogcalib_jax.report.load_run import Method, Predictions, Run
@@ -21,6 +22,7 @@ from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, cells,
 from cogcalib_jax.report.text import count, credits, is_sampled, short_name
 from cogcalib_jax.report.training_plots import DATA_WORDS
 from cogcalib_jax.report.verdict import compare, difference_table
+from cogcalib_jax.studies.detector_results import COURSE, course_table, read_watched
 
 NUMBERS = (
     "n",
@@ -263,11 +265,21 @@ def seed_means(seeds: Sequence[Method]) -> list[dict[str, Any]] | None:
 
 
 def training_tables(runs: Mapping[int, Run], only: Sequence[str] = ()) -> dict[str, Table]:
-    """Return caption -> one method at the start, at its best epoch and at the end."""
-    return {
-        f"{short_name(key)} over training": _training_table(seeds)
-        for key, seeds in followed_methods(runs, only).items()
-    }
+    """Return caption -> one method at the start, at its best epoch and at the end; and, with
+    `known_by`, how well it tells at each validation what the start knows."""
+    found = {}
+    for key, seeds in followed_methods(runs, only).items():
+        found[f"{short_name(key)} over training"] = _training_table(seeds)
+        table = course_table(
+            {
+                seed: read_watched(run.folder, key)
+                for seed, run in runs.items()
+                if (run.folder / key / SCORES).is_file()
+            }
+        )
+        if table is not None:
+            found[f"{COURSE}: {short_name(key)}"] = table
+    return found
 
 
 def _training_table(seeds: Sequence[Method]) -> Table:

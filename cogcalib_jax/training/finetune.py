@@ -128,8 +128,9 @@ class Watch:
 
     journal: Journal
     """cut back on resume, as a run's own journals are"""
-    records: Callable[[nnx.State], Iterable[dict[str, Any]]]
-    """from the LoRA parameters of that moment to lines; they get its step"""
+    records: Callable[[nnx.State, Sequence[tuple[Followed, Belief]]], Iterable[dict[str, Any]]]
+    """from the LoRA parameters of that moment, and what is believed of the questions that are
+    followed, to lines; they get its step"""
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ def finetune(
             progress = progress._replace(threshold=trainable.scalar(fit.threshold))
         if step == 0 or step in validate_at:
             epoch = step * training.batch_size / len(train)
-            numbers = validate(
+            numbers, beliefs = validate(
                 partial(trainer.belief, lora),
                 followed,
                 trainer.evaluation.bins,
@@ -298,7 +299,7 @@ def finetune(
                 callback.on_validation(
                     ValidationInfo(style_steps + step, epoch, numbers, lora, wrap)
                 )
-            for record in watch.records(lora) if watch else ():
+            for record in watch.records(lora, beliefs) if watch else ():
                 watch.journal.write(step=style_steps + step, **record)
             # The start is no candidate: a fine-tuned model is what was asked for.
             if step > 0 and nll < float(progress.best_nll):

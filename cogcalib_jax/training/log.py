@@ -320,12 +320,14 @@ def validate(
     epoch: float,
     journal: Journal,
     dynamics: Journal,
-) -> dict[str, float | None]:
+) -> tuple[dict[str, float | None], list[tuple[Followed, Belief]]]:
     """Follow every set, write metrics.jsonl and dynamics.jsonl, and return the numbers of the
-    validation split; none if it is not followed."""
+    validation split, none if it is not followed, and the belief in each set."""
     validation: dict[str, float | None] = {}
+    beliefs = []
     for one in followed:
         belief = believes(one.encoded)
+        beliefs.append((one, belief))
         for group, rows in (("known", one.known), ("unknown", ~one.known)):
             if rows.any():
                 of_group = Belief(*(None if x is None else x[rows] for x in belief))
@@ -334,7 +336,7 @@ def validate(
         if one.data == "validation":
             validation = quick_metrics(belief, bins)
             journal.write(step=step, phase="validation", epoch=round(epoch, 4), **validation)
-    return validation
+    return validation, beliefs
 
 
 def _means(belief: Belief) -> dict[str, Any]:

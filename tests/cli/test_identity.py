@@ -20,7 +20,7 @@ from cogcalib_jax.training.config import TrainingConfig
 
 # Every field of a run, by what depends on it.
 NEITHER = """
-    run_dir resume dry_run track adapter data.path model.path training.nonfinite
+    run_dir resume dry_run track known_by adapter data.path model.path training.nonfinite
     mesh.data mesh.fsdp mesh.tensor mesh.expert
     checkpoint.every checkpoint.keep
 """

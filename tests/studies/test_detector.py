@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cogcalib_jax.cli.method_run import SCORES
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.predictions import write_rows
 from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.studies import detector as detector_module
 from cogcalib_jax.studies import main
 from cogcalib_jax.studies.detector import scores
-from cogcalib_jax.studies.detector_report import (
+from cogcalib_jax.studies.detector_report import write_results
+from cogcalib_jax.studies.detector_results import (
     CATEGORIES,
     EXPOSURES,
     HELD_OUT,
     LABELS,
     NOW,
     NUMBERS,
-    SCORES,
     SLICK,
     START,
     TRAINED,
@@ -30,7 +31,6 @@ from cogcalib_jax.studies.detector_report import (
     auroc_table,
     read_watched,
     tidy_rows,
-    write_results,
 )
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.storage import Journal
@@ -180,10 +180,11 @@ def memorised(tmp_path_factory):
     say what is known."""
     folder = tmp_path_factory.mktemp("memorised") / "seed-0"
     long = replace(TRAINING, epochs=24, learning_rate=3e-2, validate_every=20, refit_every=20)
+    long = replace(long, probe_rows=len(splits()["train"]))
     made = trainer(long, 100)
     rows = {TRAINED: splits()["train"], HELD_OUT: splits()["validation"]}
     start = style_phase(made, lora(), folder / "style")
-    watch = Watch(Journal(folder / "sft" / SCORES), partial(scores, made, rows))
+    watch = Watch(Journal(folder / "sft" / SCORES), partial(scores, made, folder))
     sft = MethodConfig(name="sft").resolve()
     finetune(made, sft, start, folder / "style", folder / "sft", watch)
     nothing = {"known": None, "exposure": None}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+from cogcalib_jax.cli.method_run import KNOWN_FILE
 from cogcalib_jax.report.load_run import Method, Run
 from cogcalib_jax.studies.frontier import (
     OWN,
@@ -35,7 +36,12 @@ def write_method(folder, seed, sharp, groups=GROUPS):
         answers = [rng.choice(4, p=np.exp(z) / np.exp(z).sum()) for z in logits]
         scores = sharp * (logits + own.normal(0, 0.3, (n, 4)))
         rows = [
-            {"option_scores": s.tolist(), "answer": int(a), "extra": {"known": i % 3 == 0}}
+            {
+                "id": f"{i}",
+                "option_scores": s.tolist(),
+                "answer": int(a),
+                "extra": {"known": i % 3 == 0},
+            }
             for i, (s, a) in enumerate(zip(scores, answers, strict=True))
         ]
         file = folder / "predictions" / f"{group}.jsonl"
@@ -98,6 +104,22 @@ def test_populations_are_taught_unseen_and_what_the_base_knows(study, rows):
     np.testing.assert_allclose(found[TAUGHT]["accuracy"], (scores.argmax(1) == answers).mean())
     both = (found[TAUGHT]["nll"] + found[UNSEEN]["nll"]) / 2
     np.testing.assert_allclose(rows["SFT", RAW].score[0], both)
+
+
+def test_what_the_start_knows_by_another_form_is_retained(tmp_path):
+    """In place of the world's record; a question that was not asked in that form is not known."""
+    study = write_study(tmp_path)
+    lines = [{"data": "test", "id": f"{i}", "correct": i % 4 == 0} for i in range(50)]
+    lines.append({"data": "train", "id": "1", "correct": True})
+    for condition in study.conditions:
+        for run in condition.runs.values():
+            (run.folder / KNOWN_FILE).write_text("\n".join(map(json.dumps, lines)))
+    found = {(row.name, row.how): row for row in frontier_rows(study)}
+    for name, key in (("SFT", "sft"), ("Interpolation, 0.8", "interpolation/path/0.8")):
+        scores, answers = read(study, key, "world")
+        retained = found[name, RAW].seeds[0][RETAINED]
+        assert retained["n"] == 13
+        np.testing.assert_allclose(retained["nll"], nll(scores[:50:4], answers[:50:4]))
 
 
 def test_one_temperature_is_fitted_to_both_populations_with_the_same_say(study, rows):

@@ -28,7 +28,7 @@ from cogcalib_jax.studies.detector import (
     slick_categories,
     would_be_sampled,
 )
-from cogcalib_jax.studies.detector_report import UNKNOWN
+from cogcalib_jax.studies.detector_results import UNKNOWN
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, build_world, wordings
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
