@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measuring import interleave, median, paired_ratio
+from cogcalib_jax.bench.command import interleave, median, paired_ratio
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.inference.chunked_loss import batch_loss
 from cogcalib_jax.inference.forward import CHUNK

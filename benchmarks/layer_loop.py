@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.measuring import interleave, median, paired_ratio
+from cogcalib_jax.bench.command import interleave, median, paired_ratio
 from cogcalib_jax.bench.compile import BatchShape, abstract_batch, compile_step
 from cogcalib_jax.data.batching import Batch
 from cogcalib_jax.method.config import LossConfig, MethodConfig

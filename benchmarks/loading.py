@@ -1,5 +1,7 @@
 """Time the loading of a checkpoint and measure the most host memory that it takes.
 
+python benchmarks/loading.py --model.path OUT [--simulated-devices 8 --mesh.fsdp 4 ...] [--help]
+
 Every repetition loads in a process of its own, whose memory before and at most while loading is
 read from the kernel. The bound is the bytes of this host's own shards, which on CPU devices are
 host memory themselves, plus the largest tensor. Files may come from the operating system's cache,
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -22,14 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import cpu_count
-from cogcalib_jax.bench.command import run_benchmark
+from cogcalib_jax.bench.command import cpu_count
+from cogcalib_jax.cli import run_program
+from cogcalib_jax.cli.run_folder import require_writable
+from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.errors import UserError, check, check_counts
 from cogcalib_jax.hf.files import DTYPES, model_folder, open_folder, public_name
 from cogcalib_jax.hf.weights import load_decoder, stored_dtype
+from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import ModelConfig
-from cogcalib_jax.report.tables import Table
+from cogcalib_jax.report.tables import Table, as_text
 from cogcalib_jax.settings import to_dict
 from cogcalib_jax.sharding import make_mesh
 
@@ -70,10 +76,16 @@ class Load(NamedTuple):
     dtype: str
 
 
-def bench_load(argv: list[str]) -> str:
-    """Run the command `load` and return its table."""
-    program = "python bench.py load"
-    return run_benchmark(program, LoadBenchConfig, argv, measure, table, description=__doc__)
+def main(argv: list[str]) -> None:
+    """Measure what `argv` names, write `--json` and print the table."""
+    prog = "benchmarks/loading.py"
+    config = load_config(LoadBenchConfig, argv, prog=prog, description=__doc__).config
+    if config.json is not None:
+        require_writable(Path(config.json), "--json")
+    figures = measure(config)
+    if config.json is not None:
+        write_json(Path(config.json), figures)
+    print(as_text(table(figures)))
 
 
 def measure(config: LoadBenchConfig) -> dict[str, Any]:
@@ -188,3 +200,7 @@ def table(figures: dict[str, Any]) -> Table:
         ]
     )
     return Table(("checkpoint", *header), ((figures["model"], *row),), note)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -270,7 +270,7 @@ def read_object(file: Path, absent: str) -> dict[str, Any]:
 # and "$USER", which a shell fills in again.
 _SHOWN = {"HOME": "~", "USER": "…"}
 # The console command's word for each program at the top of the source.
-_CONSOLE = {"train.py": "train", "eval.py": "eval"}
+_CONSOLE = {"train.py": "train", "eval.py": "eval", "bench.py": "bench"}
 
 
 def program_words(program: str, started: str | None = None) -> list[str]:

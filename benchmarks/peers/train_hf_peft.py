@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import RESAMPLES
+from cogcalib_jax.bench.command import RESAMPLES
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.loading import load_config
 from cogcalib_jax.data.batching import Batch

@@ -1,5 +1,5 @@
-"""A step compiled for absent accelerators, and the command around a measurement.
+"""Measurements of this machine, and a step compiled for absent accelerators.
 
-`compile` makes a step from shapes alone, and `plan` is the command. Speed is measured by the
-scripts in benchmarks/.
+The programs load `train_step`, `evaluation`, `loading` and `plan` by name. `compile` makes a step
+from shapes alone.
 """

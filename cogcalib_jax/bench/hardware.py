@@ -15,13 +15,17 @@ import importlib.util
 import math
 import os
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig
@@ -53,6 +57,60 @@ CHIPS: dict[str, Chip] = {
     "h100": Chip(989.5 * TERA, 80 * GB, ("NVIDIA H100 80GB HBM3",), f"{_NVIDIA}h100/"),
     "h200": Chip(989.5 * TERA, 141 * GB, ("NVIDIA H200",), f"{_NVIDIA}h200/"),
 }
+# Sides of the square products that are timed: large enough for the hardware's best rate, which two
+# CPU cores reach at 1,024.
+SIDES = {"cpu": 1024}
+SIDE = 8192
+# Long enough for a clock and a boost frequency to settle, short enough to wait for.
+_WANTED_SECONDS = 0.2
+
+
+class Peak(NamedTuple):
+    """The most operations a second of all devices of a mesh together."""
+
+    flop_per_s: float
+    source: str
+    """a maker's page, or the product that was timed"""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return the chip that JAX calls `device_kind`; None if the table lacks it, such as a CPU."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
+
+
+def peak_flops(mesh: Mesh, dtype: jnp.dtype) -> Peak:
+    """Return the published bfloat16 peak of the mesh's chips; for other devices and dtypes, the
+    rate of square matrix products in `dtype`, timed now."""
+    device = mesh.local_devices[0]
+    chip = chip_of(device.device_kind)
+    if chip is not None and jnp.dtype(dtype) == jnp.bfloat16:
+        return Peak(mesh.size * chip.peak_flops, chip.source)
+    side = SIDES.get(device.platform, SIDE)
+    # CPU devices of one process share its cores and count as one.
+    devices = 1 if device.platform == "cpu" else mesh.size
+    name = jnp.dtype(dtype).name
+    source = f"products of {side:,} x {side:,} {name} matrices, timed here"
+    return Peak(devices * _product_rate(device, side, dtype), source)
+
+
+def _product_rate(device: jax.Device, side: int, dtype: jnp.dtype) -> float:
+    with jax.default_device(device):
+        x, y = jnp.ones((side, side), dtype), jnp.zeros((side, side), dtype)
+        _multiply(x, y, 1).block_until_ready()
+        repeats = 1
+        while True:
+            start = time.perf_counter()
+            _multiply(x, y, repeats).block_until_ready()
+            seconds = time.perf_counter() - start
+            if seconds >= _WANTED_SECONDS / 2:
+                return repeats * 2.0 * side**3 / seconds
+            repeats = max(2 * repeats, int(repeats * _WANTED_SECONDS / max(seconds, 1e-4)))
+
+
+@jax.jit
+def _multiply(x: jax.Array, y: jax.Array, repeats: int) -> jax.Array:
+    # Each product needs the last one's result, so that none can be left out.
+    return jax.lax.fori_loop(0, repeats, lambda _, x: x @ y, x)
 
 
 def update_flops(

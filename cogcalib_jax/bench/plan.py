@@ -133,7 +133,7 @@ class Attempt(NamedTuple):
 def bench_plan(argv: list[str]) -> str:
     """Run the command `plan` and return its table."""
     return run_benchmark(
-        "cogcalib plan",
+        "plan",
         PlanConfig,
         spread_mesh(argv),
         lambda config: describe(*plan(config)),

@@ -29,6 +29,7 @@ COMMANDS = {
     "eval": Command("cogcalib_jax.cli.programs", "evaluate", "measure calibration of models"),
     "predict": Command("cogcalib_jax.cli.programs", "predict", "answer the questions of a file"),
     "score": Command("cogcalib_jax.cli.programs", "score", "score a file of predictions"),
+    "bench": Command("cogcalib_jax.cli.programs", "bench", "time training and evaluation"),
     "plan": Command("cogcalib_jax.cli.programs", "plan", "compile a step for absent devices"),
     "merge": Command("cogcalib_jax.hf.merge", "main", "merge an adapter into its base"),
     "interpolate": Command("cogcalib_jax.hf.stacking", "main", "go between two adapters, as one"),

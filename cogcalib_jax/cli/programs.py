@@ -13,6 +13,7 @@ from cogcalib_jax.cli.run_config import PROGRAM, load_training
 from cogcalib_jax.cli.stored import resume_command
 from cogcalib_jax.compile_cache import HELP, enable_compile_cache
 from cogcalib_jax.errors import UserError, plain_text
+from cogcalib_jax.files import program_words
 
 TRAIN = f"""\
 Fine-tune a language model with LoRA, compare methods, recommend one; see README.md.
@@ -51,6 +52,20 @@ usage: cogcalib score FILE [--by FIELD] [--run-dir FOLDER]
 Score predictions made elsewhere, without a model; docs/evaluation.md lists the rows that are read.
 
 Other options: cogcalib eval --help."""
+BENCH = """\
+usage: bench.py COMMAND [OPTIONS]
+
+Measure the speed and memory of runs.
+
+`train` times each method's training step, `eval` scores questions, and `plan` compiles a step for
+accelerators that this machine lacks.
+
+Commands, each with --help: """
+BENCHMARKS = {
+    "train": "bench.train_step",
+    "eval": "bench.evaluation",
+    "plan": "bench.plan",
+}
 
 
 def train(argv: list[str]) -> None:
@@ -117,7 +132,24 @@ def score(argv: list[str]) -> None:
     evaluate(argv if argv[0].startswith("--") else ["--predictions", *argv])
 
 
+def bench(argv: list[str]) -> None:
+    """Run the benchmark that the first word names."""
+    names = ", ".join(BENCHMARKS)
+    if argv[:1] in (["--help"], ["-h"]):
+        print(f"{BENCH}{names}")
+        return
+    if not argv or argv[0] not in BENCHMARKS:
+        found = f"{argv[0]!r} is no command" if argv else "a command is missing"
+        start = " ".join(program_words("bench.py"))
+        raise UserError(f"bench.py: {found}; write {start} COMMAND (allowed: {names})")
+    _measure(argv[0], argv[1:])
+
+
 def plan(argv: list[str]) -> None:
     """Compile a step for a described topology."""
-    module = import_module("cogcalib_jax.bench.plan")  # a room above this one
-    print(plain_text(module.bench_plan(argv)))
+    _measure("plan", argv)
+
+
+def _measure(name: str, argv: list[str]) -> None:
+    module = import_module(f"cogcalib_jax.{BENCHMARKS[name]}")
+    print(plain_text(getattr(module, f"bench_{name}")(argv)))

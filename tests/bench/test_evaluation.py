@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bench
-from benchmarks.evaluation import work_of
+from cogcalib_jax.bench.evaluation import work_of
 from cogcalib_jax.bench.hardware import forward_flops
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.configlib.values import to_yaml

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks.measuring import chip_of
 from cogcalib_jax.bench.hardware import (
     CHIPS,
+    chip_of,
     forward_flops,
     layer_shapes,
     update_flops,

@@ -1,10 +1,10 @@
-"""`python bench.py load`: what it measures, and that loading keeps to its bound."""
+"""`benchmarks/loading.py`: what it measures, and that loading keeps to its bound."""
 
 import json
 
 import pytest
 
-import bench
+from benchmarks import loading
 from benchmarks.make_random_checkpoint import make_checkpoint
 from cogcalib_jax.errors import run_main
 from tests.golden.families import FAMILIES
@@ -34,8 +34,8 @@ def checkpoint(tmp_path_factory):
 def test_a_sharded_checkpoint_is_loaded_within_its_bound(checkpoint, tmp_path, capsys):
     file = tmp_path / "load.json"
     options = "--simulated-devices 8 --mesh.fsdp 4 --mesh.tensor 2 --model.dtype bfloat16"
-    command = ["load", "--model.path", str(checkpoint), *options.split(), "--json", str(file)]
-    assert run_main(bench.main, [*command, "--repeats", "1"]) == 0
+    command = ["--model.path", str(checkpoint), *options.split(), "--json", str(file)]
+    assert run_main(loading.main, [*command, "--repeats", "1"]) == 0
     figures = json.loads(file.read_text())
     assert (figures["devices"], figures["shards"], figures["model"]) == (8, 4, "model")
     assert figures["file_bytes"] == MATRICES + NORMS
@@ -54,8 +54,8 @@ def test_a_sharded_checkpoint_is_loaded_within_its_bound(checkpoint, tmp_path, c
 def test_a_quantised_checkpoint_takes_no_more_than_itself_and_a_tensor(checkpoint, tmp_path, kind):
     file = tmp_path / "load.json"
     options = f"--simulated-devices 8 --mesh.fsdp 4 --mesh.tensor 2 --model.quantise {kind}"
-    command = ["load", "--model.path", str(checkpoint), *options.split(), "--json", str(file)]
-    assert run_main(bench.main, [*command, "--model.dtype", "bfloat16", "--repeats", "1"]) == 0
+    command = ["--model.path", str(checkpoint), *options.split(), "--json", str(file)]
+    assert run_main(loading.main, [*command, "--model.dtype", "bfloat16", "--repeats", "1"]) == 0
     figures = json.loads(file.read_text())
     tables = 2 * 2 * 1024 * 512
     numbers = (MATRICES - tables) // 2
@@ -77,6 +77,6 @@ def test_a_quantised_checkpoint_takes_no_more_than_itself_and_a_tensor(checkpoin
 )
 def test_what_cannot_be_measured_is_one_line(checkpoint, options, says, capsys):
     words = [option.format(model=checkpoint) for option in options]
-    assert run_main(bench.main, ["load", *words]) == 2
+    assert run_main(loading.main, words) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.measuring import interleave, median, paired_ratio
+from cogcalib_jax.bench.command import interleave, median, paired_ratio
 
 
 class Clock:

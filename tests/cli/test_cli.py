@@ -92,8 +92,14 @@ def test_predicting_and_scoring_are_evaluations_in_other_words(tmp_path, monkeyp
         predict(["--run", "runs/x", "--questions", "p.jsonl", "--out", "a.jsonl"])
 
 
+def test_a_benchmark_is_named_as_the_person_started_the_program(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/env/bin/cogcalib", "bench"])
+    with pytest.raises(UserError, match="write cogcalib bench COMMAND"):
+        main(["bench"])
+
+
 def test_the_programs_at_the_top_are_the_same_commands():
-    for program in ("train.py", "eval.py"):
+    for program in ("train.py", "eval.py", "bench.py"):
         lines = (REPOSITORY / program).read_text().splitlines()
         assert len(lines) <= 10 and any("cogcalib_jax.cli" in line for line in lines)
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
-from benchmarks import train_step as bench_train
+from cogcalib_jax.bench import train_step as bench_train
 from cogcalib_jax.cli.dry_run import prepare_abstract
 from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig

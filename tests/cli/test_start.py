@@ -17,6 +17,7 @@ SLOW = ("jax", "flax", "optax", "orbax", "transformers", "torch", "datasets", "s
         (["train", "--help-all"], 0),
         (["eval", "--help"], 0),
         (["predict", "--help"], 0),
+        (["bench", "--help"], 0),
         (["train", "--no.such.option", "1"], 2),
         (["eval", "--no.such.option", "1"], 2),
     ],

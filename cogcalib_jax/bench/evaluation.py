@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import Phases, cpu_count, median, memory_note
-from cogcalib_jax.bench.command import run_benchmark
+from cogcalib_jax.bench.command import Phases, cpu_count, median, memory_note, run_benchmark
 from cogcalib_jax.bench.hardware import forward_flops
 from cogcalib_jax.cli.prepare import assemble_model, base_path
 from cogcalib_jax.cli.run_config import RunConfig
@@ -56,13 +55,7 @@ class EvalBenchConfig(RunConfig):
 def bench_eval(argv: list[str]) -> str:
     """Run the command `eval` and return its table."""
     return run_benchmark(
-        "python bench.py eval",
-        EvalBenchConfig,
-        argv,
-        measure,
-        table,
-        description=__doc__,
-        refused=REFUSED,
+        "eval", EvalBenchConfig, argv, measure, table, description=__doc__, refused=REFUSED
     )
 
 

@@ -17,19 +17,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.measuring import (
-    Peak,
+from cogcalib_jax.bench.command import (
     Phases,
     cpu_count,
     interleave,
     median,
     memory_note,
     paired_ratio,
-    peak_flops,
     peak_host_bytes,
+    run_benchmark,
 )
-from cogcalib_jax.bench.command import run_benchmark
-from cogcalib_jax.bench.hardware import update_flops
+from cogcalib_jax.bench.hardware import Peak, peak_flops, update_flops
 from cogcalib_jax.cli.prepare import prepare
 from cogcalib_jax.cli.run_config import RunConfig, check_entries
 from cogcalib_jax.console import say
@@ -84,13 +82,7 @@ class TrainBenchConfig(RunConfig):
 def bench_train(argv: list[str]) -> str:
     """Run the command `train` and return its table."""
     return run_benchmark(
-        "python bench.py train",
-        TrainBenchConfig,
-        argv,
-        measure,
-        table,
-        description=__doc__,
-        refused=REFUSED,
+        "train", TrainBenchConfig, argv, measure, table, description=__doc__, refused=REFUSED
     )
 
 
