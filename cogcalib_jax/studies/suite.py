@@ -39,9 +39,6 @@ from cogcalib_jax.studies.frontier_report import write_frontier
 from cogcalib_jax.studies.suite_report import write_results
 from cogcalib_jax.studies.suite_results import Condition, Study
 
-MIN_COMPILE_SECONDS = 0.5
-"""compiled steps that took less are not worth a file"""
-
 OWN_SETTINGS: dict[Role, str] = {
     "seed": "name them in seeds",
     "folder": "cells lie in folder",
@@ -308,7 +305,6 @@ def run_cells(planned: Sequence[Cell], folder: Path, work: Work = train_cell) ->
     styles: dict[str, Path] = {}
     with run_folder.holding_locks():
         run_folder.lock_folder(folder)
-        share_compiled_steps(folder / "compiled")
         with progress_bar(len(planned), folder.name, "cell") as bar:
             for cell in planned:
                 bar.set_postfix_str(cell.title)
@@ -339,9 +335,3 @@ def _run(cell: Cell, style: Path | None, work: Work) -> None:
     (cell.folder / "failure.txt").unlink(missing_ok=True)
     resume = (cell.folder / "config.yaml").is_file()
     work(cell, replace(cell.config, resume=resume), style)
-
-
-def share_compiled_steps(folder: Path) -> None:
-    """Keep compiled programs in `folder`, for later cells and later processes."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

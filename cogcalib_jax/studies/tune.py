@@ -42,7 +42,7 @@ from cogcalib_jax.metrics.significance import FEWEST_SEEDS, holm, paired_differe
 from cogcalib_jax.report.tables import Table, as_markdown, as_text, cell
 from cogcalib_jax.settings import Role, style_identity
 from cogcalib_jax.studies import study_command
-from cogcalib_jax.studies.suite import as_run, share_compiled_steps
+from cogcalib_jax.studies.suite import as_run
 from cogcalib_jax.training.finetune import FinetuneResult, Trainer, finetune, style_phase
 from cogcalib_jax.training.log import Belief, options_belief
 
@@ -177,7 +177,6 @@ def tune(argv: list[str]) -> None:
     command = study_command("tune", *argv)
     with run_folder.resumable(folder, command, begun="."), run_folder.holding_locks():
         run_folder.lock_folder(folder)
-        share_compiled_steps(folder / "compiled")
         for trial in trials:
             _train_missing(trial, argv)
     tried = [(one.config.seed, *found) for one in trials for found in _read_trial(one)]

@@ -15,8 +15,7 @@ from tests.inference.quick import quick_compilation
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")), pytest.MonkeyPatch.context() as m:
-        m.setattr(tune_module, "share_compiled_steps", lambda folder: None)  # one for all tests
+    with quick_compilation(tmp_path_factory.mktemp("compiled")):
         yield
 
 
