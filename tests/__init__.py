@@ -1,0 +1,5 @@
+"""Tests, and how they compile."""
+
+# Compiling is most of the tests' time: a gradient of a small model takes 0.3 s of it with these
+# flags of XLA, and 3.3 s without them, as users' programs have it.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

@@ -4,12 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests import QUICK
+
 # Eight simulated devices, so that every sharding is tested on any machine. Only the CPU: results
 # must not depend on the accelerator that happens to be present.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# Compiled roughly, unless XLA_FLAGS asks for more.
+os.environ["XLA_FLAGS"] = " ".join(
+    [QUICK, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
 os.environ["HF_HUB_OFFLINE"] = "1"
 # What one test compiles serves the others, in all workers and in the programs they start: these
 # inherit the variables. The folder is the tests' own, and goes with them.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests import QUICK
 from tests.conftest import REPOSITORY
 from tests.training.small_trainer import lines
 
@@ -35,7 +36,7 @@ def together(
     file.write_text(json.dumps(plan, default=str))
     port = free_port()
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=2",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(REPOSITORY),

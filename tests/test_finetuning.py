@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import cogcalib_jax as cc
-from tests.inference.quick import quick_compilation
 from tests.library import LORA, ONE, rows, task, write_base
 
 TRAINING = cc.TrainingConfig(
@@ -23,8 +22,7 @@ METHOD = cc.Method(term="ls", gate="adaptive", weight=0.3)
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetuning")
     write_base(folder / "base")
-    with quick_compilation(folder / "compiled"):
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import cogcalib_jax as cc
 from cogcalib_jax.hf.adapter import adapter_hash
 from cogcalib_jax.inference.predict import Predictor
 from tests.examples.scored import QUESTIONS, scored
-from tests.inference.quick import quick_compilation
 from tests.library import LORA, ONE, rows, task, write_base
 
 
@@ -19,8 +18,7 @@ from tests.library import LORA, ONE, rows, task, write_base
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_base(folder / "base")
-    with quick_compilation(folder / "compiled"):
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import train
 from cogcalib_jax.errors import FieldError, run_main
 from cogcalib_jax.machines import DistributedConfig
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.multihost import assert_same_run, together
 from tests.training.small_trainer import lines
 
@@ -34,8 +33,7 @@ def command(base, folder, *more):
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    with quick_compilation(cache):
-        assert run_main(train.main, command(base, folder)) == 0
+    assert run_main(train.main, command(base, folder)) == 0
     return folder
 
 
@@ -97,8 +95,7 @@ def test_two_processes_make_the_run_of_one_on_a_quantised_base(tmp_path, cache):
     base = write_base(tmp_path / "base", hidden_size=256)
     options = ("--model.quantise", "nf4", "--training.epochs", "1")
     one, two = tmp_path / "one", tmp_path / "two"
-    with quick_compilation(cache):
-        assert run_main(train.main, command(base, one, *options)) == 0
+    assert run_main(train.main, command(base, one, *options)) == 0
     plan = {"commands": [["train", *command(base, two, *options)]]}
     for process in together(tmp_path / "pair", cache, plan):
         assert process.returncode == 0, process.stderr[-4000:]

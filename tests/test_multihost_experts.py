@@ -6,7 +6,6 @@ import train
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.models.config import ExpertsConfig
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.multihost import assert_same_run, together
 
 
@@ -18,8 +17,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     cache, runs = tmp_path / "cache", [tmp_path / "alone", tmp_path / "pair"]
     shared = ("--method.name", "cols", "--lora.target-modules", "q_proj,v_proj,lm_head")
     mesh = ("--mesh.data", "1", "--mesh.expert", "2", "--mesh.fsdp")
-    with quick_compilation(cache):
-        assert run_main(train.main, arguments(base, runs[0], *shared, *mesh, "4")) == 0
+    assert run_main(train.main, arguments(base, runs[0], *shared, *mesh, "4")) == 0
     command = arguments(base, runs[1], *shared, *mesh, "2")
     for process in together(tmp_path / "plan", cache, {"commands": [["train", *command]]}):
         assert process.returncode == 0, process.stderr[-4000:]

@@ -14,18 +14,11 @@ from cogcalib_jax.hf.weights import save_decoder
 from cogcalib_jax.inference.evaluate import Calibrators
 from cogcalib_jax.inference.open_ended import exact_match
 from tests.inference.open_rows import NAMES, VOCAB, save
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, tiny_decoder
 from tests.training.small_trainer import lines
 
 PRESET = Path(__file__).resolve().parents[1] / "configs" / "own_questions.yaml"
 RAW = {"sequence", "length_normalised", "agreement", "p_true"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,8 @@ from cogcalib_jax.report.report import write_report
 from cogcalib_jax.training import checkpoint
 from cogcalib_jax.training.checkpoint import Checkpoints
 from tests.cli.small_base import WORLD, arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.reliability.resumed import differences
 from tests.training.small_trainer import Killed, lines
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tests.inference.tiny import (
     full_logits,
     one_batch,
     questions,
-    quick_jit,
     tiny_decoder,
 )
 
@@ -36,7 +35,7 @@ def unit_directions(logits):
 
 def flows_of(decoder, batch):
     model, lora = split_model(decoder)
-    run = quick_jit(
+    run = jax.jit(
         lambda lora, frozen: adapter_flows(
             nnx.merge(model.graphdef, lora, frozen), batch, unit_directions
         )
@@ -56,7 +55,7 @@ def jacobians(decoder, batch):
             return tree_scores(nll, batch.tree)
         return decoder.head().option_logits(hidden[:, 0], batch.option_ids)
 
-    state = quick_jit(jax.jacrev(logits))(lora)
+    state = jax.jit(jax.jacrev(logits))(lora)
     named = {}
     for path, leaf in nnx.to_flat_state(state):
         value = np.asarray(leaf.get_value() if hasattr(leaf, "get_value") else leaf)

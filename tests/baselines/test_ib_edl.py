@@ -21,7 +21,6 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.models.lora import Head
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import (
     VOCAB,
     full_logits,
@@ -36,12 +35,6 @@ from tests.models.small import one_device
 ROWS = questions(6)
 TOKENS = scale_tokens({"train": ROWS}, VOCAB)
 VARIANT = IbEdl(TOKENS, beta=0.03, draws=5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def softplus(x):

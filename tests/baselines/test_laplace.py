@@ -18,7 +18,6 @@ from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.inference.predictions import prediction_rows
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import LORA, one_batch, questions, tiny_decoder
 from tests.models.small import one_device
 
@@ -34,12 +33,6 @@ HEAD = replace(LORA, target_modules=("lm_head",))
 ALL = replace(LORA, target_modules=("all-linear", "lm_head"))
 FULL = 64  # more than any side is wide
 CONFIG = EvaluationConfig(batch_size=16, resamples=100)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @cache

@@ -22,7 +22,6 @@ from cogcalib_jax.inference.posthoc import fit_temperature
 from cogcalib_jax.inference.predict import Predictor, SplitPass
 from cogcalib_jax.inference.predictions import Predictions, prediction_rows
 from cogcalib_jax.models.parameters import split_model, with_dropout
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import LORA, TINY, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device
 
@@ -30,12 +29,6 @@ SPLITS = {"single": questions(10), "several": questions(10, tokens=3)}
 for split in SPLITS.values():
     split.pmi_prefix_ids = (1, 9)
 CONFIG = EvaluationConfig(batch_size=4, mc_passes=3, resamples=100)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @cache

@@ -15,7 +15,6 @@ from cogcalib_jax.method.config import MethodConfig
 from cogcalib_jax.sharding import MeshConfig, make_mesh
 from cogcalib_jax.training.finetune import finetune
 from cogcalib_jax.training.step import make_optimizer
-from tests.inference.quick import quick_compilation as quickly
 from tests.inference.tiny import tiny_model
 from tests.models.small import one_device
 from tests.training.small_trainer import (
@@ -27,13 +26,6 @@ from tests.training.small_trainer import (
     without_last_checkpoint,
 )
 from tests.training.test_step import Stepper
-
-
-@pytest.fixture(scope="module")
-def quick_compilation(tmp_path_factory):
-    with quickly(tmp_path_factory.mktemp("compiled")):
-        yield
-
 
 VARIANT = ScalaBl(rows=20, batch_size=8, peak=1e-2, seed=4)
 
@@ -99,7 +91,6 @@ def test_the_divergence_is_the_integral_of_posterior_to_prior(mean, deviation):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_eight_devices_make_the_same_draws_and_updates():
     optimizer = VARIANT.optimizer(make_optimizer(TRAINING, lambda s: 1e-2), lambda s: 1e-2, 1e-2)
     ended = []
@@ -112,7 +103,6 @@ def test_eight_devices_make_the_same_draws_and_updates():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *ended)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path):
     made = trainer()
     made = replace(made, trainable=replace(made.trainable, variant=VARIANT))

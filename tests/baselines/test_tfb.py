@@ -17,19 +17,12 @@ from cogcalib_jax.inference.predict import Predictor
 from cogcalib_jax.models.lora import lora_input
 from cogcalib_jax.models.parameters import ROOT, split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import LORA, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device
 
 ANCHORS = questions(12, seed=3)
 CONFIG = EvaluationConfig(batch_size=8, mc_passes=4)
 SETTINGS = Tfb(anchors=10, steps=5, tolerance=0.05)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def flat(state):

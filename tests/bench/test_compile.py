@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,7 +26,6 @@ from cogcalib_jax.training.step import (
     state_shardings,
 )
 from tests.inference.tiny import LORA, TINY, micro_batches, questions, tiny_decoder
-from tests.models.small import QUICK
 from tests.test_presets import load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -40,12 +38,7 @@ def optimizer(training: TrainingConfig = TrainingConfig(learning_rate=1e-2)):  #
     return make_optimizer(training, schedule)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICK))
-
-
-def test_what_is_planned_is_the_step_that_training_runs(quick):
+def test_what_is_planned_is_the_step_that_training_runs():
     """The compiled plan takes the loop's own arrays, placed as the loop places them, and makes the
     very update of the jitted step."""
     mesh = make_mesh(FOUR_BY_TWO)
@@ -96,7 +89,7 @@ def test_a_planned_batch_is_laid_out_as_the_loop_lays_it_out():
         assert ours.sharding.is_equivalent_to(real.sharding, len(ours.shape))
 
 
-def test_the_step_of_llama3_8b_compiles_for_eight_devices(quick):
+def test_the_step_of_llama3_8b_compiles_for_eight_devices():
     """As the preset says it, each device holding an eighth of the 8.03 billion bfloat16 weights.
 
     What the CPU's compiler adds while computing is no forecast for an accelerator (it holds

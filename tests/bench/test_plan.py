@@ -27,17 +27,10 @@ from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.models.families import to_hf
 from cogcalib_jax.report.tables import as_text
 from cogcalib_jax.sharding import make_mesh
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLD = str(CONFIGS / "world.yaml")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,8 @@ from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.adapter_config import read_lora_config
 from tests.cli.small_base import WORLD, arguments, write_base
 from tests.eval_program.programs import SCORING, lines, run_eval, small_world
-from tests.inference.quick import quick_compilation
 
 OPTIONS = ("--compare", "sft,start,interpolation", "--lora.lora-dropout", "0", *SCORING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

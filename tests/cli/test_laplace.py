@@ -11,16 +11,9 @@ from cogcalib_jax.baselines.kfac import NoPosterior
 from cogcalib_jax.cli import sampling
 from cogcalib_jax.errors import run_main
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 
 OPTIONS = ("--lora.lora-dropout", "0", "--compare", "sft,laplace_lora")
 ADAPTER = "adapter/adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,10 @@ from cogcalib_jax.errors import run_main
 from cogcalib_jax.hf.merge import main as merge
 from cogcalib_jax.hf.tokenizer import tokenizer_files, tokenizer_key
 from tests.examples.scored import CHAT, QUESTIONS, scored
-from tests.inference.quick import quick_compilation
 
 OWN = CHAT.replace("<assistant>", "[assistant]").replace(
     "<{{ message.role }}>", "[{{ message.role }}]"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from cogcalib_jax.errors import UserError, run_main
 from cogcalib_jax.hf.files import open_folder
 from cogcalib_jax.hf.merge import main as merge
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 
 DIFFERS = "was trained on a base with model.quantise nf4"
 
@@ -27,10 +26,8 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    cache = tmp_path_factory.mktemp("compiled")
     command = arguments(base, folder, "--model.quantise", "nf4", "--method.name", "cols")
-    with quick_compilation(cache):
-        assert run_main(train.main, command) == 0
+    assert run_main(train.main, command) == 0
     return folder
 
 

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 import train
 from benchmarks.make_random_checkpoint import make_checkpoint, shard_bytes
 from cogcalib_jax.errors import run_main
-from tests.inference.quick import quick_compilation
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Few questions of each kind, few padded lengths: a second or two apart from compiling.
@@ -28,12 +27,6 @@ SMALL = {
     "evaluation.batch-size": 24,
     "evaluation.resamples": 100,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def run(folder: Path, rows: Path, model: Path, preset: str, **more) -> list[dict]:

@@ -12,7 +12,6 @@ from cogcalib_jax.cli import method_run
 from cogcalib_jax.errors import run_main
 from cogcalib_jax.training.checkpoint import Checkpoints
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.training.small_trainer import Killed, lines
 
 COMPARE = (
@@ -23,12 +22,6 @@ COMPARE = (
 )
 OPTIONS = ("--lora.lora-dropout", "0", "--evaluation.mc-passes", "4", *COMPARE)
 ADAPTER = "adapter/adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

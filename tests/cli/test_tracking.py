@@ -11,15 +11,13 @@ from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.cli.tracking import TRACKERS, make_trackers
 from cogcalib_jax.errors import run_main
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.training.test_trackers import read_events
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
-    with quick_compilation(folder / "compiled"):
-        yield write_base(folder / "base")
+    return write_base(folder / "base")
 
 
 def journal(folder):

@@ -12,13 +12,6 @@ from cogcalib_jax.cli.train import train_run
 from cogcalib_jax.configlib.loading import load_config
 from tests.cli.small_base import arguments, write_base
 from tests.eval_program.programs import SCORING
-from tests.inference.quick import quick_compilation
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="package")

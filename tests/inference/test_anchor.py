@@ -17,8 +17,7 @@ from cogcalib_jax.method.loss import Anchor
 from cogcalib_jax.method.terms import TERMS
 from cogcalib_jax.sharding import MeshConfig, make_mesh, replicate, shard_batch
 from cogcalib_jax.training.step import init_state, jit_train_step, make_train_step, state_shardings
-from tests.inference.quick import quick_compilation
-from tests.inference.tiny import VOCAB, micro_batches, questions, quick_jit, tiny_decoder
+from tests.inference.tiny import VOCAB, micro_batches, questions, tiny_decoder
 from tests.models.small import one_device
 from tests.training.test_step import MODEL, split_model
 
@@ -31,12 +30,6 @@ CASES = {
     "ls over the vocabulary": ("ls", "vocab"),
     "kl over the options": ("kl", "options"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @cache
@@ -179,7 +172,7 @@ def test_in_chunks_value_and_gradient_are_those_of_all_rows_at_once(space):
             head.replace(lora_B=lora_B), hidden, batch, term, space, None, chunk=chunk
         )
 
-    run = quick_jit(jax.value_and_grad(total), static_argnums=1)
+    run = jax.jit(jax.value_and_grad(total), static_argnums=1)
     whole, parts = (run((hidden, head.lora_B), chunk) for chunk in (4, 1))
     assert_close(parts, whole)
     assert not np.asarray(whole[1][0])[2].any()  # a row of weight 0

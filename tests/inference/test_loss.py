@@ -19,7 +19,6 @@ from tests.inference.tiny import (
     log_softmax,
     one_batch,
     questions,
-    quick_jit,
     tiny_decoder,
 )
 
@@ -98,7 +97,7 @@ def computed(kind):
     batch = one_batch(rows)
     cases = [(loss, method) for name, loss, method in CASES if name == kind]
 
-    @quick_jit
+    @jax.jit
     def run(state, batch):
         decoder = nnx.merge(graphdef, state)
         hidden, _ = scored_hidden(decoder, batch, None)
@@ -196,7 +195,7 @@ def loss_and_gradient(rows, method, threshold=4.3, batch=None, labels=None):
         )
         return sums.loss, sums._replace(faults=None)  # of which there are as many as rows
 
-    (_, sums), gradient = quick_jit(jax.value_and_grad(total, has_aux=True))(lora, batch)
+    (_, sums), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(lora, batch)
     return sums, gradient
 
 
@@ -232,7 +231,7 @@ def test_an_example_has_the_same_loss_in_any_batch():
     method = MethodConfig(term="ls", gate="adaptive").resolve()
     graphdef, state = nnx.split(tiny_decoder())
 
-    @quick_jit
+    @jax.jit
     def losses(state, batch):
         decoder = nnx.merge(graphdef, state)
         hidden, _ = scored_hidden(decoder, batch, None)

@@ -27,7 +27,6 @@ from cogcalib_jax.models import generate as generation
 from cogcalib_jax.models.parameters import split_model
 from tests.data.chats import LLAMA_2, chat_tokenizer
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, full_logits, log_softmax, option_logprob, tiny_decoder
 from tests.models.small import one_device
 
@@ -35,12 +34,6 @@ NEW_TOKENS = 5
 STOP, EOS = 16, 2
 CONFIG = EvaluationConfig(batch_size=4, open=OpenConfig(max_new_tokens=NEW_TOKENS, samples=3))
 SHAPE = replace(TINY, vocab_size=VOCAB, max_position_embeddings=256)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @cache

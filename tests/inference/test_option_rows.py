@@ -27,8 +27,7 @@ from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from tests.golden.families import FAMILIES
-from tests.inference.quick import quick_compilation
-from tests.inference.tiny import log_softmax, one_batch, questions, quick_jit, tiny_decoder
+from tests.inference.tiny import log_softmax, one_batch, questions, tiny_decoder
 from tests.method.test_terms import reference
 from tests.models.small import one_device
 
@@ -49,12 +48,6 @@ PLACES = {
 SLOPES = np.random.default_rng(3).normal(size=(11, 5)).astype(np.float32)
 START = np.random.default_rng(4).normal(size=(11, 5)).astype(np.float32)
 START -= np.log(np.exp(START).sum(-1, keepdims=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def lengths(rule):
@@ -98,7 +91,7 @@ def own_scores(model, rule="mean"):
 def with_gradient(model, function):
     """What `function(decoder)` returns as (scalar, arrays): the arrays and the LoRA gradient."""
     split, parameters = split_model(model)
-    run = quick_jit(jax.grad(lambda lora: function(split.merge(lora)), has_aux=True))
+    run = jax.jit(jax.grad(lambda lora: function(split.merge(lora)), has_aux=True))
     return jax.tree.map(np.asarray, run(parameters))
 
 

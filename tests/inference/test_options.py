@@ -18,7 +18,6 @@ from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import split_model
 from cogcalib_jax.sharding import MeshConfig, batch_parts, make_mesh
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, VOCAB, option_logprob, questions, tiny_decoder
 from tests.models.small import FUSED, OTHER, SMALL, one_device
 
@@ -52,12 +51,6 @@ MODELS = {
         EVERYWHERE,
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def scores(decoder, rows, mesh=None, temperature=1.0, batch_size=4):

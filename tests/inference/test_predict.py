@@ -11,7 +11,6 @@ from cogcalib_jax.data.example import EncodedSplit
 from cogcalib_jax.inference.config import EvaluationConfig
 from cogcalib_jax.inference.predict import Predictor, prior_scores
 from cogcalib_jax.inference.predictions import Predictions, prediction_rows, write_predictions
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import option_logprob, questions, tiny_decoder, tiny_model
 from tests.models.small import one_device
 
@@ -21,12 +20,6 @@ PREFIX = (1, 9, 4)
 for split in SPLITS.values():
     split.pmi_prefix_ids = PREFIX
 TEMPERATURE = 1.7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @cache

@@ -12,7 +12,7 @@ from flax import nnx
 from cogcalib_jax.inference.forward import row_stats
 from cogcalib_jax.method.terms import TERMS, Term
 from cogcalib_jax.sharding import MeshConfig, make_mesh, named_sharding
-from tests.inference.tiny import LORA, TINY, VOCAB, quick_jit, tiny_decoder
+from tests.inference.tiny import LORA, TINY, VOCAB, tiny_decoder
 
 METHODS = {
     "sft": None,
@@ -71,7 +71,7 @@ def test_values_and_gradients_equal_the_full_logits(kind):
         value = jnp.sum(weight * nll) + jnp.sum(weight**2 * logsumexp)
         return value if cal is None else value + jnp.sum(weight * cal) / VOCAB
 
-    @quick_jit
+    @jax.jit
     def all_of_them(state, hidden):
         return {
             f"{name} {chunk}": (
@@ -161,7 +161,7 @@ def test_dropout_on_the_head_is_drawn_per_position():
     hidden, targets = positions(1)
     hidden, targets = np.repeat(hidden, 12, 0), np.repeat(targets, 12, 0)
     for chunk in (4, 128):
-        run = quick_jit(
+        run = jax.jit(
             lambda key, chunk=chunk: row_stats(decoder.head(), hidden, targets, None, key, chunk)
         )
         nll = run(jax.random.key(0)).nll

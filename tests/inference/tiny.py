@@ -16,7 +16,7 @@ from cogcalib_jax.models.config import DecoderConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.lora import LoraConfig
 from cogcalib_jax.models.parameters import FrozenModel, split_model
-from tests.models.small import QUICK, small_decoder
+from tests.models.small import small_decoder
 
 VOCAB = 56
 TINY = DecoderConfig(
@@ -122,7 +122,3 @@ def option_logprob(decoder: Decoder, row: Encoded, option: int, temperature=1.0)
     logits = full_logits(decoder, (*row.prompt_ids, *completion)[:-1])
     scored = log_softmax(logits[len(row.prompt_ids) - 1 :] / temperature)
     return float(sum(scored[t, token] for t, token in enumerate(completion)))
-
-
-def quick_jit(function, **options):
-    return jax.jit(function, compiler_options=QUICK, **options)

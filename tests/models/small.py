@@ -94,11 +94,7 @@ def tokens(rows: int = 2, time: int = 9) -> np.ndarray:
     return np.random.RandomState(7).randint(3, 40, (rows, time)).astype(np.int32)
 
 
-# Compiling is most of these tests' time; optimised code would not pay for itself.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def _forward(graphdef, state, ids, lengths, dropout_key):
     model = nnx.merge(graphdef, state)
     hidden = model.hidden_states(ids, lengths=lengths, dropout_key=dropout_key)

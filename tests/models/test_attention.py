@@ -17,7 +17,6 @@ from cogcalib_jax.models.attention import (
     xla_attention,
 )
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.inference.tiny import quick_jit
 from tests.models.small import forward, small_decoder, tokens
 
 
@@ -114,7 +113,7 @@ def with_gradient(attend):
             out * jnp.sin(jnp.arange(out.size, dtype=jnp.float32).reshape(out.shape))
         ), out
 
-    return quick_jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
 
 
 def assert_same(ours, theirs, qkv):

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from cogcalib_jax.sharding import MeshConfig, make_mesh
 from tests.models.small import (
     FUSED,
     OTHER,
-    QUICK,
     SMALL,
     forward,
     one_device,
@@ -30,7 +28,7 @@ def loss_and_gradient(decoder, ids, dropout_key=None):
     """A scalar through every layer and the head, and its gradient by LoRA parameters."""
     graphdef, lora, base = nnx.split(decoder, nnx.LoRAParam, ...)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.value_and_grad
     def run(lora):
         model = nnx.merge(graphdef, lora, base)

@@ -14,7 +14,7 @@ from cogcalib_jax.models.config import ExpertsConfig, LoraConfig
 from cogcalib_jax.models.decoder import Decoder
 from cogcalib_jax.models.parameters import abstract_decoder, require_cut
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.models.small import QUICK, SMALL, forward, one_device, small_decoder, tokens
+from tests.models.small import SMALL, forward, one_device, small_decoder, tokens
 
 EXPERTS = ExpertsConfig(number=4, per_token=2, width=12, renormalise=False)
 SPARSE = replace(SMALL, model_type="mixtral", experts=EXPERTS)
@@ -63,7 +63,7 @@ def test_the_mixture_equals_a_loop_over_experts(per_token, renormalise):
     experts = replace(EXPERTS, per_token=per_token, renormalise=renormalise)
     mlp = layer_of(small_decoder(replace(SPARSE, experts=experts)), 1)
     x = hidden()
-    ours = jax.jit(mlp, compiler_options=QUICK)(x, None)
+    ours = jax.jit(mlp)(x, None)
     np.testing.assert_allclose(ours, by_loop(mlp, x), atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_gradients_are_finite_differences():
     def total(x):
         return jnp.sum(mlp(x, None) * direction)
 
-    gradient = np.asarray(jax.jit(jax.grad(total), compiler_options=QUICK)(x))
+    gradient = np.asarray(jax.jit(jax.grad(total))(x))
     step, rows = 1e-5, [(0, 0, 0), (0, 3, 5), (1, 8, 15), (1, 2, 7)]
     for place in rows:
         moved = np.zeros(x.shape)
@@ -101,7 +101,7 @@ def test_lora_has_the_gradients_of_finite_differences_through_the_experts():
     graphdef, lora, base = nnx.split(decoder, nnx.LoRAParam, ...)
     ids = tokens()
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.value_and_grad
     def loss(lora):
         model = nnx.merge(graphdef, lora, base)
@@ -122,10 +122,10 @@ def test_vmap_over_rows_and_over_cotangents_equals_a_loop():
     """As dropout by row and K-FAC do; ragged_dot itself has no such rule."""
     mlp = layer_of(small_decoder(SPARSE))
     x = np.stack([hidden(seed, rows=1) for seed in range(3)])
-    run = jax.jit(jax.vmap(lambda x: mlp(x, None)), compiler_options=QUICK)
+    run = jax.jit(jax.vmap(lambda x: mlp(x, None)))
     np.testing.assert_allclose(run(x), np.stack([mlp(one, None) for one in x]), atol=1e-5)
     _, pull = jax.vjp(lambda x: mlp(x, None), x[0])
-    many = jax.jit(jax.vmap(pull), compiler_options=QUICK)(x)[0]
+    many = jax.jit(jax.vmap(pull))(x)[0]
     np.testing.assert_allclose(many, np.stack([pull(one)[0] for one in x]), atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_vmap_over_rows_that_lie_on_different_devices():
     one, many = (layer_of(small_decoder(SPARSE, mesh=m)) for m in (one_device(), mesh))
     x = np.stack([hidden(seed, rows=1) for seed in range(8)])
     run = jax.vmap(lambda x: many(x, None), spmd_axis_name=("data", "fsdp", "expert"))
-    ours = jax.jit(run, compiler_options=QUICK)(x)
+    ours = jax.jit(run)(x)
     np.testing.assert_allclose(ours[:, 0], one(x[:, 0], None), atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_every_mesh_has_the_outputs_and_gradients_of_one_device(shape):
         decoder = small_decoder(SPARSE, lora=LORA, mesh=mesh)
         graphdef, lora, base = nnx.split(decoder, nnx.LoRAParam, ...)
 
-        @partial(jax.jit, compiler_options=QUICK)
+        @jax.jit
         @partial(jax.value_and_grad, has_aux=True)
         def run(lora, base):
             model = nnx.merge(graphdef, lora, base)

@@ -31,7 +31,7 @@ from cogcalib_jax.models.quantised import (
     quantised_product,
 )
 from cogcalib_jax.sharding import MeshConfig, make_mesh
-from tests.models.small import QUICK, SMALL, forward, one_device, small_decoder, tokens
+from tests.models.small import SMALL, forward, one_device, small_decoder, tokens
 
 KINDS = ("int8", "nf4")
 # Two blocks of 64 along the width, four along the MLP's, and heads of half a block.
@@ -53,7 +53,7 @@ def reference(weight: np.ndarray, kind: str) -> np.ndarray:
     return out
 
 
-back = jax.jit(dequantise, compiler_options=QUICK)
+back = jax.jit(dequantise)
 
 
 def there_and_back(weight: np.ndarray, kind: str) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_logits_and_gradients_are_those_of_the_dequantised_weights(stored, kind)
             model = nnx.merge(graphdef, lora, rest)
             return jax.nn.log_softmax(model.logits(model.hidden_states(tokens())))[..., 5].mean()
 
-        return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(lora)
+        return jax.jit(jax.value_and_grad(loss))(lora)
 
     ours, wanted = loss_and_gradient(decoder), loss_and_gradient(dequantised(decoder))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):

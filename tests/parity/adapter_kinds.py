@@ -5,7 +5,6 @@ small random model, and raises AssertionError by what differs.
 """
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from cogcalib_jax.hf.merge import BaseConfig, MergeConfig, merge
 from cogcalib_jax.hf.weights import load_decoder
 from cogcalib_jax.models.parameters import merge_lora
 from tests.golden.make_golden import torch_model
-from tests.models.small import QUICK, forward, one_device
+from tests.models.small import forward, one_device
 
 TOKENS = np.random.RandomState(5).randint(0, 64, (2, 12))
 STEPS, RATE = 2, 0.03
@@ -82,7 +81,7 @@ def our_steps(decoder: Any) -> Any:
     graphdef, lora, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
     ids = TOKENS.astype(np.int32)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(lora: nnx.State) -> nnx.State:
         def loss(lora: nnx.State) -> jax.Array:
             model = nnx.merge(graphdef, lora, frozen)

@@ -19,7 +19,7 @@ from cogcalib_jax.models.generate import SamplingConfig, generate
 from cogcalib_jax.models.lora import LoraConfig
 from tests.golden.families import LORA_ALPHA, LORA_RANK, lora_targets
 from tests.golden.make_golden import SMALLEST_GAP, greedy, lora_gradients, torch_peft_model
-from tests.models.small import QUICK, forward, one_device
+from tests.models.small import forward, one_device
 
 TOKENS = np.random.RandomState(5).randint(0, 64, (3, 40))
 NEW_TOKENS = 64
@@ -60,7 +60,7 @@ def gradient_differences(raw: dict, folder: Path, scratch: Path) -> dict[str, fl
         logits = model.logits(model.hidden_states(tokens[:, :-1]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(adapter)
+    gradient = jax.jit(jax.grad(loss))(adapter)
     ours = dict(host_tensors(gradient, decoder.config))
     assert len(reference) == len(ours) == 2 * ((len(targets) - 1) * decoder.config.num_layers + 1)
     differences = {}

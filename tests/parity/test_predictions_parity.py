@@ -32,7 +32,6 @@ import eval as eval_program  # noqa: E402
 from cogcalib_jax.model import Model  # noqa: E402
 from cogcalib_jax.world.config import WorldConfig  # noqa: E402
 from cogcalib_jax.world.corpus import build_tokenizer, save_tokenizer  # noqa: E402
-from tests.inference.quick import quick_compilation  # noqa: E402
 
 ROWS = 50
 TASKS = {"openbookqa": "openbookqa", "winogrande_s": "winogrande", "boolq": "boolq"}
@@ -88,12 +87,11 @@ FAMILIES = ADAPTED | {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
+def one_thread():
     threads = torch.get_num_threads()
     # Texts are too short to share out; idle threads only get in the way.
     torch.set_num_threads(1)
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

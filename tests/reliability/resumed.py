@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import QUICK
 from tests.cli.small_base import arguments
 
 # Not that of conftest.py, which would give this program more devices than train.py has.
@@ -34,8 +35,7 @@ BY_BYTES = (
 def environment(compiled: Path, devices: int = 1) -> dict[str, str]:
     """Of a program that shares what it compiles with others."""
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -18,7 +18,6 @@ from cogcalib_jax.training.log import SKIPPED_IN_A_ROW
 from cogcalib_jax.training.loop import jit_step, micro_batches, run_phase, train_stream
 from cogcalib_jax.training.state import Phase, begin
 from cogcalib_jax.training.storage import Journal
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import tiny_decoder
 from tests.training.small_trainer import TRAINING, Killed, lines, lora, same_bits, splits, trainer
 
@@ -27,12 +26,6 @@ STEPS = 5
 # What an example's label makes of it here: cross-entropy, term, or the gradient alone breaks.
 WELL, CE, CAL, GRADIENT = range(4)
 TERMS = {CE: "ce", CAL: "cal", GRADIENT: "gradient"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,14 +35,7 @@ from cogcalib_jax.studies.detector_results import (
 from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.storage import Journal
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
 from tests.training.small_trainer import TRAINING, lora, splits, trainer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ from cogcalib_jax.studies.detector_results import UNKNOWN
 from cogcalib_jax.world.config import RELATIONS, WorldConfig
 from cogcalib_jax.world.corpus import build_tokenizer, build_world, wordings
 from tests.inference.open_rows import DATA, NAMES, VOCAB, encoded, open_examples, tokenizer
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, full_logits, log_softmax, tiny_decoder
 from tests.models.small import one_device
 
@@ -40,12 +39,6 @@ EVALUATION = EvaluationConfig(
     batch_size=8, open=OpenConfig(max_new_tokens=3, samples=0, p_true=False)
 )
 SMALL = WorldConfig(entities=20, train=16, test=8, validation=8, calibration=8, style=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def run(data, tokenizer, decoder, style=(), answers=None, seed=0):

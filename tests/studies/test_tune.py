@@ -10,13 +10,6 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.studies import main
 from cogcalib_jax.studies import tune as tune_module
 from tests.cli.small_base import arguments, write_base
-from tests.inference.quick import quick_compilation
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from tests.training.small_trainer import (
     trainer,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 COLS = MethodConfig(name="cols", weight=0.5, space="options").resolve()
 QUESTIONS = questions(6, seed=9, options=(3, 4), longest=8)
 

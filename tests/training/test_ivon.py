@@ -116,7 +116,6 @@ def test_settings_out_of_range_are_refused(spec, words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_eight_devices_make_the_same_draws_and_updates():
     ivon = replace(IVON, ess=1e4)
     optimizer = ivon.optimizer(None, lambda step: 1.0, 1.0)
@@ -130,7 +129,6 @@ def test_eight_devices_make_the_same_draws_and_updates():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *ended)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.slow
 def test_a_resumed_run_draws_and_ends_as_if_it_had_not_stopped(tmp_path):
     made = trainer(replace(TRAINING, optimizer=SPEC))

@@ -38,11 +38,6 @@ EVALUATION = EvaluationConfig(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly(quick_compilation):
-    yield
-
-
 @cache
 def decoder():
     return tiny_decoder(config=replace(TINY, vocab_size=VOCAB))

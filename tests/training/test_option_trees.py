@@ -26,8 +26,6 @@ from tests.inference.tiny import log_softmax, option_logprob, questions
 from tests.models.small import one_device
 from tests.training.small_trainer import TRAINING, lines, model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = {"style": 8, "train": 16, "calibration": 12, "validation": 8}
 STEADY = replace(TRAINING, schedule="constant", warmup_fraction=0.0, max_steps=2, style_steps=1)
 COLS = MethodConfig(name="cols", weight=0.5, space="options").resolve()

@@ -14,8 +14,6 @@ from cogcalib_jax.training.loop import train_stream
 from tests.inference.tiny import full_logits, log_softmax
 from tests.training.small_trainer import TRAINING, lines, lora, same_bits, splits, trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # The update does not depend on how many there are, so it is compiled once a method.
 STEADY = replace(TRAINING, schedule="constant", warmup_fraction=0.0)
 

@@ -22,7 +22,6 @@ from tests.training.small_trainer import (
     trainer,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 COLS = MethodConfig(name="cols", weight=0.5).resolve()
 
 

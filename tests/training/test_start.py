@@ -12,8 +12,6 @@ from cogcalib_jax.training.state import start_beliefs
 from tests.inference.tiny import VOCAB, full_logits, log_softmax
 from tests.training.small_trainer import lines, lora, same_bits, splits, trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def beliefs(spec, space, folder):
     method = MethodConfig(term=spec, gate="all", space=space).build()

@@ -19,7 +19,6 @@ from cogcalib_jax.sharding import MeshConfig, make_mesh, shard_batch
 from cogcalib_jax.training import step as step_module
 from cogcalib_jax.training.step import init_state, jit_train_step, make_train_step, state_shardings
 from cogcalib_jax.training.variant import PLAIN
-from tests.inference.quick import quick_compilation
 from tests.inference.tiny import TINY, micro_batches, questions, tiny_decoder
 from tests.models.small import one_device
 
@@ -36,12 +35,6 @@ MESHES = {
     "2x2x2": MeshConfig(2, 2, 2),
     "1x1x8": MeshConfig(1, 1, 8),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory):
-    with quick_compilation(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 class Stepper:

@@ -11,7 +11,6 @@ from cogcalib_jax.training.finetune import Watch, finetune, style_phase
 from cogcalib_jax.training.storage import Journal
 from tests.training.small_trainer import Killed, lora, splits, trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SFT = MethodConfig(name="sft").resolve()
 
 

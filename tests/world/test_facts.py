@@ -29,7 +29,6 @@ from cogcalib_jax.world.config import (
     WorldConfig,
 )
 from cogcalib_jax.world.facts import build_splits, group, wordings
-from tests.inference.quick import quick_compilation
 from tests.library import write_base
 
 SMALL = FactsConfig(train=48, test=48, validation=24, calibration=24, style=24)
@@ -257,9 +256,8 @@ def test_a_tokenizer_may_split_values_and_names(tmp_path):
         "training.probe-rows": 0,
         "evaluation.resamples": 100,
     }
-    with quick_compilation(tmp_path / "compiled"):
-        argv = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        assert run_main(train.main, argv) == 0
+    argv = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    assert run_main(train.main, argv) == 0
     results = json.loads((folder / "ls" / "eval.json").read_text())
     for name in ("invented_facts", "invented_facts:taught_form_b"):
         assert results[name]["n"] == 24 and np.isfinite(results[name]["nll"])
