@@ -9,7 +9,6 @@ from tests import QUICK
 # Eight simulated devices, so that every sharding is tested on any machine. Only the CPU: results
 # must not depend on the accelerator that happens to be present.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiled roughly, unless XLA_FLAGS asks for more.
 os.environ["XLA_FLAGS"] = " ".join(
     [QUICK, os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
