@@ -8,7 +8,6 @@ strict part of YAML: mappings, lists and scalars; every key is the name of a fie
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,6 @@ from cogcalib_jax.settings import (
     renamed_from,
     was_section,
 )
-
-log = logging.getLogger(__name__)
 
 SOURCE = "command line"
 DEFAULT_PRESET = "world"
@@ -184,11 +181,10 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
 
 
 def _require_same(path: str, value: Any, where: str) -> None:
-    """Refuse another value of what is no field any more, and say that the same one goes."""
+    """Refuse another value of what is no field any more than the one it always has."""
     now = show(TAKEN[path])
     if show(value) != now:
         raise UserError(f"{where}: {path} = {show(value)}: is always {now} now; delete the line")
-    log.info("note: %s: %s is no field any more; it is always %s", where, path, now)
 
 
 def _require_no_contradiction(path: str, old: Given, new: Given | None) -> None:

@@ -51,7 +51,7 @@ _FIXED = {
     "start": ("#6B6B6B", "--"),
     "interpolation": ("#117A65", "-."),
 }
-_SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6")
+_SPARE = ("#637939", "#843C39", "#17A2A2", "#B5A300", "#7B8FA6", "#C2185B", "#5C4FC4")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,9 @@ def looks(keys: Iterable[str]) -> dict[str, Look]:
         if key in _FIXED:
             chosen[key] = Look(*_FIXED[key])
         else:
-            chosen[key] = Look(_SPARE[spare % len(_SPARE)], ("-", "--", "-.", ":")[spare // 5 % 4])
+            chosen[key] = Look(
+                _SPARE[spare % len(_SPARE)], ("-", "--", "-.", ":")[spare // len(_SPARE) % 4]
+            )
             spare += 1
     return chosen
 
