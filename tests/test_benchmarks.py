@@ -1,6 +1,7 @@
 """Every benchmark and example loads: what it imports of the package is there."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ FILES = [
 def test_it_loads(file, monkeypatch):
     monkeypatch.syspath_prepend(str(file.parent))
     spec = importlib.util.spec_from_file_location(f"loaded_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up there.
+    monkeypatch.setitem(sys.modules, spec.name, module)
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] in ("cogcalib_jax", "benchmarks"):
             raise

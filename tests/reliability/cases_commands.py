@@ -118,13 +118,7 @@ COMMAND_LINES = [
     Case("a benchmark of an unknown method", plain("train", "--methods", "calm"), BENCH),
     Case(
         "figures into a folder that is a file",
-        lambda p: [
-            "load",
-            "--model.path",
-            str(p.base()),
-            "--json",
-            str(write(Path("f"), "")) + "/a.json",
-        ],
+        lambda p: ["train", "--config", "world", "--json", str(write(Path("f"), "")) + "/a.json"],
         BENCH,
     ),
     Case("a run and an adapter to merge", _merge_both, MERGE),
