@@ -178,16 +178,11 @@ class RunConfig:
     def _check_anchor(self) -> None:
         task, anchor = TASKS[self.data.task], self.anchor
         if isinstance(task, MadeTask):
-            own = f"{task.section}.anchor"
             check(
                 anchor.carve is None,
                 "anchor.carve",
-                f"must be unset: task {self.data.task} has {own}, people of their own",
-            )
-            check(
-                anchor.path is None or not self._made_anchors,
-                own,
-                "must be 0 beside anchor.path, which names the questions",
+                f"must be unset: task {self.data.task} has {task.section}.anchor, people of their"
+                " own",
             )
         methods = self.resolved_methods() if anchor.methods else {}
         unknown = next((name for name in anchor.methods or () if name not in methods), None)

@@ -333,7 +333,8 @@ class AnchorConfig:
 
     path: str | None = setting(None, place=True)
     """file of questions with choices, as for eval.py --predict (answers are not read), asked with
-    the run's own prompt; the term sees the classes of method.space"""
+    the run's own prompt; they replace those of world.anchor and facts.anchor; the term sees the
+    classes of method.space"""
     carve: int | None = setting(None, added=True)
     """rows of train that become such questions, in a split of their own; a task that makes its rows
     has world.anchor or facts.anchor instead"""

@@ -85,7 +85,6 @@ def test_a_run_is_held_on_them_and_resumed_only_with_them(base, others, tmp_path
         (["--anchor.rows-per-step", "3", "--training.accumulation", "2"], "a multiple of training"),
         (["--anchor.rows-per-step", "4"], "cannot be spread over 8 devices"),
         (["--anchor.term", "brier"], "needs no right answer (allowed: ls, mbls, ecp, kl, uniform"),
-        (["--world.anchor", "8"], "world.anchor = 8: must be 0 beside anchor.path"),
         (["--anchor.carve", "4"], "anchor.carve = 4: must be unset beside anchor.path"),
     ],
 )
@@ -170,9 +169,11 @@ def test_the_world_has_people_of_their_own_for_them(base, tmp_path, capsys):
     assert "anchor.weight = 0.5: must be None without anchors" in capsys.readouterr().err
 
 
-def test_a_dry_run_reads_them_and_says_how_many_hold_an_update(base, others, tmp_path, capsys):
+@pytest.mark.parametrize("more", [[], ["--world.anchor", "12"]])
+def test_a_dry_run_says_how_many_of_a_file_hold_an_update(base, others, tmp_path, capsys, more):
+    """A file takes the place of the world's own."""
     file = write(tmp_path / "anchors.jsonl", others[:6])
-    assert run_main(train.main, command(base, tmp_path / "run", file, "--dry-run")) == 0
+    assert run_main(train.main, command(base, tmp_path / "run", file, "--dry-run", *more)) == 0
     assert "Each update also takes 8 of 6 questions without answers" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
