@@ -276,7 +276,7 @@ def in_other_form(
 def fitting_sets(
     config: RunConfig | EvalConfig, tokenizer: PreTrainedTokenizerBase, calibration: EncodedSplit
 ) -> dict[str, EncodedSplit]:
-    """Return name -> questions on which something is fitted or chosen, each with the same say.
+    """Return name -> questions on which something is fitted or chosen, each with equal weight.
 
     These are the calibration split, which was not taught, and taught facts in a wording that is
     neither trained on nor reported. Tasks without such a wording have the calibration split alone:

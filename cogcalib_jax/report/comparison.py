@@ -15,7 +15,7 @@ from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import write_whole
 from cogcalib_jax.metrics.significance import holm
 from cogcalib_jax.report.load_run import (
-    Run,
+    RunResults,
     anchor_terms,
     read_predictions,
     task_file,
@@ -93,7 +93,7 @@ class Findings:
         return "\n\n".join([*shown, *filter(None, [lines])])
 
 
-def findings(runs: Sequence[Run], task: str) -> Findings:
+def findings(runs: Sequence[RunResults], task: str) -> Findings:
     """Return the findings on one run, or on several that differ in their seed.
 
     Vocabulary, subgroups and confidences in generated answers are not averaged, and only in those
@@ -136,7 +136,7 @@ def findings(runs: Sequence[Run], task: str) -> Findings:
     )
 
 
-def _held(run: Run) -> tuple[str, ...]:
+def _held(run: RunResults) -> tuple[str, ...]:
     """Return a sentence on each method that anchors held."""
     knows = ", a target that knows that nobody can answer them"
     return tuple(
@@ -146,7 +146,7 @@ def _held(run: Run) -> tuple[str, ...]:
     )
 
 
-def _with_same_rows(runs: Sequence[Run]) -> tuple[Sequence[Run], tuple[str, ...]]:
+def _with_same_rows(runs: Sequence[RunResults]) -> tuple[Sequence[RunResults], tuple[str, ...]]:
     """`runs` without the rows beside the methods that some of them lack, and a line about it."""
     keys = [[method.key for method in run.methods] for run in runs]
     partial = [

@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cogcalib_jax.files import without_person
-from cogcalib_jax.report.load_run import LONGEST, Run
+from cogcalib_jax.report.load_run import LONGEST, RunResults
 from cogcalib_jax.report.tables import Table
 from cogcalib_jax.report.text import COMMONEST, REFERENCES, count, percent, short_name
 
@@ -193,7 +193,7 @@ class Questions:
     note: str
 
 
-def browse_questions(run: Run, task: str) -> Questions:
+def browse_questions(run: RunResults, task: str) -> Questions:
     """Return the questions of a task; of more than `MOST`, those with the surest mistakes."""
     first = run.methods[0].predictions[task]
     predictions = {

@@ -94,8 +94,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A comparison of methods, or a single run as a comparison of one."""
+class RunResults:
+    """The results of a comparison of methods; a single run is a comparison of one."""
 
     folder: Path
     methods: tuple[Method, ...]
@@ -110,7 +110,7 @@ class Run:
     provenance: dict[str, Any]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResults:
     """Read a comparison folder (it holds comparison.json) or a single run (eval.json).
 
     Raises UserError when the folder is neither, when a file is missing or broken, or when the
@@ -121,13 +121,13 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def read_evaluation(folder: Path, name: str) -> Run:
+def read_evaluation(folder: Path, name: str) -> RunResults:
     """Read the folder of eval.py, whose models need not have been asked the same texts; `name` is
     that of a single model. Raises UserError as `read_run` does."""
     return _read(folder, name)
 
 
-def _read(folder: Path, name: str | None) -> Run:
+def _read(folder: Path, name: str | None) -> RunResults:
     """`name`: of a single model; None: that of its method."""
     if (folder / "comparison.json").is_file():
         table = _read_json(folder / "comparison.json")
@@ -150,7 +150,7 @@ def _read(folder: Path, name: str | None) -> Run:
     if not methods or not methods[0].metrics:
         raise UserError(f"{folder}: its results name no method or no task; evaluate the run again")
     configs = _configs(folder, methods)
-    return Run(
+    return RunResults(
         folder=folder,
         methods=methods,
         tasks=tuple(methods[0].metrics),
@@ -304,13 +304,13 @@ def _setting(configs: dict[str, str], section: str, field: str) -> Any:
     raise UserError(f"{', '.join(configs)}: no {section}.{field}, so no config of a finished run")
 
 
-def weights_of(run: Run) -> dict[str, float]:
+def weights_of(run: RunResults) -> dict[str, float]:
     """Return method -> weight of its term, for methods with a config of their own."""
     own = {m.key: run.configs[m.config] for m in run.methods if m.config == f"{m.key}/config.yaml"}
     return {key: _setting({key: text}, "method", "weight") for key, text in own.items()}
 
 
-def anchor_terms(run: Run) -> dict[str, str]:
+def anchor_terms(run: RunResults) -> dict[str, str]:
     """Return method -> the term that held it on questions without answers, for methods of such."""
     return {
         m.key: _setting({m.config: run.configs[m.config]}, "anchor", "term")
@@ -319,7 +319,7 @@ def anchor_terms(run: Run) -> dict[str, str]:
     }
 
 
-def keeps_best(run: Run, method: Method) -> bool:
+def keeps_best(run: RunResults, method: Method) -> bool:
     """Return whether the weights are those of the best validation epoch, not of the last update."""
     return _setting({method.config: run.configs[method.config]}, "training", "keep") == "best"
 

@@ -27,7 +27,7 @@ from cogcalib_jax.metrics.calibration import bin_index
 from cogcalib_jax.metrics.checks import check_confidence
 from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Picture
-from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.load_run import Method, RunResults
 from cogcalib_jax.report.text import (
     REFERENCES,
     Look,
@@ -311,7 +311,7 @@ def coverage_figure(methods: Sequence[Method], task: str, target: float) -> Figu
     return figure
 
 
-def task_pictures(run: Run, task: str) -> list[Picture]:
+def task_pictures(run: RunResults, task: str) -> list[Picture]:
     """Draw and save the figures of a task; those of the first task have the plain names."""
     suffix = "" if task == run.tasks[0] else "_" + re.sub(r"[^A-Za-z0-9.-]+", "_", task)
     methods = _shown(run)
@@ -368,7 +368,7 @@ def save_picture(
     return Picture(path, alt, caption, numbers, title)
 
 
-def _shown(run: Run) -> list[Method]:
+def _shown(run: RunResults) -> list[Method]:
     """Return the rows with panels and lines of their own; every temperature would be too many.
 
     That of SFT stays, with which all others are compared. A run of one method shows both its rows.

@@ -14,7 +14,7 @@ import numpy as np
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.files import command_line, program_words, reason_of, refusing_damage
-from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.load_run import Method, RunResults
 from cogcalib_jax.report.text import (
     BASE,
     COMMONEST,
@@ -97,7 +97,7 @@ class Recommendation:
         return "Evaluate it on other questions:"
 
 
-def recommendation(run: Run) -> Recommendation | None:
+def recommendation(run: RunResults) -> Recommendation | None:
     """Return the words on `recommended.json`; None for a run of an earlier release."""
     file = run.folder / RECOMMENDED_FILE
     if not file.is_file():
@@ -122,7 +122,7 @@ def recommendation(run: Run) -> Recommendation | None:
     return Recommendation(take, example, key, command_line(*asks, *command))
 
 
-def trust(run: Run, key: str) -> tuple[str, ...]:
+def trust(run: RunResults, key: str) -> tuple[str, ...]:
     """Answer whether the confidence of a method can be trusted.
 
     The numbers are those of the test questions of the first task, with the temperature if one was
@@ -191,7 +191,7 @@ def _why(chosen: dict[str, Any]) -> str:
     )
 
 
-def _how_good(run: Run, methods: dict[str, Method], method: Method) -> tuple[str, ...]:
+def _how_good(run: RunResults, methods: dict[str, Method], method: Method) -> tuple[str, ...]:
     """Accuracy and mean confidence on test questions, as `--predict` gives them."""
     task = run.tasks[0]
     scored = methods.get(tempered(method.key), method)

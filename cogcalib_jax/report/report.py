@@ -23,7 +23,7 @@ from cogcalib_jax.report.comparison import (
     findings,
 )
 from cogcalib_jax.report.html import Card, Making, Section, browse_questions, page
-from cogcalib_jax.report.load_run import Method, Run, keeps_best, read_evaluation, read_run
+from cogcalib_jax.report.load_run import Method, RunResults, keeps_best, read_evaluation, read_run
 from cogcalib_jax.report.plots import task_pictures
 from cogcalib_jax.report.recommendation import base_words, read_base, recommendation, trust
 from cogcalib_jax.report.tables import Table, as_text
@@ -131,13 +131,13 @@ def write_evaluation_report(folder: Path, name: str = "", notes: Iterable[str] =
     return folder / PAGE
 
 
-def _models(run: Run) -> list[str]:
+def _models(run: RunResults) -> list[str]:
     """Return the keys of rows with their own model; if there is none, the first key."""
     trained = [m.key for m in run.methods if not (m.key in REFERENCES or is_tempered(m.key))]
     return trained or [run.methods[0].key]
 
 
-def _section(run: Run, found: Findings) -> Section:
+def _section(run: RunResults, found: Findings) -> Section:
     return Section(
         title=f"Results on {found.task}",
         numbers="eval.json",
@@ -150,12 +150,12 @@ def _section(run: Run, found: Findings) -> Section:
     )
 
 
-def _place(run: Run) -> str:
+def _place(run: RunResults) -> str:
     """The part before a method's files, as the run's page sees them."""
     return "METHOD/" if (run.folder / "comparison.json").is_file() else ""
 
 
-def commands_of(run: Run) -> tuple[str, ...]:
+def commands_of(run: RunResults) -> tuple[str, ...]:
     """Return every command that made numbers of the run; if none was recorded, one to repeat it."""
     recorded = tuple(dict.fromkeys(m.command for m in run.methods if m.command is not None))
     return recorded or (
@@ -164,7 +164,7 @@ def commands_of(run: Run) -> tuple[str, ...]:
     )
 
 
-def _page(title: str, run: Run, sections: Sequence[Section], cards: Sequence[Card]) -> str:
+def _page(title: str, run: RunResults, sections: Sequence[Section], cards: Sequence[Card]) -> str:
     names = [short_name(m.key) for m in run.methods if not is_tempered(m.key)]
     n = questions(run.methods[0].metrics[run.tasks[0]])
     facts = {name: plain(value) for name, value in run.provenance.items() if name != "command"}
@@ -190,7 +190,7 @@ def plain(value: Any) -> str:
     return "not recorded" if value is None else str(value)
 
 
-def training_notes(run: Run) -> tuple[str, ...]:
+def training_notes(run: RunResults) -> tuple[str, ...]:
     """Return sentences on failed temperatures, the epoch kept, skipped updates, divergence and
     thresholds that could not be fitted.
     """

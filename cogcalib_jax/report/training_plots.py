@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Picture
-from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.load_run import Method, RunResults
 from cogcalib_jax.report.plots import save_picture, wilson
 from cogcalib_jax.report.recommendation import read_base
 from cogcalib_jax.report.tables import Table
@@ -215,7 +215,7 @@ def style_patch() -> Patch:
     return Patch(facecolor=canvas.GRID, edgecolor=canvas.MUTED, label="style phase")
 
 
-def training_pictures(run: Run) -> list[Picture]:
+def training_pictures(run: RunResults) -> list[Picture]:
     """Draw and save the figures of training, as far as it was logged."""
     # The training of averages over several models was followed without averaging.
     trained = [m for m in run.methods if not is_sampled(m.key)]
@@ -271,7 +271,7 @@ def training_pictures(run: Run) -> list[Picture]:
     return pictures
 
 
-def _dynamics_caption(run: Run) -> str:
+def _dynamics_caption(run: RunResults) -> str:
     groups = {}
     for line in chain(*(m.dynamics for m in run.methods)):
         groups.setdefault((DATA_WORDS.get(line["data"]), line["group"]), line.get("n"))
@@ -351,7 +351,7 @@ def loss_text(losses: Sequence[Curves]) -> str:
     return " ".join(["Cross-entropy in training and NLL on validation questions.", *parts])
 
 
-def training_table(run: Run) -> Table | None:
+def training_table(run: RunResults) -> Table | None:
     """Return a line on the training of each method; None if no update was logged."""
     rows = []
     for m in run.methods:

@@ -3,7 +3,7 @@
 *Taught*: the facts that were trained on, asked in other words. *Unseen*: the test questions.
 *Retained*: those of them that the start knows by evidence that is not used for scoring: right
 answers in another form (`known_by`), or the world's record. Whatever is fitted or chosen here uses
-two other populations with the same say, `taught_fit` and `unseen_fit`.
+two other populations with equal weight, `taught_fit` and `unseen_fit`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cogcalib_jax.cli.questions import TAUGHT_FIT, UNSEEN_FIT
 from cogcalib_jax.cli.references import PATH
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics import brier_per_row, ece, nll_per_row, top_label
-from cogcalib_jax.report.load_run import Run, task_file
+from cogcalib_jax.report.load_run import RunResults, task_file
 from cogcalib_jax.report.text import REFERENCES, is_gated, is_tempered, short_name, tempered
 from cogcalib_jax.studies.suite_results import Condition, Study
 
@@ -158,7 +158,7 @@ def numbers(probs: np.ndarray, of: Answered, bins: int) -> dict[str, float]:
 
 
 def fitted(calibrator: Calibrator, answers: Answers, start: Answers | None) -> Calibrator | None:
-    """Fit on the populations that are there for it, each with the same say; None if none is."""
+    """Fit on the populations that are there for it, each with equal weight; None if none is."""
     names = [name for name in (UNSEEN_FIT, TAUGHT_FIT) if name in answers]
     if UNSEEN_FIT not in names:
         return None
@@ -221,7 +221,9 @@ Found = dict[str, dict[str, float]]
 """population -> numbers"""
 
 
-def _rows(study: Study, condition: Condition, seed: int, run: Run) -> Iterator[tuple[Row, Found]]:
+def _rows(
+    study: Study, condition: Condition, seed: int, run: RunResults
+) -> Iterator[tuple[Row, Found]]:
     """Yield every row that one run has a part in, with its numbers there."""
     task, first = run.tasks[0], condition is study.conditions[0]
     answers = {
@@ -265,7 +267,7 @@ def _first_point(study: Study, seed: int, key: str, path: str) -> Iterator[tuple
         yield from _raw_and_tempered(row, found, run.bins, _stored_temperature(run, key))
 
 
-def _between(run: Run, start: Answers, end: Answers) -> Iterator[tuple[Row, Found]]:
+def _between(run: RunResults, start: Answers, end: Answers) -> Iterator[tuple[Row, Found]]:
     """Yield what lies between the start and sft: mixtures, weights, calibrators of both."""
     labels = labels_of(run, SFT)
     tried = sorted((run.folder / "interpolation" / PATH).glob("*"))
@@ -295,7 +297,7 @@ def _between(run: Run, start: Answers, end: Answers) -> Iterator[tuple[Row, Foun
 
 
 def _fit_nll(answers: Answers) -> float | None:
-    """Return the NLL on what is fitted on, each population with the same say; None if none is."""
+    """Return the NLL on what is fitted on, each population with equal weight; None if none is."""
     parts = [answers[name] for name in (UNSEEN_FIT, TAUGHT_FIT) if name in answers]
     losses = [nll_per_row(softmax(p.scores), np.isfinite(p.scores), p.answers) for p in parts]
     return float(np.mean([loss.mean() for loss in losses])) if losses else None
@@ -313,7 +315,7 @@ def _raw_and_tempered(
         yield other, with_calibrator(temperature, answers, None, bins)
 
 
-def _stored_temperature(run: Run, key: str) -> Calibrator | None:
+def _stored_temperature(run: RunResults, key: str) -> Calibrator | None:
     """Return the temperature of a method's adapter, which was fitted on calibration alone."""
     for method in run.methods:
         if method.key == tempered(key):
@@ -327,7 +329,7 @@ def _is_best(key: str) -> bool:
     return key.endswith("_best_epoch")
 
 
-def labels_of(run: Run, key: str) -> str:
+def labels_of(run: RunResults, key: str) -> str:
     """Return the splits whose labels a method of a run uses, in words."""
     config = yaml.safe_load(run.configs["config.yaml"])
     used = ["style"] if (config.get("training") or {}).get("style_steps") else []

@@ -47,7 +47,7 @@ BLIND = (
 )
 FITTED_ON = (
     "What is fitted or chosen uses calibration questions and taught facts in a third wording, each"
-    " with the same say."
+    " with equal weight."
 )
 
 

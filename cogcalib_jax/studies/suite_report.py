@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from cogcalib_jax.files import whole_file, write_whole
 from cogcalib_jax.report import canvas
 from cogcalib_jax.report.html import Making, Picture, Section, page
-from cogcalib_jax.report.load_run import Run
+from cogcalib_jax.report.load_run import RunResults
 from cogcalib_jax.report.plots import COLUMNS, save_picture
 from cogcalib_jax.report.report import commands_of, plain
 from cogcalib_jax.report.tables import Metrics, Table
@@ -91,7 +91,7 @@ def write_page(study: Study, found: StudyFindings) -> None:
     write_whole(study.folder / "report.html", text)
 
 
-def _place(study: Study, run: Run) -> str:
+def _place(study: Study, run: RunResults) -> str:
     """A run's folder as seen from the page."""
     return run.folder.relative_to(study.folder).as_posix()
 

@@ -17,7 +17,7 @@ import numpy as np
 from cogcalib_jax.cli.method_run import SCORES
 from cogcalib_jax.metrics.significance import student_t
 from cogcalib_jax.report.comparison import Findings, findings
-from cogcalib_jax.report.load_run import Method, Predictions, Run
+from cogcalib_jax.report.load_run import Method, Predictions, RunResults
 from cogcalib_jax.report.tables import Metrics, Table, as_markdown, cell, cells, titles
 from cogcalib_jax.report.text import count, credits, is_sampled, short_name
 from cogcalib_jax.report.training_plots import DATA_WORDS
@@ -53,7 +53,7 @@ class Condition:
     name: str
     settings: tuple[str, ...]
     """its changes to the preset, each PATH=VALUE"""
-    runs: Mapping[int, Run]
+    runs: Mapping[int, RunResults]
     """seed -> its comparison"""
 
 
@@ -225,7 +225,9 @@ Line = Mapping[str, Any]
 """A line of dynamics.jsonl."""
 
 
-def followed_methods(runs: Mapping[int, Run], only: Sequence[str]) -> dict[str, list[Method]]:
+def followed_methods(
+    runs: Mapping[int, RunResults], only: Sequence[str]
+) -> dict[str, list[Method]]:
     """Return the methods whose training was followed in every seed: key -> one a seed.
 
     only: the keys wanted; none for all but MC-dropout, which was followed without its passes and
@@ -264,7 +266,7 @@ def seed_means(seeds: Sequence[Method]) -> list[dict[str, Any]] | None:
     return sorted(lines, key=lambda line: line["step"])
 
 
-def training_tables(runs: Mapping[int, Run], only: Sequence[str] = ()) -> dict[str, Table]:
+def training_tables(runs: Mapping[int, RunResults], only: Sequence[str] = ()) -> dict[str, Table]:
     """Return caption -> one method at the start, at its best epoch and at the end; and, with
     `known_by`, how well it tells at each validation what the start knows."""
     found = {}

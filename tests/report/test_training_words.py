@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cogcalib_jax.report.load_run import Method, Predictions, Run
+from cogcalib_jax.report.load_run import Method, Predictions, RunResults
 from cogcalib_jax.report.report import training_notes, write_report
 from tests.report.synthetic import write_comparison
 
@@ -18,7 +18,9 @@ def notes(*steps, key="cols", guess=GUESS, keep="last"):
     predictions = {"world": Predictions(("q0",), ONE > 0, ONE, ONE, ONE, guess)}
     method = Method(key, {"world": {}}, predictions, tuple(steps), (), "config.yaml", None)
     configs = {"config.yaml": f"training: {{keep: {keep}}}"}
-    return training_notes(Run(None, (method, method), ("world",), STYLE_END, configs, 15, {}))
+    return training_notes(
+        RunResults(None, (method, method), ("world",), STYLE_END, configs, 15, {})
+    )
 
 
 def updates(losses):

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from cogcalib_jax.cli.method_run import KNOWN_FILE
-from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.load_run import Method, RunResults
 from cogcalib_jax.studies.frontier import (
     OWN,
     RAW,
@@ -56,7 +56,7 @@ def write_run(folder, seed, methods, groups=GROUPS):
     for share in ("0.4", "0.8"):
         write_method(folder / "interpolation" / "path" / share, seed, 2, groups)
     found = tuple(Method(key, metrics, {}, (), (), "config.yaml", None) for key in methods)
-    return Run(folder, found, ("world",), 60, {"config.yaml": CONFIG}, 15, {})
+    return RunResults(folder, found, ("world",), 60, {"config.yaml": CONFIG}, 15, {})
 
 
 def write_study(folder, groups=GROUPS):
@@ -178,7 +178,7 @@ def test_the_edge_holds_what_nothing_is_better_than_in_both():
 
 def test_files_hold_every_row_and_the_picture(study):
     text = write_frontier(study)
-    assert "each with the same say" in text and BLIND not in text
+    assert "each with equal weight" in text and BLIND not in text
     assert "| SFT | one temperature |" in text and "## Paths" in text
     lines = [json.loads(line) for line in (study.folder / "frontier.jsonl").open()]
     assert {line["population"] for line in lines} == {TAUGHT, UNSEEN, RETAINED}

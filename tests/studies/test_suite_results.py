@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cogcalib_jax.report.load_run import Method, Run
+from cogcalib_jax.report.load_run import Method, RunResults
 from cogcalib_jax.studies.suite_results import (
     followed_methods,
     points,
@@ -43,9 +43,9 @@ def method(seed: int, key: str = "sft", shift: int = 0) -> Method:
     return Method(key, {}, {}, tuple(steps), tuple(dynamics), "config.yaml", None)
 
 
-def runs(*methods_of_seeds) -> dict[int, Run]:
+def runs(*methods_of_seeds) -> dict[int, RunResults]:
     return {
-        seed: Run(Path(), tuple(methods), ("world",), 60, {}, 15, {})
+        seed: RunResults(Path(), tuple(methods), ("world",), 60, {}, 15, {})
         for seed, methods in enumerate(methods_of_seeds)
     }
 
