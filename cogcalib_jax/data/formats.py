@@ -183,8 +183,10 @@ def _read_table(file: Path, data: bytes, usual: str) -> FileRows:
 
 
 def _cells(text: str, separator: str) -> Any:
-    # strict: an open quotation mark would swallow the rows after it.
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # strict: an open quotation mark would swallow the rows after it. Behind a space, a quotation
+    # mark would be a part of the text.
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
 
 
 def _separator(file: Path, text: str) -> str:

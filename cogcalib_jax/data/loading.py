@@ -153,7 +153,7 @@ def read_line(
 
     stored: our split -> its rows; the name "" is not shown.
     """
-    files = ", ".join(_shown_files(name, split.files) for name, split in stored.items())
+    files = ", ".join(_shown(name, split) for name, split in stored.items())
     plural = "s" if len(examples) != 1 else ""
     kind = f"open question{plural}"
     if not examples[0].is_open:
@@ -189,7 +189,7 @@ def _official(
             f"{', '.join(closed)} rows have choices; all splits of a task must be of one kind"
         )
     rows = [row for part in official.values() for row in part]
-    read = "" if given else _read_line(config, stored, rows, reader)
+    read = read_line(given, rows, reader, ()) if given else _read_line(config, stored, rows, reader)
     if task.group is not None:
         # Groups are found over all splits together.
         grouped = iter(task.group(rows))
@@ -371,8 +371,10 @@ def _read_line(
     return read_line(stored, rows, reader, unread)
 
 
-def _shown_files(name: str, files: Sequence[Path]) -> str:
-    first = files[0].name
-    shown = first if len(files) == 1 else f"{first} to {files[-1].name}"
+def _shown(name: str, stored: Stored) -> str:
+    if not stored.files:
+        return stored.source
+    first, last = stored.files[0].name, stored.files[-1].name
+    shown = first if first == last else f"{first} to {last}"
     # The split is named only if the file's name does not begin with it.
     return f"{shown} as {name}" if name and not first.casefold().startswith(name) else shown

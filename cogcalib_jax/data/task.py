@@ -105,7 +105,7 @@ class Task:
     validation: Examples
     test: Examples
     notes: tuple[str, ...] = ()
-    """rows that were left out and why, a line each"""
+    """how rows were read, and rows that were left out and why, a line each"""
 
     @classmethod
     def from_rows(
@@ -295,8 +295,12 @@ def _content(row: Any) -> Mapping[str, Any] | BadRow:
 
 
 def _plain(value: Any) -> Any:
-    """Return arrays and NumPy scalars of Parquet and pandas as Python values."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    """Return arrays and NumPy scalars of Parquet and pandas, however deep, as Python values."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _config(
@@ -319,7 +323,8 @@ def _task(
     splits = load_splits(config, seed, stored)
     template = prompt if isinstance(prompt, Template) else None
     prompting = Prompting(config, splits.shots, template)
-    for note in filter(None, (splits.read, *splits.notes)):
+    notes = tuple(filter(None, (splits.read, *splits.notes)))
+    for note in notes:
         say(f"   {note}")
     made = {split: Examples.of(rows, split, prompting) for split, rows in splits.items()}
-    return Task(name, **made, notes=splits.notes)
+    return Task(name, **made, notes=notes)

@@ -161,6 +161,12 @@ def test_trailing_separators_and_columns_without_a_name_do_no_harm(tmp_path):
     assert contents(file) == [{"column 1": "0", "q": "Who?", "a": "Ada", "column 4": None}]
 
 
+def test_a_space_may_stand_before_a_quotation_mark(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text('q, A, B\n"Who?", "Ada, or", "Bo ""B"""\n')
+    assert contents(file) == [{"q": "Who?", "A": "Ada, or", "B": 'Bo "B"'}]
+
+
 def test_a_cell_may_be_a_long_passage(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("q,a\n" + "word " * 100_000 + ",1\n")

@@ -66,6 +66,28 @@ def test_a_table_of_pandas_and_a_datasets_table_are_rows():
     assert questions(Task.from_rows(table, prompt="letters", **SIZES)) == questions(task())
 
 
+def test_arrays_within_objects_are_lists():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(rows())
+    # As pandas reads the Parquet files of ARC.
+    table["choices"] = [{"text": np.array(c), "label": np.array([*"ABCD"])} for c in table.choices]
+    table["answer"] = ["ABCD"[i] for i in table.answer]
+    assert questions(Task.from_rows(table, prompt="letters", **SIZES)) == questions(task())
+
+
+def test_a_task_says_how_its_rows_were_read(caplog):
+    asked = [{"context": "It rained."} | row for row in rows()]
+    assert Task.from_rows(asked, test=asked[:2]).notes[0] == (
+        "read train rows, test rows: 82 questions with 4 options; answers by index from 0;"
+        " columns not used: context"
+    )
+    caplog.set_level("WARNING", "cogcalib_jax")
+    caplog.clear()
+    Task.from_rows([row | {"answer": 1 + row["answer"] % 3} for row in rows()])
+    (warning,) = caplog.messages
+    assert warning.startswith("no answer is 0, so the first choice is never right")
+
+
 def test_what_a_table_lacks_is_no_value():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(rows()).assign(passage=[None, *["It rained."] * (len(rows()) - 1)])

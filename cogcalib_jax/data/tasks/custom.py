@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cogcalib_jax.console import warn
 from cogcalib_jax.data.example import BadRow, Example, NoLabel, as_read
 from cogcalib_jax.data.formats import Row
 from cogcalib_jax.data.tasks.columns import (
@@ -150,6 +151,8 @@ def settle(
     if needs_answer:
         names = _answer_columns(found)
         settled = settle_answers(_asked(found, names), answers, answers_from)
+        if settled.note:
+            warn(settled.note)
         _require_no_letters(found, names, asked)
     read = {name for _, columns in found for name in _columns(columns) if name is not None}
     for row, columns in found:
@@ -285,7 +288,7 @@ def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> 
     if used["choices"] and answers and settled.fitted:
         reading = "true or false" if settled.reading == "boolean" else settled.reading
         notes.append(f"answers by {reading}")
-    return tuple(notes + ([settled.note] if settled.note else []))
+    return tuple(notes)
 
 
 def _no_question(content: Mapping[str, Any], asked: Columns) -> str:
