@@ -138,10 +138,11 @@ def findings(runs: Sequence[RunResults], task: str) -> Findings:
 
 def _held(run: RunResults) -> tuple[str, ...]:
     """Return a sentence on each method that anchors held."""
-    knows = ", a target that knows that nobody can answer them"
+    knows, weights = ", a target that knows that nobody can answer them", weights_of(run)
+    alone = ", and only there: on its training rows the term has weight 0"
     return tuple(
         f"{short_name(key)} was held on questions without answers by the term {term}"
-        f"{knows if term.startswith('uniform') else ''}."
+        f"{knows if term.startswith('uniform') else ''}{alone if weights.get(key) == 0 else ''}."
         for key, term in anchor_terms(run).items()
     )
 
