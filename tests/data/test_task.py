@@ -76,10 +76,10 @@ def test_arrays_within_objects_are_lists():
 
 
 def test_a_task_says_how_its_rows_were_read(caplog):
-    asked = [{"context": "It rained."} | row for row in rows()]
+    asked = [{"source": "a book"} | row for row in rows()]
     assert Task.from_rows(asked, test=asked[:2]).notes[0] == (
         "read train rows, test rows: 82 questions with 4 options; answers by index from 0;"
-        " columns not used: context"
+        " columns not used: source"
     )
     caplog.set_level("WARNING", "cogcalib_jax")
     caplog.clear()

@@ -19,14 +19,18 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "question_stem", "stem"),
     "choices": ("choices", "options", "opts"),
     "answer": ("answer", "answer_key", "correct", "correct_answer", "label", "target"),
+    "passage": ("passage", "context", "article"),
+    "group": ("group",),
+    "id": ("id",),
+    "known": ("known",),
 }
 """field -> the names of its column, the plain one first; case, spaces, "_" and "-" are ignored"""
 PREFIXES = ("", "choice", "option", "opt", "op")
 """columns of choices: one of these and A, B, C, ...; or one but the first and 1, 2, 3, ..."""
 OTHERS = ("passage", "group", "id", "known")
-"""fields whose column has their name"""
+"""fields that a row may lack"""
 OPEN = "none"
-"""in place of the columns of the choices: the questions are open"""
+"""in place of a field's columns: the questions have none; without choices they are open"""
 Columns = Mapping[str, str]
 """field -> its column, or its columns joined by "+", as `--data.columns` names them"""
 
@@ -52,6 +56,8 @@ class Found(NamedTuple):
     choices: Choices | None
     answers: tuple[str, ...]
     """every column that is not empty and could be the answer by its name"""
+    others: Mapping[str, str]
+    """those of `OTHERS` that the row has, with their columns"""
 
 
 def parse_columns(entries: Iterable[str]) -> dict[str, str]:
@@ -79,8 +85,10 @@ def find(row: Mapping[str, Any], where: str, asked: Columns) -> Found:
     """
     question = _one(row, where, asked, "question")
     answers = _named(row, asked, "answer")
+    columns = {field: _one(row, where, asked, field) for field in OTHERS}
+    others = {field: column for field, column in columns.items() if column is not None}
     if asked.get("choices") == OPEN:
-        return Found(question, None, answers)
+        return Found(question, None, answers, others)
     found = _choices(row, asked)
     if len({choices.texts for choices in found}) > 1:
         first, second = ("+".join(choices.columns) for choices in found[:2])
@@ -89,7 +97,7 @@ def find(row: Mapping[str, Any], where: str, asked: Columns) -> Found:
     if choices is None:
         if "choices" in asked:
             raise BadRow(f"has no choices in column {asked['choices']!r}")
-        used = {question, *answers[:1], *OTHERS}
+        used = {question, *answers[:1], *others.values()}
         other = _like_choices({name: value for name, value in row.items() if name not in used})
         if other:
             raise UserError(
@@ -97,12 +105,18 @@ def find(row: Mapping[str, Any], where: str, asked: Columns) -> Found:
                 f" --data.columns choices={other}, or say that the questions are open with"
                 f" --data.columns choices={OPEN}"
             )
-    return Found(question, choices, answers)
+    return Found(question, choices, answers, others)
 
 
 def is_absent(value: Any) -> bool:
     """Return whether a value is missing: null, or the NaN that tables have in its place."""
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(row: Mapping[str, Any], asked: Columns, field: str) -> bool:
+    """Return whether a column of a field is there and holds nothing."""
+    names = [asked[field]] if field in asked else [n for n in row if _plain(n) in _PLAIN[field]]
+    return any(name in row and is_absent(row[name]) for name in names)
 
 
 def two_columns(where: str, field: str, first: str, second: str) -> UserError:

@@ -20,6 +20,7 @@ from cogcalib_jax.data.tasks.columns import (
     find,
     in_order,
     is_absent,
+    is_empty,
     parsed,
     two_columns,
 )
@@ -36,7 +37,7 @@ from cogcalib_jax.data.tasks.fields import (
     settle_answers,
     texts,
 )
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import UserError, first_of
 
 _LETTER = re.compile(r"\(?[A-Ja-j][).:]?\)?")
 
@@ -74,8 +75,14 @@ class Reader:
         if found.question is None:
             raise BadRow(_no_question(content, self.asked))
         question = clean(content[found.question], found.question)
-        passage = content.get("passage")
-        passage = "" if is_absent(passage) or passage == "" else clean(passage, "passage")
+        others = found.others
+        passage = content[others["passage"]] if "passage" in others else ""
+        if passage != "" and not isinstance(passage, str):
+            raise BadRow(
+                f"{others['passage']!r} must be a text, is {passage!r:.60}; name another column"
+                " with --data.columns passage=COLUMN, or none with passage=none"
+            )
+        passage = passage and clean(passage, others["passage"])
         aliases: tuple[str, ...] = ()
         if found.choices is None:
             if not self.needs_answer:
@@ -87,16 +94,22 @@ class Reader:
             if len(set(map(as_read, choices))) != len(choices):
                 raise BadRow("two of its choices are equal")
             answer = self._position(self._labelled(content, found), found.choices)
-        used = {*_columns(found), *self.answers, *OTHERS[:-1]}
+        used = {*_columns(found), *self.answers}
         used |= {name for name in (*self.read, *NAMES) if is_absent(content.get(name))}
+        extra = _extra(content, used)
+        if is_empty(content, self.asked, "group"):
+            extra["group"] = None  # `Example.group` is None for a missing column, too
+        if "known" in others:
+            extra["known"] = _known(content[others["known"]], others["known"])
+        name = _name(content, others.get("id"))
         return Example(
-            id=_name(content, "id") or content_id(number, passage, question, *choices),
+            id=name or content_id(number, passage, question, *choices),
             question=question,
             choices=choices,
             answer=answer,
             passage=passage,
-            group=_name(content, "group"),
-            extra=_extra(content, used),
+            group=_name(content, others.get("group")),
+            extra=extra,
             aliases=aliases,
         )
 
@@ -135,8 +148,10 @@ def settle(
         needs_answer: False for questions that are only asked: their answers are not read.
 
     Raises:
-        UserError: ambiguous columns or answers, with the option that decides.
+        UserError: ambiguous columns or answers, with the option that decides; a named column that
+            no row has.
     """
+    _require_columns(rows, asked)
     found = []
     unread: dict[str, None] = {}
     for row in rows:
@@ -156,7 +171,7 @@ def settle(
         _require_no_letters(found, names, asked)
     read = {name for _, columns in found for name in _columns(columns) if name is not None}
     for row, columns in found:
-        used = {*_columns(columns), *names, *OTHERS}
+        used = {*_columns(columns), *names}
         unread |= {
             str(k): None for k, v in row.content.items() if k not in used and not is_absent(v)
         }
@@ -168,6 +183,17 @@ def settle(
     return Reader(
         asked, names, settled, needs_answer, frozenset(read), tuple(unread), notes, listed
     )
+
+
+def _require_columns(rows: Sequence[Row], asked: Columns) -> None:
+    """Refuse a named column of a field that rows may lack, if no row has it."""
+    held = {name: None for row in rows if isinstance(row.content, Mapping) for name in row.content}
+    for field in OTHERS:
+        if held and asked.get(field, OPEN) not in (OPEN, *held):
+            raise UserError(
+                f"data.columns = {field}={asked[field]}: no row has this column; expected one of"
+                f" {first_of([*map(str, held)])}. Correct its name, or leave it out"
+            )
 
 
 _Found = Sequence[tuple[Row, Found]]
@@ -269,7 +295,8 @@ def _require_no_letters(found: _Found, names: Sequence[str], asked: Columns) -> 
 
 
 def _columns(found: Found) -> tuple[str | None, ...]:
-    return (found.question, *(found.choices.columns if found.choices else ()))
+    choices = found.choices.columns if found.choices else ()
+    return (found.question, *choices, *found.others.values())
 
 
 def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> tuple[str, ...]:
@@ -278,6 +305,7 @@ def _notes(found: Sequence[Found], answers: Sequence[str], settled: Settled) -> 
         "question": [columns.question for columns in found if columns.question],
         "choices": ["+".join(c.choices.columns) for c in found if c.choices],
         "answer": list(answers),
+        **{field: [c.others[field] for c in found if field in c.others] for field in OTHERS},
     }
     notes = []
     for field, names in used.items():
@@ -308,15 +336,15 @@ def _extra(content: Mapping[str, Any], used: set[str | None]) -> dict[str, Any]:
                 extra[as_json(str(name))] = as_json(value)
             except BadRow as reason:
                 raise BadRow(f"column {name!r} {reason}") from reason
-    if "group" in content and is_absent(content["group"]):
-        extra["group"] = None  # `Example.group` is None for a missing column, too
-    known = extra.pop("known", None)
-    if known is None:
-        return extra
+    return extra
+
+
+def _known(value: Any, column: str) -> bool:
+    known = as_json(value)
     known = {"true": True, "false": False, "1": True, "0": False}.get(str(known).casefold(), known)
     if not isinstance(known, int | float) or known not in (0, 1):
-        raise BadRow(f"'known' must be true or false (or 1 or 0), is {known!r:.60}")
-    return extra | {"known": bool(known)}
+        raise BadRow(f"{column!r} must be true or false (or 1 or 0), is {known!r:.60}")
+    return bool(known)
 
 
 def _accepted(answer: Any, listed: bool) -> tuple[str, ...]:
@@ -330,12 +358,12 @@ def _accepted(answer: Any, listed: bool) -> tuple[str, ...]:
     return accepted(texts(answer, "answer"))
 
 
-def _name(content: Mapping[str, Any], field: str) -> str | None:
-    value = content.get(field)
-    if is_absent(value):
+def _name(content: Mapping[str, Any], column: str | None) -> str | None:
+    if column is None:
         return None
+    value = content[column]
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # tables with an empty cell hold 1.0 for 1
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return clean(value, field)
+    return clean(value, column)

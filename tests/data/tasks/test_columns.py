@@ -184,6 +184,7 @@ def test_named_columns_that_are_not_there_are_refused(tmp_path):
         (("choices=opts",), "has no choices in column 'opts'"),
         (("choices=x+y",), "has no choices in column 'x\\+y'"),
         (("answer=key",), "none of its 1 rows has an answer"),
+        (("group=topic",), "group=topic: no row has this column; expected one of question, choi"),
     ]:
         with pytest.raises(UserError, match=reason):
             load(tmp_path, row, columns=columns)
@@ -218,6 +219,42 @@ def test_questions_to_answer_may_have_the_columns_of_the_training_rows_or_plain_
     for row in ({"stem": "Which?", "x": "r", "y": "g"}, {"question": "Which?", "A": "r", "B": "g"}):
         (asked,), _ = load_questions(write(tmp_path, row), named)
         assert (asked.example.question, asked.example.choices) == ("Which?", ("r", "g"))
+
+
+ROW = {"question": "Which?", "choices": WORDS, "answer": 0}
+
+
+@pytest.mark.parametrize("column", ["context", "Article", "Passage", "CONTEXT"])
+def test_the_passage_is_read_under_its_usual_names(tmp_path, column):
+    (example,), (read,) = load(tmp_path, ROW | {column: "It rained."})
+    assert (example.passage, example.extra) == ("It rained.", {})
+    assert f"passage from {column}" in read
+    (example,), _ = load(tmp_path, ROW | {column: "It rained."}, columns=("passage=none",))
+    assert (example.passage, example.extra) == ("", {column: "It rained."})
+
+
+def test_names_of_fields_that_rows_may_lack_ignore_case(tmp_path):
+    (example,), _ = load(tmp_path, ROW | {"Group": "g", "ID": 7, "Known": "true"})
+    assert (example.group, example.id, example.extra) == ("g", "7", {"known": True})
+    # A group that is null is kept apart, whatever its column's name.
+    _, other = load(tmp_path, ROW | {"Group": "g"}, ROW | {"Group": None})[0]
+    assert (other.group, other.extra) == (None, {"group": None})
+
+
+def test_two_passages_are_refused_and_another_column_may_be_the_group(tmp_path):
+    row = ROW | {"passage": "It rained.", "context": "It snowed.", "topic": "weather"}
+    with pytest.raises(UserError, match="'passage' and 'context' could both be the passage"):
+        load(tmp_path, row)
+    (example,), _ = load(tmp_path, row, columns=("passage=context", "group=topic"))
+    assert (example.passage, example.group) == ("It snowed.", "weather")
+    assert example.extra == {"passage": "It rained."}
+
+
+def test_a_passage_that_is_no_text_says_how_to_leave_it_out(tmp_path):
+    row = ROW | {"context": ["It rained."]}
+    with pytest.raises(UserError, match="'context' must be a text.*passage=none"):
+        load(tmp_path, row)
+    assert load(tmp_path, row, columns=("passage=none",))[0][0].passage == ""
 
 
 def test_columns_may_be_named_for_training(tmp_path):
