@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from cogcalib_jax.errors import UserError
 from cogcalib_jax.metrics.checks import (
+    PROBABILITY_SLACK,
     FloatArray,
     IntArray,
     InvalidRows,
@@ -244,6 +245,13 @@ class Calibrator(ABC):
         start_scores: ArrayLike | None,
     ) -> OptionRows:
         checked = check_scores(scores, "scores", mask)
+        exist = np.where(np.isfinite(checked), checked, 0.0)
+        sums_to_1 = np.abs(exist.sum(-1) - 1) < PROBABILITY_SLACK
+        if (exist >= 0).all() and sums_to_1.all() and (exist % 1 != 0).any():
+            raise InvalidRows(
+                "scores are probabilities, which sum to 1 in every row: expected their logarithms."
+                " Give np.log(scores)"
+            )
         start = None
         if self.needs_start:
             if start_scores is None:

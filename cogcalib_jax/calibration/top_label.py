@@ -17,7 +17,13 @@ from scipy.optimize import isotonic_regression, minimize
 from cogcalib_jax.calibration.base import Calibrator, OptionRows, register_calibrator
 from cogcalib_jax.calibration.scaling import log_softmax, softmax
 from cogcalib_jax.errors import UserError
-from cogcalib_jax.metrics.checks import FloatArray, InvalidRows, check_correct
+from cogcalib_jax.metrics.checks import (
+    PROBABILITY_SLACK,
+    FloatArray,
+    InvalidRows,
+    as_numbers,
+    check_correct,
+)
 
 # float32 log-probabilities are rounded by about 1e-7.
 _LARGEST_LOG = -1e-7
@@ -187,9 +193,14 @@ def _at(values: FloatArray, columns: np.ndarray) -> FloatArray:
 
 
 def _check_logprobs(values: ArrayLike) -> FloatArray:
-    logprobs = np.asarray(values, np.float64)
+    logprobs = as_numbers(values, "scores")
     if len(logprobs) == 0 or not np.isfinite(logprobs).all():
         raise InvalidRows("scores of answers are empty or not finite; expected log-probabilities")
+    if logprobs.max() > PROBABILITY_SLACK:
+        raise InvalidRows(
+            f"scores of answers, row {logprobs.argmax()}: {logprobs.max():.6g} is above 0; expected"
+            " log-probabilities. Give np.log(scores) if they are probabilities"
+        )
     return logprobs
 
 

@@ -20,6 +20,7 @@ from cogcalib_jax.metrics.checks import (
     FloatArray,
     IntArray,
     InvalidRows,
+    as_numbers,
     check_confidence,
     check_probabilities,
     cluster_numbers,
@@ -182,7 +183,9 @@ def bootstrap_intervals(
     """
     confidence, correct = check_confidence(confidence, correct)
     columns = {"accuracy": correct, "confidence": confidence}
-    columns |= {name: np.asarray(values, np.float64) for name, values in means_of.items()}
+    columns |= {name: as_numbers(values, name) for name, values in means_of.items()}
+    if not 0 < level < 1:
+        raise InvalidRows(f"level is {level}: must be between 0 and 1")
     for name, values in columns.items():
         if values.shape != confidence.shape or not np.isfinite(values).all():
             raise InvalidRows(f"{name}: expected {len(confidence)} finite values, one a row")

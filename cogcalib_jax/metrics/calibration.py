@@ -49,8 +49,8 @@ def bin_edges(bins: int) -> FloatArray:
     `np.linspace` misses decimals such as 0.6 of 15 bins by one unit in the last place, which moves
     all rows of that confidence into the bin below.
     """
-    if bins < 1:
-        raise InvalidRows(f"bins is {bins}: must be at least 1")
+    if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
+        raise InvalidRows(f"bins is {bins!r}: must be a whole number, at least 1")
     return np.arange(bins + 1) / bins
 
 

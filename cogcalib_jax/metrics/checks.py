@@ -6,7 +6,7 @@ with other float64 implementations. JAX's global configuration is left alone.
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -68,9 +68,24 @@ def _refuse(bad: NDArray[np.bool_], values: NDArray, name: str, requirement: str
     raise InvalidRows(f"{name}, {where}: {values[tuple([row, *column])]} {requirement}")
 
 
+def as_numbers(values: ArrayLike, name: str) -> FloatArray:
+    """Return `values` as float64 (InvalidRows: texts, dates, complex numbers, rows of different
+    lengths, masked entries)."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "cSUMm":
+            raise TypeError(f"{array.dtype} is no real number")
+        if np.ma.is_masked(values):
+            raise ValueError("some entries are masked")
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidRows(f"{name} must be an array of numbers ({reason:.100})") from error
+
+
 def check_probabilities(values: ArrayLike, name: str, ndim: int) -> FloatArray:
     """Return `values` as float64 in [0, 1], with `ndim` axes and at least one row."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(values, name)
     if array.ndim != ndim:
         raise InvalidRows(f"{name} has shape {array.shape}: expected {ndim} axes, rows first")
     if len(array) == 0:
@@ -105,23 +120,39 @@ def cluster_numbers(clusters: ArrayLike | None, rows: int) -> IntArray | None:
     labels = np.asarray(clusters)
     if labels.shape != (rows,):
         raise InvalidRows(f"clusters have shape {labels.shape}: expected {(rows,)}, one a row")
+    if labels.dtype == object:
+        missing = np.array([_is_missing(label) for label in labels])
+        labels = labels.astype(str)
+    else:
+        missing = labels != labels  # NaN, NaT
+    _refuse(missing, labels, "clusters", "is missing: every row needs a label")
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     if len(first) == rows:
         return None
     return np.argsort(np.argsort(first))[inverse]
 
 
+def _is_missing(label: Any) -> bool:
+    """Return whether a label is None, NaN, or what pandas has in its place."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # pandas.NA
+        return True
+
+
 def check_mask(option_mask: ArrayLike, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return the mask [rows, options] of options that exist, from a mask or from counts [rows]."""
-    mask = np.asarray(option_mask)
+    mask = as_numbers(option_mask, "option_mask")
     if mask.shape == shape[:1]:
         counts = mask
-        _refuse((counts < 1) | (counts > shape[1]), counts, "option count", f"not in 1..{shape[1]}")
+        whole = (counts % 1 == 0) & (counts >= 1) & (counts <= shape[1])
+        _refuse(~whole, counts, "option count", f"is no whole number in 1..{shape[1]}")
         return np.arange(shape[1]) < counts[:, None]
     if mask.shape != shape:
         raise InvalidRows(
             f"option_mask has shape {mask.shape}: expected {shape}, or option counts {shape[:1]}"
         )
+    _refuse((mask != 0) & (mask != 1), mask, "option_mask", "is neither 0 nor 1")
     mask = mask != 0
     _refuse(~mask.any(axis=1), mask.sum(axis=1), "option_mask", "options exist: a row needs one")
     return mask
@@ -169,7 +200,7 @@ def check_scores(scores: ArrayLike, name: str, mask: ArrayLike | None) -> FloatA
         name: for messages.
         mask: bool [rows, options], or the number of options of each row [rows]; None: all exist.
     """
-    values = np.asarray(scores, np.float64)
+    values = as_numbers(scores, name)
     if values.ndim != 2 or 0 in values.shape:
         raise InvalidRows(
             f"{name} has shape {values.shape}: expected [rows, options], at least one"

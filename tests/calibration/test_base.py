@@ -125,6 +125,8 @@ GOOD = np.zeros((2, 3))
         (GOOD, [0, 3], None, "labels, row 1: 3 is no option's index"),
         (GOOD, [0, 2], [3, 2], "labels, row 1: 2 is the index of an option that does not exist"),
         (GOOD, [0, 1], [[True] * 3] * 3, "option_mask has shape"),
+        ([[0.2, 0.8], [1, 0]], [0, 1], None, r"scores are probabilities.*Give np.log\(scores\)"),
+        ([["a", "b"]], [0], None, "scores must be an array of numbers"),
     ],
 )
 def test_arrays_that_mean_nothing_are_refused_by_name(scores, labels, mask, message):

@@ -129,7 +129,13 @@ def test_beside_a_certain_option_the_others_share_and_an_only_option_keeps_all()
 
 @pytest.mark.parametrize(
     ("scores", "labels"),
-    [([np.nan, -1.0], [0, 1]), ([], []), ([-1.0, -2.0], [0, 2]), ([-1.0, -2.0], [1])],
+    [
+        ([np.nan, -1.0], [0, 1]),
+        ([], []),
+        ([-1.0, -2.0], [0, 2]),
+        ([-1.0, -2.0], [1]),
+        ([0.4, 0.9], [0, 1]),
+    ],
 )
 def test_answers_that_mean_nothing_are_refused(scores, labels):
     with pytest.raises(InvalidRows):

@@ -143,5 +143,8 @@ def test_clusters_that_do_not_fit_are_refused():
     confidence, correct = calibrated_rows(5, 0)
     with pytest.raises(InvalidRows, match=r"clusters have shape \(4,\): expected \(5,\)"):
         metrics.summarize_confidence(confidence, correct, clusters=np.arange(4))
+    for missing in (None, np.nan):
+        with pytest.raises(InvalidRows, match="clusters, row 3: .* is missing"):
+            metrics.summarize_confidence(confidence, correct, clusters=[1, 1, 2, missing, missing])
     with pytest.raises(InvalidRows, match="clusters of 1 seeds and rows of 2"):
         paired_difference([confidence] * 2, [confidence] * 2, clusters=[np.arange(5)])

@@ -160,6 +160,9 @@ def test_bad_options_are_refused_and_their_row_named():
     refused("option_mask, row 0: 0", mask=((0, 0), (1, 1)))
     refused("option_mask has shape", mask=((1, 1, 1), (1, 1, 1)))
     refused("option count, row 1: 3", mask=(2, 3))
+    refused("option count, row 1: 1.5 is no whole number", mask=(2, 1.5))
+    refused("option_mask, row 0, option 1: nan", mask=((1, math.nan), (1, 1)))
+    refused("option_mask must be an array of numbers", mask=(("yes", "no"), ("yes", "yes")))
     refused("answers, row 1: 2 is no option's index", answers=(0, 2))
     refused("answers, row 0: -1 is no option's index", answers=(-1, 0))
     refused(
@@ -182,10 +185,18 @@ def test_other_bad_arguments_are_refused():
         (lambda: metrics.mean_confidence([0.5, -1]), "confidence, row 1: -1"),
         (lambda: metrics.ece([0.5, 0.5], [1]), "2 rows and correct has 1"),
         (lambda: metrics.ece([0.5], [1], bins=0), "bins is 0"),
+        (lambda: metrics.ece([0.5], [1], bins=1.5), "bins is 1.5: must be a whole number"),
+        (lambda: metrics.ece(["high"], [1]), "confidence must be an array of numbers"),
+        (lambda: metrics.ece(["0.5"], [1]), "confidence must be an array of numbers"),
+        (lambda: metrics.ece([0.5], ["True"]), "correct must be an array of numbers"),
+        (lambda: metrics.ece(np.array([0.5 + 1j]), [1]), "confidence must be an array of numbers"),
+        (lambda: metrics.ece(np.ma.array([0.5, 9], mask=[0, 1]), [1, 1]), "entries are masked"),
+        (lambda: metrics.nll([[0.5, 0.5], [1]], [2, 1], [0, 0]), "option_probs must be an array"),
         (lambda: metrics.ece_noise_floor([0.5], draws=0), "draws is 0"),
         (lambda: metrics.coverage_at_accuracy([0.5], [1], 90), "target is 90"),
         (lambda: metrics.bootstrap_intervals([0.5], [1], {"x": [math.nan]}), "x: expected 1"),
         (lambda: metrics.bootstrap_intervals([0.5], [1], {}, resamples=0), "resamples is 0"),
+        (lambda: metrics.bootstrap_intervals([0.5], [1], {}, level=95), "level is 95"),
     ):
         with pytest.raises(metrics.InvalidRows, match=match):
             call()
