@@ -85,7 +85,7 @@ def test_several_end_of_text_tokens_are_kept():
         ),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each layer type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lack factor"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; expected 1 or no"),
         ({"is_causal": False}, "is_causal is False; expected causal attention"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected silu or gelu_pytorch_tanh"),
         ({"quantization_config": {"bits": 4}}, "quantised by a method without a name; expected"),

@@ -302,11 +302,11 @@ def read_rope(
     rope = rope_of(known, kind)
     for name in ROPE_NUMBERS:
         _require_number(rope.get(name), name)
-    fractions = [settings.get("partial_rotary_factor") for settings in (rope, known)]
-    if not partial and any(fraction not in (None, 1.0) for fraction in fractions):
-        raise UserError(
-            "partial_rotary_factor is not 1; expected 1, or none. Use a model that has none"
-        )
+    key = "partial_rotary_factor"
+    fractions = [settings.get(key) for settings in (rope, known)]
+    part = next((fraction for fraction in fractions if fraction not in (None, 1.0)), None)
+    if part is not None and not partial:
+        raise wrong(key, part, "1 or no such key", "Use a model that rotates whole heads")
     form = rope.get("rope_type", rope.get("type", "default"))
     if form not in ROPE_TYPES:
         raise UserError(
