@@ -240,6 +240,8 @@ class Model:
             UserError: a question that does not fit or cannot be told from another.
         """
         rows = as_examples(examples, self.prompting)
+        if not rows:
+            raise UserError("questions: there are none; expected at least one. Give more")
         asked = rows.prompting
         encoded, notes = encode_split(
             rows.split, rows, self.tokenizer, asked.data, asked.shots, asked.template
@@ -326,7 +328,11 @@ class Model:
             UserError: choices that are equal or cannot be told apart.
         """
         texts = [*(choices.values() if isinstance(choices, Mapping) else choices)]
-        row = {"question": question, "choices": choices if isinstance(choices, str) else texts}
+        if isinstance(choices, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f"choices are {choices!r:.60}; expected a list of texts, as in ['red', 'green']"
+            )
+        row = {"question": question, "choices": texts}
         predictions = self.predict([row | ({"passage": passage} if passage else {})])
         probs = dict(zip(texts, predictions.probs[0].tolist(), strict=True))
         return Answer(chosen := texts[int(predictions.predicted[0])], probs[chosen], probs)

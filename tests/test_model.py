@@ -127,7 +127,12 @@ def test_open_questions_are_answered_and_not_predicted(model):
     [
         (lambda m: m.ask("Q?", ["a", "a"]), "two of its choices are equal"),
         (lambda m: m.ask("Q?", ["a"]), "choice"),
-        (lambda m: m.ask("Q?", "ab"), "'choices' must be a list of texts, is a text"),
+        (lambda m: m.ask("Q?", "ab"), "choices are 'ab'; expected a list of texts"),
+        (lambda m: m.ask("Q?", '["a", "b"]'), "expected a list of texts"),
+        (lambda m: m.ask("Q?", [{"label": "A", "text": "a"}] * 2), "expected a list of texts"),
+        (lambda m: m.predict([]), "questions: there are none; expected at least one"),
+        (lambda m: m.calibrate(task().calibration[:0]), "questions: there are none"),
+        (lambda m: m.predict(task().test, option_score="median"), "median'; expected mean, sum"),
         (lambda m: m.calibrate([{"question": "Q?"}]), "expected a split of a Task"),
         (lambda m: m.calibrate(task().calibration, "warmth"), "calibrator is 'warmth'; expected"),
         (lambda m: m.predict(task().test, calibrator=cc.LogitMixture()), "start"),

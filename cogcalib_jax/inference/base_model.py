@@ -17,12 +17,18 @@ from cogcalib_jax.compile_cache import release_after_compiling
 from cogcalib_jax.console import say
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.task import Prompting
+from cogcalib_jax.errors import UserError, any_of
 from cogcalib_jax.hf.adapter import CALIBRATION_FILE, load_adapter, require_trained_on, save_adapter
 from cogcalib_jax.hf.card import write_card
 from cogcalib_jax.hf.files import model_folder
 from cogcalib_jax.hf.tokenizer import copy_tokenizer, load_base_tokenizer
 from cogcalib_jax.hf.weights import load_decoder, read_config, stored_dtype
-from cogcalib_jax.inference.config import DEFAULT_OPTION_SCORE, EvaluationConfig, OptionScore
+from cogcalib_jax.inference.config import (
+    DEFAULT_OPTION_SCORE,
+    OPTION_SCORES,
+    EvaluationConfig,
+    OptionScore,
+)
 from cogcalib_jax.inference.evaluate import write_json
 from cogcalib_jax.inference.open_ended import OpenPredictor
 from cogcalib_jax.inference.posthoc import fitted_elsewhere, how_asked
@@ -52,6 +58,10 @@ class BaseModel:
 
     def predictor(self, batch_size: int, option_score: OptionScore) -> Predictor:
         """Return what scores options by a rule, for any LoRA parameters of this form."""
+        if option_score not in OPTION_SCORES:
+            raise UserError(
+                f"option_score is {option_score!r:.40}; expected {any_of(OPTION_SCORES)}"
+            )
         if batch_size not in self.predictors:
             config = EvaluationConfig(batch_size=batch_size)
             self.predictors[batch_size] = Predictor(self.split, self.mesh, config)
