@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from cogcalib_jax.baselines.rows import Tfb
 from cogcalib_jax.baselines.tfb import Fitted, fit, parse
 from cogcalib_jax.calibration import CALIBRATORS, Calibrator, TemperatureScaler
-from cogcalib_jax.console import show_note
+from cogcalib_jax.console import warn
 from cogcalib_jax.data.encoding import encode_split, special_prefix
 from cogcalib_jax.data.example import EncodedSplit, Example, require_shared_options
 from cogcalib_jax.data.task import (
@@ -247,7 +247,7 @@ class Model:
             rows.split, rows, self.tokenizer, asked.data, asked.shots, asked.template
         )
         for note in (*notes, *check_context(self.config.max_position_embeddings, [encoded], 0)):
-            show_note(note)
+            warn(note)
         return encoded
 
     def predict(

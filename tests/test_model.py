@@ -54,6 +54,13 @@ def test_one_question_gets_the_answer_that_a_split_of_it_gets(model):
     assert model.ask(row["question"], lettered) == answer
 
 
+def test_a_cut_passage_and_a_text_beyond_the_context_are_told(model, caplog):
+    caplog.set_level("WARNING", "cogcalib_jax")
+    model.ask("Box 1?", ["a", "b"], passage="It rained. " * 200)
+    cut, long = caplog.messages
+    assert "1 of 1 passages lost their middle" in cut and "longer than the model's context" in long
+
+
 def test_rows_without_known_answers_are_not_scored(model):
     found = model.predict([{"question": "Box 1?", "choices": ["a", "b"]}])
     with pytest.raises(ValueError, match="answers"):

@@ -323,8 +323,11 @@ def _prediction_key(row: Mapping[str, Any], place: int) -> Hashable:
     for name in ("question", "prompt"):
         if isinstance(row.get(name), str):
             return (name, _key(passage, row[name], options))
-    if isinstance(row.get("id"), str | int):
-        return ("id", str(row["id"]))
+    name = row.get("id")
+    if isinstance(name, float) and name.is_integer():
+        name = int(name)  # tables with an empty cell hold 1.0 for 1
+    if isinstance(name, str | int):
+        return ("id", str(name))
     return ("place", place)
 
 

@@ -137,6 +137,7 @@ def test_a_hash_tells_questions_apart_as_their_keys_do():
         ({"prompt": "a", "completions": [" x"]}, {"prompt": "a", "completions": [" x"]}, True),
         ({"prompt": "a", "completions": [" x"]}, {"prompt": "a", "completions": [" y"]}, False),
         ({"id": 7}, {"id": "7"}, True),
+        ({"id": 7.0}, {"id": 7}, True),
         ({"id": 7}, {"id": 8}, False),
         ({}, {}, False),
         ({"question": None}, {"question": ["a"]}, False),
