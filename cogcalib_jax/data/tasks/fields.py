@@ -235,7 +235,7 @@ class Settled(NamedTuple):
         return {
             "text": "the text of a choice",
             "letter": f"one of {', '.join(label for label in labels if label)}",
-            "boolean": "true or false, beside choices yes and no (or true and false)",
+            "boolean": "true or false (or 1 or 0), beside choices yes and no (or true and false)",
             "index from 0": f"an index from 0 to {len(labels) - 1}",
             "index from 1": f"an index from 1 to {len(labels)}",
         }[self.reading]
@@ -276,18 +276,33 @@ def settle_answers(
         )
     if not fits:
         return Settled(candidates[0], fitted=way is not None or start is not None)
+    note = ""
+    if way is None and {"boolean", "index from 0"} <= set(fits):  # 0 and 1 beside yes and no
+        fits.remove("boolean")
+        note = _turned_note(rows)
     read = [row for row in rows if row.position(fits[0]) is not None]
     if from_one and all(row.position("index from 1") is not None for row in read):
         # Indices of which none is 0 and none too large count from 0.
         fits += [] if "index from 0" in fits else ["index from 1"]
     _require_same_answers(rows, fits)
-    note = ""
-    if fits[0] == "index from 0" and zero is None and numbers and start is None:
+    if not note and fits[0] == "index from 0" and zero is None and numbers and start is None:
         note = (
             "no answer is 0, so the first choice is never right; if the indices count from 1, give"
             " --data.answers-from 1"
         )
     return Settled(fits[0], note)
+
+
+def _turned_note(rows: Sequence[Asked]) -> str:
+    """Return a doubt about indices 0 and 1 that would name other choices if 1 meant yes."""
+    for row in rows:
+        place = row.position("index from 0")
+        if place is not None and place != row.position("boolean"):
+            return (
+                f"answer {row.value!r:.60} is read as the index of {row.texts[place]!r:.40}; if 1"
+                " means yes or true, give --data.answers boolean"
+            )
+    return ""
 
 
 def could_be_answers(rows: Sequence[Asked]) -> bool:
@@ -359,7 +374,9 @@ def _position(
 
 def _boolean(value: Any, texts: Sequence[str]) -> int | None:
     if isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.strip().casefold())
+        value = {"true": True, "false": False}.get(value.strip().casefold(), value)
+    if _whole(value) in (0, 1):
+        value = bool(_whole(value))
     if not isinstance(value, bool):
         return None
     found = [i for i, text in enumerate(texts) if fold_case(text) in _YES_NO[value]]

@@ -115,6 +115,18 @@ def test_indices_that_may_count_from_one_are_read_from_zero_with_a_note():
     assert settle_answers(asked([1, 2, 3]), start=0).note == ""
 
 
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_zero_and_one_beside_yes_and_no_are_indices_with_a_note_unless_it_is_said(kind):
+    values, texts = [kind(1), kind(0)], ("Yes", "No")
+    assert settled(values, texts, LETTERS[:2]) == ("index from 0", [1, 0])
+    note = settle_answers(asked(values, texts, LETTERS[:2])).note
+    assert "index of 'No'; if 1 means yes or true, give --data.answers boolean" in note
+    assert settled(values, texts, LETTERS[:2], way="boolean") == ("boolean", [0, 1])
+    # In the other order both mean the same.
+    assert settle_answers(asked(values, ("no", "yes"), LETTERS[:2])).note == ""
+    assert settled([True, kind(0)], texts, LETTERS[:2]) == ("boolean", [0, 1])
+
+
 def test_rows_that_count_from_zero_contradict_the_option():
     with pytest.raises(UserError, match="x:1: .*count from 0: leave --data.answers-from out"):
         settled([0, 3], start=1)
