@@ -21,8 +21,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from functools import cache
+from itertools import chain
+from types import FrameType, NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 REFUSED = 2
 # EX_TEMPFAIL of sysexits.h, "try again". A shell reports 143 for a program that SIGTERM killed,
@@ -94,6 +96,25 @@ def check(condition: bool, field: str, message: str) -> None:
     """
     if not condition:
         raise FieldError(field, message)
+
+
+def check_named(config: Any) -> None:
+    """Raise FieldError for a value that is none of those that a field's `Literal` type names."""
+    for name, allowed in _named_values(type(config)):
+        value = getattr(config, name)
+        message = f"{value!r:.40} is not one of {', '.join(map(str, allowed))}"
+        check(value in allowed, name, message)
+
+
+@cache
+def _named_values(cls: type) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    found = []
+    for name, kind in get_type_hints(cls).items():
+        parts = [kind] if get_origin(kind) is Literal else [*get_args(kind)]
+        if parts and all(get_origin(part) is Literal or part is NoneType for part in parts):
+            values = [get_args(part) or (None,) for part in parts]
+            found.append((name, tuple(chain.from_iterable(values))))
+    return tuple(found)
 
 
 def check_counts(config: Any, *names: str, least: int = 1, unset: bool = False) -> None:

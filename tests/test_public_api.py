@@ -53,3 +53,24 @@ def test_every_error_for_users_is_of_one_family():
     assert issubclass(cc.FieldError, cc.UserError)
     with pytest.raises(cc.UserError, match="learning_rate"):
         cc.TrainingConfig(learning_rate=-1)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: cc.TrainingConfig(schedule="cosin"), "schedule: 'cosin' is not one of linear, co"),
+        (lambda: cc.TrainingConfig(nonfinite="ignore"), "nonfinite: .*one of stop, skip"),
+        (lambda: cc.LossConfig(space="option"), "space: .*one of vocab, options"),
+        (lambda: cc.Method(space="option"), "space: .*one of vocab, options"),
+        (lambda: cc.Task.from_rows([{}], answers="texts"), "answers: .*one of text, letter"),
+        (lambda: cc.Task.from_rows([{}], answers_from=2), "answers_from: 2 is not one of 0, 1"),
+        (lambda: cc.Task.from_rows([{}], on_bad_row="ignore"), "on_bad_row: .*one of error, skip"),
+        (lambda: cc.Task.from_rows([{}], shared_groups="remove"), "shared_groups: .*keep, drop"),
+        (lambda: cc.Model.from_pretrained("x", dtype="fp16"), "dtype: .*one of auto, float32"),
+        (lambda: cc.Model.from_pretrained("x", quantise="int4"), "quantise: .*none, int8, nf4"),
+        (lambda: cc.Model.from_pretrained("x", remat="some"), "remat: .*none, layer, dots"),
+    ],
+)
+def test_a_word_that_is_none_of_a_settings_words_is_refused(make, told):
+    with pytest.raises(cc.FieldError, match=told):
+        make()

@@ -9,7 +9,7 @@ from cogcalib_jax.data.prompts import CLEAN, PROMPTS, PROTOCOLS
 from cogcalib_jax.data.tasks import TASKS, MadeTask
 from cogcalib_jax.data.tasks.columns import parse_columns
 from cogcalib_jax.data.tasks.fields import Way
-from cogcalib_jax.errors import FieldError, check
+from cogcalib_jax.errors import FieldError, check, check_named
 from cogcalib_jax.settings import often, setting
 
 MAX_CALIBRATION_ROWS = 500
@@ -63,6 +63,7 @@ class DataConfig:
     """Decides which rows go where; tasks that make their rows have a seed of their own."""
 
     def __post_init__(self) -> None:
+        check_named(self)
         check(self.task in TASKS, "task", f"must be a task (allowed: {', '.join(TASKS)})")
         prompts = ("auto", CHAT, *PROMPTS)
         check(self.prompt in prompts, "prompt", f"must be a prompt (allowed: {', '.join(prompts)})")

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from string import ascii_uppercase
+from string import Formatter, ascii_uppercase
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cogcalib_jax.data.example import BadRow, Encoded, Example
 from cogcalib_jax.data.formats import first_line
-from cogcalib_jax.errors import DAMAGED, UserError
+from cogcalib_jax.errors import DAMAGED, FieldError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,23 @@ class Prompt(NamedTuple):
 
     prompt: str
     completions: tuple[str, ...]
+
+
+_OF_QUESTION = frozenset({"passage", "question"})
+_OF_OPTION = frozenset({"letter", "choice", "sentence", "label"})
+_IN_BRACES = {
+    "passage": _OF_QUESTION,
+    "question": _OF_QUESTION,
+    "option": _OF_OPTION,
+    "completion": _OF_OPTION,
+}
+
+
+def _in_braces(text: str) -> set[str]:
+    try:
+        return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    except ValueError:  # a single brace
+        return {text}
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,17 @@ class Template:
     cut: Literal["middle", "end"] = "middle"
     """the part that a passage loses if it is too long"""
 
+    def __post_init__(self) -> None:
+        for field, known in _IN_BRACES.items():
+            piece = getattr(self, field)
+            for text in (piece,) if isinstance(piece, str) else piece:
+                if not _in_braces(text) <= known:
+                    raise FieldError(
+                        field,
+                        f"is {text!r:.60}; expected {' or '.join(sorted(known))} in braces. Write"
+                        " {{ and }} for braces themselves",
+                    )
+
     def __call__(self, example: Example) -> Prompt:
         """Return the prompt of `example` (BadRow: more options than letters, or an open question
         that would not end)."""
@@ -75,6 +103,9 @@ class Template:
                 f"has {len(example.choices)} choices, more than letters; use --data.prompt cloze"
             )
         options = _options(example)
+        for piece in () if example.is_open else (self.option, self.completion):
+            if isinstance(piece, tuple) and len(piece) < len(example.choices):
+                raise BadRow(f"has {len(example.choices)} choices, and the prompt has {len(piece)}")
         texts = {"passage": example.passage, "question": example.question}
         pieces = [
             self.start,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from cogcalib_jax.errors import FieldError, UserError, check
+from cogcalib_jax.errors import FieldError, UserError, check, check_named
 from cogcalib_jax.registry import Registry, split_outside, split_spec
 from cogcalib_jax.settings import often, setting
 
@@ -65,6 +65,7 @@ class MethodConfig:
     """old way to write a term's setting, as in ls(reduction=sum), read in this release only"""
 
     def __post_init__(self) -> None:
+        check_named(self)
         check(
             self.weight is None or 0 <= self.weight < math.inf,
             "weight",
@@ -310,6 +311,7 @@ class LossConfig:
     the options, which alone may make all options improbable (1: the loss of T-Few)"""
 
     def __post_init__(self) -> None:
+        check_named(self)
         check(0 <= self.lm_weight < math.inf, "lm_weight", "must be a finite number of at least 0")
         check(
             self.lm_weight == 0 or self.space == "options",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cogcalib_jax.errors import check, check_counts
+from cogcalib_jax.errors import check, check_counts, check_named
 from cogcalib_jax.models.placement import Placement
 from cogcalib_jax.settings import often, rename, setting
 
@@ -300,6 +300,7 @@ class ModelConfig:
     """hold the projections of layers in 8 or 4 bits (QLoRA); they are quantised while loading"""
 
     def __post_init__(self) -> None:
+        check_named(self)
         check(self.path != "", "path", "must be a Hub id or a folder")
 
     def jax_dtype(self, mesh: Mesh, stored: str | None) -> jnp.dtype:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cogcalib_jax.data.example import EncodedSplit
-from cogcalib_jax.errors import FieldError, UserError, check, check_counts
+from cogcalib_jax.errors import FieldError, UserError, check, check_counts, check_named
 from cogcalib_jax.registry import Registry
 from cogcalib_jax.settings import TAKEN, often, setting, with_new_names
 
@@ -68,6 +68,7 @@ class TrainingConfig:
     """updates between lines of metrics.jsonl"""
 
     def __post_init__(self) -> None:
+        check_named(self)
         check(0 < self.epochs <= 1e6, "epochs", "must be a number above 0 and at most a million")
         check_counts(self, "max_steps", "refit_every", "validate_every", unset=True)
         check_counts(self, "style_steps", least=0, unset=True)

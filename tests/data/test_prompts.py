@@ -1,12 +1,14 @@
 """Prompts, letter by letter; chat prompts are those of transformers, token for token."""
 
+from dataclasses import replace
+
 import pytest
 
 from cogcalib_jax.data.config import DataConfig
 from cogcalib_jax.data.encoding import answer_stop, encode_split
 from cogcalib_jax.data.example import BadRow, Example
 from cogcalib_jax.data.prompts import PROMPTS
-from cogcalib_jax.errors import UserError
+from cogcalib_jax.errors import FieldError, UserError
 from cogcalib_jax.hf.tokenizer import load_tokenizer
 from tests.data.chats import (
     ALWAYS_THINKING,
@@ -42,6 +44,19 @@ def test_letters_serve_26_options_and_no_more():
     assert PROMPTS["letters"](example(26)).completions[-1] == " Z"
     with pytest.raises(BadRow, match="27 choices"):
         PROMPTS["letters"](example(27))
+
+
+def test_a_prompt_of_ones_own_says_what_is_wrong_with_it():
+    letters = PROMPTS["letters"]
+    for piece in ("{q}", '{"q": {question}}', "{choice}"):
+        with pytest.raises(FieldError, match="question: .*expected passage or question in braces"):
+            replace(letters, question=piece)
+    braces = replace(letters, question="{{{question}}}")
+    assert braces(example()).prompt.startswith("{" + example().question + "}")
+    for field in ("option", "completion"):
+        short = replace(letters, **{field: (" A", " B")})
+        with pytest.raises(BadRow, match="has 4 choices, and the prompt has 2"):
+            short(example(4))
 
 
 def test_cloze_continues_the_question_with_the_options_text():
