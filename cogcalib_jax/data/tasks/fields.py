@@ -364,7 +364,7 @@ def _position(
     if isinstance(value, bool):
         return None
     if reading == "text":
-        return next((_text(form, texts) for form in _forms(value)), None)
+        return _text(value, texts)
     if reading == "letter":
         return next((i for form in _forms(value) if (i := _label(form, labels)) is not None), None)
     number = _whole(value)
@@ -383,16 +383,16 @@ def _boolean(value: Any, texts: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _text(value: str, texts: Sequence[str]) -> int | None:
+def _text(value: Any, texts: Sequence[str]) -> int | None:
     """Return the choice with this text; if there is none, the only one that differs in case, or in
     how it writes the same number: a table may hold 2 in one column and 2.0 in another."""
-    found = matching_choices(value, texts)
-    number = _number(value)
+    form, number = next(iter(_forms(value)), ""), _number(value)
+    found = matching_choices(form, texts)
     if not found and number is not None:
         found = [i for i, text in enumerate(texts) if _number(text) == number]
         return found[0] if len(found) == 1 else None
     # A choice that occurs twice as written is refused later.
-    if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(value)):
+    if len(found) == 1 or (found and as_read(texts[found[0]]) == as_read(form)):
         return found[0]
     return None
 

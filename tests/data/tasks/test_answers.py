@@ -79,6 +79,7 @@ def test_an_answer_may_write_the_number_of_a_choice_otherwise():
     numbers = ("20.0", "30", "40.50", "red")
     assert settled(["20", 30.0, "40.5"], numbers) == ("text", [0, 1, 2])
     assert settled(["20", "RED"], numbers) == ("text", [0, 3])
+    assert settled([1e17], ("3", f"1{'0' * 17}", "1", "2")) == ("text", [1])
     assert settled(["2.00", "2"], ("2", "2.0", "3", "4"), way="text")[1] == [None, 0]
     with pytest.raises(UserError, match=r"'2' may be the text of a choice \('2.0'\) or an index"):
         settled(["2", "1"], ("1.0", "2.0", "3.0", "4.0"))
