@@ -114,7 +114,7 @@ def _read_json(file: Path, data: bytes) -> FileRows:
     start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"[":
         try:
-            values = json.loads(_text(file, data))
+            values = _json(_text(file, data))
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}: is not a JSON array of objects ({reason_of(error)}); write it again"
@@ -128,7 +128,7 @@ def _read_json(file: Path, data: bytes) -> FileRows:
     if start == b"{" and len(rows) != 1 and isinstance(rows[0].content, BadRow):
         # The first line alone is no JSON: an object that was written over several lines.
         try:
-            return FileRows([Row(f"{file}:1", 1, json.loads(data.decode("utf-8-sig")))])
+            return FileRows([Row(f"{file}:1", 1, _json(data.decode("utf-8-sig")))])
         except (ValueError, RecursionError):
             return FileRows(rows)
     return FileRows(rows)
@@ -136,11 +136,24 @@ def _read_json(file: Path, data: bytes) -> FileRows:
 
 def _parse(line: bytes) -> Mapping[str, Any] | BadRow:
     try:
-        return _object(json.loads(line.decode("utf-8-sig")))
+        return _object(_json(line.decode("utf-8-sig")))
     except UnicodeDecodeError:
         return BadRow("is not UTF-8 text")
     except (ValueError, RecursionError) as error:
         return BadRow(f"is not JSON ({reason_of(error)})")
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.60} occurs twice in an object")
+    return found
 
 
 def _object(content: Any) -> Mapping[str, Any] | BadRow:

@@ -145,6 +145,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, data, message):
         ("x.csv", "q,a\n1,2,3\n", "has 3 cells; the header has 2"),
         ("x.json", '[{"q": 1}, 3]', "must be a JSON object, is a int"),
         ("x.json", '{"q": 1}\n{"q"', "is not JSON"),
+        ("x.jsonl", '{"q": 1}\n{"a": 0, "q": 1, "a": 1}', "'a' occurs twice in an object"),
     ],
 )
 def test_one_bad_row_is_a_bad_row(tmp_path, name, text, reason):
