@@ -259,16 +259,34 @@ def store_known(run: Run, start: nnx.State) -> None:
     """Ask the start all questions in the form of `known_by`, and keep its answers, once a run.
 
     This tells what the start knows, and nothing is scored, fitted or chosen by it.
+
+    Raises:
+        UserError: a resumed run that asked them in a form other than `known_by`.
     """
-    file, lines = run.folder / KNOWN_FILE, []
-    if not run.known or from_main(file.is_file):
+    file, form, lines = run.folder / KNOWN_FILE, run.config.known_by, []
+    if not run.known:
         return
-    say(f"== What the start knows: all questions in another form ({run.config.known_by})")
+    if stored := from_main(partial(_stored_form, file)):
+        if stored != form:
+            raise UserError(
+                f"known_by is {form}; expected {stored}, the form in which {file} has the start's"
+                f" answers. Give --known-by {stored}, or another --run-dir"
+            )
+        return
+    say(f"== What the start knows: all questions in another form ({form})")
     for data, encoded in run.known.items():
         belief = options_belief(run.trainer.predictor(start, encoded))
-        lines += [{"data": data} | line for line in _answer_lines(encoded, belief)]
+        lines += [{"form": form, "data": data} | x for x in _answer_lines(encoded, belief)]
         say(f"   {data}: {int(belief.correct.sum()):,} of {len(encoded):,} right")
     write_rows(file, lines)
+
+
+def _stored_form(file: Path) -> str | None:
+    """Return the form in which the questions of `file` were asked; None if there is no file."""
+    if not file.is_file():
+        return None
+    with file.open(encoding="utf-8") as lines:
+        return json.loads(next(lines))["form"]
 
 
 def read_known(folder: Path, data: str) -> dict[str, bool]:

@@ -4,6 +4,7 @@ confidence over training."""
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer
 
 import train
-from cogcalib_jax.cli.method_run import KNOWN_FILE, SCORES, known_rows, read_known
+from cogcalib_jax.cli.method_run import KNOWN_FILE, SCORES, known_rows, read_known, store_known
 from cogcalib_jax.cli.questions import in_other_form
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.data.config import DataConfig
@@ -102,12 +103,21 @@ def test_it_is_asked_once_and_also_of_a_run_that_began_without_it(run, tmp_path)
     file.write_text(before := file.read_text().replace("0.", "0.0", 1))
     train.main(["--resume", "--run-dir", str(copy)])
     assert file.read_text() == before
+    assert {line["form"] for line in lines_of(file)} == {"wording"}
     file.unlink()
     (copy / "sft" / SCORES).unlink()
     train.main(["--resume", "--run-dir", str(copy)])
     assert file.read_text() == (run / KNOWN_FILE).read_text()
     # What was not recorded from the first update on is not recorded at all.
     assert not (copy / "sft" / SCORES).is_file()
+
+
+def test_a_resumed_run_keeps_its_form(tmp_path):
+    (tmp_path / KNOWN_FILE).write_text('{"form": "cloze", "data": "test"}\n')
+    config = RunConfig(known_by="wording")
+    resumed = SimpleNamespace(folder=tmp_path, known={"test": ()}, config=config)
+    with pytest.raises(UserError, match="known_by is wording; expected cloze, the form in which"):
+        store_known(resumed, None)
 
 
 def test_a_row_that_was_not_asked_is_not_known(run, tmp_path):
