@@ -201,11 +201,11 @@ def renamed_from(name: str) -> list[str]:
 
 
 TAKEN: dict[str, Any] = {}
-"""dotted path of what was a field -> the value that every run has now"""
+"""dotted path of a removed field -> the value that every run has now"""
 
 
 def with_new_names(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that a run stored, with the fields of today under their names."""
+    """Return a config that a run stored, without removed fields and with the names of today."""
     stored = deepcopy(stored)
     for path, value in TAKEN.items():
         section, _, name = path.rpartition(".")

@@ -304,7 +304,6 @@ def choose_adapter(
 ) -> dict[str, Any]:
     """Choose among `candidates` (the simplest first) by the files in their folders.
 
-
     Returns:
         The content of `recommended.json` without its example: `method`, the folder; `chosen_on`,
         validation or config; `n` questions; `validation_nll` of every candidate and reference, in

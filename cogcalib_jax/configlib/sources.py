@@ -181,7 +181,7 @@ def read_tree(cls: type, text: str, source: str) -> Tree:
 
 
 def _require_same(path: str, value: Any, where: str) -> None:
-    """Refuse another value of what is no field any more than the one it always has."""
+    """Refuse a value of a removed field, unless it is the one that every run has now."""
     now = show(TAKEN[path])
     if show(value) != now:
         raise UserError(f"{where}: {path} = {show(value)}: is always {now} now; delete the line")

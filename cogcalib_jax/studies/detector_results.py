@@ -257,7 +257,7 @@ def exposures_stated(seeds: Seeds) -> bool:
 
 
 def main_target(seeds: Seeds) -> str:
-    """Return what tells best what is known, of all that is recorded."""
+    """Return the best recorded evidence of what is known."""
     if exposures_stated(seeds):
         return EXPOSURES
     asked = all(one.right is not None for kinds in seeds.values() for one in kinds.values())
