@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -94,6 +95,10 @@ def finetune(
         UserError: a model without adapter; settings that do not fit together; a loss that is not
             finite.
     """
+    if not isinstance(task, Task):
+        raise UserError(
+            f"task is {reprlib.repr(task)}; expected a Task. Make one with Task.from_rows"
+        )
     training, loss = training or TrainingConfig(), loss or LossConfig()
     evaluation = evaluation or EvaluationConfig()
     resolved = (parse_entry(method) if isinstance(method, str) else method).resolve()

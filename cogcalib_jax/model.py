@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from cogcalib_jax.data.task import (
     RowSource,
     are_examples,
     as_examples,
+    question_row,
     questions_of,
     stored_prompting,
 )
@@ -42,7 +43,7 @@ from cogcalib_jax.inference.config import (
     stored_option_score,
 )
 from cogcalib_jax.inference.open_ended import OpenPredictions
-from cogcalib_jax.inference.posthoc import OPTIONS, STORED, fit_on, start_of
+from cogcalib_jax.inference.posthoc import OPTIONS, STORED, fit_on, require_rule, start_of
 from cogcalib_jax.inference.predictions import UNKNOWN, Predictions
 from cogcalib_jax.machines import MeshConfig
 from cogcalib_jax.models.config import DecoderConfig, LoraConfig, ModelConfig, Quantise
@@ -225,7 +226,7 @@ class Model:
             raise UserError(f"{what}: the model averages over noise; call it before with_tfb")
 
     def with_calibrator(self, calibrator: Calibrator | None) -> Model:
-        """Return this model with another calibrator for `predict` and `ask`; None: a softmax."""
+        """Return this model with a calibrator fitted by its own option score; None: a softmax."""
         return replace(self, calibrator=calibrator, options=None)
 
     def without_adapter(self) -> Model:
@@ -240,8 +241,6 @@ class Model:
             UserError: a question that does not fit or cannot be told from another.
         """
         rows = as_examples(examples, self.prompting)
-        if not rows:
-            raise UserError("questions: there are none; expected at least one. Give more")
         asked = rows.prompting
         encoded, notes = encode_split(
             rows.split, rows, self.tokenizer, asked.data, asked.shots, asked.template
@@ -289,12 +288,14 @@ class Model:
                 "predict: the questions are open; expected questions with choices. Use answer"
             )
         options = self.options if calibrator is None else None
-        calibrator = calibrator or self.calibrator
+        rule = option_score or self.option_score
+        if calibrator is None and (calibrator := self.calibrator) is not None:
+            require_rule(rule, self.option_score)
         if calibrator is not None and calibrator.needs_classes:
             require_shared_options(
                 encoded, f"calibrator is {calibrator.name}", "the input", options
             )
-        score = self.base.predictor(batch_size, option_score or self.option_score)
+        score = self.base.predictor(batch_size, rule)
         if self.tfb is not None:
             if option_score not in (None, self.option_score):
                 self._require_one_adapter(f"option_score is {option_score}")
@@ -327,15 +328,9 @@ class Model:
         Raises:
             UserError: choices that are equal or cannot be told apart.
         """
-        texts = [*(choices.values() if isinstance(choices, Mapping) else choices)]
-        if isinstance(choices, str) or not all(isinstance(text, str) for text in texts):
-            raise UserError(
-                f"choices are {choices!r:.60}; expected a list of texts, as in ['red', 'green']"
-            )
-        row = {"question": question, "choices": texts}
-        predictions = self.predict([row | ({"passage": passage} if passage else {})])
-        probs = dict(zip(texts, predictions.probs[0].tolist(), strict=True))
-        return Answer(chosen := texts[int(predictions.predicted[0])], probs[chosen], probs)
+        predictions = self.predict([row := question_row(question, choices, passage)])
+        probs = dict(zip(row["choices"], predictions.probs[0].tolist(), strict=True))
+        return Answer(chosen := row["choices"][predictions.predicted[0]], probs[chosen], probs)
 
     def answer(
         self,
@@ -451,6 +446,5 @@ class Model:
             save_decoder(self.base.split.merge(self.lora), folder)
             self.tokenizer.save_pretrained(folder)
             return
-        self.base.save_adapter(
-            folder, self.lora, self.prompting, self.option_score, self.calibrator
-        )
+        asked = (self.prompting, self.option_score, self.calibrator)
+        self.base.save_adapter(folder, self.lora, *asked)

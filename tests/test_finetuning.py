@@ -194,4 +194,6 @@ def test_a_model_without_adapter_cannot_be_trained(place):
     bare = cc.Model.from_pretrained(place / "base", mesh=ONE)
     with pytest.raises(cc.UserError, match="lora=LoraConfig"):
         cc.finetune(bare, task(), "sft")
+    with pytest.raises(cc.UserError, match="expected a Task. Make one with Task.from_rows"):
+        cc.finetune(bare, list(rows()), "sft")
     assert len(rows()) == 80

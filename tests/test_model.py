@@ -11,7 +11,7 @@ import cogcalib_jax as cc
 from cogcalib_jax.hf.adapter import adapter_hash
 from cogcalib_jax.inference.predict import Predictor
 from tests.examples.scored import QUESTIONS, scored
-from tests.library import LORA, ONE, rows, task, write_base
+from tests.library import LORA, ONE, SIZES, rows, task, write_base
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,18 @@ def test_a_saved_adapter_says_how_it_is_asked_and_calibrated(place, model, tmp_p
     row = {key: rows()[3][key] for key in ("question", "choices")}
     np.testing.assert_allclose(again.predict([row]).probs, asked.predict([row]).probs, atol=1e-5)
     assert again.predict([row]).encoded[0].prompt == asked.predict([row]).encoded[0].prompt
+
+
+def test_a_calibrator_serves_the_rule_that_it_was_fitted_by(model):
+    made = cc.Task.from_rows(rows(), prompt="cloze", **SIZES)
+    by_sum = model.calibrate(made.calibration, "platt", option_score="sum")
+    tuned = model.with_calibrator(model.calibrate(made.calibration, "platt"))
+    with pytest.raises(cc.UserError, match="option_score is sum; expected mean, the rule of the m"):
+        tuned.predict(made.test, option_score="sum")
+    found = tuned.predict(made.test, option_score="sum", calibrator=by_sum)
+    wanted = by_sum(found.option_scores, mask=found.mask)
+    np.testing.assert_allclose(found.probs, wanted, atol=1e-9)
+    assert tuned.with_calibrator(None).predict(made.test, option_score="sum").calibrator is None
 
 
 def test_what_one_adapter_cannot_apply_is_not_saved_with_it(model, tmp_path):

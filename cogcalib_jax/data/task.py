@@ -264,6 +264,16 @@ def questions_of(source: RowSource, prompting: Prompting) -> Examples:
     return Examples.of([one.example for one in questions], "questions", prompting)
 
 
+def question_row(question: str, choices: Any, passage: str) -> dict[str, Any]:
+    """Return one question as a row (UserError: choices that are no texts)."""
+    found = [*(choices.values() if isinstance(choices, Mapping) else choices)]
+    if isinstance(choices, str) or not all(isinstance(text, str) for text in found):
+        raise UserError(
+            f"choices are {choices!r:.60}; expected a list of texts, as in ['red', 'green']"
+        )
+    return {"question": question, "choices": found} | ({"passage": passage} if passage else {})
+
+
 def are_examples(rows: Any) -> bool:
     """Return whether `rows` are a task's questions, and no rows to be read."""
     if isinstance(rows, Examples):
@@ -276,8 +286,10 @@ def as_examples(rows: Sequence[Example], prompting: Prompting) -> Examples:
     """Return questions with their own prompting, or with `prompting` if they have none.
 
     Raises:
-        UserError: rows that are no questions yet.
+        UserError: rows that are no questions yet; none.
     """
+    if len(rows) == 0:
+        raise UserError("questions: there are none; expected at least one. Give more")
     if isinstance(rows, Examples):
         return rows
     if not are_examples(rows):

@@ -312,6 +312,15 @@ def how_asked(
     }
 
 
+def require_rule(rule: str, fitted_by: str) -> None:
+    """Refuse scores by another rule than that of the model's calibrator."""
+    if rule != fitted_by:
+        raise UserError(
+            f"option_score is {rule}; expected {fitted_by}, the rule of the model's calibrator."
+            " Give calibrator=..., fitted by this rule, beside it"
+        )
+
+
 def fitted_elsewhere(calibrator: Calibrator | None) -> dict[str, Any]:
     """Return the entries of a calibrator that was fitted before the adapter is saved (UserError:
     one that an adapter alone cannot apply)."""
