@@ -219,10 +219,10 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """Split `text` at each `separator` that stands outside of parentheses."""
+    """Split `text` at each `separator` that stands outside of parentheses and square brackets."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
+        depth += (character in "([") - (character in ")]")
         if character == separator and depth == 0:
             parts.append(text[start:i])
             start = i + 1

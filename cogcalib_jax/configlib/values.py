@@ -194,7 +194,9 @@ def _members(union: Any, none_last: bool = False) -> list[Any]:
 
 def _convert_items(kind: Any, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str):
-        inside = value.strip().removeprefix("[").removesuffix("]").strip()
+        inside = value.strip()
+        if inside.startswith("[") and inside.endswith("]"):
+            inside = inside[1:-1].strip()
         words = [word.strip() for word in split_outside(inside, ",")] if inside else []
         value = [plain(word) if word else None for word in words]
     kinds = get_args(kind)

@@ -202,6 +202,12 @@ def parse_condition(entry: str) -> tuple[str, tuple[str, ...]]:
         "conditions",
         f"must have names with a letter or a digit, for their folders (got {name!r})",
     )
+    check(
+        bool(settings) or entry.lstrip()[:1] in "'\"",
+        "conditions",
+        "must have settings as PATH=VALUE behind a name, or a name in quotes; a list in a setting"
+        f" needs brackets, such as also=[TASK,TASK] (got {entry!r})",
+    )
     words: list[str] = []
     for setting in settings:
         path, equals, value = setting.partition("=")

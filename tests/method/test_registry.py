@@ -128,6 +128,7 @@ def test_every_reader_knows_a_term_that_was_registered_later(capsys):
 
 def test_commas_within_parentheses_do_not_cut():
     assert split_outside("a(x=1, y=2),b,c(z=3)", ",") == ["a(x=1, y=2)", "b", "c(z=3)"]
+    assert split_outside("'a' also=[x,y],'b'", ",") == ["'a' also=[x,y]", "'b'"]
 
 
 def test_the_docs_hold_the_registries():

@@ -14,7 +14,10 @@ from cogcalib_jax.studies import main, suite
 from cogcalib_jax.studies.suite import SuiteConfig, cells, listing, parse_condition, run_cells
 from tests.cli.small_base import arguments, write_base
 
-CONDITIONS = ("plain", "'few known' composition.known_share=0.25 composition.by=world compare=sft")
+CONDITIONS = (
+    "'plain'",
+    "'few known' composition.known_share=0.25 composition.by=world compare=sft",
+)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +282,7 @@ def test_help_lists_suites_and_commands(capsys):
 @pytest.mark.parametrize(
     ("entry", "wanted"),
     [
-        ("plain", ("plain", ())),
+        ("'plain'", ("plain", ())),
         ("'two words' a.b=1 c=x=y", ("two words", ("--a.b", "1", "--c", "x=y"))),
     ],
 )
@@ -290,11 +293,12 @@ def test_conditions_are_a_name_and_settings(entry, wanted):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conditions": ["a", "a"]}, "conditions"),
+        ({"conditions": ["'a'", "'a'"]}, "different names"),
+        ({"conditions": ["a"]}, "a name in quotes; a list in a setting needs brackets"),
         ({"conditions": ["a b"]}, "PATH=VALUE"),
         ({"conditions": ["a nothing.like=1"]}, "nothing"),
         ({"conditions": ["a lora.r=much"]}, "lora.r"),
-        ({"conditions": ["a/b", "a-b"]}, "one folder"),
+        ({"conditions": ["'a/b'", "'a-b'"]}, "one folder"),
         ({"conditions": ["a seed=5"]}, "must not set seed; name them in seeds"),
         ({"conditions": ["a run-dir=x"]}, "must not set run-dir; cells lie in folder"),
         ({"conditions": ["a resume=true"]}, "must not set resume"),
