@@ -184,6 +184,10 @@ def test_other_multimodal_models_are_refused_by_name(change, says):
 def test_unknown_layer_types_are_refused_by_name():
     with pytest.raises(UserError, match="layer_types is 'full_attention'; expected a list"):
         from_hf(MODELS["mistral_v0.1"] | {"layer_types": "full_attention"}, "config.json")
+    with pytest.raises(
+        UserError, match="layer_types is .*; expected a list with one kind for each"
+    ):
+        from_hf(MODELS["qwen3_tied"] | {"layer_types": ["full_attention"]}, "config.json")
     kinds = ["linear_attention"] * 3
     with pytest.raises(UserError, match="layer_types names linear_attention; expected"):
         from_hf(MODELS["qwen3_tied"] | {"layer_types": kinds}, "config.json")

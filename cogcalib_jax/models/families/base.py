@@ -252,12 +252,11 @@ def read_windows(raw: Mapping[str, Any], every: int | None = None) -> tuple[int,
 
     every: as in `pattern`, where there are no `layer_types`; None: all layers slide.
     """
-    kinds, window = raw["layer_types"], raw["sliding_window"]
+    kinds, window, layers = raw["layer_types"], raw["sliding_window"], raw["num_hidden_layers"]
     if kinds is None:
-        layers = raw["num_hidden_layers"]
         kinds = pattern(layers, every) if every else ["sliding_attention"] * layers
-    if not isinstance(kinds, list):
-        raise wrong("layer_types", kinds, "a list")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise wrong("layer_types", kinds, f"a list with one kind for each of the {layers} layers")
     unknown = sorted(set(kinds) - set(LAYER_KINDS))
     if unknown:
         raise UserError(
