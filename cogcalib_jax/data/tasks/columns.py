@@ -128,7 +128,9 @@ def two_columns(where: str, field: str, first: str, second: str) -> UserError:
 
 
 def _one(row: Mapping[str, Any], where: str, asked: Columns, field: str) -> str | None:
-    found = _named(row, asked, field)
+    # An empty text beside a filled one holds nothing, like an empty cell of a table.
+    named = _named(row, asked, field)
+    found = [name for name in named if row[name] != ""] or named
     if len({row[name] if isinstance(row[name], str) else name for name in found}) > 1:
         raise two_columns(where, field, *found[:2])
     return found[0] if found else None

@@ -233,6 +233,13 @@ def test_the_passage_is_read_under_its_usual_names(tmp_path, column):
     assert (example.passage, example.extra) == ("", {column: "It rained."})
 
 
+def test_an_empty_text_beside_the_passage_is_no_second_passage(tmp_path):
+    (example,), _ = load(tmp_path, ROW | {"context": "", "passage": "It rained."})
+    assert example.passage == "It rained."
+    with pytest.raises(UserError, match="'passage' and 'context' could both be the passage"):
+        load(tmp_path, ROW | {"context": "It snowed.", "passage": "It rained."})
+
+
 def test_names_of_fields_that_rows_may_lack_ignore_case(tmp_path):
     (example,), _ = load(tmp_path, ROW | {"Group": "g", "ID": 7, "Known": "true"})
     assert (example.group, example.id, example.extra) == ("g", "7", {"known": True})
