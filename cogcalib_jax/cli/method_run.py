@@ -282,11 +282,12 @@ def store_known(run: Run, start: nnx.State) -> None:
 
 
 def _stored_form(file: Path) -> str | None:
-    """Return the form in which the questions of `file` were asked; None if there is no file."""
+    """Return the form in which the questions of `file` were asked; None if there is no file, or one
+    that does not say so."""
     if not file.is_file():
         return None
     with file.open(encoding="utf-8") as lines:
-        return json.loads(next(lines))["form"]
+        return json.loads(next(lines)).get("form")
 
 
 def read_known(folder: Path, data: str) -> dict[str, bool]:

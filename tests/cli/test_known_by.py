@@ -12,7 +12,14 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer
 
 import train
-from cogcalib_jax.cli.method_run import KNOWN_FILE, SCORES, known_rows, read_known, store_known
+from cogcalib_jax.cli.method_run import (
+    KNOWN_FILE,
+    SCORES,
+    _stored_form,
+    known_rows,
+    read_known,
+    store_known,
+)
 from cogcalib_jax.cli.questions import in_other_form
 from cogcalib_jax.cli.run_config import RunConfig
 from cogcalib_jax.data.config import DataConfig
@@ -118,6 +125,9 @@ def test_a_resumed_run_keeps_its_form(tmp_path):
     resumed = SimpleNamespace(folder=tmp_path, known={"test": ()}, config=config)
     with pytest.raises(UserError, match="known_by is wording; expected cloze, the form in which"):
         store_known(resumed, None)
+    # Answers that do not name their form are asked for again.
+    (tmp_path / KNOWN_FILE).write_text('{"data": "test"}\n')
+    assert _stored_form(tmp_path / KNOWN_FILE) is None
 
 
 def test_a_row_that_was_not_asked_is_not_known(run, tmp_path):
