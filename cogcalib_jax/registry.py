@@ -219,7 +219,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def split_outside(text: str, separator: str) -> list[str]:
-    """Split `text` at each `separator` that stands outside of parentheses and square brackets."""
+    """Split `text` at each `separator` that is outside parentheses and square brackets."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
         depth += (character in "([") - (character in ")]")

@@ -139,7 +139,7 @@ def findings(runs: Sequence[RunResults], task: str) -> Findings:
 def _held(run: RunResults) -> tuple[str, ...]:
     """Return a sentence on each method that anchors held."""
     knows, weights = ", a target that knows that nobody can answer them", weights_of(run)
-    alone = ", and only there: on its training rows the term has weight 0"
+    alone = ", and only on these: the weight of its own term is 0"
     return tuple(
         f"{short_name(key)} was held on questions without answers by the term {term}"
         f"{knows if term.startswith('uniform') else ''}{alone if weights.get(key) == 0 else ''}."

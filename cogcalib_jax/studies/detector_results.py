@@ -1,4 +1,4 @@
-"""What the detector study recorded: questions over training, AUROCs and tables of them."""
+"""The records of the detector study: questions over training, AUROCs and tables of them."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def test_a_comparison_holds_and_recommends_the_methods_that_it_names(base, tmp_p
         np.testing.assert_allclose(row["option_probs"], scaled / scaled.sum(), atol=1e-6)
     text = " ".join(write_report(run).split())
     told = "KL to the start on all data was held on questions without answers by the term kl"
-    assert f"{told}, and only there: on its training rows the term has weight 0." in text
+    assert f"{told}, and only on these: the weight of its own term is 0." in text
     assert f"Adapter: {folder / 'adapter'}" in text
     assert "The config names it" in text or "not recommended" in text
     for key, alone in (("sft", AnchorConfig(methods=())), ("kl", AnchorConfig())):
